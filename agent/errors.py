@@ -19,7 +19,7 @@ from __future__ import annotations
 
 
 class CoveyError(Exception):
-    """A fault with a message and a hint that are fit for a person; never raised itself."""
+    """A fault with a message and a hint that are fit for a person; itself: our own mistake."""
 
     exit_code = 1
     http_status = 500
@@ -31,7 +31,7 @@ class CoveyError(Exception):
 
     def line(self) -> str:
         """Return message and hint as the one line that the command line prints."""
-        return f"{self.message} {self.hint}".strip()
+        return f"{self.message.rstrip('.')}. {self.hint}".strip()
 
 
 class UsageError(CoveyError):
@@ -101,7 +101,7 @@ class NotRunning(CoveyError):
 
 _BY_NAME: dict[str, type[CoveyError]] = {
     kind.__name__: kind
-    for kind in (UsageError, ConfigError, StateError, EnvironmentFault, MembershipError,
+    for kind in (CoveyError, UsageError, ConfigError, StateError, EnvironmentFault, MembershipError,
                  TicketError, PeerError, ModelError, EngineError, NotRunning)
 }  # fmt: skip
 

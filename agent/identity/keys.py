@@ -17,6 +17,8 @@ import nacl.signing
 from agent.errors import UsageError
 
 SEED_BYTES = 32
+# An Ed25519 PeerId has 52 characters, and the time to read base58 grows with the square.
+_MAX_PEER_ID_CHARACTERS = 64
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 # libp2p's PeerId of an Ed25519 key: an identity multihash (0x00, length 0x24) of the protobuf
 # PublicKey {type: 1 (Ed25519), data: 32 bytes}. Source: libp2p specs, peer-ids.
@@ -45,6 +47,8 @@ class NodeId:
     @classmethod
     def parse(cls, text: str) -> NodeId:
         """Read `12D3Koo…`; raises UsageError for anything that is not an Ed25519 PeerId."""
+        if len(text) > _MAX_PEER_ID_CHARACTERS:
+            raise UsageError(f"{text[:16]!r}… is not a node id: it has {len(text)} characters")
         try:
             raw = _base58_decode(text)
         except ValueError as error:
@@ -101,9 +105,7 @@ class NodeKey:
     @cached_property
     def wireguard_private(self) -> bytes:
         """The X25519 private key (32 bytes) whose public half is `id.wireguard_public`."""
-        return nacl.bindings.crypto_sign_ed25519_sk_to_curve25519(
-            self.seed + self.id.ed25519
-        )
+        return nacl.bindings.crypto_sign_ed25519_sk_to_curve25519(self.seed + self.id.ed25519)
 
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte Ed25519 signature of `message`."""

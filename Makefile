@@ -1,0 +1,62 @@
+# Covey's commands. `make demo` and `make test` do all the set-up they need.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CACHE  := $(or $(COVEY_CACHE),$(HOME)/.cache/covey)
+READY  := $(VENV)/.ready
+PIP    := $(BIN)/pip --disable-pip-version-check -q
+
+.PHONY: help demo test check lint unit lab vm bench setup lock clean
+.DEFAULT_GOAL := help
+
+help: ## Show these commands.
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
+
+demo: $(READY) ## Bring up three nodes and a gateway here and ask them two questions (ARGS=--keep).
+	@$(BIN)/agent demo $(ARGS)
+
+test: unit lab ## Run the unit tests and the lab test of the demo's mesh.
+
+check: lint unit ## Run the fast tests: lint, types, unit.
+
+lint: $(READY) ## Lint and check types.
+	@$(BIN)/ruff format --check -q . || { echo "Run $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff check -q .
+	@$(BIN)/mypy
+
+unit: $(READY) ## Run the unit tests.
+	@$(BIN)/pytest tests/unit
+
+lab: $(READY) ## Run the tests that need namespaces, in a sandbox.
+	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/lab
+
+vm: $(READY) ## Run the tests that need a kernel of their own, in qemu.
+	@$(BIN)/pytest tests/vm
+
+bench: $(READY) ## Measure (ARGS=--quick); tables here, JSON in build/.
+	@mkdir -p build
+	@for bench in tests/bench/bench_*.py; do \
+		$(BIN)/python $$bench --json build/$$(basename $$bench .py).json $(ARGS) || exit 1; done
+
+setup: $(READY) ## Do the set-up alone.
+
+$(READY): requirements/system.sh requirements/dev.txt requirements/llama.txt requirements/build.txt pyproject.toml
+	@sh requirements/system.sh
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Covey needs Python 3.11 or newer; name one with make PYTHON=…" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing Python packages into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(BIN)/python agent/engine/llama_build.py --requirements requirements/llama.txt \
+		--build-requirements requirements/build.txt --cache "$(CACHE)" > $(VENV)/llama-wheel
+	@$(PIP) install --no-deps --no-index --force-reinstall "$$(tail -n 1 $(VENV)/llama-wheel)"
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock: ## Pin the requirements anew (needs uv on the PATH; uses your own index configuration).
+	@$(PYTHON) requirements/lock.py
+
+clean: ## Remove what make made here (the cache outside the tree stays).
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m agent` is the console script `agent`."""
+
+from agent.cli import main
+
+main()

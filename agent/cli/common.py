@@ -1,0 +1,93 @@
+"""What all commands share: configuration flags, --json, and calls to the running agent."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from agent import config
+from agent.client import AgentClient
+
+_Answer = TypeVar("_Answer")
+_Command = Callable[..., Any]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def with_config(command: _Command) -> _Command:
+    """Add --config and --set to a command and hand it the loaded Config as `settings`."""
+
+    @click.option(
+        "--config",
+        "file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Configuration file (else $COVEY_CONFIG, else the default place).",
+    )
+    @click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="One setting, stronger than environment and file; repeatable.",
+    )
+    @functools.wraps(command)
+    def wrapper(file: Path | None, assignments: tuple[str, ...], **arguments: Any) -> Any:
+        settings, _ = config.load(file, os.environ, assignments)
+        return command(settings=settings, **arguments)  # fmt: skip
+
+    return wrapper
+
+
+def call(settings: config.Config, use: Callable[[AgentClient], Awaitable[_Answer]]) -> _Answer:
+    """Run `use` with a client of the running agent and return what it returns."""
+
+    async def session() -> _Answer:
+        async with AgentClient(settings.socket) as client:
+            return await use(client)
+
+    return asyncio.run(session())
+
+
+def echo_json(answer: Any) -> None:
+    """Print an answer as indented JSON."""
+    click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under headers, columns as wide as their widest cell; no decoration to parse."""
+    widths = [max(len(str(row[i])) for row in [headers, *rows]) for i in range(len(headers))]
+    for row in [[header.upper() for header in headers], *rows]:
+        click.echo(
+            "  ".join(str(cell).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def ago(seconds: float | None) -> str:
+    """Return an age for people: 5 s, 3 min, 2 h, or never."""
+    if seconds is None:
+        return "never"
+    for limit, divisor, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / divisor:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(_: click.Context, param: click.Parameter, value: str) -> float:
+    """Option callback: a duration as people write it (90s, 30m, 1h, 7d), in seconds."""
+    unit, number = _UNITS_S.get(value[-1:], 0), value[:-1]
+    if not unit or not number.isdecimal() or int(number) == 0:
+        raise click.BadParameter(
+            f"{value!r} is no duration: write 90s, 30m, 1h or 7d.", param=param
+        )
+    return float(int(number) * unit)

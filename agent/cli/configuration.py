@@ -1,0 +1,37 @@
+"""`agent config`: the sample file and the settings in force."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from agent import config as configuration
+from agent.cli.common import echo_json, json_option, table
+
+
+@click.group()
+def config() -> None:
+    """Show the configuration: a commented sample, or what is in force and where it was set."""
+
+
+@config.command()
+def sample() -> None:
+    """Print a commented agent.toml with every setting at its default."""
+    click.echo(configuration.sample(), nl=False)
+
+
+@config.command()
+@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE")
+@json_option
+def show(file: Path | None, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Print every setting, its value and its source (flag, environment, file, default)."""
+    settings, sources = configuration.load(file, os.environ, assignments)
+    values = configuration.flatten(settings)
+    if as_json:
+        echo_json({k: {"value": v, "source": sources.get(k, "default")} for k, v in values.items()})
+        return
+    rows = [[key, str(value), sources.get(key, "default")] for key, value in values.items()]
+    table(["setting", "value", "source"], rows)

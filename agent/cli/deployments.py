@@ -1,0 +1,126 @@
+"""`agent deploy`, `undeploy`, `ps`: what runs by this node's wish."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import click
+
+from agent.cli.common import call, echo_json, json_option, table, with_config
+from agent.client import AgentClient
+from agent.config import Config
+from agent.errors import from_wire
+
+_POLL_S = 0.2
+
+
+@click.command()
+@click.argument("model")
+@click.option("--name", default="", help="What clients call it (else the model's own name).")
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    help="Cut it over so many nodes, this one as head (else: as few as it fits on).",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=16),
+    default=None,
+    help="Context in tokens (else what the model was trained for).",
+)
+@click.option("--no-wait", is_flag=True, help="Return at once instead of when it answers.")
+@json_option
+@with_config
+def deploy(
+    model: str,
+    name: str,
+    nodes: int | None,
+    context: int | None,
+    no_wait: bool,
+    as_json: bool,
+    settings: Config,
+) -> None:
+    """Run MODEL (a GGUF file on this node, or covey-mini) with this node as head of the ring."""
+    body = {"model": model, "name": name, "nodes": nodes, "context": context or 0}
+
+    async def start(client: AgentClient) -> dict[str, Any]:
+        answer: dict[str, Any] = await client.post("/v1/deployments", body)
+        shown = ""
+        while not no_wait and answer["phase"] not in ("ready", "failed"):
+            if answer["progress"] != shown and sys.stderr.isatty():
+                shown = answer["progress"]
+                click.echo(f"\r\x1b[K{shown}", nl=False, err=True)
+            await asyncio.sleep(_POLL_S)
+            answer = await _one(client, answer["name"])
+        if shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
+        return answer
+
+    answer = call(settings, start)
+    if answer["phase"] == "failed":
+        raise from_wire(answer["error"])
+    if as_json:
+        echo_json(answer)
+        return
+    for reason in answer["reasons"]:
+        click.echo(reason)
+    for line in picture(answer["stages"]):
+        click.echo(line)
+    click.echo(f"{answer['name']} is {answer['phase']}.")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+@with_config
+def undeploy(name: str, as_json: bool, settings: Config) -> None:
+    """End the deployment NAME on all its nodes."""
+    answer = call(settings, lambda client: client.delete(f"/v1/deployments/{name}"))
+    if as_json:
+        echo_json(answer)
+    else:
+        click.echo(f"{name} is ended.")
+
+
+@click.command()
+@json_option
+@with_config
+def ps(as_json: bool, settings: Config) -> None:
+    """List the deployments whose head is this node, and who holds which layers."""
+    answer = call(settings, lambda client: client.get("/v1/deployments"))
+    if as_json:
+        echo_json(answer)
+        return
+    if not answer["deployments"]:
+        click.echo("Nothing is deployed here. `agent deploy covey-mini` runs the bundled model.")
+        return
+    rows = [[d["name"], d["phase"], str(d["nodes"]), d["url"] or "-", d["progress"]]
+            for d in answer["deployments"]]  # fmt: skip
+    table(["name", "phase", "nodes", "url", "state"], rows)
+    for deployment in answer["deployments"]:
+        for line in picture(deployment["stages"]):
+            click.echo(line)
+
+
+def picture(stages: list[dict[str, Any]]) -> list[str]:
+    """Draw a ring in text: each stage a row, a bar where its layers lie in the model."""
+    if not stages:
+        return []
+    total = max(stage["last"] for stage in stages)
+    width = max(len(stage["name"]) for stage in stages)
+    lines = []
+    for position, stage in enumerate(stages):
+        bar = "".join("█" if stage["first"] <= i < stage["last"] else "·" for i in range(total))
+        role = "head" if stage["node"] == stages[0]["node"] else "stage"
+        arrow = "▼" if position < len(stages) - 1 else "●"
+        span = f"layers {stage['first']}–{stage['last'] - 1}"
+        lines.append(f"  {arrow} {stage['name']:<{width}}  {role:<5}  {bar}  {span}")
+    return lines
+
+
+async def _one(client: AgentClient, name: str) -> dict[str, Any]:
+    answer = await client.get("/v1/deployments")
+    found: dict[str, Any] = next(d for d in answer["deployments"] if d["name"] == name)
+    return found

@@ -1,0 +1,122 @@
+"""`agent mesh create`, `agent invite`, `agent join`: how machines become members."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from agent import enrol
+from agent.cli.common import ago, call, duration, echo_json, json_option, with_config
+from agent.cli.service import start_in_background
+from agent.config import Config
+from agent.errors import UsageError
+
+_ROLES = click.Choice(["worker", "gateway", "relay", "issuer", "admin"])
+
+
+@click.group()
+def mesh() -> None:
+    """Make a mesh."""
+
+
+@mesh.command()
+@click.argument("name")
+@json_option
+@with_config
+def create(name: str, as_json: bool, settings: Config) -> None:
+    """Make the mesh NAME: its root key and this node's admin certificate, both kept here."""
+    facts = enrol.create_mesh(settings, name, now=time.time())
+    if as_json:
+        echo_json(facts)
+        return
+    click.echo(f"Mesh {facts['mesh']} is made; this node is {facts['name']}, {facts['ipv6']}.")
+    click.echo("Next: `agent up`, then `agent invite` for each machine that shall join.")
+
+
+@click.command()
+@click.option(
+    "--ttl",
+    callback=duration,
+    default="1h",
+    show_default=True,
+    metavar="DURATION",
+    help="How long the ticket is good.",
+)
+@click.option(
+    "--uses",
+    type=click.IntRange(1, 10000),
+    default=1,
+    show_default=True,
+    help="How many machines may join with it.",
+)
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    type=_ROLES,
+    default=["worker"],
+    show_default=True,
+    help="A role of whoever joins; repeatable.",
+)
+@click.option("--tag", "tags", multiple=True, help="A free tag of whoever joins; repeatable.")
+@json_option
+@with_config
+def invite(
+    ttl: float,
+    uses: int,
+    roles: tuple[str, ...],
+    tags: tuple[str, ...],
+    as_json: bool,
+    settings: Config,
+) -> None:
+    """Print a ticket that lets a machine join this mesh."""
+    body = {"ttl_s": ttl, "uses": uses, "roles": roles, "tags": tags}
+    answer: dict[str, Any] = call(settings, lambda client: client.post("/v1/invite", body))
+    if as_json:
+        echo_json(answer)
+        return
+    click.echo(answer["ticket"])
+    machines = "one machine" if uses == 1 else f"{uses} machines"
+    click.echo(f"Good for {machines} for {ago(ttl)}. There, run: agent join TICKET", err=True)
+
+
+@click.command()
+@click.argument("ticket", required=False)
+@click.option("--ticket", "ticket_option", metavar="TICKET", help="The ticket, as an option.")
+@click.option(
+    "--bootstrap",
+    "bootstrap",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Where a member can be reached, if not where the ticket says; repeatable.",
+)
+@click.option("--name", help="This node's name in the mesh (else node.name, else the host name).")
+@click.option("--no-up", is_flag=True, help="Only join; do not start the agent.")
+@json_option
+@with_config
+def join(
+    ticket: str | None,
+    ticket_option: str | None,
+    bootstrap: tuple[str, ...],
+    name: str | None,
+    no_up: bool,
+    as_json: bool,
+    settings: Config,
+) -> None:
+    """Join the mesh that TICKET is for, then start the agent."""
+    if ticket and ticket_option and ticket != ticket_option:
+        raise UsageError("two different tickets were given.", hint="Give one.")
+    text = ticket or ticket_option
+    if not text:
+        raise UsageError("no ticket was given.", hint="`agent invite` on a member prints one.")
+    facts = enrol.join_mesh(settings, text, bootstrap=bootstrap, name=name, now=time.time())
+    if not as_json:
+        click.echo(f"Joined mesh {facts['mesh']} as {facts['name']}, {facts['ipv6']}.")
+    if not no_up:
+        start_in_background(settings)
+    if as_json:
+        echo_json(facts)
+    elif not no_up:
+        click.echo("The agent is up. `agent status` and `agent peers` show the mesh.")

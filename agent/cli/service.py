@@ -1,0 +1,180 @@
+"""`agent up`, `down`, `status`, `peers`: the daemon's life and what it sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent import config as configuration
+from agent import daemon
+from agent.cli.common import ago, call, echo_json, json_option, table, with_config
+from agent.config import Config
+from agent.errors import CoveyError, EnvironmentFault, StateError, from_wire
+
+# Importing libp2p and opening WireGuard take about 3 s on a slow machine; this is ten times that.
+_START_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 20.0
+
+
+@click.command()
+@click.option("--foreground", is_flag=True, help="Stay in the foreground (for service managers).")
+@click.option("--ready-fd", type=int, hidden=True)
+@json_option
+@with_config
+def up(foreground: bool, ready_fd: int | None, as_json: bool, settings: Config) -> None:
+    """Start the agent of a node that has joined a mesh; returns when it is up."""
+    if foreground or ready_fd is not None:
+        daemon.serve(settings, ready_fd)
+        return
+    facts = start_in_background(settings)
+    if as_json:
+        echo_json(facts)
+    else:
+        click.echo(f"The agent is up: {facts['name']} of mesh {facts['mesh']}, {facts['ipv6']}.")
+
+
+@click.command()
+@json_option
+@with_config
+def down(as_json: bool, settings: Config) -> None:
+    """Stop the agent; its interface, engines and socket go with it, its identity stays."""
+    pid = call(settings, lambda client: client.get("/v1/status"))["pid"]
+    call(settings, lambda client: client.post("/v1/down"))
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while _alive(pid):
+        if time.monotonic() > deadline:
+            raise StateError(
+                f"the agent (pid {pid}) still runs after {_STOP_TIMEOUT_S:.0f} s.",
+                hint=f"`kill -9 {pid}` ends it; nothing that is stored is lost.",
+            )
+        time.sleep(0.05)
+    if as_json:
+        echo_json({"stopped": pid})
+    else:
+        click.echo("The agent is down.")
+
+
+@click.command()
+@json_option
+@with_config
+def status(as_json: bool, settings: Config) -> None:
+    """Show this node: identity, addresses, parts, peers, engines and what is wrong."""
+    answer = call(settings, lambda client: client.get("/v1/status"))
+    if as_json:
+        echo_json(answer)
+        return
+    click.echo(f"{answer['name']} of mesh {answer['mesh']} (up {ago(answer['uptime_s'])})")
+    for label, value in (
+        ("node", answer["node"]),
+        ("address", f"{answer['ipv6']}  {answer['ipv4']}"),
+        ("roles", ", ".join(answer["roles"])),
+        ("certificate", f"for another {ago(answer['certificate_left_s'])}"),
+        ("overlay", answer["parts"]["overlay"]),
+        ("control", answer["parts"]["control"]),
+        ("discovery", answer["parts"]["discovery"]),
+        ("peers", f"{answer['peers']['connected']} of {answer['peers']['known']} connected"),
+    ):
+        click.echo(f"  {label:<12} {value}")
+    for engine in answer["engines"]:
+        click.echo(f"  {'engine':<12} {engine['ring']}: {engine['what']}, {engine['phase']}")
+    for item in answer["health"]:
+        click.echo(f"  {item['severity']:<12} {item['title']}: {item['text']} {item['what_to_do']}")
+
+
+@click.command()
+@json_option
+@with_config
+def peers(as_json: bool, settings: Config) -> None:
+    """List the other members: address, endpoint, age of the handshake, bytes."""
+    answer: dict[str, Any] = call(settings, lambda client: client.get("/v1/peers"))
+    if as_json:
+        echo_json(answer)
+        return
+    if not answer["peers"]:
+        click.echo("No other member is known. `agent invite` makes a ticket for one.")
+        return
+    rows = [
+        [p["name"], p["ipv6"], p["ipv4"], p["path"], p["endpoint"] or "-",
+         ago(p["handshake_age_s"]), f"{p['rx_bytes']}/{p['tx_bytes']}", p["node"]]
+        for p in answer["peers"]
+    ]  # fmt: skip
+    table(["name", "ipv6", "ipv4", "path", "endpoint", "handshake", "rx/tx bytes", "node"], rows)
+
+
+def start_in_background(settings: Config) -> dict[str, Any]:
+    """Start the daemon as a process of its own, wait until it is up, and return what it says.
+
+    Raises what the daemon raised, so that a fault at start is told here and not only in its log.
+    """
+    log = daemon.log_file(settings)
+    assignments = [
+        part
+        for key, value in configuration.flatten(settings).items()
+        for part in ("--set", f"{key}={','.join(value) if isinstance(value, list) else value}")
+    ]
+    read, write = os.pipe()
+    with log.open("ab") as output, os.fdopen(read, "rb") as answer:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agent", "up", "--ready-fd", str(write), *assignments],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            pass_fds=[write], env=_environment(),
+        )  # fmt: skip
+        os.close(write)
+        line = _read_line(answer, _START_TIMEOUT_S)
+    if line is None:
+        process.kill()
+        raise EnvironmentFault(
+            f"the agent was not up within {_START_TIMEOUT_S:.0f} s.", hint=f"Its log is {log}."
+        )
+    if not line:
+        code = process.wait()
+        raise CoveyError(f"the agent ended at start (exit {code}).", hint=f"Its log is {log}.")
+    facts: dict[str, Any] = json.loads(line)
+    if "error" in facts:
+        process.wait()
+        raise from_wire(facts["error"])
+    return facts
+
+
+def _environment() -> dict[str, str]:
+    """Everything is passed as flags, so the daemon must not read other settings beside them."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("COVEY_")}
+    kept["COVEY_CONFIG"] = os.devnull
+    return kept
+
+
+def _read_line(pipe: Any, timeout_s: float) -> bytes | None:
+    """Return a line from a pipe, b"" at its end, None after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    collected = b""
+    while not collected.endswith(b"\n"):
+        ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return None
+        chunk = os.read(pipe.fileno(), 65536)
+        if not chunk:
+            return b""
+        collected += chunk
+    return collected
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    # A zombie has ended; it only waits to be collected by whoever started it.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,272 @@
+"""The agent's configuration: one type; every field has a default, a unit and a sentence.
+
+Precedence, strongest first: command-line flags (`--set network.listen_port=51821`), environment
+(`COVEY_NETWORK_LISTEN_PORT=51821`), file (`agent.toml`), default. `sample()` writes the commented
+file that `agent config sample` prints, from these types alone.
+
+Reads files and the environment when asked to; everything after `load` only sees a `Config`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+
+from agent.errors import ConfigError
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+# Environment variables that choose where configuration and state lie, so they are no fields of it.
+_OUTSIDE = frozenset({"COVEY_CONFIG", "COVEY_CACHE", "COVEY_SANDBOX"})
+
+
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who this node is and where it keeps what it must not lose."""
+
+    name: Annotated[str, "The node's name; empty: the host name."] = ""
+    state_dir: Annotated[
+        str, "Keys, certificate, members and stages; empty: /var/lib/covey as root, else "
+        "~/.local/state/covey."
+    ] = ""  # fmt: skip
+    socket: Annotated[
+        str, "The local API's unix socket; empty: /run/covey/agent.sock as root, else under "
+        "$XDG_RUNTIME_DIR or the state directory."
+    ] = ""  # fmt: skip
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], "The least level that is logged."
+    ] = "info"
+
+
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Ports and addresses on the underlay, and the overlay's interface."""
+
+    interface: Annotated[str, "The WireGuard interface's name (at most 15 characters)."] = "covey0"
+    backend: Annotated[
+        Literal["auto", "kernel", "userspace"],
+        "WireGuard in the kernel, by wireguard-go, or whichever works.",
+    ] = "auto"
+    mtu: Annotated[int, "The overlay's MTU in bytes; 1280 passes everywhere."] = 1280
+    listen_port: Annotated[Port, "WireGuard's UDP port."] = 51820
+    control_port: Annotated[Port, "The control plane's TCP port (libp2p)."] = 4001
+    discovery_port: Annotated[Port, "Discovery's UDP port (Kademlia)."] = 4001
+    overlay_port: Annotated[
+        Port, "The TCP port, on the overlay address only, where members fetch stages."
+    ] = 7070
+    engine_ports: Annotated[
+        str, "The TCP ports, on the overlay address only, for stages and heads: FIRST-LAST."
+    ] = "7100-7199"
+    addresses: Annotated[
+        tuple[str, ...],
+        "This node's underlay addresses for others, if not those of its interfaces.",
+    ] = ()
+    ipv4_network: Annotated[
+        str, "The overlay's IPv4 network; read when a mesh is created, then a fact of the mesh."
+    ] = "10.77.0.0/16"
+
+
+class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How stages run on this node."""
+
+    threads: Annotated[int, "Threads for llama.cpp; 0: one for each core it may use."] = 0
+    frames: Annotated[
+        Literal["f32", "f16", "q8"], "Number format of activations between stages."
+    ] = "f32"
+    frame_timeout_s: Annotated[
+        float, "Seconds without an answer after which a ring counts as broken."
+    ] = 30.0
+    load_timeout_s: Annotated[float, "Seconds that a stage may take to fetch and load."] = 600.0
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that an operator can set."""
+
+    node: Node = Node()
+    network: Network = Network()
+    engine: Engine = Engine()
+
+    @property
+    def state_dir(self) -> Path:
+        """The state directory, its default filled in."""
+        if self.node.state_dir:
+            return Path(self.node.state_dir).expanduser()
+        return Path("/var/lib/covey") if os.geteuid() == 0 else _home("state") / "covey"
+
+    @property
+    def socket(self) -> Path:
+        """The local API's socket, its default filled in."""
+        if self.node.socket:
+            return Path(self.node.socket).expanduser()
+        if self.node.state_dir or (os.geteuid() != 0 and "XDG_RUNTIME_DIR" not in os.environ):
+            return self.state_dir / "agent.sock"
+        if os.geteuid() == 0:
+            return Path("/run/covey/agent.sock")
+        return Path(os.environ["XDG_RUNTIME_DIR"]) / "covey" / "agent.sock"
+
+    @property
+    def engine_ports(self) -> range:
+        """The ports for stages and heads; raises ConfigError when they are no range."""
+        first, dash, last = self.network.engine_ports.partition("-")
+        if not (dash and first.isdecimal() and last.isdecimal()):
+            raise ConfigError(
+                f"network.engine_ports is {self.network.engine_ports!r}",
+                hint="Write two ports with a dash: 7100-7199.",
+            )
+        ports = range(int(first), int(last) + 1)
+        if not ports or ports[0] < 1 or ports[-1] > 65535:
+            raise ConfigError(
+                f"network.engine_ports {self.network.engine_ports!r} holds no port",
+                hint="Write two ports, the lower one first: 7100-7199.",
+            )
+        return ports
+
+
+_SECTIONS: dict[str, type[msgspec.Struct]] = {"node": Node, "network": Network, "engine": Engine}
+
+
+def default_file() -> Path:
+    """Return where the configuration file lies if neither --config nor COVEY_CONFIG names one."""
+    return (
+        Path("/etc/covey/agent.toml") if os.geteuid() == 0 else _home("config") / "covey/agent.toml"
+    )
+
+
+def load(
+    file: Path | None, environment: Mapping[str, str], settings: Sequence[str] = ()
+) -> tuple[Config, dict[str, str]]:
+    """Return the configuration and, for each key that was set, where from.
+
+    `file` must exist when it is given; None reads COVEY_CONFIG or the default file if there is
+    one. `settings` are flags as KEY=VALUE. Raises ConfigError naming the key and its source.
+    """
+    named = file or (Path(environment["COVEY_CONFIG"]) if environment.get("COVEY_CONFIG") else None)
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    path = named or default_file()
+    if named or path.exists():
+        for key, value in _read_file(path):
+            values[key], sources[key] = value, str(path)
+    for key, value, name in _from_environment(environment):
+        values[key], sources[key] = value, name
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or key not in _keys():
+            raise ConfigError(
+                f"--set {setting!r} names no setting",
+                hint="Write KEY=VALUE; `agent config show` lists the keys.",
+            )
+        values[key], sources[key] = text, f"--set {key}"
+    return _build(values, sources), sources
+
+
+def sample() -> str:
+    """Return the commented agent.toml, every setting at its default."""
+    lines = [
+        "# Covey agent. Each line shows a default; remove the # to change it.",
+        "# Precedence: --set KEY=VALUE, then COVEY_SECTION_KEY, then this file, then the default.",
+    ]
+    for section, kind in _SECTIONS.items():
+        lines += ["", f"# {(kind.__doc__ or '').splitlines()[0]}", f"[{section}]"]
+        for field in msgspec.structs.fields(kind):
+            # JSON's strings, numbers, booleans and flat lists are TOML's as well.
+            text = msgspec.json.encode(_plain(field.default)).decode()
+            lines += [
+                f"# {_doc(kind, field.name)}{_choices(kind, field.name)}",
+                f"# {field.name} = {text}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return every setting as {"section.key": value}."""
+    return {
+        f"{section}.{field.name}": _plain(getattr(getattr(config, section), field.name))
+        for section, kind in _SECTIONS.items()
+        for field in msgspec.structs.fields(kind)
+    }
+
+
+def _home(kind: str) -> Path:
+    variable, fallback = {
+        "state": ("XDG_STATE_HOME", ".local/state"),
+        "config": ("XDG_CONFIG_HOME", ".config"),
+    }[kind]
+    return Path(os.environ.get(variable) or Path.home() / fallback)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _hint(kind: type[msgspec.Struct], name: str) -> Any:
+    return get_type_hints(kind, include_extras=True)[name]
+
+
+def _doc(kind: type[msgspec.Struct], name: str) -> str:
+    return next(str(part) for part in get_args(_hint(kind, name)) if isinstance(part, str))
+
+
+def _choices(kind: type[msgspec.Struct], name: str) -> str:
+    inner = get_args(_hint(kind, name))[0]
+    values = get_args(inner) if getattr(inner, "__origin__", None) is Literal else ()
+    return f" One of: {', '.join(values)}." if values else ""
+
+
+def _keys() -> dict[str, Any]:
+    return flatten(Config())
+
+
+def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    for section, entries in document.items():
+        if section not in _SECTIONS or not isinstance(entries, dict):
+            raise ConfigError(
+                f"{path}: [{section}] is no section", hint=f"There are {', '.join(_SECTIONS)}."
+            )
+        for name, value in entries.items():
+            if f"{section}.{name}" not in _keys():
+                raise ConfigError(
+                    f"{path}: {section}.{name} is no setting",
+                    hint="`agent config sample` shows all of them.",
+                )
+            yield f"{section}.{name}", value
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    names = {f"COVEY_{key.replace('.', '_').upper()}": key for key in _keys()}
+    for name, value in environment.items():
+        if not name.startswith("COVEY_") or name in _OUTSIDE:
+            continue
+        if name not in names:
+            raise ConfigError(
+                f"the environment variable {name} is no setting",
+                hint="`agent config show` lists the keys; COVEY_SECTION_KEY sets one.",
+            )
+        yield names[name], value, name
+
+
+def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
+    sections: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        kind = get_type_hints(_SECTIONS[section], include_extras=True)[name]
+        try:
+            if isinstance(value, str) and isinstance(_keys()[key], list):
+                value = [part.strip() for part in value.split(",") if part.strip()]
+            sections[section][name] = msgspec.convert(value, kind, strict=False)
+        except msgspec.ValidationError as error:
+            reason = str(error)
+            raise ConfigError(f"{key} = {value!r} ({sources[key]}): {reason}") from None
+    return Config(
+        node=Node(**sections["node"]),
+        network=Network(**sections["network"]),
+        engine=Engine(**sections["engine"]),
+    )

@@ -1,0 +1,83 @@
+"""HOST:PORT as text, and what went wrong at one: the words of the control plane's errors.
+
+A core. `node.py` collects a `Trouble` for each address that it tries; the sentence that a person
+reads is made here, in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+
+from agent.errors import PeerError, UsageError
+
+MAX_PORT = 65535
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return (host, port) of `HOST:PORT` or `[IPv6]:PORT`; raises UsageError."""
+    host, colon, digits = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise UsageError(
+            f"{address!r} is not HOST:PORT", hint="Write an IPv6 address as [2001:db8::1]:4001."
+        )
+    if not colon or not host or not (digits.isascii() and digits.isdigit()):
+        raise UsageError(f"{address!r} is not HOST:PORT", hint="An example: 192.0.2.1:4001.")
+    port = int(digits)
+    if port > MAX_PORT:
+        raise UsageError(f"{address!r} is not HOST:PORT: ports end at {MAX_PORT}")
+    return host, port
+
+
+def join_address(host: str, port: int) -> str:
+    """Return `HOST:PORT`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Trouble(Enum):
+    """Why one address did not lead to the peer; the value follows the address in a sentence."""
+
+    SILENT = "did not answer"
+    REFUSED = "refused the connection"
+    UNREACHABLE = "cannot be reached"
+    UNKNOWN_NAME = "is a name that cannot be resolved"
+    HANDSHAKE = "did not complete the handshake"
+    OTHER_NODE = "is another node"
+
+
+def unreachable(
+    peer: str, troubles: Mapping[str, Trouble], addresses: Sequence[str], timeout_s: float
+) -> PeerError:
+    """Return the error for a peer of which no address led to it.
+
+    `peer` is its full id; an address without an entry in `troubles` did not answer in time.
+    """
+    who = f"(peer …{peer[-8:]})"
+    if not addresses:
+        return PeerError(
+            f"no address is known for this node {who}",
+            hint="Wait until it has announced itself, or name one with --bootstrap.",
+        )
+    found = {address: troubles.get(address, Trouble.SILENT) for address in addresses}
+    parts = []
+    for address, trouble in found.items():
+        within = f" within {timeout_s:g} s" if trouble is Trouble.SILENT else ""
+        parts.append(f"{address} {trouble.value}{within}")
+    return PeerError(f"{'; '.join(parts)} {who}", hint=_advice(set(found.values())))
+
+
+def _advice(troubles: set[Trouble]) -> str:
+    if troubles & {Trouble.SILENT, Trouble.HANDSHAKE}:
+        return (
+            "Check that an agent runs there, that nothing blocks its TCP port, and that it "
+            "belongs to the same mesh: a node of another mesh does not answer."
+        )
+    if Trouble.REFUSED in troubles:
+        return "Check that the agent runs there and listens on this port."
+    if Trouble.OTHER_NODE in troubles:
+        return "Ask for a new ticket or address: this one now belongs to a different node."
+    if Trouble.UNKNOWN_NAME in troubles:
+        return "Check the name, or use an IP address."
+    return "Check this machine's network and the route to the address."

@@ -1,0 +1,155 @@
+"""One libp2p stream: agree on a protocol, move one frame each way, leave nothing behind.
+
+trio, imported in the control plane's thread only. A `Talk` wraps libp2p's `NetStream`, which is all
+that it takes of the library. The caller of a request ends its stream with a reset,
+once it has the whole reply: libp2p keeps a stream that only one side has closed, for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.protocol_muxer.exceptions import MultiselectError
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+
+from agent.control import frames
+
+MULTISTREAM = "/multistream/1.0.0"
+NOT_SERVED = "na"
+# A negotiation takes two lines of at most 102 bytes each; GossipSub offers four short names.
+NEGOTIATION_BYTES = 512
+# After its reply a stream waits so long for the peer to have read it.
+LINGER_S = 10.0
+# A goodbye (a reset, a close), or asking for a stream, may take so long.
+GOODBYE_LIMIT_S = 2.0
+READ_BYTES = 64 * 1024
+
+
+class NotServedError(Exception):
+    """The peer has no handler for the protocol."""
+
+
+class StreamRefusedError(Exception):
+    """The peer ended the stream before it had agreed to the protocol; the connection goes on."""
+
+
+class Talk:
+    """One stream and what has been read from it ahead of need.
+
+    yamux sends a window update for every read; the negotiation alone would cost four.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self._ahead = bytearray()
+        self._negotiation_left: int | None = NEGOTIATION_BYTES
+
+    @property
+    def ahead(self) -> int:
+        """How many bytes have been read ahead."""
+        return len(self._ahead)
+
+    def negotiated(self) -> None:
+        """Lift the bound on what may be read: libp2p's negotiation has none of its own."""
+        self._negotiation_left = None
+
+    async def read(self, n: int) -> bytes:
+        """Return 1 to `n` bytes; raises libp2p's errors at the end of the stream."""
+        if self._negotiation_left is not None:
+            if n > self._negotiation_left:
+                raise MultiselectError("too much in the negotiation")
+            self._negotiation_left -= n
+        if not self._ahead:
+            self._ahead += await self.stream.read(READ_BYTES)
+            if not self._ahead:
+                raise StreamEOF
+        data = bytes(self._ahead[:n])
+        del self._ahead[:n]
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`."""
+        await self.stream.write(data)
+
+
+async def open_stream(connection: Any, protocol: str) -> Talk:
+    """Return a talk on which the peer has agreed to the protocol.
+
+    Raises NotServedError, StreamRefusedError; any other exception says that the connection is dead.
+    """
+    stream = None
+    # Shielded: libp2p loses a stream that is cancelled while it is being opened.
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_LIMIT_S):
+        stream = await connection.new_stream()
+    if stream is None:
+        raise MultiselectError("no stream in time")
+    try:
+        # Both lines at once: one round trip instead of two.
+        await stream.write(_line(MULTISTREAM) + _line(protocol))
+        talk = Talk(stream)
+        lines = MultiselectCommunicator(talk)
+        if await lines.read() != MULTISTREAM:
+            raise MultiselectError("not multistream")
+        answer = await lines.read()
+        talk.negotiated()
+    except BaseException as error:
+        await reset(stream)
+        alive = not connection.muxed_conn.event_shutting_down.is_set()
+        if alive and isinstance(error, Exception):
+            raise StreamRefusedError from error
+        raise
+    if answer == protocol:
+        return talk
+    await reset(stream)
+    if answer == NOT_SERVED:
+        raise NotServedError
+    raise MultiselectError("another protocol than was asked for")
+
+
+def _line(text: str) -> bytes:
+    """Return a multistream message: the length (a varint; here one byte), the text, a line feed."""
+    return bytes([len(text) + 1]) + text.encode() + b"\n"
+
+
+async def read_frame(talk: Talk, limit: int) -> bytes:
+    """Return one frame's payload; raises FrameError, or libp2p's errors for a broken stream."""
+    decoder = frames.FrameDecoder(limit)
+    while True:
+        payload = decoder.feed(await talk.read(decoder.wanted))
+        if payload is not None:
+            return payload
+
+
+async def until_left(talk: Talk) -> None:
+    """Return when the peer has closed or reset its side, or sends what nobody asked for."""
+    try:
+        await talk.read(1)
+    except Exception as error:
+        # Each is an end of the stream: closed, reset, or the connection with it.
+        del error
+
+
+async def linger(talk: Talk) -> None:
+    """Wait, in bounded time, until the peer has the reply and has left; end the stream."""
+    with trio.move_on_after(LINGER_S):
+        await until_left(talk)
+    await reset(talk.stream)
+
+
+async def reset(stream: Any) -> None:
+    """End a stream on both sides; harmless on one that has ended."""
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_LIMIT_S):
+        await stream.reset()
+
+
+@asynccontextmanager
+async def ending(talk: Talk) -> AsyncIterator[None]:
+    """End the stream on the way out, whatever happens inside."""
+    try:
+        yield
+    finally:
+        await reset(talk.stream)

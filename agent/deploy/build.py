@@ -1,0 +1,263 @@
+"""Build one epoch of a ring: plan, cut, load every engine, close the ring; and take it down.
+
+Used by `rings.py`, which decides when to build. A `Build` is made for one epoch and ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from agent.api import DeployRequest
+from agent.config import Config
+from agent.deploy.blobs import BlobServer
+from agent.deploy.engines import Engines, Place
+from agent.deploy.messages import (
+    Answer,
+    AskFacts,
+    AskStage,
+    ConnectStage,
+    Facts,
+    LoadStage,
+    Phase,
+    Request,
+    StageState,
+    StopRing,
+)
+from agent.engine import cut
+from agent.engine.gguf_file import GgufFile, ModelFacts
+from agent.engine.supervisor import Engine
+from agent.errors import CoveyError, EngineError, ModelError, PeerError
+from agent.identity.keys import NodeId
+from agent.membership.store import Member
+from agent.models import bundled
+from agent.placement.plan import Candidate, ModelSizes, Plan, plan
+from agent.underlay import endpoint
+
+_log = logging.getLogger(__name__)
+
+_CALL_TIMEOUT_S = 10.0
+_FACTS_TIMEOUT_S = 3.0
+_POLL_S = 0.1
+# While fewer nodes than wished for are connected (the agent just started), planning waits so long.
+_NODES_TIMEOUT_S = 20.0
+
+Progress = Callable[[str, str], None]
+"""Called with the phase and a sentence for people."""
+
+
+class Mesh(Protocol):
+    """What building a ring needs of the daemon."""
+
+    def connected_workers(self) -> list[Member]:
+        """Return the other workers that WireGuard reaches now."""
+
+    async def ask(self, node: NodeId, request: Request, timeout_s: float) -> Answer:
+        """Ask another member."""
+
+
+def model_path(model: str) -> Path:
+    """Return the file of a model by its bundled name or its path; raises ModelError."""
+    if model == bundled.NAME:
+        return bundled.path()
+    path = Path(model).expanduser()
+    if not path.is_file():
+        raise ModelError(
+            f"there is no model {model}: it is no file on this node, and {bundled.NAME} is the only"
+            " bundled one",
+            hint="Give the path of a GGUF file.",
+        )
+    return path.resolve()
+
+
+def model_facts(path: Path) -> ModelFacts:
+    """Return what a model file says of itself; raises ModelError for a damaged one."""
+    with GgufFile(path) as model:
+        return model.facts()
+
+
+class Build:
+    """One epoch of a deployment: its plan, its head engine, and the nodes that hold its stages."""
+
+    def __init__(
+        self, wish: DeployRequest, ring: str, epoch: int, *, settings: Config, own: Candidate,
+        engines: Engines, blobs: BlobServer, mesh: Mesh, progress: Progress,
+    ) -> None:  # fmt: skip
+        self._wish = wish
+        self._ring = ring
+        self._epoch = epoch
+        self._settings = settings
+        self._own = own
+        self._engines = engines
+        self._blobs = blobs
+        self._mesh = mesh
+        self._progress = progress
+        self._asked: set[NodeId] = set()
+        self.plan: Plan | None = None
+        self.context = 0
+        self.head: Engine | None = None
+
+    async def up(self) -> Engine:
+        """Bring the ring up and return its head, which answers. Raises CoveyError."""
+        path = model_path(self._wish.model)
+        self._progress("planning", "asking the nodes what they can hold")
+        facts = await asyncio.to_thread(model_facts, path)
+        self.context = self._wish.context or facts.context
+        self.plan = await self._plan(facts)
+        if self.plan.whole:
+            self._progress("loading", f"loading all {facts.layers} layers here")
+            self.head = await self._engines.start_whole(
+                path, name=self._wish.name, context=self.context
+            )
+        else:
+            self._progress("cutting", f"cutting {facts.layers} layers")
+            parts = await asyncio.to_thread(self._cut, path, self.plan)
+            await self._load(self.plan, parts)
+        if self.head is None:
+            raise EngineError(f"no head came up for {self._wish.name}")
+        await self.head.wait_ready()
+        return self.head
+
+    async def down(self) -> None:
+        """End what is left of this epoch; the other nodes may be gone themselves."""
+        if self.head is not None:
+            await self.head.stop()
+        stops = [
+            self._mesh.ask(node, StopRing(ring=self._ring), _FACTS_TIMEOUT_S)
+            for node in self._asked
+        ]
+        for answer in await asyncio.gather(*stops, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                _log.info("ring=%s: a node could not be told to stop: %s", self._ring, answer)
+
+    async def _plan(self, facts: ModelFacts) -> Plan:
+        # A tied model's output matrix is its embedding, but the head's two parts each hold a copy.
+        head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
+        sizes = ModelSizes(facts.layer_bytes, head_bytes)
+        return plan(sizes, self._own, await self._candidates(), self._wish.nodes)
+
+    async def _candidates(self) -> list[Candidate]:
+        """Ask the connected workers what they can hold; wait a little for as many as are wished."""
+        wished = (self._wish.nodes or 1) - 1
+        deadline = asyncio.get_running_loop().time() + _NODES_TIMEOUT_S
+        while True:
+            workers = self._mesh.connected_workers()
+            asks = (self._facts(worker.node_id) for worker in workers)
+            found = [
+                Candidate(str(worker.node_id), worker.certificate.name, facts.free_bytes)
+                for worker, facts in zip(workers, await asyncio.gather(*asks), strict=True)
+                if facts is not None
+            ]
+            if len(found) >= wished or asyncio.get_running_loop().time() > deadline:
+                return found
+            self._progress("planning", f"waiting for {wished - len(found)} more nodes")
+            await asyncio.sleep(5 * _POLL_S)
+
+    async def _facts(self, node: NodeId) -> Facts | None:
+        try:
+            answer = await self._mesh.ask(node, AskFacts(), _FACTS_TIMEOUT_S)
+        except CoveyError as error:
+            _log.info("node %s is left out of the plan: %s", node, error.line())
+            return None
+        return answer if isinstance(answer, Facts) else None
+
+    def _cut(self, path: Path, plan: Plan) -> list[cut.PartFile]:
+        folder = self._settings.state_dir / "parts"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with GgufFile(path) as model:
+            prefix = model.header_sha256[:16]
+            return [
+                cut.write_part(model, stage.first, stage.last,
+                               folder / f"{prefix}-{stage.first}-{stage.last}.gguf")
+                for stage in plan.stages
+            ]  # fmt: skip
+
+    async def _load(self, plan: Plan, parts: Sequence[cut.PartFile]) -> None:
+        """Start all engines of a cut model at the same time, then close the ring behind them.
+
+        `plan.stages` ends with the head's last part; as a process the head is stage 0 of the ring.
+        """
+        nodes = [NodeId.parse(stage.node) for stage in plan.stages[:-1]]
+        middle = range(1, len(nodes))
+        self._progress("loading", "the stages fetch and load their layers")
+        head, *ports = await _all([
+            self._load_head([parts[0].path, parts[-1].path], nodes),
+            *(self._load_stage(index, nodes, parts[index]) for index in middle),
+        ])  # fmt: skip
+        self._progress("connecting", "closing the ring")
+        targets = [*ports[1:], head]  # where stages 1, 2, … find their successors
+        for index in reversed(middle):
+            request = ConnectStage(
+                ring=self._ring, epoch=self._epoch, index=index,
+                successor=str(nodes[(index + 1) % len(nodes)]), port=targets[index - 1],
+            )  # fmt: skip
+            await self._mesh.ask(nodes[index], request, _CALL_TIMEOUT_S)
+        if self.head is None:
+            raise EngineError("the head ended while its ring was loading")
+        await self.head.connect(self._engines.address(nodes[1]), ports[0])
+
+    async def _load_head(self, paths: Sequence[Path], nodes: Sequence[NodeId]) -> int:
+        self.head = await self._engines.start_head(
+            paths, Place(self._ring, self._epoch, 0, len(nodes)), nodes[-1], name=self._wish.name,
+            context=self.context, frames=self._settings.engine.frames,
+        )  # fmt: skip
+        return self.head.port
+
+    async def _load_stage(self, index: int, nodes: Sequence[NodeId], part: cut.PartFile) -> int:
+        """Have a node fetch and load a part; returns the port on which it then listens."""
+        self._blobs.offer(part.sha256, part.path)
+        node = nodes[index]
+        source = endpoint(self._engines.own_address, self._settings.network.overlay_port)
+        self._asked.add(node)
+        await self._mesh.ask(
+            node,
+            LoadStage(
+                ring=self._ring, epoch=self._epoch, index=index, stages=len(nodes),
+                sha256=part.sha256, size=part.size, source=f"http://{source}",
+                predecessor=str(nodes[index - 1]), context=self.context,
+                frames=self._settings.engine.frames,
+            ),
+            _CALL_TIMEOUT_S,
+        )  # fmt: skip
+        deadline = asyncio.get_running_loop().time() + self._settings.engine.load_timeout_s
+        while asyncio.get_running_loop().time() < deadline:
+            state = await self._stage_state(index, node)
+            if state.phase == "listening":
+                return state.port
+            percent = 100 * state.done // max(1, state.total)
+            self._progress("loading", f"stage {index}: {state.phase}, {percent} % fetched")
+            await asyncio.sleep(_POLL_S)
+        raise EngineError(
+            f"stage {index} on …{node.short} did not load within "
+            f"{self._settings.engine.load_timeout_s:.0f} s",
+            hint="Raise engine.load_timeout_s for a slow link or disk.",
+        )
+
+    async def _stage_state(self, index: int, node: NodeId) -> StageState:
+        request = AskStage(ring=self._ring, epoch=self._epoch, index=index)
+        state = await self._mesh.ask(node, request, _CALL_TIMEOUT_S)
+        if not isinstance(state, StageState):
+            raise PeerError(f"node …{node.short} answered {type(state).__name__} for a stage")
+        lost: tuple[Phase, ...] = ("broken", "unknown")
+        if state.phase in lost:
+            raise EngineError(f"stage {index} on …{node.short}: {state.message}", hint=state.hint)
+        return state
+
+
+_T = TypeVar("_T")
+
+
+async def _all(work: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Run everything at once; the first failure cancels the rest and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(one) for one in work]
+    except* CoveyError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+    return [task.result() for task in running]

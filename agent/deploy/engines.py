@@ -1,0 +1,120 @@
+"""Starts this node's engine processes with what the configuration says: ports, threads, cache.
+
+The one place that turns a deployment's words into an `EngineSpec`. Ring connections and HTTP bind
+to the overlay address and to ports of `network.engine_ports` only.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from agent.config import Config
+from agent.deploy.messages import FrameType
+from agent.engine.spec import EngineSpec, Role
+from agent.engine.supervisor import Engine
+from agent.errors import EnvironmentFault
+from agent.identity.addresses import overlay_ipv6
+from agent.identity.keys import NodeId
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process's place: the ring (16 bytes in hex) and its epoch, stage `index` of `stages`."""
+
+    ring: str
+    epoch: int
+    index: int
+    stages: int
+
+
+class Engines:
+    """Makes engine processes on this node; whoever starts one stops it."""
+
+    def __init__(self, settings: Config, mesh: bytes, own: NodeId) -> None:
+        self._settings = settings
+        self._mesh = mesh
+        self._ports = settings.engine_ports
+        self._running: list[Engine] = []
+        self.own_address = self.address(own)
+
+    def address(self, node: NodeId) -> str:
+        """Return a node's overlay address, computed from its id."""
+        return str(overlay_ipv6(self._mesh, node))
+
+    async def start_whole(self, path: Path, *, name: str, context: int) -> Engine:
+        """Load a whole model and serve it."""
+        (http_port,) = self._free_ports(1)
+        return await self._start(EngineSpec(
+            role="whole", files=(str(path),), model_name=name, n_ctx=context,
+            threads=self._settings.engine.threads, http_address=self.own_address,
+            http_port=http_port, cache=self._cache(),
+        ))  # fmt: skip
+
+    async def start_head(
+        self, paths: Sequence[Path], place: Place, predecessor: NodeId, *, name: str, context: int,
+        frames: FrameType,
+    ) -> Engine:  # fmt: skip
+        """Load a head's first and last part; it listens for its predecessor and serves HTTP."""
+        port, http_port = self._free_ports(2)
+        spec = self._in_ring("head", paths, place, predecessor, port, context, frames)
+        return await self._start(
+            msgspec.structs.replace(
+                spec, model_name=name, http_address=self.own_address, http_port=http_port
+            )
+        )
+
+    async def start_stage(
+        self, path: Path, place: Place, predecessor: NodeId, *, context: int, frames: FrameType
+    ) -> Engine:
+        """Load a middle part; it listens for its predecessor."""
+        (port,) = self._free_ports(1)
+        spec = self._in_ring("stage", [path], place, predecessor, port, context, frames)
+        return await self._start(spec)
+
+    def _in_ring(
+        self, role: Role, paths: Sequence[Path], place: Place, predecessor: NodeId, port: int,
+        context: int, frames: FrameType,
+    ) -> EngineSpec:  # fmt: skip
+        engine = self._settings.engine
+        return EngineSpec(
+            role=role, files=tuple(str(path) for path in paths), n_ctx=context, row_type=frames,
+            ring=place.ring, epoch=place.epoch, stage=place.index, stages=place.stages,
+            listen=self.own_address, port=port, predecessor=self.address(predecessor),
+            threads=engine.threads, silence_s=engine.frame_timeout_s, cache=self._cache(),
+        )  # fmt: skip
+
+    async def _start(self, spec: EngineSpec) -> Engine:
+        engine = await Engine.start(spec, load_timeout_s=self._settings.engine.load_timeout_s)
+        self._running = [*(e for e in self._running if not e.ended), engine]
+        return engine
+
+    def _cache(self) -> str:
+        return str(self._settings.state_dir / "engine")
+
+    def _free_ports(self, count: int) -> list[int]:
+        """Return free TCP ports of the range; the engine's own bind is what decides in the end."""
+        taken = {port for e in self._running if not e.ended for port in (e.port, e.http_port)}
+        found: list[int] = []
+        for port in self._ports:
+            if port not in taken and self._is_free(port):
+                found.append(port)
+                if len(found) == count:
+                    return found
+        raise EnvironmentFault(
+            f"no free port is left in network.engine_ports ({self._settings.network.engine_ports})",
+            hint="Make the range larger, or end what uses it.",
+        )
+
+    def _is_free(self, port: int) -> bool:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.own_address, port))
+            except OSError:
+                return False
+            return True

@@ -1,0 +1,165 @@
+"""The stages that other nodes' heads placed here: fetch the file, run the engine, say how it goes.
+
+A ring belongs to the node that first loaded it here; nobody else can change or end it. A newer
+epoch of a ring replaces the older one's stages. Used by the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.deploy import blobs, machine
+from agent.deploy.engines import Engines, Place
+from agent.deploy.messages import (
+    Answer,
+    AskFacts,
+    AskStage,
+    ConnectStage,
+    Facts,
+    LoadStage,
+    Request,
+    StageState,
+    StopRing,
+)
+from agent.engine.supervisor import Engine
+from agent.errors import CoveyError, EngineError, MembershipError, UsageError
+from agent.identity.keys import NodeId
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Stage:
+    """One stage of one epoch of a ring."""
+
+    owner: NodeId
+    request: LoadStage
+    state: StageState
+    engine: Engine | None = None
+    task: asyncio.Task[None] | None = None
+    connected: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class StageHost:
+    """All stages that run here for others."""
+
+    def __init__(self, folder: Path, engines: Engines) -> None:
+        self._engines = engines
+        self._folder = folder
+        self._stages: dict[tuple[str, int], _Stage] = {}
+
+    async def answer(self, peer: NodeId, request: Request) -> Answer:
+        """Do what a member asks; raises a CoveyError, which reaches that member."""
+        match request:
+            case AskFacts():
+                return Facts(free_bytes=machine.free_bytes(), cores=machine.cores())
+            case LoadStage():
+                return await self._load(peer, request)
+            case ConnectStage():
+                return await self._connect(peer, request)
+            case AskStage():
+                stage = self._stages.get((request.ring, request.index))
+                if stage is None or stage.request.epoch != request.epoch:
+                    return StageState(phase="unknown", message="this stage is not here (any more)")
+                self._check_owner(stage, peer)
+                return stage.state
+            case StopRing():
+                for stage in self._of(request.ring):
+                    self._check_owner(stage, peer)
+                await self._end(request.ring)
+                return StageState(phase="unknown")
+
+    def engines(self) -> list[dict[str, Any]]:
+        """Describe what runs here, for `agent status`."""
+        return [
+            {"ring": ring, "what": f"stage {index}", "phase": stage.state.phase,
+             "head": str(stage.owner), "message": stage.state.message}
+            for (ring, index), stage in sorted(self._stages.items())
+        ]  # fmt: skip
+
+    async def stop(self) -> None:
+        """End every stage."""
+        for ring in {ring for ring, _ in self._stages}:
+            await self._end(ring)
+
+    async def _load(self, peer: NodeId, request: LoadStage) -> StageState:
+        for stage in self._of(request.ring):
+            self._check_owner(stage, peer)
+            if stage.request.epoch > request.epoch:
+                raise UsageError(
+                    f"ring {request.ring} is in epoch {stage.request.epoch} here, "
+                    f"and epoch {request.epoch} is over"
+                )
+        if any(stage.request.epoch < request.epoch for stage in self._of(request.ring)):
+            await self._end(request.ring)
+        if (
+            request.source.partition("//")[2].rpartition(":")[0]
+            != f"[{self._engines.address(peer)}]"
+        ):
+            raise MembershipError("a stage is fetched from its head's overlay address only")
+        stage = _Stage(peer, request, StageState(phase="fetching", total=request.size))
+        self._stages[request.ring, request.index] = stage
+        stage.task = asyncio.create_task(self._run(stage), name=f"stage {request.ring}")
+        return stage.state
+
+    async def _run(self, stage: _Stage) -> None:
+        """Bring one stage up and watch it until it ends; its state says how far it is."""
+        request = stage.request
+        path = self._folder / f"{request.sha256}.gguf"
+        try:
+            await blobs.fetch(
+                f"{request.source}/stage/{request.sha256}", path, request.size, request.sha256,
+                lambda done: self._set(stage, "fetching", done=done),
+            )  # fmt: skip
+            self._set(stage, "loading")
+            stage.engine = await self._engines.start_stage(
+                path, Place(request.ring, request.epoch, request.index, request.stages),
+                NodeId.parse(request.predecessor), context=request.context, frames=request.frames,
+            )  # fmt: skip
+            self._set(stage, "listening", port=stage.engine.port)
+            await stage.connected.wait()
+            await stage.engine.wait_ready()
+            self._set(stage, "ready", port=stage.engine.port)
+            raise await stage.engine.wait_ended() or EngineError("the engine was stopped")
+        except CoveyError as error:
+            _log.warning("stage ring=%s index=%d broke: %s", request.ring, request.index,
+                         error.line())  # fmt: skip
+            stage.state = StageState(phase="broken", message=error.message, hint=error.hint)
+        finally:
+            if stage.engine is not None:
+                await stage.engine.stop()
+
+    async def _connect(self, peer: NodeId, request: ConnectStage) -> StageState:
+        stage = self._stages.get((request.ring, request.index))
+        if stage is None or stage.request.epoch != request.epoch or stage.engine is None:
+            raise UsageError(f"stage {request.index} of ring {request.ring} does not listen here")
+        self._check_owner(stage, peer)
+        await stage.engine.connect(
+            self._engines.address(NodeId.parse(request.successor)), request.port
+        )
+        stage.connected.set()
+        return stage.state
+
+    async def _end(self, ring: str) -> None:
+        for key in [key for key in self._stages if key[0] == ring]:
+            stage = self._stages.pop(key)
+            if stage.task is not None:
+                stage.task.cancel()
+                await asyncio.wait([stage.task])
+
+    def _set(self, stage: _Stage, phase: Any, *, done: int | None = None, port: int = 0) -> None:
+        total = stage.request.size
+        stage.state = StageState(
+            phase=phase, done=total if done is None else done, total=total, port=port
+        )
+
+    def _of(self, ring: str) -> list[_Stage]:
+        return [stage for (name, _), stage in self._stages.items() if name == ring]
+
+    def _check_owner(self, stage: _Stage, peer: NodeId) -> None:
+        if stage.owner != peer:
+            raise MembershipError(f"ring {stage.request.ring} belongs to node …{stage.owner.short}")

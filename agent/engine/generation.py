@@ -1,0 +1,153 @@
+"""What a model is to whoever asks it for text: the types between the ring and the HTTP server.
+
+A core: types only, no llama.cpp, no sockets. `head.py` implements `Model` and `Generation`;
+`agent.engine.serve` is written against them and knows nothing else of the engine.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+ModelState = Literal["ready", "loading", "broken"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the names and defaults are llama.cpp's.
+
+    `temperature` 0 is greedy: the likeliest token after biases and penalties, the rest is unused.
+    `seed` None lets the engine choose one.
+    `logit_bias` holds (token id, added to its logit) pairs.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt (token ids, at least one) and how far and how to go on from it."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token; `piece` is its raw bytes, which may end inside a UTF-8 character.
+
+    An end-of-generation token is not delivered.
+    """
+
+    id: int
+    piece: bytes
+
+
+class Finish(enum.Enum):
+    """Why a generation ended: the model ended it, or `max_tokens` or the context was used up."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What a generation cost: token counts, and wall seconds for the prompt and for the rest."""
+
+    prompt_tokens: int
+    prompt_s: float
+    generated: int
+    generate_s: float
+
+
+class Generation(Protocol):
+    """A running answer: iterate for its tokens, and close it to stop it."""
+
+    @property
+    def finish(self) -> Finish:
+        """Why it ended; only after the iteration is exhausted."""
+        ...
+
+    @property
+    def timings(self) -> Timings:
+        """What it has cost so far; final once the iteration is exhausted."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        """Yield the tokens as they come; raises EngineError if the ring breaks."""
+        ...
+
+    async def aclose(self) -> None:
+        """Cancel what is left and free the ring for the next request; may be called twice."""
+        ...
+
+
+class Model(Protocol):
+    """A loaded model, whole or cut over a ring, as the HTTP server sees it.
+
+    `created` is unix seconds, `context` is in tokens (prompt and answer together), `bos` and `eos`
+    are the texts of the special tokens for the chat template (empty where the model has none).
+    """
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        ...
+
+    @property
+    def created(self) -> int:
+        """When the model was loaded, in unix seconds."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template of the GGUF, if it has one."""
+        ...
+
+    @property
+    def bos(self) -> str:
+        """The text of the beginning-of-sequence token; empty where there is none."""
+        ...
+
+    @property
+    def eos(self) -> str:
+        """The text of the end-of-sequence token; empty where there is none."""
+        ...
+
+    def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
+        """Return the token ids of `text`, with the BOS that the model's metadata asks for.
+
+        `special` parses control tokens such as `<|im_start|>` in the text; else they are text.
+        """
+        ...
+
+    def detokenize(self, ids: tuple[int, ...]) -> bytes:
+        """Return the raw bytes that the tokens stand for; control tokens stand for nothing."""
+        ...
+
+    def state(self) -> tuple[ModelState, str]:
+        """Say whether requests can be served, and if not, why, in one line."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> Generation:
+        """Begin an answer; it waits its turn. Raises EngineError when the ring is broken.
+
+        Raises UsageError for an empty prompt or one that leaves no room in the context.
+        """
+        ...

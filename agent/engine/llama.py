@@ -1,0 +1,301 @@
+"""llama.cpp through the low-level API of llama-cpp-python: a loaded file and its decoding context.
+
+For the engine process alone (the agent never loads llama.cpp: it may crash). Nothing here knows of
+rings or sockets. Everything must be called from one thread at a time; llama.cpp's own threads do
+the arithmetic, and the GIL is free meanwhile. No Python work is done per value: the arrays of a
+batch are numpy arrays that llama.cpp reads in place.
+
+A part that is not the last stops its graph at its last layer's output (`l_out-<last>`): an
+evaluation callback copies those rows out and cancels the rest, so no output head is computed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from agent.engine.frames import Copy, Operation, Remove
+from agent.errors import EngineError, ModelError
+
+log = logging.getLogger(__name__)
+
+Rows = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Marks = npt.NDArray[np.int8]
+
+_POOLING_NONE = 0
+_LOG_ERROR = 3
+_LOG_CONTINUES = 5
+_MEMORY_FULL = 1
+_KEPT_ERRORS = 8
+
+_library: Any = llama_cpp.llama_cpp._lib
+_tensor_name = _library.ggml_get_name
+_tensor_name.restype = ctypes.c_char_p
+_tensor_name.argtypes = [ctypes.c_void_p]
+_tensor_bytes = _library.ggml_nbytes
+_tensor_bytes.restype = ctypes.c_size_t
+_tensor_bytes.argtypes = [ctypes.c_void_p]
+_tensor_read = _library.ggml_backend_tensor_get
+_tensor_read.restype = None
+_tensor_read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+
+_errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
+_level = 0
+
+
+def _on_log(level: int, text: bytes, _user: object) -> None:
+    global _level
+    if level != _LOG_CONTINUES:
+        _level = level
+    line = text.decode("utf-8", "replace").strip()
+    if not line or line.strip(".") == "":
+        return
+    log.debug("llama.cpp: %s", line)
+    if _level == _LOG_ERROR:
+        _errors.append(line)
+
+
+# Both must outlive every call into llama.cpp.
+_log_callback = llama_cpp.llama_log_callback(_on_log)
+llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+llama_cpp.llama_backend_init()
+
+
+def default_threads() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _reason(fallback: str) -> str:
+    """Return llama.cpp's own last words on an error, shortened to one line."""
+    for line in _errors:
+        _, _, said = line.partition(": ")
+        if said and "error" in line.lower():
+            return said
+    return _errors[-1] if _errors else fallback
+
+
+class Weights:
+    """A model file (or a part) that llama.cpp has loaded.
+
+    Raises ModelError with llama.cpp's reason when it cannot load the file. `n_vocab` counts tokens,
+    `n_embd` is the width of a row, `layers` those in this file.
+    """
+
+    def __init__(self, path: Path, *, use_extra_bufts: bool = True, gpu_layers: int = 0) -> None:
+        parameters = llama_cpp.llama_model_default_params()
+        parameters.n_gpu_layers = gpu_layers
+        parameters.use_extra_bufts = use_extra_bufts
+        _errors.clear()
+        self.path = path
+        self.handle: Any = llama_cpp.llama_model_load_from_file(os.fsencode(path), parameters)
+        if not self.handle:
+            raise ModelError(f"llama.cpp cannot load {path.name}: {_reason('no reason given')}.")
+        self.n_embd: int = llama_cpp.llama_model_n_embd(self.handle)
+        self.layers: int = llama_cpp.llama_model_n_layer(self.handle)
+        self.train_context: int = llama_cpp.llama_model_n_ctx_train(self.handle)
+        self.vocabulary: Any = llama_cpp.llama_model_get_vocab(self.handle)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocabulary)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template in the file, if there is one."""
+        found: bytes | None = llama_cpp.llama_model_chat_template(self.handle, None)
+        return None if found is None else found.decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Free the weights; every context made from them must be closed before."""
+        if self.handle:
+            llama_cpp.llama_model_free(self.handle)
+            self.handle = None
+
+
+@dataclass(frozen=True)
+class ContextLimits:
+    """How large a context is: tokens kept over all sequences, rows a decode, sequences, threads.
+
+    Flash attention is off by default, as in llama-cpp-python: on CPUs its result depends on the
+    number of threads once 512 tokens are cached, and nodes of a ring differ in threads.
+    """
+
+    n_ctx: int
+    n_batch: int
+    n_seq: int
+    threads: int
+    flash_attention: bool = False
+
+
+class Context:
+    """A KV cache over loaded weights, and the decoding of batches into it.
+
+    `keeps_rows` makes it a part that is not the last: decoding returns rows of its last layer
+    instead of leaving logits. Sequences are numbered from 0 to `n_seq` - 1.
+    """
+
+    def __init__(self, weights: Weights, limits: ContextLimits, *, keeps_rows: bool) -> None:
+        self.weights = weights
+        self.limits = limits
+        self.handle: Any = None
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = limits.n_ctx
+        parameters.n_batch = limits.n_batch
+        # One graph for a batch: a second one would overwrite what the first one captured.
+        parameters.n_ubatch = limits.n_batch
+        parameters.n_seq_max = limits.n_seq
+        parameters.n_threads = limits.threads
+        parameters.n_threads_batch = limits.threads
+        parameters.flash_attn_type = int(limits.flash_attention)
+        parameters.kv_unified = True
+        parameters.no_perf = True
+        self._captured = 0
+        self._rows: Rows = np.empty(
+            (limits.n_batch if keeps_rows else 0, weights.n_embd), np.float32
+        )
+        if keeps_rows:
+            parameters.embeddings = True
+            parameters.pooling_type = _POOLING_NONE
+            self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._capture_callback())
+            parameters.cb_eval = self._callback
+        self._keeps_rows = keeps_rows
+        _errors.clear()
+        self.handle = llama_cpp.llama_init_from_model(weights.handle, parameters)
+        if not self.handle:
+            raise EngineError(
+                f"llama.cpp cannot make a context of {limits.n_ctx} tokens for "
+                f"{weights.path.name}: {_reason('no reason given')}.",
+                hint="A smaller context needs less memory.",
+            )
+        self.memory: Any = llama_cpp.llama_get_memory(self.handle)
+        self._batch = _Batch(limits.n_batch, weights.n_embd)
+
+    def _capture_callback(self) -> Any:
+        wanted = b"l_out-%d" % (self.weights.layers - 1)
+        target = self._rows.ctypes.data
+        room = self._rows.nbytes
+        name = _tensor_name
+
+        def on_tensor(tensor: int, asks: bool, _user: object) -> bool:
+            if asks:
+                return bool(name(tensor) == wanted)
+            size = _tensor_bytes(tensor)
+            if size <= room:
+                _tensor_read(tensor, target, 0, size)
+                self._captured = size
+            return False
+
+        return on_tensor
+
+    def apply(self, operations: Iterable[Operation]) -> None:
+        """Apply sequence operations to the KV cache, in order."""
+        for operation in operations:
+            match operation:
+                case Remove(sequence, start, stop):
+                    llama_cpp.llama_memory_seq_rm(self.memory, sequence, start, stop)
+                case Copy(source, target, start, stop):
+                    llama_cpp.llama_memory_seq_cp(self.memory, source, target, start, stop)
+
+    def decode_tokens(self, tokens: Ints, sequences: Ints, positions: Ints, outputs: Marks) -> Rows:
+        """Decode token ids; returns rows as `decode_rows` does."""
+        batch = self._batch
+        batch.tokens[: len(tokens)] = tokens
+        return self._decode(batch.of_tokens, len(tokens), sequences, positions, outputs)
+
+    def decode_rows(
+        self, rows: npt.NDArray[Any], sequences: Ints, positions: Ints, outputs: Marks
+    ) -> Rows:
+        """Decode rows (n, n_embd) that an earlier part made.
+
+        `outputs` marks the rows whose logits are wanted (a part that keeps rows takes all).
+        Returns this part's rows (n, n_embd), valid until the next decode; none for a last part.
+        Raises EngineError when the KV cache is full or llama.cpp fails.
+        """
+        np.copyto(self._batch.rows[: len(rows)], rows)
+        return self._decode(self._batch.of_rows, len(rows), sequences, positions, outputs)
+
+    def _decode(
+        self, batch: Any, count: int, sequences: Ints, positions: Ints, outputs: Marks
+    ) -> Rows:
+        arrays = self._batch
+        arrays.sequences[:count] = sequences
+        arrays.positions[:count] = positions
+        arrays.outputs[:count] = 1 if self._keeps_rows else outputs
+        batch.n_tokens = count
+        self._captured = 0
+        result = llama_cpp.llama_decode(self.handle, batch)
+        if result == _MEMORY_FULL:
+            raise EngineError(
+                f"the KV cache of {self.limits.n_ctx} tokens is full.",
+                hint="Ask for less at once, or give the model a larger context.",
+            )
+        if result != 0:
+            raise EngineError(
+                f"llama.cpp could not decode {count} rows with "
+                f"{self.weights.path.name} (code {result}): {_reason('no reason')}."
+            )
+        if not self._keeps_rows:
+            return self._rows
+        if self._captured != count * self.weights.n_embd * 4:
+            raise EngineError(
+                f"{self.weights.path.name} gave {self._captured} bytes of rows "
+                f"for {count} rows of {self.weights.n_embd} values."
+            )
+        return self._rows[:count]
+
+    def logits(self, index: int = -1) -> Rows:
+        """Return the logits (n_vocab) of a marked row, by default the last; a view until decode."""
+        found = llama_cpp.llama_get_logits_ith(self.handle, index)
+        if not found:
+            raise EngineError(f"row {index} of the last batch has no logits.")
+        view: Rows = np.ctypeslib.as_array(found, (self.weights.n_vocab,))
+        return view
+
+    def close(self) -> None:
+        """Free the context; harmless when done twice."""
+        if self.handle:
+            llama_cpp.llama_free(self.handle)
+            self.handle = None
+
+
+class _Batch:
+    """The arrays of a llama_batch, as numpy arrays that llama.cpp reads in place."""
+
+    def __init__(self, size: int, n_embd: int) -> None:
+        self.tokens: Ints = np.zeros(size, np.int32)
+        self.rows: Rows = np.zeros((size, n_embd), np.float32)
+        self.positions: Ints = np.zeros(size, np.int32)
+        self.sequences: Ints = np.zeros(size, np.int32)
+        self.outputs: Marks = np.zeros(size, np.int8)
+        self._counts: Ints = np.ones(size, np.int32)
+        # llama.cpp takes a pointer to the sequences of each row: here always to one.
+        base = self.sequences.ctypes.data
+        step = self.sequences.itemsize
+        self._pointers = np.arange(base, base + size * step, step, dtype=np.uintp)
+        self.of_tokens = self._struct(self.tokens, None)
+        self.of_rows = self._struct(None, self.rows)
+
+    def _struct(self, tokens: Ints | None, rows: Rows | None) -> Any:
+        def pointer(array: npt.NDArray[Any] | None, kind: Any) -> Any:
+            if array is None:
+                return ctypes.POINTER(kind)()
+            return array.ctypes.data_as(ctypes.POINTER(kind))
+
+        return llama_cpp.llama_batch(
+            0,
+            pointer(tokens, ctypes.c_int32),
+            pointer(rows, ctypes.c_float),
+            pointer(self.positions, ctypes.c_int32),
+            pointer(self._counts, ctypes.c_int32),
+            ctypes.cast(self._pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            pointer(self.outputs, ctypes.c_int8),
+        )

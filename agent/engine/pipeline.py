@@ -1,0 +1,215 @@
+"""What the head feeds: the whole model, or the ring of its first part, the stages, its last part.
+
+For `head.py`, from its engine thread only. A pipeline takes batches in order and finishes them in
+order; a ring may have several under way, so that its stages work at the same time.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from agent.engine.frames import Frame, Operation
+from agent.engine.link import Inlet, Lost, Membership, Outlet
+from agent.engine.llama import Context, Ints, Marks
+from agent.errors import PeerError
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Operations, then tokens with their sequences and positions, and marks (1: logits wanted)."""
+
+    operations: tuple[Operation, ...] = ()
+    tokens: Ints = field(default_factory=lambda: np.empty(0, np.int32))
+    sequences: Ints = field(default_factory=lambda: np.empty(0, np.int32))
+    positions: Ints = field(default_factory=lambda: np.empty(0, np.int32))
+    outputs: Marks = field(default_factory=lambda: np.empty(0, np.int8))
+
+
+@dataclass
+class PipelineStats:
+    """What the head has done: counts, and seconds in llama.cpp, waiting, and in our own code."""
+
+    batches: int = 0
+    rows: int = 0
+    decode_s: float = 0.0
+    waited_s: float = 0.0
+    own_s: float = 0.0
+
+
+class Pipeline(Protocol):
+    """Takes batches, and after each `collect` has the logits of the oldest one in `context`."""
+
+    context: Context
+    stats: PipelineStats
+    depth: int
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches have been submitted and not collected."""
+        ...
+
+    def submit(self, batch: Batch) -> None:
+        """Begin a batch; raises EngineError (or PeerError) when the pipeline breaks."""
+        ...
+
+    def collect(self) -> None:
+        """Finish the oldest batch; raises EngineError (or PeerError) when the pipeline breaks."""
+        ...
+
+    def rest(self, wake: int) -> None:
+        """Wait until `wake` (a descriptor) is readable; raises EngineError if the ring breaks."""
+        ...
+
+    def close(self) -> None:
+        """Close connections and contexts."""
+        ...
+
+
+class WholePipeline:
+    """The whole model in this process."""
+
+    depth = 1
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.stats = PipelineStats()
+        self.in_flight = 0
+
+    def submit(self, batch: Batch) -> None:
+        """Apply and decode the batch at once."""
+        self.context.apply(batch.operations)
+        if len(batch.tokens):
+            started = time.perf_counter()
+            self.context.decode_tokens(
+                batch.tokens, batch.sequences, batch.positions, batch.outputs
+            )
+            self.stats.decode_s += time.perf_counter() - started
+        self.stats.batches += 1
+        self.stats.rows += len(batch.tokens)
+        self.in_flight += 1
+
+    def collect(self) -> None:
+        """Nothing is left to do."""
+        self.in_flight -= 1
+
+    def rest(self, wake: int) -> None:
+        """Wait for `wake`."""
+        select.select([wake], [], [])
+
+    def close(self) -> None:
+        """Close the context."""
+        self.context.close()
+
+
+class RingPipeline:
+    """The first part here, the stages in between elsewhere, the last part here."""
+
+    def __init__(
+        self, first: Context, last: Context, member: Membership, inlet: Inlet, outlet: Outlet
+    ) -> None:
+        self.context = last
+        self.stats = PipelineStats()
+        # One batch in each process keeps them all at work.
+        self.depth = member.stages
+        self._first = first
+        self._member = member
+        self._inlet = inlet
+        self._outlet = outlet
+        self._pending: deque[Batch] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches are under way."""
+        return len(self._pending)
+
+    def submit(self, batch: Batch) -> None:
+        """Run the first part and send its rows on."""
+        began = time.perf_counter()
+        self._first.apply(batch.operations)
+        pairs = np.stack([batch.sequences, batch.positions], axis=1)
+        rows = np.empty((0, self._member.limits.n_embd), np.float32)
+        started = ended = began
+        if len(batch.tokens):
+            started = time.perf_counter()
+            rows = self._first.decode_tokens(
+                batch.tokens, batch.sequences, batch.positions, batch.outputs
+            )
+            ended = time.perf_counter()
+        self._outlet.send(Frame(self._member.epoch, batch.operations, pairs, rows), self._inlet)
+        self._pending.append(batch)
+        self._count(began, started, ended)
+        self.stats.batches += 1
+        self.stats.rows += len(batch.tokens)
+
+    def collect(self) -> None:
+        """Wait for the oldest batch to come round and run the last part."""
+        frame = self._wait()
+        began = time.perf_counter()
+        batch = self._pending.popleft()
+        pairs = frame.pairs
+        if not (
+            frame.operations == batch.operations
+            and np.array_equal(pairs[:, 0], batch.sequences)
+            and np.array_equal(pairs[:, 1], batch.positions)
+        ):
+            raise PeerError(f"{self._inlet.name} sent a frame that does not belong here.")
+        self.context.apply(batch.operations)
+        started = ended = began
+        if len(pairs):
+            started = time.perf_counter()
+            self.context.decode_rows(frame.rows, batch.sequences, batch.positions, batch.outputs)
+            ended = time.perf_counter()
+        self._count(began, started, ended)
+
+    def _count(self, began: float, started: float, ended: float) -> None:
+        decoded = ended - started
+        self.stats.decode_s += decoded
+        self.stats.own_s += time.perf_counter() - began - decoded
+
+    def _wait(self) -> Frame:
+        began = time.perf_counter()
+        poll = select.poll()
+        poll.register(self._inlet, select.POLLIN)
+        # Stages ping while they wait for each other, so silence is a fault of the last one; a
+        # frame that never comes although they ping is bounded by a turn of silence for each.
+        deadline = time.monotonic() + self._member.silence_s * self._member.stages
+        while (frame := self._inlet.frame()) is None:
+            if poll.poll(self._member.ping_s * 1000):
+                self._inlet.pump()
+            self._outlet.ping()
+            self._inlet.check_alive()
+            if time.monotonic() > deadline:
+                raise Lost(
+                    self._inlet.stage, "a frame did not come back, although every stage lives"
+                )
+        self.stats.waited_s += time.perf_counter() - began
+        return frame
+
+    def rest(self, wake: int) -> None:
+        """Wait for `wake`, ping the successor and listen for faults meanwhile."""
+        poll = select.poll()
+        poll.register(self._inlet, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        while True:
+            ready = [file for file, _ in poll.poll(self._member.ping_s * 1000)]
+            if self._inlet.fileno() in ready:
+                self._inlet.pump()
+                if self._inlet.has_waiting:
+                    raise PeerError(f"{self._inlet.name} sent a frame that nobody asked for.")
+            self._outlet.ping()
+            self._inlet.check_alive()
+            if wake in ready:
+                return
+
+    def close(self) -> None:
+        """Close the connections and the contexts."""
+        self._outlet.close()
+        self._inlet.close()
+        self._first.close()
+        self.context.close()

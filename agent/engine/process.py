@@ -1,0 +1,393 @@
+"""An engine process: `python -m agent.engine.process`, told what to be by one JSON line.
+
+It proves llama.cpp (`selftest.py`), loads its part, joins the ring and works until it is told to
+stop, its input ends (the agent died), or the ring breaks. Started by `supervisor.py` alone. Events
+are JSON lines on standard output, logs go to standard error (`spec.py` has the types).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent import errors
+from agent.engine import selftest
+from agent.engine.cut import CutOrigin, origin
+from agent.engine.frames import Limits
+from agent.engine.gguf_file import GgufFile
+from agent.engine.link import Dialled, Inlet, Listener, Membership, Outlet
+from agent.engine.spec import Command, EngineSpec, Event
+from agent.errors import ConfigError, CoveyError, EnvironmentFault, ModelError
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from agent.engine.head import Head
+    from agent.engine.llama import Context, ContextLimits, Weights
+    from agent.engine.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_STDIN = 0
+_STDOUT = 1
+_STDERR = 2
+_READ_BYTES = 65_536
+# How long open HTTP answers may take to end once the engine stops.
+_HTTP_SHUTDOWN_S = 1.0
+
+
+class Channel:
+    """The lines to and from the agent; events may be emitted from any thread."""
+
+    def __init__(self) -> None:
+        # Whatever else prints must not garble the events: standard output becomes standard error.
+        self._output = os.dup(_STDOUT)
+        os.dup2(_STDERR, _STDOUT)
+        os.set_blocking(_STDIN, False)
+        self._partial = b""
+        self._lines: deque[bytes] = deque()
+        self._lock = threading.Lock()
+        self.commands: deque[Command] = deque()
+        self.stopped = False
+
+    def emit(self, event: Event) -> None:
+        """Write an event; an agent that is gone is no error, its absence ends the process."""
+        line = msgspec.json.encode(event) + b"\n"
+        with self._lock:
+            try:
+                os.write(self._output, line)
+            except OSError as error:
+                log.info("the agent does not listen: %s", error)
+
+    def emit_error(self, event: str, error: CoveyError) -> None:
+        """Write `failed` or `broken`."""
+        self.emit(msgspec.convert({"event": event, **errors.to_wire(error)}, Event))
+
+    def read_spec(self) -> EngineSpec:
+        """Wait for the first line; raises ConfigError when it is no spec."""
+        while not self._lines and not self.stopped:
+            select.select([_STDIN], [], [])
+            self._receive()
+        try:
+            spec = msgspec.json.decode(self._lines.popleft(), type=EngineSpec)
+        except (IndexError, msgspec.DecodeError) as error:
+            raise ConfigError(f"this is no engine spec: {error}") from None
+        spec.check()
+        self.poll()
+        return spec
+
+    def poll(self) -> bool:
+        """Read what has come, without waiting; returns whether the engine must stop."""
+        self._receive()
+        while self._lines:
+            line = self._lines.popleft()
+            try:
+                command = msgspec.json.decode(line, type=Command)
+            except msgspec.DecodeError as error:
+                log.error("not a command: %s", error)
+                continue
+            self.stopped |= command.stop
+            self.commands.append(command)
+        return self.stopped
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for input for a while at most; returns whether the engine must stop."""
+        if not self.stopped:
+            select.select([_STDIN], [], [], seconds)
+        return self.poll()
+
+    def successor(self) -> tuple[str, int] | None:
+        """Return where `connect` said that the successor is, None before it did."""
+        for command in self.commands:
+            if command.connect is not None:
+                return command.connect
+        return None
+
+    def _receive(self) -> None:
+        while not self.stopped:
+            try:
+                data = os.read(_STDIN, _READ_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                self.stopped = True
+                return
+            *lines, self._partial = (self._partial + data).split(b"\n")
+            self._lines.extend(line for line in lines if line.strip())
+
+
+class Loaded:
+    """The llama.cpp side of an engine: weights and contexts of its file or files."""
+
+    def __init__(self, spec: EngineSpec, *, use_extra_bufts: bool) -> None:
+        from agent.engine.llama import Context, Weights
+
+        self.use_extra_bufts = use_extra_bufts
+        self.origins: list[CutOrigin | None] = []
+        self.weights: list[Weights] = []
+        self.contexts: list[Context] = []
+        started = time.monotonic()
+        for index, name in enumerate(spec.files):
+            path = Path(name)
+            with GgufFile(path) as file:  # a damaged file ends here, in one clear line
+                self.origins.append(origin(file))
+            weights = Weights(path, use_extra_bufts=use_extra_bufts, gpu_layers=spec.gpu_layers)
+            keeps_rows = spec.role == "stage" or (spec.role == "head" and index == 0)
+            self.weights.append(weights)
+            self.contexts.append(
+                Context(weights, self._limits(spec, weights), keeps_rows=keeps_rows)
+            )
+        self.load_s = time.monotonic() - started
+
+    @staticmethod
+    def _limits(spec: EngineSpec, weights: Weights) -> ContextLimits:
+        from agent.engine.llama import ContextLimits, default_threads
+
+        n_ctx = spec.n_ctx or weights.train_context
+        threads = spec.threads or default_threads()
+        return ContextLimits(
+            n_ctx, min(spec.n_batch, n_ctx), spec.n_seq, threads, spec.flash_attention
+        )
+
+    def member(self, spec: EngineSpec) -> Membership:
+        """Return this engine's place in its ring; ModelError when its files are no parts of one."""
+        first, last = self.origins[0], self.origins[-1]
+        if first is None or last is None:
+            raise ModelError(
+                f"{Path(spec.files[0]).name} was not cut from a model.",
+                hint="A ring takes parts that `agent` has cut.",
+            )
+        if first.model_sha256 != last.model_sha256:
+            raise ModelError("the head's two parts were cut from different models.")
+        if spec.role == "head" and (first.start != 0 or last.stop != last.layers):
+            raise ModelError("the head needs the first and the last layers of the model.")
+        context = self.contexts[0]
+        limits = Limits(context.weights.n_embd, context.limits.n_batch, context.limits.n_seq)
+        return Membership(
+            bytes.fromhex(spec.ring),
+            spec.epoch,
+            spec.stage,
+            spec.stages,
+            limits,
+            spec.rows,
+            bytes.fromhex(first.model_sha256),
+            spec.silence_s,
+        )
+
+    def boundaries(self) -> tuple[int, int]:
+        """Return the layer with which frames come in, and that with which they leave."""
+        first, last = self.origins[0], self.origins[-1]
+        if first is None or last is None:
+            raise ValueError("only parts have boundaries")
+        return last.start, first.stop
+
+
+def _load(spec: EngineSpec) -> Loaded:
+    proof = selftest.prove(Path(spec.cache) if spec.cache else None)
+    return Loaded(spec, use_extra_bufts=proof.use_extra_bufts)
+
+
+def _join(
+    spec: EngineSpec, loaded: Loaded, member: Membership, listener: Listener, channel: Channel
+) -> tuple[Inlet, Outlet] | None:
+    """Meet both neighbours; None when the engine was told to stop meanwhile."""
+    while (successor := channel.successor()) is None:
+        if channel.wait(1.0):
+            return None
+    entering, leaving = loaded.boundaries()
+    deadline = time.monotonic() + spec.join_timeout_s
+    # First dial without waiting for the answer, then answer: in a ring everybody waits otherwise.
+    dialled = Dialled(member, leaving, spec.listen, successor, deadline)
+    try:
+        inlet = listener.accept(member, entering, spec.predecessor, deadline, channel.wait)
+        return inlet, dialled.finish(deadline)
+    except BaseException:
+        dialled.close()
+        if channel.stopped:
+            return None
+        raise
+    finally:
+        listener.close()
+
+
+def run_stage(spec: EngineSpec, channel: Channel) -> None:
+    """Be a middle stage until told to stop; raises CoveyError when it fails or the ring breaks."""
+    from agent.engine.stage import Stage
+
+    try:
+        loaded = _load(spec)
+        member = loaded.member(spec)
+        listener = Listener(spec.listen, spec.port)
+        channel.emit(
+            Event(
+                "listening",
+                port=listener.port,
+                load_s=loaded.load_s,
+                use_extra_bufts=loaded.use_extra_bufts,
+            )
+        )
+        joined = _join(spec, loaded, member, listener, channel)
+    except CoveyError as error:
+        channel.emit_error("failed", error)
+        raise
+    if joined is None:
+        return
+    channel.emit(Event("ready"))
+    stage = Stage(loaded.contexts[0], member, *joined)
+    try:
+        stage.run(_STDIN, channel.poll)
+    except CoveyError as error:
+        channel.emit_error("broken", error)
+        raise
+    finally:
+        channel.emit(Event("stats", stats={**asdict(stage.stats)}))
+
+
+async def run_head(spec: EngineSpec, channel: Channel) -> None:
+    """Be the head, or the whole model, with its HTTP server, until told to stop.
+
+    Raises CoveyError when it cannot start. A ring that breaks later is reported, and the server
+    goes on to say so until the agent stops the process.
+    """
+    from agent.engine.head import Head, HeadLimits
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    runner: web.AppRunner | None = None
+    head: Head | None = None
+    pipeline: Pipeline | None = None
+    try:
+        loaded = await asyncio.to_thread(_load, spec)
+        limits = loaded.contexts[-1].limits
+        head = Head(
+            spec.model_name,
+            loaded.weights[-1],
+            HeadLimits(limits.n_ctx, limits.n_batch),
+            lambda error: channel.emit_error("broken", error),
+        )
+        listener = None if spec.role == "whole" else Listener(spec.listen, spec.port)
+        http_port = 0
+        if spec.http_address:
+            runner, http_port = await _serve_http(head, spec)
+        if listener is not None:
+            channel.emit(
+                Event(
+                    "listening",
+                    port=listener.port,
+                    http_port=http_port,
+                    load_s=loaded.load_s,
+                    use_extra_bufts=loaded.use_extra_bufts,
+                )
+            )
+        pipeline = await asyncio.to_thread(_pipeline, spec, loaded, listener, channel)
+        if pipeline is None:
+            return
+        head.start(pipeline)
+        channel.emit(
+            Event(
+                "ready",
+                http_port=http_port,
+                load_s=loaded.load_s,
+                use_extra_bufts=loaded.use_extra_bufts,
+            )
+        )
+        loop.add_reader(_STDIN, lambda: stop.set() if channel.poll() else None)
+        if channel.stopped:
+            stop.set()
+        await stop.wait()
+    except CoveyError as error:
+        channel.emit_error("failed", error)
+        raise
+    finally:
+        loop.remove_reader(_STDIN)
+        if head is not None:
+            await head.stop()
+        if runner is not None:
+            await runner.cleanup()
+        if pipeline is not None:
+            channel.emit(Event("stats", stats={**asdict(pipeline.stats)}))
+
+
+def _pipeline(
+    spec: EngineSpec, loaded: Loaded, listener: Listener | None, channel: Channel
+) -> Pipeline | None:
+    from agent.engine.pipeline import RingPipeline, WholePipeline
+
+    if listener is None:
+        return WholePipeline(loaded.contexts[0])
+    member = loaded.member(spec)
+    joined = _join(spec, loaded, member, listener, channel)
+    if joined is None:
+        return None
+    first, last = loaded.contexts
+    return RingPipeline(first, last, member, *joined)
+
+
+async def _serve_http(head: Head, spec: EngineSpec) -> tuple[web.AppRunner, int]:
+    from aiohttp import web
+
+    from agent.engine.serve.app import make_app
+
+    runner = web.AppRunner(make_app(head), shutdown_timeout=_HTTP_SHUTDOWN_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, spec.http_address, spec.http_port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise EnvironmentFault(
+            f"cannot serve HTTP on {spec.http_address} port {spec.http_port}: {error.strerror}.",
+            hint="Is the overlay up, and is the port free?",
+        ) from None
+    return runner, int(runner.addresses[0][1])
+
+
+def _die_with_agent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def main() -> int:
+    """Run one engine; the exit code is 0 when it was stopped, else that of its error."""
+    _die_with_agent()
+    # A terminal's Ctrl-C reaches every process of the group: the agent alone decides what ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(
+        level=os.environ.get("COVEY_ENGINE_LOG", "INFO"),
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    channel = Channel()
+    code = 0
+    try:
+        try:
+            spec = channel.read_spec()
+        except CoveyError as error:
+            channel.emit_error("failed", error)
+            raise
+        if spec.role == "stage":
+            run_stage(spec, channel)
+        else:
+            asyncio.run(run_head(spec, channel))
+    except CoveyError as error:
+        log.error("%s", error.line())
+        code = error.exit_code
+    sys.stderr.flush()
+    # llama.cpp's threads may still compute; the system frees everything faster than they end.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""What clients may ask for: from a request's bytes to a checked `Ask`, or an ApiError.
+
+A core, used by `app.py`. Fields that nobody knows are accepted, since clients send many; a field
+that is known and would change the answer, and that the head cannot do yet, is refused by name
+unless it holds the value that changes nothing. Nothing is silently ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from agent.engine.generation import Sampling
+from agent.engine.serve.openai import ApiError
+
+# OpenAI's limit. The length bounds the work per token while text is held back.
+MAX_STOPS = 4
+MAX_STOP_CHARS = 1000
+# OpenAI's default for /v1/completions; chats go on until the model ends or the context is full.
+COMPLETION_MAX_TOKENS = 16
+_MAX_INT32 = 2**31 - 1
+
+# Fields that the head cannot do yet, with the values (next to null) that ask for nothing.
+_NOT_YET: dict[str, tuple[Any, ...]] = {
+    # OpenAI
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "suffix": ("",),
+    "web_search_options": (),
+    # llama-server
+    "grammar": ("",),
+    "json_schema": ({},),
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
+    "top_n_sigma": (-1,),
+    "ignore_eos": (False,),
+    "n_probs": (0,),
+    # vLLM
+    "chat_template": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "min_tokens": (0,),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "prompt_logprobs": (0,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What every endpoint shares; `max_tokens` None goes on as far as the context reaches."""
+
+    model: str
+    stream: bool
+    include_usage: bool
+    max_tokens: int | None
+    stops: tuple[str, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class ChatAsk(Ask):
+    """A chat: messages with text content, and the client's own variables for the template."""
+
+    messages: tuple[dict[str, Any], ...]
+    variables: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CompletionAsk(Ask):
+    """A prompt as text or as token ids; `echo` repeats it before the answer."""
+
+    prompt: str | tuple[int, ...]
+    echo: bool
+
+
+def parse_chat(body: bytes) -> ChatAsk:
+    """Return the checked request of /v1/chat/completions; raises ApiError."""
+    fields = _fields(body)
+    request = _convert(fields, _ChatRequest)
+    return ChatAsk(
+        **_shared(request),
+        max_tokens=_limit(request, None),
+        messages=tuple(
+            _message(index, raw, message)
+            for index, (raw, message) in enumerate(
+                zip(fields["messages"], request.messages, strict=True)
+            )
+        ),
+        variables=request.chat_template_kwargs or {},
+    )
+
+
+def parse_completion(body: bytes) -> CompletionAsk:
+    """Return the checked request of /v1/completions; raises ApiError."""
+    request = _convert(_fields(body), _CompletionRequest)
+    return CompletionAsk(
+        **_shared(request),
+        max_tokens=_limit(request, COMPLETION_MAX_TOKENS),
+        prompt=_prompt(request.prompt),
+        echo=request.echo or False,
+    )
+
+
+_Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+_Positive = Annotated[float, Meta(gt=0)]
+_NotNegative = Annotated[float, Meta(ge=0)]
+_Share = Annotated[float, Meta(ge=0, le=1)]
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_TokenId = Annotated[int, Meta(ge=0, le=_MAX_INT32)]
+
+
+class _StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True):
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
+    temperature: _NotNegative | None = None
+    top_p: _Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=_MAX_INT32)] | None = None
+    min_p: _Share | None = None
+    seed: int | None = None
+    frequency_penalty: _Penalty | None = None
+    presence_penalty: _Penalty | None = None
+    repeat_penalty: _Positive | None = None
+    repetition_penalty: _Positive | None = None  # vLLM's name for the same
+    logit_bias: dict[_TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+
+
+class _Part(msgspec.Struct, frozen=True):
+    type: str
+    text: str | None = None
+
+
+class _Message(msgspec.Struct, frozen=True):
+    role: Annotated[str, Meta(min_length=1)]
+    content: str | list[_Part] | None = None
+    tool_calls: list[Any] | None = None
+    function_call: Any = None
+
+
+class _ChatRequest(_Request, frozen=True, kw_only=True):
+    messages: Annotated[list[_Message], Meta(min_length=1)]
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class _CompletionRequest(_Request, frozen=True, kw_only=True):
+    prompt: str | list[Any]
+    echo: bool | None = None
+
+
+_AnyRequest = TypeVar("_AnyRequest", bound=_Request)
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        fields = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(f"The request's body is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ApiError("The request's body is not a JSON object")
+    for name, neutral in _NOT_YET.items():
+        value = fields.get(name)
+        if value is not None and not any(_same(value, allowed) for allowed in neutral):
+            raise ApiError(
+                f"`{name}` is not supported by this server yet",
+                hint="Leave it out.",
+                param=name,
+                code="unsupported_parameter",
+            )
+    return fields
+
+
+def _same(value: Any, allowed: Any) -> bool:
+    # In Python 0 == False, but `logprobs: 0` asks for something and `false` does not.
+    return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
+
+
+def _convert(fields: Mapping[str, Any], kind: type[_AnyRequest]) -> _AnyRequest:
+    try:
+        return msgspec.convert(fields, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        named = re.search(r"\$\.(\w+)", str(error)) or re.search(r"field `(\w+)`", str(error))
+        raise ApiError(
+            f"The request is not valid: {error}", param=named.group(1) if named else None
+        ) from error
+
+
+def _shared(request: _Request) -> dict[str, Any]:
+    if not request.model:
+        raise ApiError("The request names no model", hint="Set `model`.", param="model")
+    stop = request.stop or []
+    options = request.stream_options
+    return {
+        "model": request.model,
+        "stream": request.stream or False,
+        "include_usage": bool(options and options.include_usage),
+        "stops": (stop,) if isinstance(stop, str) else tuple(stop),
+        "sampling": _sampling(request),
+    }
+
+
+def _limit(request: _Request, default: int | None) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        value: int | None = getattr(request, name)
+        if value is None:
+            continue
+        if value == -1:  # llama-server's word for "as far as the context reaches"
+            return None
+        if value < 1:
+            raise ApiError(f"`{name}` is {value}; it must be at least 1", param=name)
+        return value
+    return default
+
+
+def _sampling(request: _Request) -> Sampling:
+    given: dict[str, Any] = {
+        name: value
+        for name in ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty")
+        if (value := getattr(request, name)) is not None
+    }
+    if request.top_k is not None:
+        given["top_k"] = max(request.top_k, 0)  # 0 is llama.cpp's "off", and -1 is vLLM's
+    repeat = request.repeat_penalty or request.repetition_penalty
+    if repeat is not None:
+        given["repeat_penalty"] = repeat
+    if request.seed is not None and request.seed != -1:  # -1 is llama-server's "choose one"
+        # llama.cpp's seeds have 32 bits, of which the highest value means "choose one".
+        given["seed"] = request.seed % (2**32 - 1)
+    if request.logit_bias:
+        given["logit_bias"] = tuple(sorted(request.logit_bias.items()))
+    return Sampling(**given)
+
+
+def _message(index: int, raw: Mapping[str, Any], message: _Message) -> dict[str, Any]:
+    """Return the message for the template: the client's fields, its content as one text."""
+    where = f"messages[{index}]"
+    if message.tool_calls or message.function_call or message.role in ("tool", "function"):
+        raise ApiError(
+            f"`{where}` is part of a tool call; tools are not supported by this server yet",
+            param=where,
+            code="unsupported_parameter",
+        )
+    content = message.content
+    if content is None:
+        if message.role != "assistant":
+            raise ApiError(f"`{where}` has no content", param=f"{where}.content")
+        content = ""
+    if not isinstance(content, str):
+        for number, part in enumerate(content):
+            if part.type != "text" or part.text is None:
+                raise ApiError(
+                    f"`{where}.content[{number}]` is of type {part.type!r}, but this model reads"
+                    " text only",
+                    param=f"{where}.content[{number}]",
+                    code="unsupported_content",
+                )
+        content = "\n".join(part.text or "" for part in content)  # as llama-server and vLLM do
+    # OpenAI renamed `system`; the templates of open models know the old name only.
+    role = "system" if message.role == "developer" else message.role
+    return {**raw, "role": role, "content": content}
+
+
+def _prompt(prompt: str | list[Any]) -> str | tuple[int, ...]:
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and isinstance(prompt[0], str):
+        return prompt[0]
+    if len(prompt) == 1 and isinstance(prompt[0], list):
+        prompt = prompt[0]
+    elif len(prompt) > 1 and isinstance(prompt[0], str | list):
+        raise ApiError(
+            f"`prompt` holds {len(prompt)} prompts, but this server takes one in a request",
+            hint="Send a request for each.",
+            param="prompt",
+            code="unsupported_parameter",
+        )
+    try:
+        ids = msgspec.convert(prompt, tuple[_TokenId, ...])
+    except msgspec.ValidationError as error:
+        raise ApiError(
+            "`prompt` must be a text, a list with one text, or a list of token ids",
+            param="prompt",
+        ) from error
+    if not ids:
+        raise ApiError("`prompt` is empty", param="prompt")
+    return ids

@@ -1,0 +1,113 @@
+"""What an engine process is told and what it tells: the spec, commands and events (JSON lines).
+
+A core: types only. Written by `supervisor.py` on the agent's side, read by `process.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from agent.engine.frames import RowType, stage_name
+from agent.errors import ConfigError
+
+Role = Literal["whole", "head", "stage"]
+_ROW_TYPES = {"f32": RowType.F32, "f16": RowType.F16, "q8": RowType.Q8}
+_FILES = {"whole": 1, "stage": 1, "head": 2}
+RING_ID_BYTES = 16
+
+
+class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that an engine process needs to know; it is its first line of input.
+
+    `files` are paths: the model (whole), the part (stage), or the first and the last part (head).
+    `ring` is 16 bytes in hex; `stages` counts the ring's processes with the head, which is stage 0.
+    `listen` and `predecessor` are overlay addresses; the latter is the only one that may connect.
+    `http_address` empty means no HTTP server; port 0 lets the system choose one. `n_ctx` 0 is the
+    model's own context, `threads` 0 is one for each CPU. `silence_s` is how long a stage may be
+    silent, and `join_timeout_s` how long the neighbours may take to come, once `connect` was said.
+    `cache` is a folder where the result of the self-test is kept; empty: it is not kept.
+    """
+
+    role: Role
+    files: tuple[str, ...]
+    model_name: str = "model"
+    n_ctx: int = 0
+    n_batch: int = 512
+    n_seq: int = 1
+    threads: int = 0
+    gpu_layers: int = 0
+    flash_attention: bool = False
+    row_type: Literal["f32", "f16", "q8"] = "f32"
+    ring: str = ""
+    epoch: int = 0
+    stage: int = 0
+    stages: int = 1
+    listen: str = ""
+    port: int = 0
+    predecessor: str = ""
+    http_address: str = ""
+    http_port: int = 0
+    silence_s: float = 30.0
+    join_timeout_s: float = 60.0
+    cache: str = ""
+
+    @property
+    def rows(self) -> RowType:
+        """The row type of this ring's frames."""
+        return _ROW_TYPES[self.row_type]
+
+    @property
+    def title(self) -> str:
+        """What messages call this engine."""
+        return "the model" if self.role == "whole" else stage_name(self.stage)
+
+    def check(self) -> None:
+        """Raise ConfigError for a spec that makes no sense."""
+        if len(self.files) != _FILES[self.role]:
+            raise ConfigError(f"a {self.role} engine takes {_FILES[self.role]} file(s)")
+        if self.n_batch < 1 or self.n_seq < 1 or self.n_ctx < 0 or self.threads < 0:
+            raise ConfigError("n_batch, n_seq, n_ctx and threads must not be negative")
+        if self.silence_s <= 0 or self.join_timeout_s <= 0:
+            raise ConfigError("silence_s and join_timeout_s must be above 0")
+        if self.role == "whole":
+            return
+        try:
+            identity = bytes.fromhex(self.ring)
+        except ValueError:
+            identity = b""
+        if len(identity) != RING_ID_BYTES:
+            raise ConfigError(f"ring must be {RING_ID_BYTES} bytes in hex, not {self.ring!r}")
+        if not self.listen or not self.predecessor:
+            raise ConfigError("a stage needs the addresses `listen` and `predecessor`")
+        if self.stages < 2 or not 0 <= self.stage < self.stages:
+            raise ConfigError(f"stage {self.stage} of {self.stages} makes no ring")
+        if (self.stage == 0) != (self.role == "head"):
+            raise ConfigError("the head, and nothing else, is stage 0")
+
+
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A line of input: connect to the successor (address, port), or stop."""
+
+    connect: tuple[str, int] | None = None
+    stop: bool = False
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A line of output.
+
+    `listening` (loaded; `port` for the predecessor, `http_port`), `ready` (serving), `failed` (did
+    not start) and `broken` (was ready) with `kind`, `message` and `hint` of the error, `stats`
+    with counts and seconds.
+    """
+
+    event: Literal["listening", "ready", "failed", "broken", "stats"]
+    port: int = 0
+    http_port: int = 0
+    load_s: float = 0.0
+    use_extra_bufts: bool = True
+    kind: str = ""
+    message: str = ""
+    hint: str = ""
+    stats: dict[str, float] = {}

@@ -1,0 +1,93 @@
+"""A middle stage at work: frames in, llama.cpp over its layers, frames out.
+
+For `process.py`, which has loaded the part and joined the ring. One thread, no queue: the order of
+frames on the connections is the order of all work, so every stage's KV cache stays the same.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.engine.frames import Frame
+from agent.engine.link import Inlet, Lost, Membership, Outlet
+from agent.engine.llama import Context
+from agent.errors import CoveyError, PeerError
+
+
+@dataclass
+class StageStats:
+    """What a stage has done: counts, and seconds in llama.cpp and in our own code around it."""
+
+    frames: int = 0
+    rows: int = 0
+    decode_s: float = 0.0
+    own_s: float = 0.0
+
+
+class Stage:
+    """A part of the model between an inlet and an outlet."""
+
+    def __init__(self, context: Context, member: Membership, inlet: Inlet, outlet: Outlet) -> None:
+        self._context = context
+        self._member = member
+        self._inlet = inlet
+        self._outlet = outlet
+        self._marks = np.ones(member.limits.max_rows, np.int8)
+        self.stats = StageStats()
+
+    def run(self, control: int, stopped: Callable[[], bool]) -> None:
+        """Work until `stopped()`, which is asked whenever `control` (a descriptor) is readable.
+
+        Raises Lost when a neighbour is gone or silent, EngineError when llama.cpp fails, PeerError
+        for nonsense; the successor has then been told.
+        """
+        try:
+            self._run(control, stopped)
+        except Lost as lost:
+            self._outlet.fault(lost.stage, lost.reason)
+            raise
+        except CoveyError as error:
+            blamed = self._inlet.stage if isinstance(error, PeerError) else self._member.stage
+            reason = f"stage {self._member.stage} failed: {error.message.rstrip('.')}"
+            self._outlet.fault(blamed, reason)
+            raise
+
+    def _run(self, control: int, stopped: Callable[[], bool]) -> None:
+        poll = select.poll()
+        poll.register(self._inlet, select.POLLIN)
+        poll.register(control, select.POLLIN)
+        ping_ms = self._member.ping_s * 1000
+        while True:
+            ready = [file for file, _ in poll.poll(ping_ms)]
+            if control in ready and stopped():
+                return
+            if self._inlet.fileno() in ready:
+                started = time.perf_counter()
+                decoded = self.stats.decode_s
+                self._inlet.pump()
+                while (frame := self._inlet.frame()) is not None:
+                    self._handle(frame)
+                spent = time.perf_counter() - started
+                self.stats.own_s += spent - (self.stats.decode_s - decoded)
+            self._outlet.ping()
+            self._inlet.check_alive()
+
+    def _handle(self, frame: Frame) -> None:
+        context = self._context
+        context.apply(frame.operations)
+        count = len(frame.pairs)
+        rows = frame.rows
+        if count:
+            started = time.perf_counter()
+            rows = context.decode_rows(
+                rows, frame.pairs[:, 0], frame.pairs[:, 1], self._marks[:count]
+            )
+            self.stats.decode_s += time.perf_counter() - started
+        self._outlet.send(Frame(frame.epoch, frame.operations, frame.pairs, rows))
+        self.stats.frames += 1
+        self.stats.rows += count

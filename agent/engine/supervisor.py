@@ -1,0 +1,230 @@
+"""Run an engine process from the agent's event loop, and say in one line why it ended.
+
+For the daemon, which decides what to start where and whether to start it again. llama.cpp may
+crash, the agent may not: this module never imports it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+import agent
+from agent import errors
+from agent.engine.spec import Command, EngineSpec, Event
+from agent.errors import CoveyError, EngineError
+
+log = logging.getLogger(__name__)
+
+LOAD_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 8.0
+_KILL_TIMEOUT_S = 5.0
+_TAIL_LINES = 50
+_LINE_BYTES = 1 << 20
+# llama.cpp's threads spin at every barrier. Where engines share CPUs with anything else, a thread
+# that spins while its peer waits for a CPU makes a token 40 to 100 times slower; see docs.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+
+
+class Engine:
+    """A running engine process; made by `start`, ended by `stop`."""
+
+    def __init__(self, spec: EngineSpec, process: asyncio.subprocess.Process) -> None:
+        self.spec = spec
+        self.pid = process.pid
+        self.port = 0
+        self.http_port = 0
+        self.stats: dict[str, float] = {}
+        self._process = process
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._listening = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._reason: CoveyError | None = None
+        self._stopping = False
+        self._reader = asyncio.create_task(self._read(), name=f"engine {process.pid}")
+
+    @classmethod
+    async def start(cls, spec: EngineSpec, *, load_timeout_s: float = LOAD_TIMEOUT_S) -> Self:
+        """Start a process and wait until it listens (a stage, a head) or is ready (whole).
+
+        Raises the engine's own error when it fails, EngineError when it dies or takes too long.
+        """
+        spec.check()
+        root = str(Path(agent.__file__).parents[1])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "agent.engine.process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
+            env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        engine = cls(spec, process)
+        try:
+            await engine._write(msgspec.json.encode(spec))
+            awaited = engine._ready if spec.role == "whole" else engine._listening
+            await engine._wait_for(awaited, load_timeout_s, "load")
+        except BaseException:
+            await engine.stop(grace_s=0.0)
+            raise
+        return engine
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"the engine of {self.spec.title}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended or reported that its ring is broken."""
+        return self._ended.is_set()
+
+    @property
+    def log_tail(self) -> list[str]:
+        """The last lines of its log."""
+        return list(self._tail)
+
+    async def connect(self, address: str, port: int) -> None:
+        """Tell it where its successor listens; then wait with `wait_ready`."""
+        await self._write(msgspec.json.encode(Command(connect=(address, port))))
+
+    async def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Wait until it serves; raises the engine's own error when it fails."""
+        await self._wait_for(self._ready, timeout_s or self.spec.join_timeout_s + 10.0, "be ready")
+
+    async def wait_ended(self) -> CoveyError | None:
+        """Wait until it ends or its ring breaks; returns why, None when it was stopped."""
+        await self._ended.wait()
+        return self._reason
+
+    async def stop(self, *, grace_s: float = STOP_TIMEOUT_S) -> None:
+        """End the process: ask it, then kill it; bounded, and harmless when it has ended."""
+        self._stopping = True
+        if grace_s > 0 and self._process.returncode is None:
+            with contextlib.suppress(EngineError):
+                await self._write(msgspec.json.encode(Command(stop=True)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._reader), grace_s)
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            await asyncio.wait_for(asyncio.shield(self._reader), _KILL_TIMEOUT_S)
+        except TimeoutError:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _write(self, line: bytes) -> None:
+        stdin = self._process.stdin
+        if stdin is None or stdin.is_closing():
+            raise EngineError(f"{self.name} has ended.")
+        try:
+            stdin.write(line + b"\n")
+            await stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            # Why it ended comes from its events or its exit code, which are on their way.
+            log.debug("%s does not read any more", self.name)
+
+    async def _wait_for(self, event: asyncio.Event, timeout_s: float, what: str) -> None:
+        waits = [asyncio.create_task(event.wait()), asyncio.create_task(self._ended.wait())]
+        try:
+            done, _ = await asyncio.wait(
+                waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        if event.is_set() and not self._ended.is_set():
+            return
+        if not done:
+            raise EngineError(
+                f"{self.name} took more than {timeout_s:.0f} s to {what}.",
+                hint="A larger timeout may help on a slow disk.",
+            )
+        raise self._reason or EngineError(f"{self.name} was stopped.")
+
+    async def _read(self) -> None:
+        """Own both outputs until the process has ended."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read_events())
+                tasks.create_task(self._read_log())
+            code = await self._process.wait()
+        except BaseException:
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+            self._ended.set()
+            raise
+        if self._reason is None and not self._stopping:
+            self._reason = self._death(code)
+        log.info("ended name=%s pid=%d code=%d reason=%s", self.name, self.pid, code, self._reason)
+        self._ended.set()
+
+    def _death(self, code: int) -> EngineError:
+        if code < 0:
+            return EngineError(f"{self.name} was killed (signal {-code}).")
+        last = f": {self._tail[-1]}" if self._tail else ""
+        return EngineError(f"{self.name} ended with code {code}{last}.")
+
+    async def _read_events(self) -> None:
+        output = self._process.stdout
+        if output is None:
+            return
+        while line := await output.readline():
+            try:
+                self._on_event(msgspec.json.decode(line, type=Event))
+            except msgspec.DecodeError as error:
+                log.error("%s wrote what is no event: %s", self.name, error)
+
+    def _on_event(self, event: Event) -> None:
+        log.info(
+            "event name=%s pid=%d event=%s message=%s",
+            self.name,
+            self.pid,
+            event.event,
+            event.message,
+        )
+        match event.event:
+            case "listening":
+                self.port, self.http_port = event.port, event.http_port
+                self._listening.set()
+            case "ready":
+                self.http_port = event.http_port
+                self._ready.set()
+            case "stats":
+                self.stats = dict(event.stats)
+            case "failed" | "broken":
+                fields = {"kind": event.kind, "message": event.message, "hint": event.hint}
+                self._reason = errors.from_wire(fields)
+                self._ended.set()
+
+    async def _read_log(self) -> None:
+        output = self._process.stderr
+        if output is None:
+            return
+        partial = b""
+        while data := await output.read(_LINE_BYTES):
+            *lines, partial = (partial + data).split(b"\n")
+            for line in lines:
+                text = line.decode("utf-8", "replace").rstrip()
+                self._tail.append(text)
+                log.debug("%s: %s", self.name, text)
+            partial = partial[-_LINE_BYTES:]
+        if partial:
+            self._tail.append(partial.decode("utf-8", "replace"))

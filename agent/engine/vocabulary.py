@@ -1,0 +1,95 @@
+"""Texts to token ids and back, by the vocabulary of a loaded model.
+
+For the head, which alone sees tokens. Safe to call from any thread: llama.cpp only reads here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp
+
+from agent.engine.llama import Weights
+from agent.errors import UsageError
+
+_NONE = -1
+_PIECE_BYTES = 64
+
+
+class Vocabulary:
+    """The vocabulary of `weights`, which must stay loaded; `size` counts its tokens."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._handle: Any = weights.vocabulary
+        self.size = weights.n_vocab
+        self._bos: int = llama_cpp.llama_vocab_bos(self._handle)
+        self._adds_bos: bool = llama_cpp.llama_vocab_get_add_bos(self._handle)
+        self.bos = self._text(self._bos)
+        self.eos = self._text(llama_cpp.llama_vocab_eos(self._handle))
+        self._pieces: dict[int, bytes] = {}
+
+    def _text(self, token: int) -> str:
+        if token == _NONE:
+            return ""
+        text: bytes | None = llama_cpp.llama_vocab_get_text(self._handle, token)
+        return (text or b"").decode("utf-8", "replace")
+
+    def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
+        """Return the ids of `text`, with the BOS that the model wants (once if the text has it)."""
+        raw = text.encode("utf-8", "replace")
+        room = len(raw) + 8
+        tokens = (ctypes.c_int32 * room)()
+        count = llama_cpp.llama_tokenize(self._handle, raw, len(raw), tokens, room, True, special)
+        if count < 0:
+            tokens = (ctypes.c_int32 * -count)()
+            count = llama_cpp.llama_tokenize(
+                self._handle, raw, len(raw), tokens, -count, True, special
+            )
+        if count < 0:
+            raise UsageError(f"a text of {len(raw)} bytes is too long to be split into tokens.")
+        found = tuple(tokens[:count])
+        if self._adds_bos and found[:2] == (self._bos, self._bos):
+            return found[1:]
+        return found
+
+    def detokenize(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of a run of tokens; control tokens give none."""
+        self.check(ids)
+        tokens = (ctypes.c_int32 * max(1, len(ids)))(*ids)
+        room = 16 * len(ids) + 16
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = llama_cpp.llama_detokenize(
+                self._handle, tokens, len(ids), buffer, room, True, False
+            )
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that one token adds to an answer; none for a control token."""
+        known = self._pieces.get(token)
+        if known is None:
+            buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+            count = llama_cpp.llama_token_to_piece(
+                self._handle, token, buffer, _PIECE_BYTES, 0, False
+            )
+            if count < 0:
+                buffer = ctypes.create_string_buffer(-count)
+                count = llama_cpp.llama_token_to_piece(
+                    self._handle, token, buffer, -count, 0, False
+                )
+            known = self._pieces[token] = buffer.raw[:count]
+        return known
+
+    def ends(self, token: int) -> bool:
+        """Say whether the token ends a generation."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._handle, token))
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raise UsageError for an id that the model does not have."""
+        for token in ids:
+            if not 0 <= token < self.size:
+                raise UsageError(f"the token {token} is not one of the model's {self.size}.")

@@ -1,0 +1,54 @@
+"""Reading what others wrote: msgpack arrays whose first element is a version. A core.
+
+One place for the three ways in which such bytes can be bad: not readable, of a newer version, or
+readable but not written as we write them (two encodings of one certificate must not both count).
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from agent.errors import CoveyError
+
+# What msgspec raises for bytes it cannot read: strings that are not UTF-8 are no DecodeError to it.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class _Head(msgspec.Struct, array_like=True, frozen=True):
+    version: int
+
+
+def decode(raw: bytes, kind: type[_T], what: str, version: int, error: type[CoveyError]) -> _T:
+    """Return `raw` as a `kind`, an array-like struct whose first field is its version.
+
+    `what` begins the messages, as "the certificate"; raises `error` when the bytes are damaged, of
+    another version than `version`, or not the bytes that encoding the result gives.
+    """
+    try:
+        value = msgspec.msgpack.decode(raw, type=kind)
+    except UNREADABLE:
+        if _version(raw) > version:
+            raise newer(what, error) from None
+        raise error(f"{what} is damaged") from None
+    written = _version(raw)
+    if written > version:
+        raise newer(what, error)
+    if written != version or msgspec.msgpack.encode(value) != raw:
+        raise error(f"{what} is damaged")
+    return value
+
+
+def newer(what: str, error: type[CoveyError]) -> CoveyError:
+    """Return the error for something that a newer Covey wrote."""
+    return error(f"{what} is from a newer version of Covey", hint="Update this node, then retry.")
+
+
+def _version(raw: bytes) -> int:
+    try:
+        return msgspec.msgpack.decode(raw, type=_Head).version
+    except UNREADABLE:
+        return 0

@@ -1,0 +1,231 @@
+"""Network interfaces by rtnetlink: find, claim, give addresses, remove; and the UDP port check.
+
+Shell; used by `kernel.py` and `userspace.py`, from a worker thread only (pyroute2's synchronous
+classes raise inside a running event loop). Each call opens and closes its own netlink socket
+(3 ms): pyroute2 ties a socket to the thread that made it, so a kept one could leak.
+
+An interface is ours when its alias is our mark, `covey` and our WireGuard public key. The mark
+lives and dies with the interface, is seen by `ip link`, and differs between two agents of one
+machine. What lacks it is never touched.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nacl.bindings
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from agent.errors import EnvironmentFault
+from agent.overlay.device import Interface
+
+_MARK_PREFIX = "covey "
+# How long a removed interface, or the port of a process that is ending, may take to be free.
+SETTLE_S = 3.0
+_POLL_S = 0.01
+_ROOT_HINT = (
+    "Run the agent as root, or give its service AmbientCapabilities=CAP_NET_ADMIN,"
+    " or start it in a user and network namespace."
+)
+
+
+@dataclass(frozen=True)
+class Link:
+    """An interface: its index, its kind as the kernel says (`wireguard`, `tun`, …), its alias."""
+
+    index: int
+    kind: str
+    alias: str
+
+
+def public_key(private_key: bytes) -> bytes:
+    """Return the X25519 public key (32 bytes) of a WireGuard private key."""
+    return nacl.bindings.crypto_scalarmult_base(private_key)
+
+
+def mark(private_key: bytes) -> str:
+    """Return the alias that makes an interface ours."""
+    return _MARK_PREFIX + base64.b64encode(public_key(private_key)).decode()
+
+
+def find(name: str) -> Link | None:
+    """Return the interface of that name, or None."""
+    with _netlink(name, "look for") as netlink:
+        try:
+            answer = netlink.link("get", ifname=name)[0]
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return None
+            raise
+        info = answer.get_attr("IFLA_LINKINFO")
+        kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
+        return Link(answer["index"], kind or "hardware", answer.get_attr("IFLA_IFALIAS") or "")
+
+
+def take_over(name: str, own_mark: str) -> bool:
+    """Remove a left-over interface of ours; say whether there was one.
+
+    EnvironmentFault, and nothing touched, if the interface is not ours.
+    """
+    link = find(name)
+    if link is None:
+        return False
+    if link.alias != own_mark:
+        owner = "another Covey node" if link.alias.startswith(_MARK_PREFIX) else "something else"
+        raise EnvironmentFault(
+            f"interface {name} exists already and belongs to {owner} (kind {link.kind})",
+            hint=f"Give this node another interface name, or remove it with `ip link del {name}`.",
+        )
+    delete(name)
+    return True
+
+
+def add_wireguard(name: str) -> bool:
+    """Make a kernel WireGuard interface; False if this kernel has no WireGuard."""
+    with _netlink(name, "create") as netlink:
+        try:
+            netlink.link("add", ifname=name, kind="wireguard")
+        except NetlinkError as error:
+            if error.code in {errno.EOPNOTSUPP, errno.ENODEV}:
+                return False
+            raise
+    return True
+
+
+def claim(name: str, own_mark: str, mtu: int) -> None:
+    """Put our mark on the interface and set its MTU (bytes)."""
+    with _netlink(name, "set up") as netlink:
+        index = socket.if_nametoindex(name)
+        netlink.link("set", index=index, ifalias=own_mark, mtu=mtu)
+
+
+def address_and_raise(name: str, addresses: Sequence[Interface]) -> None:
+    """Give the interface its addresses and bring it up."""
+    with _netlink(name, "set up") as netlink:
+        index = socket.if_nametoindex(name)
+        for address in addresses:
+            _add_address(netlink, name, index, address)
+        netlink.link("set", index=index, state="up")
+
+
+def delete(name: str) -> None:
+    """Remove the interface if it is there, and wait until it is gone."""
+    with _netlink(name, "remove") as netlink:
+        try:
+            netlink.link("del", index=socket.if_nametoindex(name))
+        except OSError as error:  # if_nametoindex has no such name
+            if error.errno not in {errno.ENODEV, errno.ENXIO, errno.EINVAL}:
+                raise
+    wait_gone(name)
+
+
+def wait_gone(name: str) -> None:
+    """Wait until the interface is gone; EnvironmentFault after SETTLE_S."""
+    deadline = time.monotonic() + SETTLE_S
+    while exists(name):
+        if time.monotonic() > deadline:
+            raise EnvironmentFault(
+                f"interface {name} is still there {SETTLE_S:.0f} s after it was removed",
+                hint=f"See what holds it with `ip -d link show {name}`.",
+            )
+        time.sleep(_POLL_S)
+
+
+def exists(name: str) -> bool:
+    """Say whether an interface of that name exists."""
+    return any(name == present for _, present in socket.if_nameindex())
+
+
+def port_in_use(port: int) -> EnvironmentFault:
+    """Return the fault for a UDP port that something else holds."""
+    return EnvironmentFault(
+        f"UDP port {port} is in use",
+        hint=f"See who has it with `ss -lunp sport = :{port}`, or choose another listen port.",
+    )
+
+
+def check_port(port: int, patience_s: float = 0.0) -> None:
+    """Raise EnvironmentFault unless the UDP port is free; wait `patience_s` seconds for it."""
+    deadline = time.monotonic() + patience_s
+    while port and (problem := _bind_error(port)) is not None:
+        if problem != errno.EADDRINUSE:
+            raise EnvironmentFault(
+                f"cannot use UDP port {port}: {os.strerror(problem)}",
+                hint="Choose another listen port.",
+            )
+        if time.monotonic() >= deadline:
+            raise port_in_use(port)
+        time.sleep(_POLL_S)
+
+
+def _bind_error(port: int) -> int | None:
+    for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104 WireGuard itself listens on every address
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((wildcard, port))
+        except OSError as error:
+            if error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+                continue  # this machine has only one of the two families
+            return error.errno
+    return None
+
+
+def _add_address(netlink: IPRoute, name: str, index: int, address: Interface) -> None:
+    def add() -> None:
+        prefix = address.network.prefixlen
+        netlink.addr("add", index=index, address=str(address.ip), prefixlen=prefix)
+
+    try:
+        add()
+    except NetlinkError as error:
+        if address.version != 6 or error.code not in {errno.EACCES, errno.EOPNOTSUPP}:
+            raise
+        # IPv6 is switched off by default here (containers): switch it on for our interface only.
+        try:
+            Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("0")
+            add()
+        except (OSError, NetlinkError) as second:
+            raise EnvironmentFault(
+                f"cannot give {name} its address {address}: IPv6 is switched off",
+                hint="Set the sysctl net.ipv6.conf.all.disable_ipv6 to 0.",
+            ) from second
+
+
+@contextmanager
+def _netlink(name: str, doing: str) -> Iterator[IPRoute]:
+    """Open rtnetlink; the kernel's refusals become EnvironmentFault."""
+    with kernel_faults(name, doing), IPRoute() as netlink:
+        yield netlink
+
+
+@contextmanager
+def kernel_faults(name: str, doing: str) -> Iterator[None]:
+    """Turn the kernel's refusals to `doing` something with interface `name` into faults."""
+    try:
+        yield
+    except (NetlinkError, OSError) as error:
+        code = error.code if isinstance(error, NetlinkError) else error.errno
+        if code in {errno.EPERM, errno.EACCES}:
+            raise no_capability(name, doing) from error
+        raise EnvironmentFault(
+            f"cannot {doing} the WireGuard interface {name}: {os.strerror(code or 0)}",
+            hint="Look at the kernel's log with `dmesg`.",
+        ) from error
+
+
+def no_capability(name: str, doing: str = "create") -> EnvironmentFault:
+    """Return the fault for a missing CAP_NET_ADMIN."""
+    return EnvironmentFault(
+        f"cannot {doing} the WireGuard interface {name}: this needs CAP_NET_ADMIN", hint=_ROOT_HINT
+    )

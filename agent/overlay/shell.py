@@ -1,0 +1,250 @@
+"""The overlay as the daemon uses it: one WireGuard device behind an asyncio face.
+
+Shell. Every call to the device runs in one worker thread (pyroute2 cannot run inside an event
+loop, and wireguard-go ends with the thread that started it), one at a time. A watch task looks
+after the device and makes a broken one anew with its last configuration. Not for choosing
+endpoints or peers: the daemon computes those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, TypeVar
+
+from agent.errors import CoveyError, EnvironmentFault
+from agent.overlay.device import (
+    DEFAULT_MTU,
+    Device,
+    DeviceConfig,
+    Interface,
+    PeerConfig,
+    PeerState,
+    check_name,
+)
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+Backend = Literal["auto", "kernel", "userspace"]
+
+# A broken device is silent for at most this long; a look costs one system call or two.
+CHECK_INTERVAL_S = 1.0
+# After a restart that failed the wait doubles up to this.
+RETRY_MAX_S = 30.0
+# Longer than every wait inside a device put together; past it the kernel hangs.
+OPERATION_TIMEOUT_S = 30.0
+
+
+class Overlay:
+    """The node's WireGuard interface. `device` replaces the backend, for tests."""
+
+    def __init__(
+        self, name: str = "covey0", backend: Backend = "auto", *, device: Device | None = None
+    ) -> None:
+        check_name(name)
+        self._name = name
+        self._backend = backend
+        self._device = device
+        self._worker: ThreadPoolExecutor | None = None
+        self._lock = asyncio.Lock()
+        self._watcher: asyncio.Task[None] | None = None
+        self._config: DeviceConfig | None = None
+        self._wanted: tuple[PeerConfig, ...] = ()
+        self._fault: CoveyError | None = None
+
+    @property
+    def name(self) -> str:
+        """The interface's name."""
+        return self._name
+
+    @property
+    def kind(self) -> str:
+        """`kernel`, `userspace` or `fake`; empty before the start."""
+        return self._device.kind if self._device is not None and self._config is not None else ""
+
+    @property
+    def listen_port(self) -> int:
+        """WireGuard's UDP port; 0 before the start."""
+        return self._config.listen_port if self._config is not None else 0
+
+    @property
+    def fault(self) -> CoveyError | None:
+        """Why the overlay does not work just now (a restart failed); None while it works."""
+        return self._fault
+
+    async def start(
+        self,
+        private_key: bytes,
+        listen_port: int,
+        addresses: Sequence[Interface],
+        mtu: int = DEFAULT_MTU,
+    ) -> None:
+        """Make the interface and bring it up without peers.
+
+        `addresses` carry the mesh's prefix lengths, so the mesh becomes on-link. `listen_port` 0
+        takes a free port, which restarts keep. EnvironmentFault as in `Device.open`; on a fault or
+        a cancellation nothing is left.
+        """
+        async with self._lock:
+            if self._worker is not None:
+                raise ValueError("the overlay is started already")
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="overlay")
+            try:
+                device = await self._call(self._make_device)
+                await self._call(device.open, private_key, listen_port, tuple(addresses), mtu)
+                port = device.listen_port
+            except BaseException:
+                await self._to_the_end(self._close())
+                raise
+            self._config = DeviceConfig(private_key, port, tuple(addresses), mtu)
+            self._watcher = asyncio.create_task(self._watch(), name="overlay-watch")
+        _log.info("overlay up interface=%s kind=%s port=%d mtu=%d",
+                  self._name, device.kind, port, mtu)  # fmt: skip
+
+    async def set_peers(self, peers: Sequence[PeerConfig]) -> None:
+        """Make `peers` the device's peers; what did not change is not touched.
+
+        Raises ValueError for wrong peers, EnvironmentFault if the device is broken: the peers are
+        remembered then, and set as soon as it works again.
+        """
+        async with self._lock:
+            device = self._started()
+            before, self._wanted = self._wanted, tuple(peers)
+            try:
+                await self._call(device.apply, self._wanted)
+            except ValueError:
+                self._wanted = before
+                raise
+            except EnvironmentFault:
+                if not await self._restarted():
+                    raise
+
+    async def states(self) -> list[PeerState]:
+        """Return the state of every peer; EnvironmentFault if the device is broken."""
+        async with self._lock:
+            device = self._started()
+            try:
+                return await self._call(device.peers)
+            except EnvironmentFault:
+                if not await self._restarted():
+                    raise
+                return await self._call(device.peers)
+
+    async def stop(self) -> None:
+        """Remove the interface, whatever cancels us; stopping twice does nothing."""
+        await self._to_the_end(self._stop())
+
+    async def _stop(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.cancel()
+            await asyncio.wait({watcher})
+        async with self._lock:
+            if self._worker is None:
+                return
+            await self._close()
+        _log.info("overlay down interface=%s", self._name)
+
+    def _make_device(self) -> Device:
+        """Return the backend's device; runs in the worker, pyroute2 takes 0.3 s to import."""
+        if self._device is None:
+            match self._backend:
+                case "kernel":
+                    from agent.overlay.kernel import KernelDevice
+
+                    self._device = KernelDevice(self._name)
+                case "userspace":
+                    from agent.overlay.userspace import UserspaceDevice
+
+                    self._device = UserspaceDevice(self._name)
+                case "auto":
+                    from agent.overlay.auto import AutoDevice
+
+                    self._device = AutoDevice(self._name)
+        return self._device
+
+    def _started(self) -> Device:
+        if self._device is None or self._config is None:
+            raise EnvironmentFault("the overlay is not up")
+        return self._device
+
+    async def _call(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Run in the worker. A cancelled call ends in the worker before the next one begins."""
+        if self._worker is None:
+            raise EnvironmentFault("the overlay is not up")
+        future = asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), OPERATION_TIMEOUT_S)
+        except TimeoutError:
+            raise EnvironmentFault(
+                f"interface {self._name} did not answer within {OPERATION_TIMEOUT_S:.0f} s",
+                hint="Look at the kernel's log with `dmesg`.",
+            ) from None
+
+    async def _close(self) -> None:
+        """Close the device and end the worker."""
+        worker, device = self._worker, self._device
+        try:
+            if device is not None:
+                await self._call(device.close)
+        finally:
+            self._worker = self._config = self._fault = None
+            self._wanted = ()
+            if worker is not None:
+                worker.shutdown(wait=False, cancel_futures=True)
+
+    async def _to_the_end(self, work: Coroutine[None, None, None]) -> None:
+        """Await bounded work to its end even when cancelled, then pass the cancellation on."""
+        task = asyncio.ensure_future(work)
+        cancelled = False
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                cancelled = True
+        task.result()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _watch(self) -> None:
+        wait_s = CHECK_INTERVAL_S
+        while True:
+            await asyncio.sleep(wait_s)
+            try:
+                async with self._lock:
+                    await self._restarted()
+                works = self._fault is None
+            except Exception:
+                _log.exception("overlay check failed interface=%s", self._name)
+                works = False
+            wait_s = CHECK_INTERVAL_S if works else min(2 * wait_s, RETRY_MAX_S)
+
+    async def _restarted(self) -> bool:
+        """Make the device anew if it broke; say whether that was done. The lock is held."""
+        device, config = self._device, self._config
+        if device is None or config is None:
+            return False
+        reason = await self._call(device.failure)
+        if reason is None:
+            return False
+        try:
+            await self._call(device.close)
+            await self._call(
+                device.open, config.private_key, config.listen_port, config.addresses, config.mtu
+            )
+            await self._call(device.apply, self._wanted)
+        except CoveyError as fault:
+            if self._fault is None or self._fault.message != fault.message:
+                _log.error("overlay broken interface=%s fault=%s", self._name, fault.message)
+            self._fault = fault
+            # Closed, it counts as broken, so the next look begins from the start.
+            with contextlib.suppress(CoveyError):
+                await self._call(device.close)
+            return False
+        self._fault = None
+        _log.warning("overlay restarted interface=%s reason=%s", self._name, reason)
+        return True

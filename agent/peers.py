@@ -1,0 +1,111 @@
+"""Which WireGuard peers this node has, where they may be, and whether they are there. A core.
+
+The daemon feeds it what discovery and the certificates say (`learn`) and what the device shows
+(`observe`), and gives its `configs` to the device. Direct endpoints only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+from agent.identity.keys import NodeId
+from agent.overlay.device import Endpoint, PeerConfig, PeerState, format_endpoint
+from agent.overlay.endpoints import FRESH_HANDSHAKE_S, Choice, advance
+
+# Half of what most NATs and firewalls keep an idle UDP flow for (30 s, RFC 4787 asks for 120 s).
+KEEPALIVE_S = 15
+# Both sides send a keepalive each 15 s, so two lost ones in a row mean that nobody is there.
+HEARD_LIMIT_S = 40.0
+
+
+@dataclass
+class _Peer:
+    node: NodeId
+    ipv6: IPv6Address
+    ipv4: IPv4Address
+    candidates: tuple[Endpoint, ...]
+    choice: Choice
+    state: PeerState | None = None
+    heard_at: float | None = None
+
+
+class PeerTable:
+    """Every member but this node."""
+
+    def __init__(self) -> None:
+        self._peers: dict[NodeId, _Peer] = {}
+        self._by_key: dict[bytes, _Peer] = {}
+
+    def learn(
+        self, node: NodeId, ipv6: IPv6Address, ipv4: IPv4Address, candidates: Sequence[Endpoint]
+    ) -> None:
+        """Add a member, or replace what is known of its addresses (candidates best first)."""
+        peer = self._peers.get(node)
+        if peer is None:
+            peer = _Peer(node, ipv6, ipv4, tuple(candidates), Choice())
+            self._peers[node] = self._by_key[node.wireguard_public] = peer
+        peer.ipv6, peer.ipv4, peer.candidates = ipv6, ipv4, tuple(candidates)
+
+    def observe(self, states: Sequence[PeerState], now: float) -> None:
+        """Take in what the device shows at `now` (unix seconds)."""
+        for state in states:
+            peer = self._by_key.get(state.public_key)
+            if peer is None:
+                continue
+            before = peer.state.rx_bytes if peer.state else 0
+            if state.rx_bytes != before:
+                peer.heard_at = now
+            peer.state = state
+
+    def configs(self, is_member: Callable[[NodeId], bool], now: float) -> list[PeerConfig]:
+        """Return the peers that the device shall have at `now`: the members, no one else."""
+        wanted = []
+        for peer in self._peers.values():
+            if not is_member(peer.node):
+                continue
+            # A fresh session with a silent peer is stale all the same: try its other endpoints.
+            handshake = self._handshake(peer) if self.connected(peer.node, now) else None
+            peer.choice = advance(peer.choice, peer.candidates, handshake, now)
+            wanted.append(
+                PeerConfig(
+                    node_public=peer.node.wireguard_public,
+                    endpoint=peer.choice.endpoint,
+                    allowed_ips=(IPv6Network(peer.ipv6), IPv4Network(peer.ipv4)),
+                    keepalive_s=KEEPALIVE_S,
+                )
+            )
+        return wanted
+
+    def connected(self, node: NodeId, now: float) -> bool:
+        """Say whether there is a session with the node and it was heard lately."""
+        peer = self._peers.get(node)
+        if peer is None or peer.heard_at is None:
+            return False
+        handshake = self._handshake(peer)
+        fresh = handshake is not None and now - handshake < FRESH_HANDSHAKE_S
+        return fresh and now - peer.heard_at < HEARD_LIMIT_S
+
+    def nodes(self) -> list[NodeId]:
+        """Return all known nodes."""
+        return list(self._peers)
+
+    def describe(self, node: NodeId, now: float) -> dict[str, Any]:
+        """Describe the way to a node for `agent peers`: path, endpoint, ages in s, bytes."""
+        peer = self._peers.get(node)
+        state = peer.state if peer else None
+        endpoint = state.endpoint if state else None
+        handshake = self._handshake(peer) if peer else None
+        return {
+            "path": "direct" if self.connected(node, now) else "none",
+            "endpoint": format_endpoint(endpoint) if endpoint else None,
+            "handshake_age_s": None if handshake is None else max(0.0, now - handshake),
+            "rx_bytes": state.rx_bytes if state else 0,
+            "tx_bytes": state.tx_bytes if state else 0,
+        }
+
+    @staticmethod
+    def _handshake(peer: _Peer) -> float | None:
+        return peer.state.last_handshake if peer.state else None

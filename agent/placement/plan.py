@@ -1,0 +1,178 @@
+"""Split a model's layers over a head and the stages behind it, by the bytes that each must hold.
+
+A core: it knows sizes, not sockets. The head carries the first and the last layers together with
+the embedding and the output matrix, so it gets fewer layers than the others. The split is exact:
+among all contiguous splits over the given number of nodes in which the head's layers lie half at
+each end, it finds one whose largest node holds the fewest bytes. It weighs neither links nor
+speeds, and `Plan.reasons` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.errors import ModelError, UsageError
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What a split needs to know of a model: bytes a layer, and bytes that only the head holds."""
+
+    layer_bytes: tuple[int, ...]
+    head_bytes: int  # embedding, output matrix and output norm
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A node that could hold a stage: its id as text, its name, and the memory it has free."""
+
+    node: str
+    name: str
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers [first, last) on one node; the head has two of these, the ring's first and last."""
+
+    node: str
+    name: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages in the order in which a token passes them, and why it is so."""
+
+    stages: tuple[Stage, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether one node runs the whole model."""
+        return len(self.stages) == 1
+
+
+# What a loaded stage needs beside its weights (KV cache, compute buffers), as a share of them: an
+# estimate that holds for short contexts; nothing has measured it for long ones.
+_OVERHEAD = 1.25
+
+
+def plan(
+    sizes: ModelSizes, head: Candidate, others: Sequence[Candidate], nodes: int | None
+) -> Plan:
+    """Return the plan with `head` as head and, behind it, the candidates with most free memory.
+
+    `nodes` is how many nodes to use, the head included; None takes the fewest on which the model
+    fits: one node that fits is one node. Raises UsageError when there are fewer nodes or layers
+    than asked for, ModelError when the model fits on no number of them.
+    """
+    ranked = sorted(others, key=lambda other: (-other.free_bytes, other.name, other.node))
+    available = 1 + len(ranked)
+    if nodes is not None:
+        if nodes < 1:
+            raise UsageError(f"a ring of {nodes} nodes is impossible", hint="Ask for at least 1.")
+        if nodes > available:
+            raise UsageError(
+                f"a ring of {nodes} nodes was asked for, and {available} can be reached",
+                hint="`agent peers` shows who is there.",
+            )
+        most = _most_nodes(len(sizes.layer_bytes))
+        if nodes > most:
+            raise UsageError(
+                f"a model of {len(sizes.layer_bytes)} layers can be cut over at most {most} nodes"
+            )
+        stages = _split(sizes, [head, *ranked[: nodes - 1]])
+        return Plan(stages, _reasons(stages, sizes, f"{nodes} nodes were asked for"))
+    for count in range(1, min(available, _most_nodes(len(sizes.layer_bytes))) + 1):
+        chosen = [head, *ranked[: count - 1]]
+        stages = _split(sizes, chosen)
+        if _fits(stages, sizes, chosen):
+            why = "it fits on one node" if count == 1 else f"it needs {count} nodes' memory"
+            return Plan(stages, _reasons(stages, sizes, why))
+    needed = int((sum(sizes.layer_bytes) + sizes.head_bytes) * _OVERHEAD)
+    free = head.free_bytes + sum(other.free_bytes for other in ranked)
+    raise ModelError(
+        f"the model needs about {needed >> 20} MiB of memory, and the nodes have {free >> 20} MiB"
+        f" free, the largest {max(c.free_bytes for c in [head, *ranked]) >> 20} MiB",
+        hint="Add nodes or take a smaller quantisation.",
+    )
+
+
+def _most_nodes(layers: int) -> int:
+    """The head needs two layers when it is cut (its first and its last), each other node one."""
+    return 1 if layers < 3 else layers - 1
+
+
+def _split(sizes: ModelSizes, nodes: Sequence[Candidate]) -> tuple[Stage, ...]:
+    layers = len(sizes.layer_bytes)
+    head, *middle = nodes
+    if not middle:
+        return (Stage(head.node, head.name, 0, layers),)
+    best: tuple[int, list[int]] | None = None
+    for own in range(2, layers - len(middle) + 1):
+        first, last = own - own // 2, layers - own // 2
+        on_head = sizes.head_bytes + sum(sizes.layer_bytes[:first] + sizes.layer_bytes[last:])
+        largest, cuts = _partition(sizes.layer_bytes[first:last], len(middle))
+        worst = max(on_head, largest)
+        if best is None or worst < best[0]:
+            best = worst, [0, *(first + cut for cut in cuts), layers]
+        if on_head >= best[0]:
+            break  # more layers on the head only make the head larger
+    if best is None:
+        raise ModelError(f"{layers} layers cannot be cut over {len(nodes)} nodes")
+    cuts = best[1]
+    owners = [head, *middle, head]
+    return tuple(
+        Stage(owner.node, owner.name, first, last)
+        for owner, first, last in zip(owners, cuts[:-1], cuts[1:], strict=True)
+    )
+
+
+def _partition(weights: Sequence[int], parts: int) -> tuple[int, list[int]]:
+    """Cut `weights` into contiguous, non-empty parts with the least maximum: (maximum, cut points).
+
+    The cut points include both ends. Dynamic programming over prefixes.
+    """
+    count = len(weights)
+    prefix = [0]
+    for weight in weights:
+        prefix.append(prefix[-1] + weight)
+    least = [[0] * (count + 1) for _ in range(parts + 1)]
+    cut_at = [[0] * (count + 1) for _ in range(parts + 1)]
+    for end in range(1, count + 1):
+        least[1][end] = prefix[end]
+    for part in range(2, parts + 1):
+        for end in range(part, count + 1):
+            least[part][end], cut_at[part][end] = min(
+                (max(least[part - 1][cut], prefix[end] - prefix[cut]), cut)
+                for cut in range(part - 1, end)
+            )
+    cuts = [count]
+    for part in range(parts, 1, -1):
+        cuts.append(cut_at[part][cuts[-1]])
+    return least[parts][count], [0, *reversed(cuts)] if parts else [0]
+
+
+def _held(stages: Sequence[Stage], sizes: ModelSizes, node: str) -> int:
+    layers = sum(
+        sum(sizes.layer_bytes[stage.first : stage.last]) for stage in stages if stage.node == node
+    )
+    return layers + (sizes.head_bytes if stages[0].node == node else 0)
+
+
+def _fits(stages: Sequence[Stage], sizes: ModelSizes, nodes: Sequence[Candidate]) -> bool:
+    return all(_held(stages, sizes, n.node) * _OVERHEAD <= n.free_bytes for n in nodes)
+
+
+def _reasons(stages: Sequence[Stage], sizes: ModelSizes, why: str) -> tuple[str, ...]:
+    seen: dict[str, str] = {}
+    for stage in stages:
+        held = _held(stages, sizes, stage.node) / 2**20
+        role = "head: embedding, output and " if stage.node == stages[0].node else ""
+        count = sum(s.last - s.first for s in stages if s.node == stage.node)
+        seen[stage.node] = f"{stage.name}: {role}{count} layers, {held:.1f} MiB of weights"
+    count_text = "1 node" if len(seen) == 1 else f"{len(seen)} nodes"
+    return (f"{count_text}: {why}; split by bytes, links are not weighed", *seen.values())

@@ -1,0 +1,7 @@
+"""The gateway: the separate program that OpenAI clients talk to; it picks a replica per request.
+
+It knows the mesh only through the local agent's socket (`agent_source.py`, the one module that
+imports anything of `agent`), and outside OpenAI servers by name. Cores without I/O: `config.py`,
+`routing.py`, `errors.py`; shells: `agent_source.py`, `watch.py`, `proxy.py`, `app.py`, `listen.py`,
+`serve.py`; `cli.py` is the command line.
+"""

@@ -1,0 +1,63 @@
+"""The heads of the mesh, as the local agent knows them.
+
+The one module of the gateway that imports anything of `agent`: its client. Used by `watch.py`.
+Fields that this version does not know are accepted, since agent and gateway are upgraded apart.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from agent.client import AgentClient, CoveyError
+from gateway.errors import NotRunning
+from gateway.routing import Replica
+
+# Names in the mesh are DNS labels; anything else would not do as a header's value.
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    model: str
+    url: str
+    name: str
+    context: int | None = None
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    replicas: list[_Entry]
+
+
+class AgentSource:
+    """Asks the agent on `socket`. Make it inside a running event loop and close it."""
+
+    def __init__(self, socket: Path) -> None:
+        self._client = AgentClient(socket)
+
+    async def replicas(self) -> list[Replica]:
+        """Return the heads that the mesh announces; raises NotRunning when the agent cannot say."""
+        try:
+            answer = msgspec.convert(await self._client.get("/v1/replicas"), _Answer)
+        except CoveyError as error:
+            raise NotRunning(error.message, hint=error.hint) from error
+        except msgspec.ValidationError as error:
+            raise NotRunning(
+                f"the agent's list of replicas is not understood: {error}",
+                hint="Agent and gateway must be of the same release.",
+            ) from error
+        return [
+            Replica(
+                name=_NOT_IN_NAMES.sub("-", entry.name) or "unnamed",
+                url=entry.url.rstrip("/"),
+                source="mesh",
+                models=(entry.model,),
+                context=entry.context,
+            )
+            for entry in answer.replicas
+        ]
+
+    async def aclose(self) -> None:
+        """Close the connection to the agent."""
+        await self._client.aclose()

@@ -1,0 +1,134 @@
+"""The `gateway` command: `serve` and `status`. Every fault is one line and an exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import msgspec
+from rich.console import Console
+
+from gateway import config as configuration
+from gateway import listen as listening
+from gateway import logs, serve, status
+from gateway.agent_source import AgentSource
+from gateway.errors import EnvironmentFault, GatewayError
+
+
+class _Commands(click.Group):
+    """Prints a GatewayError as one line and exits with its number."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GatewayError as error:
+            click.echo(f"gateway: {error.line()}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Commands)
+@click.version_option(package_name="covey", prog_name="gateway")
+def main() -> None:
+    """The OpenAI gateway of a Covey mesh."""
+
+
+@main.command("serve")
+@click.option(
+    "--listen",
+    envvar="COVEY_GATEWAY_LISTEN",
+    metavar="HOST:PORT",
+    help=f"Where to listen.  [default: {configuration.DEFAULT_LISTEN}]",
+)
+@click.option("--fd", type=click.IntRange(min=0), help="Listen on this inherited socket instead.")
+@click.option(
+    "--socket",
+    envvar="COVEY_GATEWAY_SOCKET",
+    metavar="PATH",
+    help="The local agent's unix socket.  [default: where the agent puts it]",
+)
+@click.option(
+    "--replica",
+    "replicas",
+    multiple=True,
+    envvar="COVEY_GATEWAY_REPLICAS",
+    metavar="NAME=URL",
+    help="An outside OpenAI server to use as well; may be repeated.",
+)
+@click.option(
+    "--strategy",
+    envvar="COVEY_GATEWAY_STRATEGY",
+    type=click.Choice(get_args(configuration.Strategy)),
+    help="How a replica is chosen.  [default: latency_aware]",
+)
+@click.option(
+    "--drain",
+    "drain_s",
+    envvar="COVEY_GATEWAY_DRAIN_S",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long running requests may go on after SIGTERM.  [default: 30]",
+)
+@click.option(
+    "--config",
+    "file",
+    envvar="COVEY_GATEWAY_CONFIG",
+    type=click.Path(path_type=Path),
+    help="A TOML file with the same settings.",
+)
+@click.option(
+    "--json-logs", is_flag=True, default=None, envvar="COVEY_GATEWAY_JSON_LOGS",
+    help="Log JSON objects, one a line.",
+)  # fmt: skip
+def serve_command(
+    fd: int | None, file: Path | None, replicas: tuple[str, ...], **flags: Any
+) -> None:
+    """Serve OpenAI's API in front of the mesh's replicas until SIGTERM."""
+    named = configuration.parse_replicas(replicas)
+    config = configuration.load(_text(file), str(file), {**flags, "replicas": named})
+    sockets = listening.open_sockets(config.listen, fd, os.environ)
+    logs.set_up(json=config.json_logs)
+    agent = config.socket or configuration.default_socket(
+        os.environ, root=os.geteuid() == 0, home=str(Path.home())
+    )
+    try:
+        asyncio.run(serve.run(config, sockets, lambda: AgentSource(Path(agent))))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise GatewayError("stopped before running requests had ended") from None
+
+
+@main.command("status")
+@click.option(
+    "--listen",
+    envvar="COVEY_GATEWAY_LISTEN",
+    default=configuration.DEFAULT_LISTEN,
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where the gateway listens.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status_command(listen: str, as_json: bool) -> None:
+    """Show what a running gateway knows of its replicas."""
+    answer = asyncio.run(status.ask(listen))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
+    else:
+        Console().print(status.table(answer))
+
+
+def _text(file: Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnvironmentFault(
+            f"the configuration file {file} cannot be read: {getattr(error, 'strerror', error)}",
+            hint="Check --config and COVEY_GATEWAY_CONFIG.",
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The gateway's configuration: one type, and what its texts mean.
+
+A core, used by `cli.py`. Precedence, strongest first: command-line flags, environment
+(`COVEY_GATEWAY_LISTEN`, …), file (TOML, `--config`), default.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.errors import UsageFault
+
+# 8088 is the port that Foundation42's gateway listened on.
+DEFAULT_LISTEN = "127.0.0.1:8088"
+# A replica's name becomes a response header and a word in logs.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+Strategy = Literal["latency_aware", "round_robin"]
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that an operator can set."""
+
+    listen: Annotated[str, "HOST:PORT to listen on; an IPv6 host in brackets."] = DEFAULT_LISTEN
+    socket: Annotated[str, "The local agent's unix socket; empty: where the agent puts it."] = ""
+    replicas: Annotated[dict[str, str], "Outside OpenAI servers: name to URL."] = {}
+    strategy: Annotated[Strategy, "How a replica is chosen."] = "latency_aware"
+    json_logs: Annotated[bool, "Log JSON objects, one a line."] = False
+    drain_s: Annotated[
+        float, msgspec.Meta(ge=0), "Seconds that running requests get at the end."
+    ] = 30.0
+
+
+def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
+    """Return the configuration in the TOML `text` of `file`, with the flags that are not None.
+
+    Replicas of the flags are added to those of the file. Raises UsageFault naming file and key.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageFault(f"{file} is not valid TOML: {error}") from error
+    try:
+        base = msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        raise UsageFault(f"{file}: {error}") from error
+    given = {name: value for name, value in flags.items() if value is not None}
+    given["replicas"] = base.replicas | given.get("replicas", {})
+    config = msgspec.structs.replace(base, **given)
+    parse_listen(config.listen)
+    replicas = {name: check_replica(name, url) for name, url in config.replicas.items()}
+    for url in replicas.values():
+        same = [name for name, other in replicas.items() if other == url]
+        if len(same) > 1:
+            raise UsageFault(f"the replicas {' and '.join(same)} have the same URL {url}")
+    return msgspec.structs.replace(config, replicas=replicas)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT or [IPV6]:PORT; raises UsageFault."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\[\]:]+)):(\d{1,5})", text)
+    if not match or int(match[3]) > 65535:
+        raise UsageFault(
+            f"--listen {text!r} is no address to listen on",
+            hint="Write HOST:PORT, an IPv6 address in brackets: 127.0.0.1:8088 or [::1]:8088.",
+        )
+    return match[1] or match[2], int(match[3])
+
+
+def parse_replicas(texts: Iterable[str]) -> dict[str, str]:
+    """Return name and base URL of each NAME=URL; raises UsageFault."""
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, url = text.partition("=")
+        if not equals:
+            raise UsageFault(
+                f"--replica {text!r} is not NAME=URL",
+                hint="For example --replica ollama=http://127.0.0.1:11434.",
+            )
+        if name in named:
+            raise UsageFault(f"two replicas are named {name}", hint="Give each its own name.")
+        named[name] = check_replica(name, url)
+    return named
+
+
+def check_replica(name: str, url: str) -> str:
+    """Return the base URL of a replica: no slash at the end and no /v1; raises UsageFault."""
+    if not _NAME.fullmatch(name):
+        raise UsageFault(
+            f"the replica name {name!r} cannot be used",
+            hint="Use up to 63 letters, digits, dots, dashes and underscores.",
+        )
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise UsageFault(f"the URL {url!r} of replica {name} is wrong: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise UsageFault(
+            f"the URL {url!r} of replica {name} is no http:// or https:// address",
+            hint="For example http://127.0.0.1:11434.",
+        )
+    if parts.query or parts.fragment or "@" in parts.netloc or re.search(r"\s", url):
+        raise UsageFault(
+            f"the URL of replica {name} must hold scheme, host, port and path only",
+            hint="For example http://127.0.0.1:11434.",
+        )
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def default_socket(environment: Mapping[str, str], *, root: bool, home: str) -> str:
+    """Return where the agent puts its socket by default (the rule of its `node.socket`)."""
+    if named := environment.get("COVEY_NODE_SOCKET"):
+        return named
+    if state := environment.get("COVEY_NODE_STATE_DIR"):
+        return str(PurePath(state) / "agent.sock")
+    if root:
+        return "/run/covey/agent.sock"
+    if runtime := environment.get("XDG_RUNTIME_DIR"):
+        return str(PurePath(runtime) / "covey" / "agent.sock")
+    state = environment.get("XDG_STATE_HOME") or str(PurePath(home) / ".local" / "state")
+    return str(PurePath(state) / "covey" / "agent.sock")

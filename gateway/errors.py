@@ -1,0 +1,78 @@
+"""Every error of the gateway that a person or a client can meet, and OpenAI's form for them.
+
+GatewayError                exit
+├── UsageFault                 2   a flag, an address or the configuration file makes no sense
+├── EnvironmentFault           5   this machine: a port, a socket, a file
+├── NotRunning                10   no gateway answers (status), or no agent does (serve)
+└── ApiError                   -   a request that cannot be served; goes to the client
+
+The numbers are those of the agent's errors, so that scripts need one table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class GatewayError(Exception):
+    """A fault with a message and a hint that are fit for a person; never raised itself."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def line(self) -> str:
+        """Return message and hint as one line."""
+        return f"{self.message.rstrip('.')}. {self.hint}".strip()
+
+
+class UsageFault(GatewayError):
+    """What was asked for makes no sense."""
+
+    exit_code = 2
+
+
+class EnvironmentFault(GatewayError):
+    """This machine lacks something: a free port, a socket, a readable file."""
+
+    exit_code = 5
+
+
+class NotRunning(GatewayError):
+    """Nobody answers on a socket or an address."""
+
+    exit_code = 10
+
+
+class ApiError(GatewayError):
+    """A request that the gateway answers itself, with `status` and OpenAI's error object."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        hint: str = "",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """Return OpenAI's error object."""
+        return {
+            "error": {
+                "message": self.line(),
+                "type": "invalid_request_error" if self.status < 500 else "server_error",
+                "param": self.param,
+                "code": self.code,
+            }
+        }

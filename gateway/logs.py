@@ -1,0 +1,32 @@
+"""What the gateway's log lines look like: text for people, or one JSON object a line."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+
+class JsonFormatter(logging.Formatter):
+    """One object: time (unix seconds), level, logger, event, and the trace of an exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line."""
+        line = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def set_up(*, json: bool) -> None:
+    """Send the log to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter() if json else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

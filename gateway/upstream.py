@@ -1,0 +1,226 @@
+"""One attempt at one replica: send the request as it came, pass the answer on as it comes.
+
+A shell, used by `proxy.py`, which decides about the next attempt. What came of the attempt is
+told to the router here. A task that is cancelled here (its client left) closes the connection to
+the replica, which frees the ring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from gateway.errors import ApiError
+from gateway.routing import Fault, Replica, Router
+
+_log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 3.0
+# OpenAI's own client waits ten minutes; a long prompt on a slow ring may take minutes.
+SILENCE_TIMEOUT_S = 600.0
+# A client that reads nothing for so long is given up, and its replica is free again.
+WRITE_TIMEOUT_S = 60.0
+# An error's body is read before another replica is tried; it is a sentence or two.
+MAX_ERROR_BYTES = 2**20
+NAME_HEADER = "x-covey-replica"
+# aiohttp warns that one piece larger than this blocks the loop.
+_ONE_PIECE_BYTES = 2**20
+
+# RFC 9110 §7.6.1 (and its predecessors): these speak of one connection, not of the message.
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_REQUEST_DROPS = HOP_BY_HOP | {"host", "content-length", "expect"}
+_TIMEOUT = aiohttp.ClientTimeout(
+    total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
+)
+
+
+class AttemptFailedError(Exception):
+    """Nothing has reached the client yet; `answer` is the replica's own error, if it gave one."""
+
+    def __init__(self, replica: Replica, reason: str, answer: web.Response | None = None) -> None:
+        super().__init__(reason)
+        self.replica = replica
+        self.reason = reason
+        self.answer = answer
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request as it is forwarded, and what its body says of model and stream."""
+
+    request: web.Request
+    body: bytes
+    model: str
+    streamed: bool
+
+
+class Upstream:
+    """Attempts over one `session`, which must not decompress and is closed by its owner."""
+
+    def __init__(self, router: Router, session: aiohttp.ClientSession) -> None:
+        self._router = router
+        self._session = session
+
+    async def attempt(self, ask: Ask, replica: Replica) -> web.StreamResponse:
+        """Return the finished response; raises AttemptFailedError, or ApiError when it is too late.
+
+        A response that broke off half-way is returned as well: it was ended so that the client
+        sees it.
+        """
+        begun = time.monotonic()
+        status: int | str = "cancelled"
+        self._router.begin(replica.url)
+        try:
+            try:
+                upstream = await self._send(ask, replica)
+            except (aiohttp.ClientError, OSError) as error:
+                status = type(error).__name__
+                raise self._no_answer(replica, error) from error
+            async with upstream:
+                status = upstream.status
+                if upstream.status >= 500:
+                    raise await self._failed(replica, upstream)
+                now = time.monotonic()
+                self._router.first_byte(replica.url, now - begun, streamed=ask.streamed, now=now)
+                return await self._pass_on(ask.request, replica, upstream)
+        finally:
+            self._router.end(replica.url)
+            _log.info(
+                "request path=%s model=%s replica=%s status=%s seconds=%.3f",
+                ask.request.path, ask.model, replica.name, status, time.monotonic() - begun,
+            )  # fmt: skip
+
+    async def _send(self, ask: Ask, replica: Replica) -> aiohttp.ClientResponse:
+        body = ask.body
+        return await self._session.request(
+            ask.request.method,
+            URL(replica.url + ask.request.raw_path, encoded=True),
+            data=body if len(body) <= _ONE_PIECE_BYTES else io.BytesIO(body),
+            headers=forwarded(ask.request.headers, _REQUEST_DROPS),
+            allow_redirects=False,
+            timeout=_TIMEOUT,
+        )
+
+    def _no_answer(self, replica: Replica, error: Exception) -> Exception:
+        """Return what to raise when no answer came: worth another attempt, or out of time."""
+        reason = f"cannot be reached: {error or type(error).__name__}"
+        self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
+        waited = isinstance(error, aiohttp.SocketTimeoutError)
+        if waited and not isinstance(error, aiohttp.ConnectionTimeoutError):
+            return ApiError(
+                f"{replica.name} did not answer within {SILENCE_TIMEOUT_S:.0f} s", status=504
+            )
+        return AttemptFailedError(replica, reason)
+
+    async def _failed(
+        self, replica: Replica, upstream: aiohttp.ClientResponse
+    ) -> AttemptFailedError:
+        reason = f"answered with status {upstream.status}"
+        wait_s = upstream.headers.get("Retry-After", "")
+        self._router.fault(
+            replica.url,
+            Fault.REFUSED if upstream.status in (502, 503, 504) else Fault.ERROR,
+            reason,
+            time.monotonic(),
+            float(wait_s) if wait_s.isdecimal() else 0.0,
+        )
+        try:
+            body = await upstream.content.read(MAX_ERROR_BYTES)
+        except (aiohttp.ClientError, TimeoutError):
+            return AttemptFailedError(replica, f"{reason} and broke off")
+        headers = _answer_headers(replica, upstream)
+        headers.popall("Content-Length", None)
+        answer = web.Response(
+            status=upstream.status, reason=upstream.reason, body=body, headers=headers
+        )
+        return AttemptFailedError(replica, reason, answer)
+
+    async def _pass_on(
+        self, request: web.Request, replica: Replica, upstream: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(
+            status=upstream.status,
+            reason=upstream.reason,
+            headers=_answer_headers(replica, upstream),
+        )
+        await response.prepare(request)
+        end = b""
+        while True:
+            try:
+                chunk = await upstream.content.readany()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                reason = f"broke off its answer: {error or type(error).__name__}"
+                _log.warning("answer broke off replica=%s reason=%s", replica.name, reason)
+                self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
+                await _break_off(request, response, replica, end)
+                return response
+            if not await _write(request, response, chunk):
+                return response
+            if not chunk:
+                return response
+            end = (end + chunk)[-2:]
+
+
+async def _write(request: web.Request, response: web.StreamResponse, chunk: bytes) -> bool:
+    """Write a chunk, or the end for an empty one; False if the client has left or does not read."""
+    try:
+        async with asyncio.timeout(WRITE_TIMEOUT_S):
+            await (response.write(chunk) if chunk else response.write_eof())
+    except (ConnectionError, TimeoutError):
+        if request.transport is not None:
+            request.transport.abort()
+        return False
+    return True
+
+
+async def _break_off(
+    request: web.Request, response: web.StreamResponse, replica: Replica, end: bytes
+) -> None:
+    """End a broken answer so that nobody takes it for a whole one."""
+    between_events = response.content_type == "text/event-stream" and end in (b"", b"\n\n")
+    if between_events and response.content_length is None:
+        error = ApiError(f"{replica.name} broke off its answer", status=502)
+        event = b"data: %s\n\n" % msgspec.json.encode(error.body())
+        if await _write(request, response, event):
+            await _write(request, response, b"")
+    elif request.transport is not None:
+        # Without its last chunk, or short of its length, it is an error to every client.
+        request.transport.abort()
+
+
+def forwarded(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:
+    """Return `headers` without the dropped ones (lower case) and those that `Connection` names."""
+    named = headers.get("Connection")
+    if named:
+        dropped = dropped | {name.strip().lower() for name in named.split(",")}
+    return CIMultiDict(
+        [(name, value) for name, value in headers.items() if name.lower() not in dropped]
+    )
+
+
+def _answer_headers(replica: Replica, upstream: aiohttp.ClientResponse) -> CIMultiDict[str]:
+    headers = forwarded(upstream.headers, HOP_BY_HOP)
+    headers[NAME_HEADER] = replica.name
+    return headers

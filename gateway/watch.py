@@ -1,0 +1,152 @@
+"""Keep the router's list of replicas and their health true: ask the agent, check each replica.
+
+A shell around `routing.Router`, run as one task by `app.py`. Heads of the mesh are asked for
+`/health`; outside servers, which need not have that, for `/v1/models`, which is needed anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import aiohttp
+import msgspec
+
+from gateway.errors import NotRunning
+from gateway.routing import Replica, Router
+
+_log = logging.getLogger(__name__)
+
+ROUND_S = 1.0
+# A head answers /health from memory; over a relayed path of 300 ms that is well under a second.
+CHECK_TIMEOUT_S = 3.0
+# A list of models is small; whatever answers more than this is no OpenAI server.
+MAX_ANSWER_BYTES = 2**20
+
+
+class Source(Protocol):
+    """Where the replicas of the mesh come from (`AgentSource`, or a test's)."""
+
+    async def replicas(self) -> list[Replica]:
+        """Return them; raises NotRunning when the agent cannot say."""
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+
+
+class _Model(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _Models(msgspec.Struct, frozen=True):
+    data: list[_Model]
+
+
+class _Health(msgspec.Struct, frozen=True):
+    status: str = ""
+    reason: str = ""
+
+
+class _UnhealthyError(Exception):
+    """A replica says that it cannot serve."""
+
+
+class Watch:
+    """Rounds of asking and checking. `source` None: there are only the `named` outside servers."""
+
+    def __init__(
+        self,
+        router: Router,
+        session: aiohttp.ClientSession,
+        source: Source | None,
+        named: Mapping[str, str],
+    ) -> None:
+        self._router = router
+        self._session = session
+        self._source = source
+        self._agent_state: str | None = ""
+        self.first_round_done = asyncio.Event()
+        now = time.monotonic()
+        router.update("named", [Replica(name, url, "named") for name, url in named.items()], now)
+
+    @property
+    def agent_missing(self) -> str | None:
+        """Why the agent does not say what the mesh has; None if it does or is not asked."""
+        return self._agent_state or None
+
+    async def run(self) -> None:
+        """Do a round a second until cancelled."""
+        while True:
+            try:
+                await self.round()
+            except Exception:  # a fault of ours; without rounds the gateway would go blind
+                _log.exception("a round of checks failed")
+            self.first_round_done.set()
+            await asyncio.sleep(ROUND_S)
+
+    async def round(self) -> None:
+        """Ask the agent once, and check each replica once."""
+        await self._ask_agent()
+        async with asyncio.TaskGroup() as group:
+            for replica in self._router.replicas():
+                group.create_task(self._check(replica))
+
+    async def _ask_agent(self) -> None:
+        if self._source is None:
+            return
+        try:
+            replicas = await self._source.replicas()
+        except NotRunning as error:
+            # What was known stays: the heads may well go on without this node's agent.
+            if not self._agent_state:
+                _log.warning("waiting for the agent: %s", error.line())
+            self._agent_state = error.line()
+            return
+        if self._agent_state:
+            _log.info("the agent answers")
+        self._agent_state = None
+        for change in self._router.update("mesh", replicas, time.monotonic()):
+            _log.info(change)
+
+    async def _check(self, replica: Replica) -> None:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                models = await self._ask(replica)
+        except TimeoutError:
+            reason = f"no answer within {CHECK_TIMEOUT_S:.0f} s"
+        except _UnhealthyError as error:
+            reason = str(error)
+        except (aiohttp.ClientError, OSError) as error:
+            reason = f"cannot be reached: {error or type(error).__name__}"
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            reason = f"does not answer as an OpenAI server does: {error}"
+        else:
+            if self._router.check_passed(replica.url, models, time.monotonic()):
+                _log.info("ready replica=%s models=%s", replica.name, models or replica.models)
+            return
+        if self._router.check_failed(replica.url, reason):
+            _log.warning("not ready replica=%s reason=%s", replica.name, reason)
+
+    async def _ask(self, replica: Replica) -> tuple[str, ...] | None:
+        """Return the models of an outside server, None for a head; raises if it cannot serve."""
+        named = replica.source == "named"
+        url = replica.url + ("/v1/models" if named else "/health")
+        async with self._session.get(url, allow_redirects=False) as answer:
+            body = await answer.content.read(MAX_ANSWER_BYTES)
+            if answer.status != 200:
+                raise _UnhealthyError(_said(answer.status, body))
+            if not named:
+                return None
+            return tuple(model.id for model in msgspec.json.decode(body, type=_Models).data)
+
+
+def _said(status: int, body: bytes) -> str:
+    try:
+        health = msgspec.json.decode(body, type=_Health)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        health = _Health()
+    said = ": ".join(part for part in (health.status, health.reason) if part)
+    return said or f"answers with status {status}"

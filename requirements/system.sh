@@ -1,0 +1,28 @@
+#!/bin/sh
+# Install the Debian packages that the tree's set-up, demo and tests need, if any is missing.
+# As root it installs them; otherwise it says in one line what is missing.
+set -eu
+
+# program:package pairs; a package is only asked for when its program is not there.
+NEEDED="cc:gcc c++:g++ make:make ip:iproute2 nft:nftables unshare:util-linux mount:mount
+sysctl:procps wireguard-go:wireguard-go wg:wireguard-tools tcpdump:tcpdump"
+
+PATH="$PATH:/usr/sbin:/sbin"
+missing=""
+for pair in $NEEDED; do
+    command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
+done
+# fastecdsa, which libp2p needs, has no wheel for every Python and is then compiled against GMP.
+[ -e /usr/include/gmp.h ] || [ -n "$(find /usr/include -maxdepth 2 -name gmp.h 2>/dev/null)" ] ||
+    missing="$missing libgmp-dev"
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv python3-dev"
+
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+    echo "Missing on this machine:$missing. Install these packages (as root), then run make again." >&2
+    exit 1
+fi
+echo "Installing$missing"
+apt-get update -qq
+# shellcheck disable=SC2086 # a list of package names
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null

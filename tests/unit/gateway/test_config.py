@@ -1,0 +1,109 @@
+"""Addresses, replicas, the file and who overrides whom."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.config import (
+    Config,
+    check_replica,
+    default_socket,
+    load,
+    parse_listen,
+    parse_replicas,
+)
+from gateway.errors import UsageFault
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:8088", ("127.0.0.1", 8088)),
+        ("[::1]:0", ("::1", 0)),
+        ("localhost:80", ("localhost", 80)),
+    ],
+)
+def test_listen(text: str, expected: tuple[str, int]) -> None:
+    assert parse_listen(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8088", ":8088", "::1:8088", "a:b", "a:65536", "a:-1", "[::1]"]
+)
+def test_listen_that_is_no_address(text: str) -> None:
+    with pytest.raises(UsageFault, match="no address to listen on"):
+        parse_listen(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://127.0.0.1:11434", "http://127.0.0.1:11434"),
+        ("http://[fd00::1]:80/", "http://[fd00::1]:80"),
+        ("https://host/openai/v1/", "https://host/openai"),
+        ("http://host/v1", "http://host"),
+    ],
+)
+def test_replica_urls(url: str, base: str) -> None:
+    assert check_replica("x", url) == base
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "=http://h", "a b=http://h", "x=", "x=h:80", "x=ftp://h", "x=http://", "x=http://h:99999",
+     "x=http://h:0", "x=http://u:p@h", "x=http://h?q", "x=http://h#f", "x=http://[::1",
+     "x=http://h/a b", "-x=http://h", "é=http://h", f"{'n' * 64}=http://h"],
+)  # fmt: skip
+def test_replicas_that_are_none(text: str) -> None:
+    with pytest.raises(UsageFault):
+        parse_replicas([text])
+
+
+def test_two_replicas_need_two_names_and_two_urls() -> None:
+    with pytest.raises(UsageFault, match="two replicas are named a"):
+        parse_replicas(["a=http://h", "a=http://i"])
+    with pytest.raises(UsageFault, match="a and b have the same URL"):
+        load("", "f", {"replicas": parse_replicas(["a=http://h", "b=http://h/v1"])})
+
+
+def test_flags_win_over_the_file_and_replicas_add_up() -> None:
+    text = 'listen = "[::1]:1"\nstrategy = "round_robin"\n[replicas]\na = "http://h/v1"\n'
+    config = load(text, "f", {"listen": "h:2", "strategy": None, "replicas": {"b": "http://i"}})
+    assert config == Config(
+        listen="h:2",
+        strategy="round_robin",
+        replicas={"a": "http://h", "b": "http://i"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("listen = ", "g.toml is not valid TOML"),
+        ("lisen = 'h:1'", "unknown field `lisen`"),
+        ("strategy = 'best'", "strategy"),
+        ("drain_s = -1", "drain_s"),
+        ("listen = 'x'", "no address"),
+        ("[replicas]\na = 'x'", "replica a"),
+    ],
+)
+def test_a_bad_file_names_what_is_bad(text: str, reason: str) -> None:
+    with pytest.raises(UsageFault, match=reason):
+        load(text, "g.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("environment", "root", "expected"),
+    [
+        ({}, True, "/run/covey/agent.sock"),
+        ({"XDG_RUNTIME_DIR": "/run/user/7"}, False, "/run/user/7/covey/agent.sock"),
+        ({}, False, "/home/x/.local/state/covey/agent.sock"),
+        ({"XDG_STATE_HOME": "/s"}, False, "/s/covey/agent.sock"),
+        ({"COVEY_NODE_STATE_DIR": "/d"}, True, "/d/agent.sock"),
+        ({"COVEY_NODE_SOCKET": "/a.sock", "COVEY_NODE_STATE_DIR": "/d"}, True, "/a.sock"),
+    ],
+)
+def test_the_socket_is_looked_for_where_the_agent_puts_it(
+    environment: dict[str, str], root: bool, expected: str
+) -> None:
+    assert default_socket(environment, root=root, home="/home/x") == expected

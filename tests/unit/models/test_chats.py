@@ -1,0 +1,109 @@
+"""The training chats and the held-out items of the bundled model."""
+
+import random
+
+import pytest
+
+from agent.models.bundled import chats, phrases, tokenizer, words
+
+
+def test_training_chats_hold_no_held_out_item() -> None:
+    rng = random.Random(7)
+    items = [item for _ in range(1500) for item in chats.training_chat(rng).items]
+    assert {item.task for item in items} == set(chats.TASKS)
+    for item in items:
+        spelt = item.task in ("spell", "reverse") and item.key.split()[1]
+        assert not chats.held_out(item.key) or spelt in tokenizer.word_tokens()
+
+
+@pytest.mark.parametrize("task", chats.TASKS)
+def test_held_out_items_are_apart_and_always_the_same(task: str) -> None:
+    items = chats.held_out_items(task, 60)
+    assert items == chats.held_out_items(task, 60)
+    assert len({item.question for item in items}) == 60
+    assert all(item.task == task and chats.held_out(item.key) for item in items)
+    rng = random.Random(3)
+    trained = {chats.draw(rng, task).key for _ in range(400)}
+    assert trained.isdisjoint(item.key for item in items)
+
+
+def test_the_held_out_side_is_about_a_tenth() -> None:
+    keys = [f"add {a} {b}" for a in range(100) for b in range(a, 100)]
+    assert 0.08 < sum(map(chats.held_out, keys)) / len(keys) < 0.12
+    assert chats.held_out("add 9 81") == chats.held_out("add 9 81")
+
+
+def test_a_held_out_pair_is_held_out_in_both_orders() -> None:
+    rng = random.Random(11)
+    for _ in range(300):
+        item = chats.draw(rng, "add", held=True)
+        a, b = (int(part.strip(" .")) for part in item.answer.split("=")[0].split("+"))
+        assert item.key == f"add {min(a, b)} {max(a, b)}"
+
+
+def test_answers_are_right() -> None:
+    rng = random.Random(5)
+    for _ in range(300):
+        left, right = chats.draw(rng, "add").answer.rstrip(".").split(" = ")
+        assert sum(map(int, left.split(" + "))) == int(right)
+        _, word, _, turned, _ = chats.draw(rng, "reverse").answer.split('"')
+        assert word == turned[::-1]
+        _, word, rest = chats.draw(rng, "spell").answer.split('"')
+        assert rest == " is spelled " + "-".join(word) + "."
+
+
+def test_compared_numbers_are_told_apart_rightly() -> None:
+    rng = random.Random(6)
+    for _ in range(300):
+        words_ = chats.draw(rng, "compare").answer.rstrip(".").split(", ")[-1].split()
+        if words_[-1] == "equal":
+            assert words_[0] == words_[2]
+        else:
+            a, b = int(words_[0]), int(words_[-1])
+            assert words_[2] == ("larger" if a > b else "smaller")
+
+
+def test_days_and_months_go_round() -> None:
+    rng = random.Random(8)
+    seen = 0
+    for _ in range(400):
+        task, names = rng.choice((("days", phrases.DAYS), ("months", phrases.MONTHS)))
+        parts = chats.draw(rng, task).answer.rstrip(".").split()
+        if parts[1:3] not in (["days", "after"], ["months", "after"]):
+            continue
+        seen += 1
+        distance = names.index(parts[-1]) - names.index(parts[3])
+        assert distance % len(names) == int(parts[0]) % len(names)
+    assert seen > 20
+
+
+def test_too_much_is_refused_with_the_limit() -> None:
+    answers = {item.answer for item in chats.held_out_items("limits", 60)}
+    assert answers == {phrases.ADD_LIMIT, phrases.COMPARE_LIMIT, phrases.WORD_LIMIT}
+
+
+def test_every_word_of_the_glossary_is_explained_in_one_sentence() -> None:
+    asked = (
+        "mesh node ticket certificate record path relay stage ring head deployment replica gateway"
+    )
+    assert set(asked.split()) <= set(phrases.GLOSSARY)
+    for term, text in phrases.GLOSSARY.items():
+        assert term in text
+        assert text.endswith(".") and text.count(". ") == 0
+
+
+def test_the_word_list_fits_the_task() -> None:
+    assert len(set(words.WORDS)) > 600
+    assert all(word.isascii() and word.isalpha() and word.islower() for word in words.WORDS)
+    assert not set(words.NOUNS) & set(phrases.GLOSSARY)
+
+
+def test_messages_of_a_chat() -> None:
+    item = chats.Item("self", "Hi", "Hello!", "self hi")
+    assert chats.Chat("Be kind.", (item, item)).messages() == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+    ]

@@ -1,0 +1,99 @@
+"""The split: exact against brute force, honest about what it cannot do."""
+
+from itertools import combinations, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.errors import ModelError, UsageError
+from agent.placement.plan import Candidate, ModelSizes, Stage, plan
+
+HEAD = Candidate("h", "head", 10**12)
+
+
+def others(count: int, free: int = 10**12) -> list[Candidate]:
+    return [Candidate(f"n{i}", f"node{i}", free) for i in range(count)]
+
+
+def held(stages: tuple[Stage, ...], sizes: ModelSizes) -> dict[str, int]:
+    result: dict[str, int] = {stages[0].node: sizes.head_bytes}
+    for stage in stages:
+        layers = sum(sizes.layer_bytes[stage.first : stage.last])
+        result[stage.node] = result.get(stage.node, 0) + layers
+    return result
+
+
+def brute_force(sizes: ModelSizes, nodes: int) -> int:
+    """The least maximum over every split whose head has half its layers at each end."""
+    layers = len(sizes.layer_bytes)
+    best = None
+    for own in range(2, layers - nodes + 2):
+        first, last = own - own // 2, layers - own // 2
+        for cuts in combinations(range(first + 1, last), nodes - 2):
+            edges = [first, *cuts, last]
+            middle = [sum(sizes.layer_bytes[a:b]) for a, b in pairwise(edges)]
+            on_head = sizes.head_bytes + sum(sizes.layer_bytes[:first] + sizes.layer_bytes[last:])
+            worst = max(on_head, *middle)
+            best = worst if best is None else min(best, worst)
+    assert best is not None
+    return best
+
+
+@given(
+    layers=st.lists(st.integers(1, 100), min_size=3, max_size=10),
+    head_bytes=st.integers(0, 300),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_split_is_exact_and_covers_every_layer_once(
+    layers: list[int], head_bytes: int, data: st.DataObject
+) -> None:
+    sizes = ModelSizes(tuple(layers), head_bytes)
+    nodes = data.draw(st.integers(2, len(layers) - 1))
+    result = plan(sizes, HEAD, others(nodes - 1), nodes)
+    assert result.stages[0].first == 0
+    assert result.stages[-1].last == len(layers)
+    assert result.stages[0].node == result.stages[-1].node == "h"
+    for before, after in pairwise(result.stages):
+        assert before.last == after.first
+    assert all(stage.first < stage.last for stage in result.stages)
+    assert len({stage.node for stage in result.stages}) == nodes
+    assert max(held(result.stages, sizes).values()) == brute_force(sizes, nodes)
+
+
+def test_one_node_that_fits_is_one_node() -> None:
+    sizes = ModelSizes((100,) * 12, 50)
+    result = plan(sizes, Candidate("h", "head", 2000), others(5, 10**9), None)
+    assert result.whole
+    assert "it fits on one node" in result.reasons[0]
+
+
+def test_the_fewest_nodes_on_which_it_fits() -> None:
+    sizes = ModelSizes((100,) * 12, 100)
+    result = plan(sizes, Candidate("h", "head", 650), others(5, 650), None)
+    assert len({stage.node for stage in result.stages}) == 3
+    assert all(bytes_ * 1.25 <= 650 for bytes_ in held(result.stages, sizes).values())
+
+
+def test_nodes_with_more_memory_come_first() -> None:
+    sizes = ModelSizes((100,) * 12, 100)
+    small, large = Candidate("s", "small", 10), Candidate("l", "large", 10**6)
+    result = plan(sizes, HEAD, [small, large], 2)
+    assert {stage.node for stage in result.stages} == {"h", "l"}
+
+
+def test_impossible_wishes_are_refused_with_the_numbers() -> None:
+    sizes = ModelSizes((100,) * 4, 50)
+    with pytest.raises(UsageError, match="3 nodes was asked for, and 2 can be reached"):
+        plan(sizes, HEAD, others(1), 3)
+    with pytest.raises(UsageError, match="at most 3 nodes"):
+        plan(sizes, HEAD, others(9), 4)
+    with pytest.raises(ModelError, match="needs about"):
+        plan(ModelSizes((2**30,) * 4, 0), Candidate("h", "head", 2**20), others(1, 2**20), None)
+
+
+def test_the_reasons_name_every_node() -> None:
+    result = plan(ModelSizes((100,) * 6, 50), HEAD, others(2), 3)
+    assert len(result.reasons) == 4
+    assert "links are not weighed" in result.reasons[0]

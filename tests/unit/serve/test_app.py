@@ -1,0 +1,397 @@
+"""The head's server through the official client, with a scripted model behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from agent.engine.generation import Sampling
+from agent.engine.serve import app as app_module
+from agent.errors import EngineError, UsageError
+
+Json = dict[str, Any]
+HELLO: Any = [{"role": "user", "content": "hello"}]
+CHAT = {"model": "covey-mini", "messages": HELLO}
+
+
+@pytest.fixture
+def models(scripted: Any) -> Any:
+    return scripted
+
+
+@pytest.fixture
+def start(serve: Any, client_of: Any) -> Callable[[Any], Any]:
+    """Serve a model and return the official client for it."""
+
+    async def begin(model: Any) -> openai.AsyncOpenAI:
+        client: openai.AsyncOpenAI = client_of(await serve(model))
+        return client
+
+    return begin
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  # what is watched has no event to wait for
+            await asyncio.sleep(0.005)
+
+
+async def post(
+    url: str, body: bytes | Json, path: str = "/v1/chat/completions"
+) -> tuple[int, Json, Any]:
+    data = io.BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())
+    async with aiohttp.ClientSession() as session, session.post(url + path, data=data) as answer:
+        return answer.status, await answer.json(), answer.headers
+
+
+async def lines(url: str, body: Json, path: str = "/v1/chat/completions") -> list[str]:
+    async with aiohttp.ClientSession() as session, session.post(url + path, json=body) as answer:
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        return [line for line in (await answer.text()).split("\n\n") if line]
+
+
+async def test_chat_whole(start: Any, models: Any) -> None:
+    model = models([b"Hi", b" there"])
+    client = await start(model)
+    answer = await client.chat.completions.create(
+        model="covey-mini", messages=HELLO, temperature=0, max_tokens=7, seed=3
+    )
+    assert answer.choices[0].message.content == "Hi there"
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "stop"
+    prompt = b"<|user|>hello\n<|assistant|>"
+    assert answer.usage.prompt_tokens == len(prompt) + 1
+    assert (answer.usage.completion_tokens, answer.usage.total_tokens) == (2, len(prompt) + 3)
+    assert answer.model_extra["timings"] == {
+        "prompt_n": len(prompt) + 1,
+        "prompt_ms": 500.0,
+        "prompt_per_token_ms": pytest.approx(500 / (len(prompt) + 1), abs=1e-3),
+        "prompt_per_second": 2 * (len(prompt) + 1),
+        "predicted_n": 2,
+        "predicted_ms": 250.0,
+        "predicted_per_token_ms": 125.0,
+        "predicted_per_second": 8.0,
+    }
+    [request] = model.requests
+    assert request.prompt == (256, *prompt)
+    assert request.max_tokens == 7
+    assert request.sampling == Sampling(temperature=0, seed=3)
+
+
+async def test_chat_stream_with_a_character_over_tokens(start: Any, models: Any) -> None:
+    euro = "€".encode()
+    client = await start(models([b"5 ", euro[:1], euro[1:2], euro[2:], b"!"]))
+    stream = await client.chat.completions.create(
+        model="covey-mini", messages=HELLO, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    deltas = [c.choices[0].delta.content for c in chunks if c.choices]
+    assert deltas == ["", "5 ", "€", "!", None]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-2].model_extra["timings"]["predicted_n"] == 5
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == 5
+    assert len({c.id for c in chunks}) == 1
+
+
+async def test_the_stream_on_the_wire(serve: Any, models: Any) -> None:
+    events = await lines(await serve(models([b"a\n\nb"])), {**CHAT, "stream": True})
+    assert events[-1] == "data: [DONE]"
+    assert all(event.startswith("data: {") for event in events[:-1])
+    assert "usage" not in json.loads(events[1][6:])
+    assert json.loads(events[1][6:])["choices"][0]["delta"] == {"content": "a\n\nb"}
+
+
+async def test_completion_with_echo_and_length(start: Any, models: Any) -> None:
+    client = await start(models([b"x"] * 50))
+    answer = await client.completions.create(model="covey-mini", prompt="say ", echo=True)
+    assert answer.choices[0].text == "say " + "x" * 16
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.object == "text_completion"
+    stream = await client.completions.create(
+        model="covey-mini", prompt=[104, 105], max_tokens=2, echo=True, stream=True
+    )
+    assert [c.choices[0].text async for c in stream] == ["hi", "x", "x", ""]
+
+
+async def test_completion_takes_token_ids_as_they_are(start: Any, models: Any) -> None:
+    model = models()
+    client = await start(model)
+    await client.completions.create(model="covey-mini", prompt=[[5, 6, 7]])
+    assert model.requests[0].prompt == (5, 6, 7)
+
+
+async def test_the_answer_may_fill_the_context(start: Any, models: Any) -> None:
+    model = models()
+    client = await start(model)
+    await client.completions.create(model="covey-mini", prompt="abc", max_tokens=10**9)
+    await client.chat.completions.create(model="covey-mini", messages=HELLO)
+    assert [r.max_tokens + len(r.prompt) for r in model.requests] == [256, 256]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stop_string_over_tokens_ends_the_generation(
+    serve: Any, models: Any, stream: bool
+) -> None:
+    never = asyncio.Event()
+    model = models([b"one E", b"N", b"D", never, b"two"])
+    url = await serve(model)
+    body = {**CHAT, "stop": ["END"], "stream": stream}
+    if stream:
+        chunks = [json.loads(line[6:]) for line in (await lines(url, body))[:-1]]
+        text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+        reason = chunks[-1]["choices"][0]["finish_reason"]
+    else:
+        _, answer, _ = await post(url, body)
+        text = answer["choices"][0]["message"]["content"]
+        reason = answer["choices"][0]["finish_reason"]
+        assert answer["usage"]["completion_tokens"] == 3
+    assert (text, reason) == ("one ", "stop")
+    assert (model.delivered, model.running, model.turn.locked()) == (3, 0, False)
+
+
+async def test_text_held_for_a_stop_string_comes_at_the_end(start: Any, models: Any) -> None:
+    client = await start(models([b"an E", b"N"]))
+    answer = await client.chat.completions.create(model="covey-mini", messages=HELLO, stop="END")
+    assert answer.choices[0].message.content == "an EN"
+
+
+async def test_an_answer_of_no_tokens(serve: Any, models: Any) -> None:
+    url = await serve(models([]))
+    events = await lines(url, {**CHAT, "stream": True})
+    assert [json.loads(e[6:])["choices"][0]["finish_reason"] for e in events[:-1]] == [None, "stop"]
+    _, answer, _ = await post(url, CHAT)
+    assert answer["choices"][0]["message"]["content"] == ""
+
+
+async def test_bos_is_not_doubled(start: Any, models: Any) -> None:
+    model = models()
+    model.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    client = await start(model)
+    await client.chat.completions.create(model="covey-mini", messages=HELLO)
+    assert model.requests[0].prompt == (256, *b"hello")
+
+
+async def test_no_template_leaves_completions(start: Any, models: Any) -> None:
+    model = models()
+    model.chat_template = None
+    client = await start(model)
+    with pytest.raises(openai.BadRequestError, match=r"no chat template.*/v1/completions"):
+        await client.chat.completions.create(model="covey-mini", messages=HELLO)
+    answer = await client.completions.create(model="covey-mini", prompt="p")
+    assert answer.choices[0].text == "Hi"
+
+
+async def test_models_and_health(serve: Any, client_of: Any, models: Any) -> None:
+    model = models()
+    url = await serve(model)
+    client = client_of(url)
+    [entry] = (await client.models.list()).data
+    assert (entry.id, entry.created, entry.owned_by) == ("covey-mini", 1_700_000_000, "covey")
+    assert (await client.models.retrieve("covey-mini")).model_extra == {"context_length": 256}
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("a/b")
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url + "/health") as answer:
+            assert answer.status == 200
+            assert await answer.json() == {"status": "ok", "model": "covey-mini", "context": 256}
+        model.health = ("broken", "stage 2 (attic) is gone")
+        async with session.get(url + "/health") as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+            body = await answer.json()
+            assert (body["status"], body["reason"]) == ("broken", "stage 2 (attic) is gone")
+
+
+@pytest.mark.parametrize("state", ["loading", "broken"])
+async def test_a_ring_that_cannot_serve_is_503(serve: Any, models: Any, state: str) -> None:
+    model = models()
+    model.health = (state, "layers 3 of 9")
+    status, body, headers = await post(await serve(model), CHAT)
+    assert (status, headers["Retry-After"]) == (503, "5")
+    assert body["error"]["message"] == f"The model covey-mini is {state}: layers 3 of 9."
+    assert body["error"]["type"] == "server_error"
+    assert model.requests == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_ring_that_breaks_before_the_first_token_is_503(
+    serve: Any, models: Any, stream: bool
+) -> None:
+    model = models([EngineError("stage 1 is gone", hint="Wait.")])
+    status, body, headers = await post(await serve(model), {**CHAT, "stream": stream})
+    assert (status, headers["Retry-After"]) == (503, "5")
+    assert body["error"]["message"] == "stage 1 is gone. Wait."
+    assert model.running == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [(EngineError("stage 1 is gone"), "stage 1 is gone"), (KeyError("secret"), "internal error")],
+)
+async def test_a_ring_that_breaks_in_the_stream_is_an_event(
+    serve: Any, client_of: Any, models: Any, fault: Exception, text: str
+) -> None:
+    model = models([b"a", fault])
+    url = await serve(model)
+    events = await lines(url, {**CHAT, "stream": True})
+    assert json.loads(events[-1][6:])["error"]["message"] == text + "."
+    assert "data: [DONE]" not in events
+    assert model.running == 0
+    with pytest.raises(openai.APIError, match=text):
+        async for _ in await client_of(url).chat.completions.create(
+            model="covey-mini", messages=HELLO, stream=True
+        ):
+            pass
+
+
+async def test_a_fault_of_ours_tells_no_details(serve: Any, models: Any) -> None:
+    status, body, _ = await post(await serve(models([KeyError("secret")])), CHAT)
+    assert status == 500
+    assert body["error"]["message"] == "internal error."
+
+
+async def test_what_the_model_refuses_is_400(serve: Any, models: Any) -> None:
+    status, body, _ = await post(await serve(models([UsageError("token 9999 is unknown")])), CHAT)
+    assert (status, body["error"]["message"]) == (400, "token 9999 is unknown.")
+
+
+async def test_a_prompt_too_long_says_both_numbers(start: Any, models: Any) -> None:
+    client = await start(models())
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.completions.create(model="covey-mini", prompt="x" * 255)
+    assert caught.value.code == "context_length_exceeded"
+    assert "256 tokens" in caught.value.message
+    assert caught.value.param == "prompt"
+    await client.completions.create(model="covey-mini", prompt="x" * 254)
+
+
+async def test_a_long_prompt_is_prepared_beside_the_loop(
+    serve: Any, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "INLINE_BYTES", 10)
+    status, body, _ = await post(await serve(models()), CHAT)
+    assert status == 200
+    status, body, _ = await post(await serve(models()), {**CHAT, "n": 2})
+    assert (status, body["error"]["param"]) == (400, "n")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/v1/chat/completions", b"{", 400, None),
+        ("/v1/completions", b"\xff", 400, None),
+        ("/v1/chat/completions", {**CHAT, "model": "gpt-4"}, 404, "model_not_found"),
+        ("/v1/completions", {"model": "nope", "prompt": "x"}, 404, "model_not_found"),
+        ("/v1/completions", {"model": "covey-mini"}, 400, None),
+        ("/v1/chat/completions", {**CHAT, "tools": [1]}, 400, "unsupported_parameter"),
+        ("/v1/embeddings", {}, 404, None),
+        ("/v1/models", {}, 405, None),
+        ("/v1/completions", b"x" * (app_module.MAX_BODY_BYTES + 1), 413, None),
+    ],
+)
+async def test_errors_are_openais(
+    serve: Any, models: Any, path: str, body: Any, status: int, code: str | None
+) -> None:
+    got, answer, _ = await post(await serve(models()), body, path)
+    assert got == status
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert answer["error"]["code"] == code
+    assert answer["error"]["message"]
+
+
+async def test_a_client_that_leaves_its_stream_frees_the_ring_within_a_token(
+    serve: Any, models: Any
+) -> None:
+    step = asyncio.Event()
+    model = models([b"a", step, *[b"b"] * 5000])
+    url = await serve(model)
+    async with aiohttp.ClientSession() as session:
+        answer = await session.post(url + "/v1/chat/completions", json={**CHAT, "stream": True})
+        await answer.content.readline()
+        answer.close()
+    await until(lambda: model.running == 0)
+    assert model.delivered == 1
+
+
+async def test_a_client_that_leaves_between_tokens_stops_them(serve: Any, models: Any) -> None:
+    steps = [asyncio.Event() for _ in range(3)]
+    model = models([b"a", steps[0], b"b", steps[1], b"c", steps[2], b"d"])
+    model.context = 4096
+    url = await serve(model)
+    async with aiohttp.ClientSession() as session:
+        answer = await session.post(url + "/v1/chat/completions", json={**CHAT, "stream": True})
+        await answer.content.readline()
+        steps[0].set()
+        await until(lambda: model.delivered == 2)
+        answer.close()
+    await until(lambda: model.running == 0)
+    assert model.delivered == 2
+
+
+async def test_a_client_that_leaves_the_queue_does_not_block_it(serve: Any, models: Any) -> None:
+    step = asyncio.Event()
+    model = models([b"a", step])
+    url = await serve(model)
+
+    first = asyncio.create_task(post(url, CHAT))
+    await until(lambda: model.running == 1)
+    leaver = asyncio.create_task(post(url, CHAT))
+    await until(lambda: model.waiting == 1)
+    last = asyncio.create_task(post(url, CHAT))
+    await until(lambda: model.waiting == 2)
+    leaver.cancel()
+    await until(lambda: model.waiting == 1)
+    step.set()
+    assert [status for status, _, _ in await asyncio.gather(first, last)] == [200, 200]
+    assert (model.running, model.turn.locked()) == (0, False)
+
+
+async def test_too_many_waiting_is_503(
+    serve: Any, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "MAX_REQUESTS", 1)
+    step = asyncio.Event()
+    model = models([step, b"a"])
+    url = await serve(model)
+    first = asyncio.create_task(post(url, CHAT))
+    await until(lambda: model.running == 1)
+    status, _, headers = await post(url, CHAT)
+    assert (status, headers["Retry-After"]) == (503, "5")
+    step.set()
+    assert (await first)[0] == 200
+
+
+async def test_silence_is_bridged_by_comments(
+    serve: Any, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "KEEP_ALIVE_S", 0.0)
+    step = asyncio.Event()
+    url = await serve(models([step, b"a"]))
+    async with aiohttp.ClientSession() as session:
+        answer = await session.post(url + "/v1/chat/completions", json={**CHAT, "stream": True})
+        assert await answer.content.readline() == b": still working\n"
+        step.set()
+        rest = await answer.text()
+    assert rest.endswith("data: [DONE]\n\n")
+    assert '"content":"a"' in rest
+
+
+async def test_a_client_that_reads_nothing_does_not_hold_the_ring(
+    serve: Any, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "WRITE_TIMEOUT_S", 0.05)
+    model = models([b"x" * 2**20] * 200)
+    url = await serve(model)
+    async with aiohttp.ClientSession(read_bufsize=1) as session:
+        answer = await session.post(url + "/v1/chat/completions", json={**CHAT, "stream": True})
+        await until(lambda: model.running == 0)
+        assert model.delivered < 200
+        answer.close()

@@ -1,0 +1,29 @@
+"""Errors: the wire form keeps kind and words, and every kind has an exit code of its own."""
+
+import pytest
+
+from agent import errors
+
+
+@pytest.mark.parametrize("kind", list(errors._BY_NAME.values()))
+def test_an_error_survives_the_wire(kind: type[errors.CoveyError]) -> None:
+    error = kind("it broke.", hint="Mend it.")
+    back = errors.from_wire(errors.to_wire(error))
+    assert type(back) is kind
+    assert back.line() == "it broke. Mend it."
+
+
+def test_unknown_kinds_become_a_peers_fault() -> None:
+    assert isinstance(errors.from_wire({"kind": "SystemExit", "message": "x"}), errors.PeerError)
+    assert errors.from_wire({}).message
+
+
+def test_message_and_hint_join_with_one_full_stop() -> None:
+    assert errors.StateError("a file is gone", hint="Find it.").line() == "a file is gone. Find it."
+    assert errors.StateError("a file is gone").line() == "a file is gone."
+
+
+def test_exit_codes_differ_but_for_tickets() -> None:
+    codes = [kind.exit_code for kind in errors._BY_NAME.values() if kind is not errors.TicketError]
+    assert len(codes) == len(set(codes))
+    assert 0 not in codes

@@ -1,0 +1,84 @@
+"""The peer table: members only, endpoints that rotate, and peers that went silent."""
+
+from ipaddress import IPv4Address, IPv6Address
+
+from agent.identity.keys import NodeId, NodeKey
+from agent.overlay.device import Endpoint, PeerState
+from agent.overlay.endpoints import TRY_INTERVAL_S
+from agent.peers import HEARD_LIMIT_S, PeerTable
+
+A, B = NodeKey(bytes(32)).id, NodeKey(bytes([1]) * 32).id
+FIRST, SECOND = ("192.0.2.1", 51820), ("192.0.2.2", 51820)
+
+
+def everyone(_: NodeId) -> bool:
+    return True
+
+
+def table(*candidates: Endpoint) -> PeerTable:
+    result = PeerTable()
+    result.learn(A, IPv6Address("fd00::1"), IPv4Address("10.77.0.1"), candidates)
+    return result
+
+
+def state(*, handshake: float | None, rx: int, endpoint: Endpoint | None = FIRST) -> PeerState:
+    return PeerState(A.wireguard_public, endpoint, handshake, rx, 10)
+
+
+def test_allowed_ips_are_the_peers_own_two_addresses() -> None:
+    (config,) = table(FIRST).configs(everyone, 0.0)
+    assert [str(network) for network in config.allowed_ips] == ["fd00::1/128", "10.77.0.1/32"]
+    assert config.node_public == A.wireguard_public
+    assert config.endpoint == FIRST
+
+
+def test_only_members_become_peers() -> None:
+    peers = table(FIRST)
+    assert peers.configs(lambda node: node == B, 0.0) == []
+
+
+def test_endpoints_rotate_until_one_answers_and_then_stay() -> None:
+    peers = table(FIRST, SECOND)
+    assert peers.configs(everyone, 0.0)[0].endpoint == FIRST
+    later = TRY_INTERVAL_S + 1
+    assert peers.configs(everyone, later)[0].endpoint == SECOND
+    peers.observe([state(handshake=later, rx=100, endpoint=SECOND)], later)
+    assert peers.connected(A, later)
+    assert peers.configs(everyone, later + TRY_INTERVAL_S + 1)[0].endpoint == SECOND
+
+
+def test_a_peer_that_falls_silent_is_not_connected_although_its_session_is_young() -> None:
+    peers = table(FIRST, SECOND)
+    peers.configs(everyone, 0.0)
+    peers.observe([state(handshake=1.0, rx=100)], 1.0)
+    assert peers.connected(A, 1.0 + HEARD_LIMIT_S - 1)
+    peers.observe([state(handshake=1.0, rx=100)], 30.0)
+    silent = 2.0 + HEARD_LIMIT_S
+    assert not peers.connected(A, silent)
+    assert peers.configs(everyone, silent)[0].endpoint == SECOND
+    peers.observe([state(handshake=1.0, rx=132)], silent + 10)
+    assert peers.connected(A, silent + 10)
+
+
+def test_news_of_a_peer_replace_its_candidates() -> None:
+    peers = table(FIRST)
+    peers.configs(everyone, 0.0)
+    peers.learn(A, IPv6Address("fd00::1"), IPv4Address("10.77.0.9"), [SECOND])
+    (config,) = peers.configs(everyone, 1.0)
+    assert config.endpoint == SECOND
+    assert str(config.allowed_ips[1]) == "10.77.0.9/32"
+
+
+def test_the_description_says_what_the_device_shows() -> None:
+    peers = table(FIRST)
+    assert peers.describe(A, 0.0)["path"] == "none"
+    peers.observe([state(handshake=5.0, rx=7, endpoint=("2001:db8::1", 9))], 8.0)
+    assert peers.describe(A, 8.0) == {
+        "path": "direct",
+        "endpoint": "[2001:db8::1]:9",
+        "handshake_age_s": 3.0,
+        "rx_bytes": 7,
+        "tx_bytes": 10,
+    }
+    assert peers.describe(B, 8.0)["path"] == "none"
+    assert not peers.connected(B, 8.0)
