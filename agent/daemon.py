@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -67,20 +66,6 @@ DISCOVER_INTERVAL_S = 1.0
 OVERLAY_INTERVAL_S = 1.0
 # A head that died without a word is believed for so long at most.
 HEAD_TTL_S = 30.0
-
-
-def log_file(settings: Config) -> Path:
-    """Return the daemon's log file, its directory made. Raises StateError."""
-    try:
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = settings.state_dir / "agent.log"
-        path.touch(mode=0o600, exist_ok=True)
-    except OSError as error:
-        raise StateError(
-            f"the state directory {settings.state_dir} cannot be used: {error.strerror}",
-            hint="Run this as the user that owns it, or set node.state_dir.",
-        ) from None
-    return path
 
 
 def serve(settings: Config, ready_fd: int | None) -> None:

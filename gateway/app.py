@@ -138,6 +138,7 @@ class _Gateway:
 @web.middleware
 async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Turn whatever a handler raises into OpenAI's error form."""
+    allowed = None
     try:
         return await handler(request)
     except ApiError as error:
@@ -149,10 +150,14 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
             413: f"The request's body is larger than {MAX_BODY_BYTES} bytes",
         }
         refusal = ApiError(texts.get(error.status, error.reason), status=error.status)
+        allowed = error.headers.get("Allow")
     except Exception:
         _log.exception("internal error path=%s", request.path)
         refusal = ApiError("internal error", status=500)
-    return _json(refusal.body(), refusal)
+    response = _json(refusal.body(), refusal)
+    if allowed is not None:
+        response.headers["Allow"] = allowed
+    return response
 
 
 def _json(body: dict[str, Any], error: ApiError | None = None) -> web.Response:

@@ -115,6 +115,7 @@ def status_command(listen: str, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
     else:
+        click.echo(status.heading(answer))
         Console().print(status.table(answer))
 
 
@@ -128,7 +129,3 @@ def _text(file: Path | None) -> str:
             f"the configuration file {file} cannot be read: {getattr(error, 'strerror', error)}",
             hint="Check --config and COVEY_GATEWAY_CONFIG.",
         ) from error
-
-
-if __name__ == "__main__":
-    main()

@@ -40,14 +40,16 @@ async def ask(listen: str) -> dict[str, Any]:
         ) from error
 
 
+def heading(status: dict[str, Any]) -> str:
+    """Return the line above the table."""
+    return f"strategy: {status['strategy']}   agent: {status['agent']}"
+
+
 def table(status: dict[str, Any]) -> Table:
     """Return the replicas as a table for a terminal."""
-    shown = Table(
-        title=f"strategy {status['strategy']}, agent: {escape(str(status['agent']))}",
-        title_justify="left",
-    )
+    shown = Table()
     for column in ("replica", "models", "state", "running", "requests", "first byte", "url"):
-        shown.add_column(column)
+        shown.add_column(column, overflow="fold")
     for replica in status["replicas"]:
         times = replica["first_byte_s"]
         seconds = times.get("stream", times.get("whole"))

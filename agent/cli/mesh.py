@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from agent import enrol
 from agent.cli.common import ago, call, duration, echo_json, json_option, with_config
 from agent.cli.service import start_in_background
 from agent.config import Config
@@ -27,6 +26,8 @@ def mesh() -> None:
 @with_config
 def create(name: str, as_json: bool, settings: Config) -> None:
     """Make the mesh NAME: its root key and this node's admin certificate, both kept here."""
+    from agent import enrol
+
     facts = enrol.create_mesh(settings, name, now=time.time())
     if as_json:
         echo_json(facts)
@@ -111,6 +112,8 @@ def join(
     text = ticket or ticket_option
     if not text:
         raise UsageError("no ticket was given.", hint="`agent invite` on a member prints one.")
+    from agent import enrol
+
     facts = enrol.join_mesh(settings, text, bootstrap=bootstrap, name=name, now=time.time())
     if not as_json:
         click.echo(f"Joined mesh {facts['mesh']} as {facts['name']}, {facts['ipv6']}.")

@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from agent import config as configuration
-from agent import daemon
 from agent.cli.common import ago, call, echo_json, json_option, table, with_config
 from agent.config import Config
 from agent.errors import CoveyError, EnvironmentFault, StateError, from_wire
@@ -32,6 +31,9 @@ _STOP_TIMEOUT_S = 20.0
 def up(foreground: bool, ready_fd: int | None, as_json: bool, settings: Config) -> None:
     """Start the agent of a node that has joined a mesh; returns when it is up."""
     if foreground or ready_fd is not None:
+        # Only here: its imports take longer than every other command does.
+        from agent import daemon
+
         daemon.serve(settings, ready_fd)
         return
     facts = start_in_background(settings)
@@ -114,7 +116,7 @@ def start_in_background(settings: Config) -> dict[str, Any]:
 
     Raises what the daemon raised, so that a fault at start is told here and not only in its log.
     """
-    log = daemon.log_file(settings)
+    log = _log_file(settings)
     assignments = [
         part
         for key, value in configuration.flatten(settings).items()
@@ -142,6 +144,20 @@ def start_in_background(settings: Config) -> dict[str, Any]:
         process.wait()
         raise from_wire(facts["error"])
     return facts
+
+
+def _log_file(settings: Config) -> Path:
+    """Return the daemon's log file, its directory made. Raises StateError."""
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = settings.state_dir / "agent.log"
+        path.touch(mode=0o600, exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"the state directory {settings.state_dir} cannot be used: {error.strerror}",
+            hint="Run this as the user that owns it, or set node.state_dir.",
+        ) from None
+    return path
 
 
 def _environment() -> dict[str, str]:

@@ -87,9 +87,11 @@ async def open_stream(connection: Any, protocol: str) -> Talk:
         stream = await connection.new_stream()
     if stream is None:
         raise MultiselectError("no stream in time")
+    written = False
     try:
         # Both lines at once: one round trip instead of two.
         await stream.write(_line(MULTISTREAM) + _line(protocol))
+        written = True
         talk = Talk(stream)
         lines = MultiselectCommunicator(talk)
         if await lines.read() != MULTISTREAM:
@@ -97,8 +99,9 @@ async def open_stream(connection: Any, protocol: str) -> Talk:
         answer = await lines.read()
         talk.negotiated()
     except BaseException as error:
+        # When a connection ends, libp2p says so here before it wakes those who read from it.
+        alive = written and not connection.muxed_conn.event_shutting_down.is_set()
         await reset(stream)
-        alive = not connection.muxed_conn.event_shutting_down.is_set()
         if alive and isinstance(error, Exception):
             raise StreamRefusedError from error
         raise

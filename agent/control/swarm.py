@@ -52,8 +52,8 @@ HANDSHAKE_BYTES = 64 * 1024
 HANDSHAKE_LIMIT_S = 5.0
 # A peer that takes no byte for this long is gone; others wait behind the same connection.
 WRITE_LIMIT_S = 10.0
-# What may lie unread in one stream: a whole frame and yamux's window (256 KiB) twice over.
-UNREAD_BYTES = 8 * 1024 * 1024
+# What may lie unread in all streams of one connection: four whole frames.
+UNREAD_BYTES = 16 * 1024 * 1024
 MAX_CONNECTIONS = 300
 # yamux pings each 30 s: a host that vanished is noticed after two of them at the latest.
 KEEPALIVE_IDLE_S = 30
@@ -118,15 +118,23 @@ def _peer_address(stream: trio.SocketStream) -> tuple[str, int] | None:
 
 
 class _Buffer(bytearray):
+    """The unread bytes of one stream; knows those of the other streams of its connection."""
+
+    def __init__(self, others: _Buffers) -> None:
+        super().__init__()
+        self._all = others
+
     def extend(self, data: Any) -> None:
-        if len(self) + len(data) > UNREAD_BYTES:
+        if sum(map(len, self._all.values())) + len(data) > UNREAD_BYTES:
             raise MuxedStreamError("the peer ignores the receive window")
         super().extend(data)
 
 
 class _Buffers(dict[int, bytearray]):
-    def __setitem__(self, stream_id: int, buffer: bytearray) -> None:
-        super().__setitem__(stream_id, _Buffer(buffer))
+    """yamux's `stream_buffers`: whatever is put in becomes a bounded buffer, empty at first."""
+
+    def __setitem__(self, stream_id: int, _: bytearray) -> None:
+        super().__setitem__(stream_id, _Buffer(self))
 
 
 class BoundedYamux(Yamux):  # type: ignore[misc]  # libp2p is untyped to mypy

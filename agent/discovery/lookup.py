@@ -1,10 +1,10 @@
 """One lookup: whom to ask next, and when it is over. A core; the shell asks and reports back.
 
 The library's crawlers ask three nodes, wait for all of them, and ask again, so each round costs a
-timeout when one node is dead. Here a node that has not answered within SLOW_S no longer holds up
+timeout when one node is dead. Here a node that has not answered within slow_s no longer holds up
 the others; its answer still counts if it comes.
 
-    new ──ask──▶ asked ──SLOW_S──▶ slow
+    new ──ask──▶ asked ──slow_s──▶ slow
                    │                │
                    ├── answer ──────┼──▶ answered
                    └── timeout ─────┴──▶ failed
@@ -21,14 +21,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from agent.discovery.routing import Contact
+from agent.discovery.contact import Contact
 
 # Questions in flight, apart from those that are slow. Kademlia's alpha is 3; 5 saves a round.
 PARALLEL = 5
 # Nodes that store a record. With 30 % of them dead at once, all ten are dead 6 times in a million.
 REPLICAS = 10
-# Twice a round trip across a continent; on a LAN a dead node delays the others by this.
-SLOW_S = 0.1
 # Even 10,000 nodes need some 30 questions; what goes beyond is someone's invention.
 ASKED_MAX = 80
 CANDIDATES_MAX = 256
@@ -59,8 +57,9 @@ class Candidate:
 class Lookup:
     """The shortlist of one lookup for a 20-byte key. `now` is any clock in seconds."""
 
-    def __init__(self, target: bytes, own: bytes, closest: int = REPLICAS) -> None:
+    def __init__(self, target: bytes, own: bytes, slow_s: float, closest: int = REPLICAS) -> None:
         """`own` is the id of the node that asks: it is never a candidate."""
+        self._slow_s = slow_s
         self._target = int.from_bytes(target, "big")
         self._own = own
         self._closest = closest
@@ -133,15 +132,15 @@ class Lookup:
         )
 
     def wake_in(self, now: float) -> float:
-        """Return the seconds until the next candidate turns slow (SLOW_S when none is asked)."""
+        """Return the seconds until the next candidate turns slow (slow_s when none is asked)."""
         asked = [c.asked_at for c in self._candidates.values() if c.state is State.ASKED]
-        return max(0.0, min(asked, default=now) + SLOW_S - now)
+        return max(0.0, min(asked, default=now) + self._slow_s - now)
 
     def _shortlist(self, now: float) -> list[Candidate]:
         """Return the nearest that answered or may soon, one a node, nearest first."""
         by_node: dict[bytes, Candidate] = {}
         for candidate in self._candidates.values():
-            if candidate.state is State.ASKED and now - candidate.asked_at >= SLOW_S:
+            if candidate.state is State.ASKED and now - candidate.asked_at >= self._slow_s:
                 candidate.state = State.SLOW
             if candidate.state in (State.FAILED, State.SLOW):
                 continue

@@ -164,9 +164,9 @@ def room_for_records(certificate: bytes) -> int:
     return PAYLOAD_MAX_BYTES - _ANSWER_FRAME_BYTES - len(certificate)
 
 
-def fits(payload: bytes) -> bool:
-    """Say whether a payload fits one datagram."""
-    return len(payload) <= PAYLOAD_MAX_BYTES
+def fits(message: Message) -> bool:
+    """Say whether a message fits one datagram."""
+    return len(encode(message)) <= PAYLOAD_MAX_BYTES
 
 
 @lru_cache(_ADDRESSES_REMEMBERED)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import random
 import time
@@ -22,7 +21,9 @@ from dataclasses import dataclass
 import msgspec
 
 from agent.discovery import messages, saved
+from agent.discovery.contact import Contact
 from agent.discovery.endpoints import resolve
+from agent.discovery.port import open_port
 from agent.discovery.protocol import Address, Protocol
 from agent.discovery.publish import Publisher
 from agent.discovery.record import (
@@ -36,11 +37,10 @@ from agent.discovery.record import (
     node_key,
     service_key,
 )
-from agent.discovery.routing import Contact
 from agent.discovery.seal import Seal
 from agent.discovery.store import RecordStore
 from agent.discovery.walk import Walker
-from agent.errors import EnvironmentFault, NotRunning
+from agent.errors import NotRunning
 from agent.identity.keys import NodeId, NodeKey
 
 log = logging.getLogger(__name__)
@@ -149,12 +149,9 @@ class Discovery:
         if self._parts is not None:
             return
         loop = asyncio.get_running_loop()
-        try:
-            _, protocol = await loop.create_datagram_endpoint(
-                self._make_protocol, local_addr=self._listen
-            )
-        except OSError as error:
-            raise _cannot_listen(self._listen, error) from None
+        _, protocol = await loop.create_datagram_endpoint(
+            self._make_protocol, sock=open_port(*self._listen)
+        )
         walker = Walker(
             self._mesh_id, self._own_key, protocol, self._store, self._found, self._clock
         )
@@ -372,21 +369,3 @@ def _member_seq(provider: ServiceRecord) -> int:
         return msgspec.msgpack.decode(provider.payload, type=_MemberPayload).seq
     except (msgspec.DecodeError, ValueError, RecursionError):
         return 0
-
-
-def _cannot_listen(listen: Address, error: OSError) -> EnvironmentFault:
-    host, port = listen
-    if error.errno == errno.EADDRINUSE:
-        return EnvironmentFault(
-            f"UDP port {port} (discovery) is in use",
-            hint="Another agent may be running; stop it, or choose another port.",
-        )
-    if error.errno == errno.EACCES:
-        return EnvironmentFault(
-            f"UDP port {port} (discovery) may not be opened by this user",
-            hint="Choose a port above 1023.",
-        )
-    return EnvironmentFault(
-        f"cannot open UDP {host}:{port} (discovery): {error.strerror or error}",
-        hint="Choose an address of this machine, or 0.0.0.0 for all of them.",
-    )

@@ -30,9 +30,11 @@ from kademlia.node import Node
 from kademlia.protocol import KademliaProtocol
 
 from agent.discovery import messages
+from agent.discovery.contact import Contact
+from agent.discovery.liveness import Liveness
 from agent.discovery.messages import CONTACTS_MAX, Answered, Asked, Goodbye, Message
 from agent.discovery.record import Verifier
-from agent.discovery.routing import Contact, Table
+from agent.discovery.routing import Table
 from agent.discovery.seal import NONCE_BYTES, SENDERS_MAX, Refusal, Seal
 from agent.discovery.store import PROVIDERS_MAX, RecordStore
 from agent.errors import UsageError
@@ -40,18 +42,8 @@ from agent.identity.keys import NodeId
 
 log = logging.getLogger(__name__)
 
-# A question is repeated once, in case a datagram was lost, and then given up. A round trip around
-# the world is 0.3 s; the library waits 5 s.
-REPEAT_S = 0.25
-TIMEOUT_S = 0.75
-# How long an address that did not answer is passed over: at first briefly (it or we may have been
-# busy), then twice as long each time. Any datagram from it ends that.
-DEAD_MIN_S, DEAD_MAX_S = 5.0, 120.0
-DEAD_MAX = 2048
-# Newcomers that are being asked whether their address is true, at one time.
-PROVING_MAX = 64
-# A proved address is not asked again for this long, though its bucket was full.
-PROOF_S = 300.0
+# Newcomers that are asked at one time whether they are where their datagrams come from.
+PROVING_MAX = 16
 # Questions in flight: a bound on memory that no honest load reaches.
 PENDING_MAX = 4096
 # An answer that comes after its timeout still shows that its node lives (a busy machine).
@@ -70,16 +62,9 @@ class _Pending:
     address: Address
     future: asyncio.Future[tuple[NodeId, messages.Reply] | None]
     timers: list[asyncio.TimerHandle]
+    asked_at: float
     introducing: bool = False
     given_up: bool = False
-
-
-@dataclass(frozen=True)
-class _Dead:
-    """An address that did not answer: passed over until `until` (loop time), for `span_s`."""
-
-    until: float
-    span_s: float
 
 
 class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
@@ -118,9 +103,8 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         self._pending: dict[bytes, _Pending] = {}
         self._certificates: dict[NodeId, bytes] = {}
         self._introduced: set[NodeId | None] = set()
-        self._proving: set[tuple[bytes, str, int]] = set()
-        self._proved: dict[tuple[bytes, str, int], float] = {}
-        self._dead: dict[tuple[bytes, str, int], _Dead] = {}
+        self._liveness = Liveness()
+        self._proving = 0
         self._clock_warned = float("-inf")
 
     def __getattr__(self, name: str) -> Any:
@@ -138,26 +122,33 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
     def ask(
         self, peer: NodeId | None, address: Address, question: messages.Question
     ) -> asyncio.Future[tuple[NodeId, messages.Reply] | None]:
-        """Ask, and return a future: who answered what, or None after TIMEOUT_S. It never raises."""
+        """Ask, and return a future: who answered what, or None after a second at the latest.
+
+        It never raises. `peer` None greets whoever is at the address.
+        """
         future: asyncio.Future[tuple[NodeId, messages.Reply] | None] = self._loop.create_future()
         ident = os.urandom(messages.ID_BYTES)
-        pending = _Pending(question, peer, address, future, [])
+        pending = _Pending(question, peer, address, future, [], self._loop.time())
         if len(self._pending) >= PENDING_MAX or not self._send_question(ident, pending):
             future.set_result(None)
             return future
         self._pending[ident] = pending
         pending.timers = [
-            self._loop.call_later(REPEAT_S, self._send_question, ident, pending),
-            self._loop.call_later(TIMEOUT_S, self._give_up, ident),
+            self._loop.call_later(self._liveness.repeat_s, self._send_question, ident, pending),
+            self._loop.call_later(self._liveness.timeout_s, self._give_up, ident),
         ]
         return future
+
+    @property
+    def slow_s(self) -> float:
+        """How long a lookup waits for one answer before it goes on beside it (s)."""
+        return self._liveness.slow_s
 
     def is_dead(self, contact: Contact) -> bool:
         """Say whether the contact is to be passed over at this address for now."""
         if ":" in contact.ip and not self._ipv6:
             return True
-        dead = self._dead.get(contact.place)
-        return dead is not None and self._loop.time() < dead.until
+        return self._liveness.is_dead(contact.place, self._loop.time())
 
     def goodbye(self) -> None:
         """Tell all contacts that this node goes away, and give up what is in flight."""
@@ -220,7 +211,7 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         reply = self._reply(sender, address, asked.question, messages.room_for_records(own))
         self._send(Message(ident, Answered(reply, self._serves, own)), sender, addr)
         contact = Contact(self._mesh_id, sender, *address)
-        self._dead.pop(contact.place, None)
+        self._liveness.heard(contact.place)
         known = self.router.get(contact.id)
         if known is not None and known.place == contact.place:
             known.heard = self._loop.time()
@@ -260,21 +251,23 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
 
     def _prove(self, contact: Contact) -> None:
         """Ask a newcomer at the address it seems to have; its answer admits it."""
-        if self._loop.time() < self._proved.get(contact.place, 0.0):
+        if self._proving >= PROVING_MAX:
             return
-        if contact.place in self._proving or len(self._proving) >= PROVING_MAX:
+        if not self._liveness.may_prove(contact.place, self._loop.time()):
             return
-        self._proving.add(contact.place)
+        self._proving += 1
         future = self.ask(contact.node, contact.address, messages.Ping())
-        future.add_done_callback(lambda _: self._proving.discard(contact.place))
+        future.add_done_callback(self._proving_done)
+
+    def _proving_done(self, _: object) -> None:
+        self._proving -= 1
 
     # -- our own questions
 
     def _send_question(self, ident: bytes, pending: _Pending) -> bool:
         known = pending.peer is not None and self._is_member(pending.peer)
-        shown = pending.peer in self._introduced
-        asked = Asked(pending.question, self._serves, known, b"" if shown else self._certificate)
-        if asked.certificate and not messages.fits(messages.encode(Message(ident, asked))):
+        asked = Asked(pending.question, self._serves, known, self._certificate)
+        if pending.peer in self._introduced or not messages.fits(Message(ident, asked)):
             asked = Asked(pending.question, self._serves, known)
         return self._send(Message(ident, asked), pending.peer, pending.address)
 
@@ -283,6 +276,7 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         if pending is None or pending.peer not in (None, sender):
             self.counters["answers_unasked"] += 1
             return
+        self._liveness.measured(self._loop.time() - pending.asked_at)
         if isinstance(answered.reply, messages.Introduce):
             self._introduce(sender, ident, pending)
             return
@@ -302,11 +296,15 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         self._resolve(ident, (sender, answered.reply))
 
     def _introduce(self, sender: NodeId, ident: bytes, pending: _Pending) -> None:
-        """Show our certificate by a ping, then repeat the question that did not get through."""
+        """Repeat a question with our certificate; after a ping with it where both do not fit."""
         self._introduced.discard(sender)
-        if pending.introducing or pending.given_up or isinstance(pending.question, messages.Ping):
+        if pending.introducing or pending.given_up:
             return
         pending.introducing = True
+        asked = Asked(pending.question, self._serves, True, self._certificate)
+        if messages.fits(Message(ident, asked)):
+            self._send_question(ident, pending)
+            return
 
         def repeat(greeted: asyncio.Future[tuple[NodeId, messages.Reply] | None]) -> None:
             if greeted.result() is not None and ident in self._pending:
@@ -355,12 +353,9 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         return True
 
     def _admit(self, contact: Contact) -> None:
-        self._dead.pop(contact.place, None)
         known = self.router.get(contact.id)
         contact.heard = self._loop.time()
-        if len(self._proved) >= SENDERS_MAX:
-            self._proved.clear()
-        self._proved[contact.place] = contact.heard + PROOF_S
+        self._liveness.answered(contact.place, contact.heard)
         if known is not None and known.place == contact.place:
             known.heard = contact.heard
         elif self.router.add_contact(contact):
@@ -368,14 +363,7 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
             self._admitted(contact)
 
     def _bury(self, contact: Contact) -> None:
-        now = self._loop.time()
-        self._proved.pop(contact.place, None)
-        before = self._dead.get(contact.place)
-        span_s = min(2 * before.span_s, DEAD_MAX_S) if before else DEAD_MIN_S
-        if len(self._dead) >= DEAD_MAX:
-            self._dead = {place: dead for place, dead in self._dead.items() if dead.until > now}
-        if len(self._dead) < DEAD_MAX:
-            self._dead[contact.place] = _Dead(now + span_s, span_s)
+        self._liveness.silent(contact.place, self._loop.time())
         if self.router.remove_place(contact.place):
             log.debug(
                 "discovery.contact_gone node=%s address=%s:%d", contact.node, *contact.address

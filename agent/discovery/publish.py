@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from kademlia.node import Node
 
 from agent.discovery import messages
+from agent.discovery.contact import Contact
 from agent.discovery.lookup import REPLICAS
 from agent.discovery.protocol import Protocol
 from agent.discovery.record import Record, Signed, sign
-from agent.discovery.routing import Contact
 from agent.discovery.seal import CLOCK_SKEW_S
 from agent.discovery.store import RecordStore
 from agent.discovery.walk import Walker

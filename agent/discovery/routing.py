@@ -1,11 +1,11 @@
-"""Whom a node knows: kademlia's routing table with contacts whose id follows from their key.
+"""Whom a node knows: kademlia's routing table of `Contact`s.
 
-Used by `protocol.py` and `lookup.py`. It sends nothing; the protocol decides who is admitted
+Used by `protocol.py`. It sends nothing; the protocol decides who is admitted
 (a certificate that verifies, and an answer from that very address).
 
-What is changed against the library: a contact's id cannot be chosen; `find_neighbors` returns the
-truly nearest (the library stops at the first k that it meets); a full bucket drops the newcomer to
-the replacements and leaves pinging to the protocol (the library starts a task that nobody owns).
+What is changed against the library: `find_neighbors` returns the truly nearest (the library stops
+at the first k that it meets); a full bucket puts the newcomer among the replacements and leaves
+pinging to the protocol (the library starts a task that nobody owns).
 """
 
 from __future__ import annotations
@@ -15,43 +15,7 @@ import heapq
 from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
 
-from agent.discovery.messages import pack_address, unpack_address
-from agent.discovery.record import node_key
-from agent.identity.keys import NodeId
-
-
-class Contact(Node):  # type: ignore[misc]  # kademlia has no types
-    """A node and one address of it. `heard` is loop time (s) of its last answer, 0 for never."""
-
-    def __init__(self, mesh_id: bytes, node: NodeId, host: str, port: int) -> None:
-        super().__init__(node_key(mesh_id, node), host, port)
-        self.node = node
-        self.heard = 0.0
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """The IP address and UDP port."""
-        return self.ip, self.port
-
-    @property
-    def place(self) -> tuple[bytes, str, int]:
-        """The id with the address: what can be dead, since one node may have several addresses."""
-        return self.id, self.ip, self.port
-
-    def pack(self) -> bytes:
-        """Return the contact as it crosses the wire and is saved: key 32 | port 2 | address."""
-        return self.node.ed25519 + pack_address(self.ip, self.port)
-
-    @classmethod
-    def unpack(cls, mesh_id: bytes, packed: bytes) -> Contact | None:
-        """Return the contact, or None for bytes that name nobody who can be reached."""
-        if len(packed) not in (38, 50):
-            return None
-        address = unpack_address(packed[32:])
-        return None if address is None else cls(mesh_id, NodeId(packed[:32]), *address)
-
-    def __lt__(self, other: Contact) -> bool:
-        return bool(self.place < other.place)
+from agent.discovery.contact import Contact
 
 
 class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types

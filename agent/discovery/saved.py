@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.discovery.routing import Contact
+from agent.discovery.contact import Contact
 from agent.errors import StateError
 
 _VERSION = 1

@@ -10,11 +10,14 @@ has one place in a set, and RECORDS_PER_NODE places in all.
 from __future__ import annotations
 
 import hashlib
-import random
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agent.discovery.record import Signed, Verifier
+
+if TYPE_CHECKING:
+    import random
 
 # A poll sends four bytes for each record that it has; 256 of them fit a datagram.
 PROVIDERS_MAX = 256

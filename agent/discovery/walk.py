@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from kademlia.node import Node
 
 from agent.discovery import messages
+from agent.discovery.contact import Contact
 from agent.discovery.lookup import Lookup
 from agent.discovery.protocol import Protocol
 from agent.discovery.record import Signed
-from agent.discovery.routing import Contact
 from agent.discovery.store import DIGEST_BYTES, PROVIDERS_MAX, RecordStore, digest, digests
 from agent.identity.keys import NodeId
 
@@ -93,7 +93,7 @@ class Walker:
 
     async def _walk(self, key: bytes, hunt: _Hunt, quorum: int) -> Lookup:
         loop = asyncio.get_running_loop()
-        lookup = Lookup(key, self._own_key)
+        lookup = Lookup(key, self._own_key, self._protocol.slow_s)
         near = self._protocol.router.find_neighbors(Node(key), messages.CONTACTS_MAX)
         lookup.offer(c for c in near if not self._protocol.is_dead(c))
         answers: _Answers = asyncio.Queue()

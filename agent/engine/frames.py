@@ -227,9 +227,10 @@ def _read_rows(body: memoryview, row_type: RowType, count: int, n_embd: int) -> 
         case RowType.F16:
             return np.frombuffer(body, "<f2").reshape(count, n_embd)
         case RowType.Q8:
-            packed = np.frombuffer(body, _Q8).reshape(count, -1)
+            blocks = -(-n_embd // _Q8_BLOCK)
+            packed = np.frombuffer(body, _Q8).reshape(count, blocks)
             values = packed["values"] * packed["scale"][:, :, None]
-            rows: Rows = values.reshape(count, -1)[:, :n_embd]
+            rows: Rows = values.reshape(count, blocks * _Q8_BLOCK)[:, :n_embd]
             return rows
 
 

@@ -28,9 +28,10 @@ from agent.engine import selftest
 from agent.engine.cut import CutOrigin, origin
 from agent.engine.frames import Limits
 from agent.engine.gguf_file import GgufFile
-from agent.engine.link import Dialled, Inlet, Listener, Membership, Outlet
+from agent.engine.join import Dialled, Interrupted, Listener, Patience
+from agent.engine.link import Inlet, Membership, Outlet
 from agent.engine.spec import Command, EngineSpec, Event
-from agent.errors import ConfigError, CoveyError, EnvironmentFault, ModelError
+from agent.errors import ConfigError, CoveyError, EngineError, EnvironmentFault, ModelError
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -75,7 +76,10 @@ class Channel:
 
     def emit_error(self, event: str, error: CoveyError) -> None:
         """Write `failed` or `broken`."""
-        self.emit(msgspec.convert({"event": event, **errors.to_wire(error)}, Event))
+        fields = errors.to_wire(error)
+        if isinstance(error, EngineError):
+            fields["kind"] = EngineError.__name__  # also for the ring's own kinds of it
+        self.emit(msgspec.convert({"event": event, **fields}, Event))
 
     def read_spec(self) -> EngineSpec:
         """Wait for the first line; raises ConfigError when it is no spec."""
@@ -209,19 +213,23 @@ def _join(
         if channel.wait(1.0):
             return None
     entering, leaving = loaded.boundaries()
-    deadline = time.monotonic() + spec.join_timeout_s
-    # First dial without waiting for the answer, then answer: in a ring everybody waits otherwise.
-    dialled = Dialled(member, leaving, spec.listen, successor, deadline)
+    patience = Patience(time.monotonic() + spec.join_timeout_s, channel.poll)
+    dialled: Dialled | None = None
     try:
-        inlet = listener.accept(member, entering, spec.predecessor, deadline, channel.wait)
-        return inlet, dialled.finish(deadline)
-    except BaseException:
-        dialled.close()
-        if channel.stopped:
+        # First dial without waiting for the answer, then answer: in a ring everybody waits else.
+        dialled = Dialled(member, leaving, spec.listen, successor, patience)
+        inlet = listener.accept(member, entering, spec.predecessor, patience)
+        outlet = dialled.finish(patience)
+    except BaseException as error:
+        if dialled is not None:
+            dialled.close()
+        if isinstance(error, Interrupted):
             return None
         raise
     finally:
         listener.close()
+    outlet.ping()
+    return inlet, outlet
 
 
 def run_stage(spec: EngineSpec, channel: Channel) -> None:

@@ -210,6 +210,8 @@ class Engine:
             case "stats":
                 self.stats = dict(event.stats)
             case "failed" | "broken":
+                if self._stopping:
+                    return  # neighbours that stop first look like lost ones
                 fields = {"kind": event.kind, "message": event.message, "hint": event.hint}
                 self._reason = errors.from_wire(fields)
                 self._ended.set()

@@ -62,6 +62,10 @@ class AutoDevice:
         """See `Device.failure`."""
         return self._device.failure()
 
+    def refresh(self) -> None:
+        """See `Device.refresh`."""
+        self._device.refresh()
+
     def close(self) -> None:
         """See `Device.close`."""
         self._device.close()

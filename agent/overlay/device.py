@@ -112,6 +112,12 @@ class Device(Protocol):
     def failure(self) -> str | None:
         """Say why the device no longer works (its process ended, its link is gone), else None."""
 
+    def refresh(self) -> None:
+        """Do what the backend needs when this machine's underlay addresses have changed.
+
+        Call it about once a second; it costs next to nothing when nothing changed.
+        """
+
     def close(self) -> None:
         """Remove interface, process and socket; closing twice does nothing."""
 

@@ -154,6 +154,9 @@ class FakeDevice:
         """See `Device.failure`."""
         return "the device is closed" if self._config is None else self._broken
 
+    def refresh(self) -> None:
+        """See `Device.refresh`; the fake finds its addresses by itself."""
+
     def close(self) -> None:
         """See `Device.close`."""
         if self._config is None:

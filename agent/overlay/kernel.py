@@ -124,6 +124,9 @@ class KernelDevice:
             return "the device is closed"
         return None if links.exists(self._name) else f"interface {self._name} is gone"
 
+    def refresh(self) -> None:
+        """See `Device.refresh`; the kernel forgets a source address that is gone by itself."""
+
     def close(self) -> None:
         """See `Device.close`."""
         if self._config is None:

@@ -32,6 +32,11 @@ _MARK_PREFIX = "covey "
 # How long a removed interface, or the port of a process that is ending, may take to be free.
 SETTLE_S = 3.0
 _POLL_S = 0.01
+# linux/netlink.h and linux/rtnetlink.h: the family, and RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR.
+_NETLINK_ROUTE = 0
+_IPV4_ADDRESS_GROUP = 0x10
+_IPV6_ADDRESS_GROUP = 0x100
+_EVENT_BYTES = 65536
 _ROOT_HINT = (
     "Run the agent as root, or give its service AmbientCapabilities=CAP_NET_ADMIN,"
     " or start it in a user and network namespace."
@@ -55,6 +60,36 @@ def public_key(private_key: bytes) -> bytes:
 def mark(private_key: bytes) -> str:
     """Return the alias that makes an interface ours."""
     return _MARK_PREFIX + base64.b64encode(public_key(private_key)).decode()
+
+
+class AddressChanges:
+    """Tells whether an address of this machine came or went, without reading which."""
+
+    def __init__(self) -> None:
+        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
+        try:
+            self._events.setblocking(False)
+            self._events.bind((0, _IPV4_ADDRESS_GROUP | _IPV6_ADDRESS_GROUP))
+        except BaseException:
+            self._events.close()
+            raise
+
+    def since_last(self) -> bool:
+        """Say whether anything changed since the last call (or since we were made)."""
+        changed = False
+        while True:
+            try:
+                self._events.recv(_EVENT_BYTES)
+            except BlockingIOError:
+                return changed
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # more events than the kernel could keep
+                    raise
+            changed = True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._events.close()
 
 
 def find(name: str) -> Link | None:

@@ -216,12 +216,18 @@ class Overlay:
             await asyncio.sleep(wait_s)
             try:
                 async with self._lock:
-                    await self._restarted()
-                works = self._fault is None
+                    await self._look_after()
+            except CoveyError as fault:
+                _log.warning("overlay check failed interface=%s fault=%s", self._name, fault)
             except Exception:
                 _log.exception("overlay check failed interface=%s", self._name)
-                works = False
+            works = self._fault is None
             wait_s = CHECK_INTERVAL_S if works else min(2 * wait_s, RETRY_MAX_S)
+
+    async def _look_after(self) -> None:
+        restarted = await self._restarted()
+        if not restarted and self._fault is None:
+            await self._call(self._started().refresh)
 
     async def _restarted(self) -> bool:
         """Make the device anew if it broke; say whether that was done. The lock is held."""

@@ -38,7 +38,7 @@ from agent.overlay.device import (
     check_name,
     check_peers,
 )
-from agent.overlay.reconcile import differences
+from agent.overlay.reconcile import SetPeer, differences
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class UserspaceDevice:
         self._socket = SOCKET_DIRECTORY / f"{name}.sock"
         self._config: DeviceConfig | None = None
         self._process: _Process | None = None
+        self._address_changes: links.AddressChanges | None = None
         self._listen_port = 0
         self._applied: dict[bytes, PeerConfig] = {}
 
@@ -102,6 +103,7 @@ class UserspaceDevice:
             self._process = _Process(program, self._name)
             self._await_socket(self._process)
             self._bring_up(config)
+            self._address_changes = links.AddressChanges()
         except BaseException:
             self.close()
             raise
@@ -131,10 +133,28 @@ class UserspaceDevice:
             return ended
         return None if links.exists(self._name) else f"interface {self._name} is gone"
 
+    def refresh(self) -> None:
+        """See `Device.refresh`.
+
+        wireguard-go answers each peer from the address it was last reached at. Once that address
+        is gone it should forget it, but waits for EINVAL, and newer kernels (seen on 6.18) say
+        ENETUNREACH: it then never sends again. Setting the same endpoint again makes it forget.
+        """
+        if self._address_changes is None or not self._address_changes.since_last():
+            return
+        states = [state for state in self.peers() if state.endpoint is not None]
+        for state in states:
+            change = SetPeer(state.public_key, state.endpoint, None, None)
+            self._done(self._request(uapi.encode_change(change)), "set the peers of")
+        _log.info("underlay addresses changed interface=%s endpoints=%d", self._name, len(states))
+
     def close(self) -> None:
         """See `Device.close`."""
         if self._config is None:
             return
+        if self._address_changes is not None:
+            self._address_changes.close()
+            self._address_changes = None
         if self._process is not None:
             self._process.stop()
             # A killed process leaves its socket; one that ended well has removed it.
@@ -226,7 +246,10 @@ class UserspaceDevice:
             answer = self._request(uapi.GET)
         except EnvironmentFault:
             answer = None
-        if answer is not None and answer.private_key == private_key:
+        # Public keys are compared: WireGuard changes some bits of a private key when it is set.
+        own_key = links.public_key(private_key)
+        key = answer.private_key if answer is not None else b""
+        if key and links.public_key(key) == own_key:
             return pidfd
         os.close(pidfd)
         raise EnvironmentFault(

@@ -30,15 +30,15 @@ BAR: Final = 0.95  # of the items of every task must be exact
 ITEMS: Final = 400  # a task
 AT_ONCE: Final = 16  # chats that llama.cpp decodes side by side
 ROOM_TOKENS: Final = 256  # of context for each of them; the longest item needs about 100
+# For as long as the process lives: llama.cpp keeps calling it.
+_SILENCE: Final = llama_cpp.llama_log_callback(lambda _level, _text, _data: None)
 
 
 class Runner:
     """llama.cpp with several chats side by side, greedy. Close it after use."""
 
-    def __init__(self, file: Path, *, at_once: int = AT_ONCE, threads: int = 2) -> None:
-        # Kept, so that it is not collected while llama.cpp may still call it.
-        self._log = llama_cpp.llama_log_callback(lambda _level, _text, _data: None)
-        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+    def __init__(self, file: Path, *, at_once: int = AT_ONCE, threads: int = 1) -> None:
+        llama_cpp.llama_log_set(_SILENCE, ctypes.c_void_p(0))
         model_parameters = llama_cpp.llama_model_default_params()
         model_parameters.n_gpu_layers = 0
         self.at_once = at_once
@@ -185,7 +185,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m agent.models.bundled.evaluate")
     parser.add_argument("--model", type=Path, default=path())
     parser.add_argument("--items", type=int, default=ITEMS, help="held-out items a task")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--wrong", action="store_true", help="show every wrong answer")
     options = parser.parse_args(arguments)

@@ -29,6 +29,7 @@ WARMUP_STEPS: Final = 150
 DECAY_PART: Final = 0.35  # of all steps
 CHECKPOINT_STEPS: Final = 200
 CHECK_ITEMS: Final = 40  # a task, held-out, at each checkpoint
+STEP_TIMEOUT_S: Final = 600.0  # a process that is gone must not leave the others waiting
 MAX_TOKENS: Final = 512  # of one chat; the context length that the GGUF declares
 
 
@@ -117,23 +118,23 @@ class Optimizer:
             x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
         return (x.mT if tall else x).float()
 
-    def step(self, number: int, part: float) -> None:
-        """Apply the gradients at `part` of the full rates; `number` counts from 1."""
+    def step(self, gradients: dict[str, Any], number: int, part: float) -> None:
+        """Apply gradients at `part` of the full rates; `number` counts from 1."""
         for name, w in self.weights.items():
             momentum, square = self.state[name]
+            gradient_ = gradients[name]
             if w.ndim == 3:
-                momentum.lerp_(w.grad, 0.05)
-                update = self._orthogonal(w.grad.lerp(momentum, 0.95))
+                momentum.lerp_(gradient_, 0.05)
+                update = self._orthogonal(gradient_.lerp(momentum, 0.95))
                 stretch = max(1.0, w.shape[-2] / w.shape[-1]) ** 0.5
                 w.mul_(1 - part * MUON_RATE * WEIGHT_DECAY)
                 w.add_(update, alpha=-part * MUON_RATE * stretch)
             else:
-                momentum.lerp_(w.grad, 0.1)
-                square.lerp_(w.grad * w.grad, 0.02)
+                momentum.lerp_(gradient_, 0.1)
+                square.lerp_(gradient_ * gradient_, 0.02)
                 mean = momentum / (1 - 0.9**number)
                 deviation = (square / (1 - 0.98**number)).sqrt() + 1e-10
                 w.addcdiv_(mean, deviation, value=-part * ADAM_RATE)
-            w.grad = None
 
 
 def rate_part(step: int, steps: int) -> float:
@@ -142,49 +143,107 @@ def rate_part(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (steps - step) / decay))
 
 
-def train(work: Path, steps: int, threads: int) -> dict[str, Any]:
+class Shared:
+    """What the processes of one training share: weights, and gradients and sums of each one.
+
+    One process a core, each with a single thread, wastes less than threads do on rows so small.
+    """
+
+    def __init__(self, torch: Any, weights: dict[str, Any], processes: int) -> None:
+        self.weights = {name: w.detach().share_memory_() for name, w in weights.items()}
+        self.gradients = [
+            {name: torch.zeros_like(w).share_memory_() for name, w in weights.items()}
+            for _ in range(processes)
+        ]
+        self.sums = torch.zeros(processes, 2).share_memory_()  # of the loss, of the targets
+        self.barrier = torch.multiprocessing.get_context("spawn").Barrier(processes)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.barrier.wait(STEP_TIMEOUT_S)
+
+
+def gradient(torch: Any, weights: dict[str, Any], shared: Shared, rank: int, rows: Any) -> None:
+    """Put the gradient of the summed loss over this process's rows of a batch into `shared`."""
+    mine = rows[rank :: len(shared.gradients)]
+    shared.sums[rank] = 0.0
+    for own in shared.gradients[rank].values():
+        own.zero_()
+    if not mine:
+        return
+    ids, targets = tensors(torch, mine)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, count = net.answer_loss(torch, shape(), weights, ids, targets)
+    loss.backward()
+    shared.sums[rank] = torch.tensor([loss.item(), float(count)])
+    for name, w in weights.items():
+        shared.gradients[rank][name].copy_(w.grad)
+        w.grad = None
+
+
+def assist(rank: int, shared: Shared, pool: int, step: int, steps: int) -> None:
+    """Do one process's part of every step; the first process does the rest."""
+    torch = pytorch()
+    torch.set_num_threads(1)
+    weights = {name: w.requires_grad_() for name, w in shared.weights.items()}
+    while step < steps:
+        for rows in batches(pool):
+            gradient(torch, weights, shared, rank, rows)
+            shared.wait()  # all gradients are there
+            shared.wait()  # the weights are new
+            step += 1
+        pool += 1
+
+
+def train(work: Path, steps: int, processes: int) -> dict[str, Any]:
     """Train, or go on training, and return the weights; checkpoints go to `work`."""
     torch = pytorch()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "checkpoint.pt"
-    weights = net.initial_weights(torch, shape(), SEED)
-    optimizer = Optimizer(torch, weights)
+    shared = Shared(torch, net.initial_weights(torch, shape(), SEED), processes)
+    optimizer = Optimizer(torch, shared.weights)
     step = pool = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         step, pool = saved["step"], saved["pool"]
-        with torch.no_grad():
-            for name, w in weights.items():
-                w.copy_(saved["weights"][name])
+        for name, w in shared.weights.items():
+            w.copy_(saved["weights"][name])
         optimizer.state = saved["optimizer"]
         print(f"going on from step {step} of {steps}", flush=True)
+    context = torch.multiprocessing.get_context("spawn")
+    for rank in range(1, processes):
+        arguments = (rank, shared, pool, step, steps)
+        context.Process(target=assist, args=arguments, daemon=True).start()
+    weights = {name: w.detach().requires_grad_() for name, w in shared.weights.items()}
     items = {task: chats.held_out_items(task, CHECK_ITEMS, seed=0) for task in chats.TASKS}
     started, first, last_saved = time.monotonic(), step, step
     while step < steps:
-        total, count = 0.0, 0
+        sums = torch.zeros(2)
         for rows in batches(pool):
-            ids, targets = tensors(torch, rows)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss, n = net.answer_loss(torch, shape(), weights, ids, targets)
-            (loss / n).backward()
-            with torch.no_grad():
-                optimizer.step(step + 1, rate_part(step, steps))
-            total, count, step = total + loss.item(), count + n, step + 1
+            gradient(torch, weights, shared, 0, rows)
+            shared.wait()
+            both = shared.sums.sum(0)
+            gradients = {
+                name: sum(own[name] for own in shared.gradients) / both[1] for name in weights
+            }
+            optimizer.step(gradients, step + 1, rate_part(step, steps))
+            shared.wait()
+            sums += both
+            step += 1
         pool += 1
         left_s = (time.monotonic() - started) / (step - first) * max(0, steps - step)
-        print(
-            f"step {step}/{steps}  loss {total / count:.4f}  {left_s / 60:.0f} min left", flush=True
-        )
+        loss = float(sums[0] / sums[1])
+        print(f"step {step}/{steps}  loss {loss:.4f}  {left_s / 60:.0f} min left", flush=True)
         if step - last_saved >= CHECKPOINT_STEPS or step >= steps:
             last_saved = step
             state = {"step": step, "pool": pool, "optimizer": optimizer.state}
             part = checkpoint.with_suffix(".part")
-            torch.save(state | {"weights": {n: w.detach() for n, w in weights.items()}}, part)
+            torch.save(state | {"weights": {n: w.clone() for n, w in shared.weights.items()}}, part)
             part.replace(checkpoint)
             scores = {task: exact(torch, weights, items[task]) for task in chats.TASKS}
             print("  ".join(f"{task} {score:.0%}" for task, score in scores.items()), flush=True)
-    return weights
+    return shared.weights
 
 
 def main(arguments: list[str]) -> int:
@@ -193,14 +252,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("covey-mini.gguf"))
     parser.add_argument("--work", type=Path, default=Path("covey-mini.work"), help="checkpoints")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="one core each")
     options = parser.parse_args(arguments)
     try:
-        weights = train(options.work, options.steps, options.threads)
+        weights = train(options.work, options.steps, options.processes)
     except CoveyError as error:
         print(f"error: {error.line()}", file=sys.stderr)
         return error.exit_code
-    arrays = {name: w.detach().numpy() for name, w in weights.items()}
+    arrays = {name: w.numpy() for name, w in weights.items()}
     export.write(options.out, shape(), arrays)
     print(f"wrote {options.out} ({options.out.stat().st_size} bytes)")
     return 0

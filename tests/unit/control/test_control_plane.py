@@ -28,7 +28,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 NETWORK_KEY = bytes(range(32))
 SOON_S = 5.0
 # Long enough for a loopback handshake on a busy machine, short enough to wait for in a test.
-SHORT_S = 0.4
+SHORT_S = 0.3
 MIB = 1024 * 1024
 
 
@@ -119,6 +119,45 @@ async def ask(
     return await plane.request(
         SERVER.id, server.plane.addresses, protocol, payload, timeout_s=timeout_s
     )
+
+
+async def test_libp2p_and_covey_give_a_node_the_same_name() -> None:
+    from agent.control.swarm import build_host
+
+    rfc8032_test_1 = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"
+    for seed in (bytes.fromhex(rfc8032_test_1), *(bytes([n]) * 32 for n in range(0, 256, 50))):
+        assert str(build_host(seed, None).get_id()) == str(NodeKey(seed).id)
+
+
+async def test_what_is_offered_is_noise_and_yamux_and_nothing_else() -> None:
+    from agent.control.swarm import build_host
+
+    host = build_host(bytes(32), NETWORK_KEY)
+    upgrader = host.get_network().upgrader
+    assert list(upgrader.security_multistream.transports) == ["/noise"]
+    assert list(upgrader.muxer_multistream.transports) == ["/yamux/1.0.0"]
+    assert not host.get_mux().handlers
+    assert not host.get_network().transport_manager.get_transports()
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "unknown"), "UNKNOWN_NAME"),
+        (UnicodeError("label too long"), "UNKNOWN_NAME"),
+        (OSError(errno.ECONNREFUSED, "refused"), "REFUSED"),
+        (OSError(errno.ENETUNREACH, "unreachable"), "UNREACHABLE"),
+        (OSError(errno.ETIMEDOUT, "timed out"), "UNREACHABLE"),
+    ],
+)
+async def test_what_a_failed_dial_is_called(error: OSError | UnicodeError, trouble: str) -> None:
+    from agent.control.links import _trouble
+
+    assert _trouble(error).name == trouble
+    gathered = OSError("all attempts failed")
+    gathered.__cause__ = ExceptionGroup("of a name's addresses", [error, OSError(errno.EIO, "")])
+    if not isinstance(error, UnicodeError):
+        assert _trouble(gathered).name == trouble
 
 
 async def test_echo_over_one_kept_connection(server: Server, client: ControlPlane) -> None:
@@ -236,7 +275,7 @@ async def test_leaving_in_the_middle_of_a_write_harms_nobody_else(server: Server
         server.events.clear()
         other = asyncio.create_task(ask(plane, server, "/test/hang/1"))
         await until(server.events, ["began"])
-        for delay_ms in range(1, 24, 2):
+        for delay_ms in range(1, 16, 3):
             leaving = asyncio.create_task(ask(plane, server, payload=bytes(4 * MIB)))
             await asyncio.sleep(delay_ms / 1000)
             leaving.cancel()

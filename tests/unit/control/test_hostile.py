@@ -187,18 +187,20 @@ async def test_nonsense_in_yamux(connected: EvilPlane, frame: bytes) -> None:
     await connected.frame(GOOD.id, frame)
 
 
-async def test_unread_data_beyond_the_window_is_not_kept(
-    connected: EvilPlane, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unread_data_beyond_the_limit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from agent.control import swarm
 
     monkeypatch.setattr(swarm, "UNREAD_BYTES", 100_000)
     buffers = swarm._Buffers()
-    buffers[1] = bytearray()
-    buffers[1].extend(bytes(100_000))
+    for stream in (1, 3):
+        buffers[stream] = bytearray()
+        buffers[stream].extend(bytes(50_000))
     with pytest.raises(Exception, match="ignores the receive window"):
         buffers[1].extend(b"x")
-    assert len(buffers[1]) == 100_000
+    assert [len(each) for each in buffers.values()] == [50_000, 50_000]
+    del buffers[1][:10_000]  # read by somebody
+    buffers[3].extend(bytes(10_000))
+    assert len(buffers[3]) == 60_000
 
 
 async def test_too_many_streams_and_requests_at_once(

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from gateway import watch
 from gateway.app import make_app
 from gateway.config import Config
 from gateway.errors import NotRunning
@@ -59,6 +60,12 @@ async def _up(app: web.Application, runners: list[web.AppRunner]) -> str:
     runners.append(runner)
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test need not wait a second for the next check."""
+    monkeypatch.setattr(watch, "ROUND_S", 0.05)
 
 
 @pytest.fixture

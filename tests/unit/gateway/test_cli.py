@@ -75,7 +75,7 @@ async def start() -> AsyncIterator[Start]:
     async def begin(*arguments: str, pass_fds: tuple[int, ...] = ()) -> Process:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("COVEY_")}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway.cli", *arguments,
+            sys.executable, "-m", "gateway", *arguments,
             stdout=PIPE, stderr=PIPE, pass_fds=pass_fds,
             env={**environment, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip

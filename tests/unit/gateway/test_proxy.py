@@ -1,4 +1,4 @@
-"""The gateway in front of real heads and of scripted servers: what passes, what is tried, errors."""
+"""The gateway before real heads and scripted servers: what passes, what is tried, errors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import aiohttp
 import openai
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from gateway import app as app_module
 from gateway import upstream as upstream_module
@@ -31,11 +32,19 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(5):
+        while not await condition():  # noqa: ASYNC110  # it is asked over HTTP
+            await asyncio.sleep(0.02)
+
+
 async def post(url: str, body: bytes = BODY, path: str = PATH, **headers: str) -> Any:
     """Return (status, body, headers) of a POST."""
     async with (
         aiohttp.ClientSession(auto_decompress=False) as session,
-        session.post(url + path, data=io.BytesIO(body), headers=headers) as answer,
+        session.post(
+            URL(url + path, encoded=True), data=io.BytesIO(body), headers=headers
+        ) as answer,
     ):
         return answer.status, await answer.read(), answer.headers
 
@@ -43,6 +52,14 @@ async def post(url: str, body: bytes = BODY, path: str = PATH, **headers: str) -
 async def get(url: str) -> Any:
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
         return answer.status, await answer.json(), answer.headers
+
+
+async def answers_200(call: Awaitable[Any]) -> bool:
+    return bool((await call)[0] == 200)
+
+
+async def agent_is(url: str, text: str) -> bool:
+    return bool((await get(url + "/gateway/status"))[1]["agent"] == text)
 
 
 def failing(status: int, text: bytes = b"{}", **headers: str) -> Handler:
@@ -118,8 +135,10 @@ async def test_the_bytes_of_an_answer_are_those_of_the_replica(
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        at = 0
         for size in sizes:
-            await response.write(data[response.body_length :][:size])
+            await response.write(data[at : at + size])
+            at += size
             await asyncio.sleep(0)
         await response.write_eof()
         return response
@@ -246,9 +265,7 @@ async def test_a_head_that_is_loading_is_not_asked(
     status, health, _ = await get(url + "/health")
     assert (status, health["status"]) == (503, "unavailable")
     model.health = ("ready", "")
-    async with asyncio.timeout(5):
-        while (await get(url + "/health"))[0] != 200:
-            await asyncio.sleep(0.05)
+    await eventually(lambda: answers_200(get(url + "/health")))
     assert (await post(url, body))[0] == 200
 
 
@@ -395,14 +412,10 @@ async def test_no_agent_is_said_and_waited_for(
     assert "no agent is running" in health["reason"]
     assert (await get(url + "/v1/models"))[:2] == (200, {"object": "list", "data": []})
     source.listed, source.missing = [head("a", await upstream(fine))], ""
-    async with asyncio.timeout(5):
-        while (await post(url))[0] != 200:
-            await asyncio.sleep(0.05)
+    await eventually(lambda: answers_200(post(url)))
     # The agent going away does not take away the heads that are known.
     source.missing = "no agent is running"
-    async with asyncio.timeout(5):
-        while "no agent" not in (await get(url + "/gateway/status"))[1]["agent"]:
-            await asyncio.sleep(0.05)
+    await eventually(lambda: agent_is(url, "no agent is running. Start it with `agent up`."))
     assert (await post(url))[0] == 200
     status, body, _ = await post(url, b'{"model":"x"}')
     assert status == 404
@@ -414,9 +427,7 @@ async def test_outside_servers_are_found_by_their_list(
 ) -> None:
     source = listed(missing="no agent")
     url = await gateway(source=source, replicas={"ollama": await upstream(fine)})
-    async with asyncio.timeout(5):
-        while (await post(url))[0] != 200:
-            await asyncio.sleep(0.02)
+    await eventually(lambda: answers_200(post(url)))
     status, body, headers = await post(url)
     assert (status, body, headers["x-covey-replica"]) == (200, b"fine", "ollama")
     assert (await get(url + "/health"))[1] == {"status": "ok", "models": ["m"]}
@@ -449,6 +460,9 @@ async def test_a_replica_that_is_no_openai_server_says_so(runners: Any, gateway:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
     url = await gateway(replicas={"web": f"http://127.0.0.1:{port}"}, wait=False)
-    async with asyncio.timeout(5):
-        while "OpenAI" not in (await get(url + "/gateway/status"))[1]["replicas"][0]["reason"]:
-            await asyncio.sleep(0.02)
+
+    async def told() -> bool:
+        _, status, _ = await get(url + "/gateway/status")
+        return "does not answer as an OpenAI server does" in status["replicas"][0]["reason"]
+
+    await eventually(told)

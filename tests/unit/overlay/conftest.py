@@ -259,8 +259,9 @@ class RealPair(Pair):
         return self.hosts[side].run(echo, ip_address(address), timeout_s)
 
     def move(self, side: int, host: str) -> None:
-        self.hosts[side].address(host)
+        # In this order: the kernel drops a network's other addresses with its first one.
         self.hosts[side].address(HOSTS[side], action="del")
+        self.hosts[side].address(host)
 
     @contextlib.contextmanager
     def port_taken(self, side: int, port: int) -> Iterator[None]:
@@ -327,7 +328,9 @@ def processes(name: str) -> list[str]:
 def namespaces() -> None:
     """Real devices need namespaces; without the right to make them test_rootless has the cases."""
     if not may_make_namespaces():
-        pytest.skip("may not make network namespaces; test_rootless.py runs this in a user namespace")
+        pytest.skip(
+            "may not make network namespaces; test_rootless.py runs this in a user namespace"
+        )
 
 
 @pytest.fixture(params=BACKENDS)

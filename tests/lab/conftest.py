@@ -1,0 +1,46 @@
+"""The lab: one mesh of real agents in namespaces for all its tests. Run it with `make lab`.
+
+`python -m agent.demo.sandbox -- pytest tests/lab`: everything that is made here ends with that
+sandbox, whatever a test does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.demo import sandbox
+from agent.demo.mesh import GATEWAY_PORT, DemoMesh
+
+ROOT = Path("/run/covey-lab")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse to build networks on the machine itself."""
+    if items and not sandbox.inside():
+        raise pytest.UsageError("the lab tests run in a sandbox: use `make lab`")
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[DemoMesh]:
+    """The demo's mesh with one deployment each over one, two and three nodes, and a gateway."""
+    made = DemoMesh(ROOT)
+    try:
+        made.up(print)
+        for name, nodes in (("solo", 1), ("duo", 2), ("trio", 3)):
+            made.deploy(nodes, print, name=name)
+        made.gateway(["--listen", f"127.0.0.1:{GATEWAY_PORT}"])
+        yield made
+    finally:
+        made.stop_gateways()
+        for log in sorted(ROOT.glob("*/agent.log")):
+            print(f"== {log}\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="session")
+def plain() -> dict[str, str]:
+    """Return an environment without any of Covey's settings."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("COVEY_")}

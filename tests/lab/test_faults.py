@@ -1,0 +1,259 @@
+"""Wrong input and killed processes: one clear line, a non-zero exit, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.demo.mesh import GATEWAY_PORT, DemoMesh
+from agent.models import bundled
+
+Done = subprocess.CompletedProcess[str]
+
+
+def error_line(done: Done, code: int | None = None) -> str:
+    """Return the one line of an error; fails for a success, several lines or a traceback."""
+    assert done.returncode != 0
+    if code is not None:
+        assert done.returncode == code, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def newcomer(mesh: DemoMesh, tmp_path: Path) -> Callable[..., Done]:
+    """Run `agent` on the gateway's machine as a node of its own, not yet a member."""
+    state = mesh.root / f"newcomer-{tmp_path.name}"
+
+    def run(*arguments: str, timeout_s: float = 60) -> Done:
+        environment = mesh.environment("door") | {
+            "COVEY_NODE_STATE_DIR": str(state),
+            "COVEY_NODE_NAME": "newcomer",
+            "COVEY_NETWORK_INTERFACE": "covey-new",
+        }
+        command = [sys.executable, "-m", "agent", *arguments]
+        return mesh.machine("door").run(command, env=environment, timeout_s=timeout_s)
+
+    return run
+
+
+def invite(mesh: DemoMesh, *options: str) -> str:
+    ticket: str = mesh.ask("alpha", "invite", *options)["ticket"]
+    return ticket
+
+
+def wait(what: Callable[[], Any], seconds: float = 40) -> Any:
+    """Return the first true result; fails when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := what():
+            return result
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def question(mesh: DemoMesh, model: str) -> Done:
+    """Ask a model through the gateway."""
+    script = Path(__file__).parent / "ask.py"
+    command = [sys.executable, str(script), f"http://127.0.0.1:{GATEWAY_PORT}", model, "2 + 2"]
+    return mesh.machine("door").run(command, env=mesh.environment("door"))
+
+
+def test_a_ticket_that_is_none(newcomer: Callable[..., Done]) -> None:
+    assert "not a ticket" in error_line(newcomer("join", "hello"), 6)
+
+
+def test_a_garbled_ticket(mesh: DemoMesh, newcomer: Callable[..., Done]) -> None:
+    ticket = invite(mesh)
+    wrong = ticket[:60] + ("a" if ticket[60] != "a" else "b") + ticket[61:]
+    assert "garbled" in error_line(newcomer("join", wrong), 6)
+
+
+def test_an_expired_ticket(mesh: DemoMesh, newcomer: Callable[..., Done]) -> None:
+    ticket = invite(mesh, "--ttl", "1s")
+    time.sleep(2.1)
+    assert "expired" in error_line(newcomer("join", ticket), 6)
+
+
+def test_a_used_up_ticket_and_one_of_another_mesh(
+    mesh: DemoMesh, newcomer: Callable[..., Done], tmp_path: Path
+) -> None:
+    ticket = invite(mesh)
+    first = newcomer("join", ticket, "--no-up")
+    assert first.returncode == 0, first.stderr
+    state = mesh.root / f"second-{tmp_path.name}"
+    environment = mesh.environment("door") | {"COVEY_NODE_STATE_DIR": str(state)}
+    command = [sys.executable, "-m", "agent", "join", ticket, "--no-up"]
+    second = mesh.machine("door").run(command, env=environment)
+    assert "used up" in error_line(second, 6)
+    assert "already" in error_line(newcomer("mesh", "create", "other"), 4)
+
+
+def test_a_ticket_that_its_issuer_does_not_know(
+    mesh: DemoMesh, newcomer: Callable[..., Done]
+) -> None:
+    ticket = invite(mesh)
+    stored = mesh.root / "alpha" / "invites.json"
+    assert stored.stat().st_mode & 0o777 == 0o600
+    from agent.membership.ticket import Ticket
+
+    parsed = Ticket.parse(ticket)
+    import msgspec
+
+    wrong = msgspec.structs.replace(parsed, secret=bytes(16)).encode()
+    assert "not known" in error_line(newcomer("join", wrong), 6)
+
+
+def test_nobody_at_the_bootstrap_address(mesh: DemoMesh, newcomer: Callable[..., Done]) -> None:
+    ticket = invite(mesh)
+    line = error_line(newcomer("join", "--bootstrap", "198.18.1.1", "--ticket", ticket), 7)
+    assert "198.18.1.1:4001" in line
+
+
+def test_joining_with_the_address_by_hand(mesh: DemoMesh, newcomer: Callable[..., Done]) -> None:
+    alpha = mesh.machine("alpha").address
+    done = newcomer("join", "--bootstrap", alpha, "--ticket", invite(mesh), "--no-up", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["mesh"] == "demo"
+
+
+def test_up_without_a_mesh(newcomer: Callable[..., Done]) -> None:
+    assert "no mesh" in error_line(newcomer("up"), 6)
+
+
+def test_a_second_up(mesh: DemoMesh) -> None:
+    line = error_line(mesh.try_agent("beta", "up"), 4)
+    assert "already runs" in line
+    assert mesh.ask("beta", "status")["name"] == "beta"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "setting"),
+    [("udp", "network.listen_port"), ("tcp", "network.control_port"),
+     ("udp", "network.discovery_port")],
+)  # fmt: skip
+def test_a_port_in_use(
+    mesh: DemoMesh, newcomer: Callable[..., Done], protocol: str, setting: str
+) -> None:
+    """The gateway's own agent holds the usual ports on this machine; take all but one elsewhere."""
+    assert newcomer("join", invite(mesh), "--no-up").returncode == 0
+    ports = {"network.listen_port": 52820, "network.control_port": 5001,
+             "network.discovery_port": 5001}  # fmt: skip
+    del ports[setting]
+    flags = [part for key, port in ports.items() for part in ("--set", f"{key}={port}")]
+    line = error_line(newcomer("up", *flags), 5)
+    number = "51820" if setting == "network.listen_port" else "4001"
+    assert f"{protocol.upper()} port {number}" in line or f"port {number}" in line
+    assert mesh.machine("door").run(["ip", "link", "show", "covey-new"]).returncode != 0
+
+
+def test_no_cap_net_admin(mesh: DemoMesh, newcomer: Callable[..., Done]) -> None:
+    assert newcomer("join", invite(mesh), "--no-up").returncode == 0
+    environment = mesh.environment("gamma") | {
+        "COVEY_NODE_STATE_DIR": next(map(str, mesh.root.glob("newcomer-test_no_cap*"))),
+    }
+    drop = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
+    command = [*drop, sys.executable, "-m", "agent", "up"]
+    done = mesh.machine("gamma").run(command, env=environment)
+    assert "CAP_NET_ADMIN" in error_line(done, 5)
+
+
+def test_a_key_file_that_others_can_read(mesh: DemoMesh, newcomer: Callable[..., Done]) -> None:
+    assert newcomer("join", invite(mesh), "--no-up").returncode == 0
+    key = next(mesh.root.glob("newcomer-test_a_key_file*")) / "node.key"
+    before = key.read_bytes()
+    key.chmod(0o644)
+    line = error_line(newcomer("up"), 4)
+    assert str(key) in line
+    assert "chmod 600" in line
+    assert key.read_bytes() == before
+
+
+def test_a_truncated_model(mesh: DemoMesh) -> None:
+    file = mesh.root / "short.gguf"
+    file.write_bytes(bundled.path().read_bytes()[:100_000])
+    line = error_line(mesh.try_agent("alpha", "deploy", str(file)), 8)
+    assert "short.gguf" in line
+    assert "cut short" in line
+    assert "short" not in {d["name"] for d in mesh.ask("alpha", "ps")["deployments"]}
+
+
+def test_a_model_that_is_not_there_and_a_wish_that_cannot_be(mesh: DemoMesh) -> None:
+    assert "no model" in error_line(mesh.try_agent("alpha", "deploy", "/none.gguf"), 8)
+    line = error_line(
+        mesh.try_agent("alpha", "deploy", bundled.NAME, "--name", "x", "--context", "999999"), 2
+    )
+    assert "context" in line
+
+
+def _engine_pid(mesh: DemoMesh, name: str) -> int:
+    """Return the process id of the stage engine on a machine, by its parent agent's children."""
+    agent = mesh.ask(name, "status")["pid"]
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    for child in children:
+        if "agent.engine.process" in Path(f"/proc/{child}/cmdline").read_text():
+            return int(child)
+    raise AssertionError(f"no engine runs on {name}")
+
+
+def test_a_killed_engine_is_told_and_its_ring_comes_back(mesh: DemoMesh) -> None:
+    """Gamma holds a stage of `trio` alone; the others go on meanwhile."""
+    before = {d["name"]: d["epoch"] for d in mesh.ask("alpha", "ps")["deployments"]}
+    os.kill(_engine_pid(mesh, "gamma"), signal.SIGKILL)
+
+    def broken() -> Any:
+        found = {d["name"]: d for d in mesh.ask("alpha", "ps")["deployments"]}["trio"]
+        return found["error"] if found["phase"] != "ready" else None
+
+    error = wait(broken, 20)
+    assert "stage" in error["message"]
+    assert question(mesh, "solo").returncode == 0
+
+    def back() -> bool:
+        found = {d["name"]: d for d in mesh.ask("alpha", "ps")["deployments"]}["trio"]
+        return found["phase"] == "ready" and found["epoch"] > before["trio"]
+
+    wait(back)
+    wait(lambda: question(mesh, "trio").returncode == 0)
+
+
+def test_a_killed_agent_comes_back_with_its_address_and_deployments(mesh: DemoMesh) -> None:
+    before = mesh.ask("alpha", "status")
+    names = {d["name"] for d in mesh.ask("alpha", "ps")["deployments"]}
+    os.kill(before["pid"], signal.SIGKILL)
+    wait(lambda: not Path(f"/proc/{before['pid']}").exists(), 10)
+    assert "no agent is running" in error_line(mesh.try_agent("alpha", "status"), 10)
+    mesh.agent("alpha", "up")
+    after = mesh.ask("alpha", "status")
+    assert (after["ipv6"], after["ipv4"], after["node"]) == (
+        before["ipv6"], before["ipv4"], before["node"],
+    )  # fmt: skip
+    assert after["pid"] != before["pid"]
+    assert {d["name"] for d in mesh.ask("alpha", "ps")["deployments"]} == names
+    mesh.wait_connected("alpha")
+    wait(lambda: question(mesh, "trio").returncode == 0, 60)
+
+
+def test_down_leaves_no_interface_process_or_socket(mesh: DemoMesh) -> None:
+    gamma = mesh.machine("gamma")
+    pid = mesh.ask("gamma", "status")["pid"]
+    mesh.agent("gamma", "down")
+    assert not Path(f"/proc/{pid}").exists()
+    assert not mesh.socket("gamma").exists()
+    assert gamma.run(["ip", "link", "show", "covey-gamma"]).returncode != 0
+    left = gamma.run(["ip", "-br", "address"]).stdout.splitlines()
+    assert {line.split()[0].partition("@")[0] for line in left} == {"lo", "eth0"}
+    assert gamma.run(["ss", "-Htuln"]).stdout.strip() == ""
+    mesh.agent("gamma", "up")

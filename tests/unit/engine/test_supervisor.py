@@ -1,0 +1,258 @@
+"""Real engine processes over loopback TCP, as the agent runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import os
+import signal
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+import engine_rings as rings
+import llama_cpp
+import msgspec
+import pytest
+
+from agent.engine import frames
+from agent.engine.cut import origin
+from agent.engine.gguf_file import GgufFile
+from agent.engine.spec import EngineSpec
+from agent.engine.supervisor import Engine
+from agent.errors import ConfigError, EngineError, EnvironmentFault, ModelError
+
+PROMPT = rings.prompt(77)
+COUNT = 24
+RING = "5a" * 16
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One self-test for all engines of this file."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def specs(parts: list[Path], cache: str, address: str = "127.0.0.1") -> list[EngineSpec]:
+    """Return the specs of a ring: the head with the first and last part, and the stages."""
+    common = {
+        "n_ctx": rings.N_CTX, "n_batch": rings.N_BATCH, "n_seq": 2, "threads": 1, "ring": RING,
+        "epoch": 3, "stages": len(parts) - 1, "listen": address, "predecessor": address,
+        "silence_s": 10.0, "join_timeout_s": 20.0, "cache": cache,
+    }  # fmt: skip
+    head = EngineSpec(role="head", files=(str(parts[0]), str(parts[-1])), model_name="tiny",
+                      http_address=address, **common)  # fmt: skip
+    stages = [
+        EngineSpec(role="stage", files=(str(part),), stage=index, **common)
+        for index, part in enumerate(parts[1:-1], 1)
+    ]
+    return [head, *stages]
+
+
+@asynccontextmanager
+async def running(wanted: list[EngineSpec]) -> AsyncIterator[list[Engine]]:
+    """Run a ring of engine processes, joined and ready."""
+    engines: list[Engine] = []
+    try:
+        for spec in wanted:
+            engines.append(await Engine.start(spec))
+        for engine, successor in zip(engines, engines[1:] + engines[:1], strict=True):
+            await engine.connect(successor.spec.listen, successor.port)
+        await asyncio.gather(*(engine.wait_ready() for engine in engines))
+        yield engines
+    finally:
+        await asyncio.gather(*(engine.stop() for engine in engines))
+
+
+def url(engine: Engine) -> str:
+    address = engine.spec.http_address
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{engine.http_port}/v1/completions"
+
+
+async def complete(engine: Engine, prompt: str) -> str:
+    """Return the greedy answer over HTTP; an answer that is an error is raised as text."""
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": COUNT, "temperature": 0}
+    async with aiohttp.ClientSession() as session, session.post(url(engine), json=body) as reply:
+        answer = await reply.json()
+        if reply.status != 200:
+            raise EngineError(f"{reply.status} {answer}")
+        return answer["choices"][0]["text"]
+
+
+async def stream_until_killed(engine: Engine, victim: int) -> bytes:
+    """Ask for a long answer, kill a process after its first piece, and return the rest."""
+    body = {"model": "tiny", "prompt": TEXT, "max_tokens": 400, "temperature": 0, "stream": True,
+            "logit_bias": {"2": -100}}  # fmt: skip
+    async with aiohttp.ClientSession() as session, session.post(url(engine), json=body) as reply:
+        assert reply.status == 200
+        await reply.content.readline()
+        os.kill(victim, signal.SIGKILL)
+        return await reply.content.read()
+
+
+def expected_text(path: Path, prompt: str) -> str:
+    """Return llama.cpp's own greedy answer."""
+    model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    try:
+        ids = model.tokenize(prompt.encode(), special=True)
+        tokens, _ = rings.reference(path, ids, COUNT)
+        if model.token_eos() in tokens:
+            tokens = tokens[: tokens.index(model.token_eos())]
+        # The class pads a piece with zeros.
+        pieces = [model._model.token_to_piece(token).rstrip(b"\0") for token in tokens]
+    finally:
+        model.close()
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return "".join(map(decoder.decode, pieces))
+
+
+TEXT = "the ring of stages is a ring of the stages " * 2
+
+
+async def test_one_node_answers_as_llama_cpp(models: Callable[..., Path], cache: str) -> None:
+    path = models()
+    spec = EngineSpec(
+        role="whole", files=(str(path),), n_ctx=rings.N_CTX, n_batch=rings.N_BATCH, threads=1,
+        model_name="tiny", http_address="::1", cache=cache,
+    )  # fmt: skip
+    engine = await Engine.start(spec)
+    try:
+        assert await complete(engine, TEXT) == expected_text(path, TEXT)
+    finally:
+        await engine.stop()
+
+
+async def test_two_nodes_answer_as_llama_cpp_and_stop_cleanly_when_asked(
+    models: Callable[..., Path], tmp_path: Path, cache: str
+) -> None:
+    path = models()
+    parts = rings.cut(path, tmp_path, (5, 9))
+    async with running(specs(parts, cache)) as engines:
+        expected = expected_text(path, TEXT)
+        for _ in range(2):
+            assert await complete(engines[0], TEXT) == expected
+        assert all(not engine.ended for engine in engines)
+    # The head went first, so the stage has lost it: the daemon knows that it asked for this.
+    assert await engines[0].wait_ended() is None
+    for engine in engines:
+        assert engine.stats["rows"] > 100
+        assert engine.stats["own_s"] > 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(engine.pid, 0)
+
+
+async def test_three_nodes_answer_as_llama_cpp_and_a_killed_one_is_named_at_once(
+    models: Callable[..., Path], tmp_path: Path, cache: str
+) -> None:
+    path = models()
+    parts = rings.cut(path, tmp_path, (3, 7, 10))
+    async with running(specs(parts, cache, "::1")) as engines:
+        assert await complete(engines[0], TEXT) == expected_text(path, TEXT)
+        async with asyncio.timeout(8):  # below the silence bound: it must be noticed at once
+            rest = await stream_until_killed(engines[0], engines[1].pid)
+            killed, head, after = [
+                await engines[stage].wait_ended() for stage in (1, 0, 2)
+            ]  # fmt: skip
+        assert killed is not None and head is not None and after is not None
+        assert killed.message == "the engine of stage 1 was killed (signal 9)."
+        assert isinstance(head, EngineError)
+        assert "stage 1 (::1)" in head.message
+        assert "stage 1 (::1)" in after.message
+        assert b"stage 1 (::1)" in rest
+        # The head lives on to say what is wrong, until the agent stops it.
+        with pytest.raises(EngineError, match=r"50\d .*stage 1"):
+            await complete(engines[0], TEXT)
+
+
+async def test_a_frozen_stage_is_noticed_by_its_silence(
+    models: Callable[..., Path], tmp_path: Path, cache: str
+) -> None:
+    parts = rings.cut(models(), tmp_path, (5, 9))
+    quick = [msgspec.structs.replace(spec, silence_s=1.0) for spec in specs(parts, cache)]
+    async with running(quick) as engines:
+        os.kill(engines[1].pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(20):
+                reason = await engines[0].wait_ended()
+            assert reason is not None
+            assert "stage 1 (127.0.0.1) has been silent" in reason.message
+        finally:
+            os.kill(engines[1].pid, signal.SIGCONT)
+
+
+async def test_errors_at_the_start_arrive_as_themselves(
+    models: Callable[..., Path], tmp_path: Path, cache: str
+) -> None:
+    path = models()
+    short = tmp_path / "short.gguf"
+    short.write_bytes(path.read_bytes()[:-1000])
+    spec = EngineSpec(role="whole", files=(str(short),), threads=1, cache=cache)
+    with pytest.raises(ModelError, match=r"short.gguf is cut short: tensor .* the file has"):
+        await Engine.start(spec)
+    with pytest.raises(ConfigError, match="takes 1 file"):
+        await Engine.start(EngineSpec(role="whole", files=()))
+    taken = socket.create_server(("127.0.0.1", 0))
+    with taken, pytest.raises(EnvironmentFault, match="cannot serve HTTP on 127.0.0.1 port"):
+        await Engine.start(
+            EngineSpec(role="whole", files=(str(path),), threads=1, cache=cache,
+                       http_address="127.0.0.1", http_port=taken.getsockname()[1])
+        )  # fmt: skip
+    with pytest.raises(ModelError, match="was not cut from a model"):
+        (head, stage) = specs([path, path, path], cache)
+        await Engine.start(stage)
+
+
+def _hello(part: Path) -> bytes:
+    with GgufFile(part) as file:
+        found = origin(file)
+    hello = frames.Hello(bytes.fromhex(RING), 3, 0, found.start, 64, frames.RowType.F32,
+                         bytes.fromhex(found.model_sha256))  # fmt: skip
+    return frames.encode_hello(hello)
+
+
+async def test_only_the_right_predecessor_with_the_right_hello_gets_in(
+    models: Callable[..., Path], tmp_path: Path, cache: str
+) -> None:
+    parts = rings.cut(models(), tmp_path, (5, 9))
+    _, spec = specs(parts, cache)
+    engine = await Engine.start(spec)
+    successor = socket.create_server(("127.0.0.1", 0))
+    try:
+        await engine.connect("127.0.0.1", successor.getsockname()[1])
+
+        def attempt(data: bytes, source: str = "127.0.0.1") -> bytes:
+            with socket.create_connection(
+                ("127.0.0.1", engine.port), 5, source_address=(source, 0)
+            ) as connection:
+                with suppress(ConnectionError):
+                    connection.sendall(data)
+                    return connection.recv(4096)
+                return b""
+
+        good = _hello(parts[1])
+        wrong = [
+            good[:30] + b"\xff" + good[31:],  # another ring
+            good[:16] + struct.pack("<Q", 2) + good[24:],  # an older epoch
+            good[:40] + struct.pack("<I", 4) + good[44:],  # stage 4 is not the predecessor
+            b"GET / HTTP/1.1\r\nHost: covey\r\n\r\n" + bytes(64),
+        ]
+        assert await asyncio.to_thread(attempt, good, "127.0.0.2") == b""
+        for data in wrong:
+            assert await asyncio.to_thread(attempt, data) == b"", data
+        answer = await asyncio.to_thread(attempt, good)
+        assert answer[:4] == frames.MAGIC
+        log = "\n".join(engine.log_tail)
+        for reason in ("from 127.0.0.2: only 127.0.0.1", "another ring", "another epoch",
+                       "another stage", "what no stage sends"):  # fmt: skip
+            assert reason in log
+        # An agent that dies closes the pipe, and its engine goes with it.
+        engine._process.stdin.close()
+        async with asyncio.timeout(8):
+            assert await engine._process.wait() == 0
+    finally:
+        successor.close()
+        await engine.stop()

@@ -1,0 +1,136 @@
+"""Who may import whom: the rules of docs/contributing.md, checked on the source itself."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+# What does I/O, waits, or asks the machine; a core gets time and randomness as arguments.
+IO_MODULES = frozenset(
+    """
+    socket asyncio trio aiohttp subprocess threading select selectors ssl http urllib requests time
+    secrets os sys signal tempfile shutil mmap fcntl multiprocessing concurrent libp2p kademlia
+    rpcudp pyroute2 llama_cpp click rich
+    """.split()  # noqa: SIM905 - thirty quoted names would be harder to read
+)
+# Parts of those that only compute; a bare package is what `from package.part import …` names too.
+PURE_PARTS = ("urllib.parse", "kademlia.node", "kademlia.routing")
+# These have to be cores; others become one by saying "A core" in their docstring.
+REQUIRED_CORES = frozenset(
+    """
+    agent.errors agent.health agent.peers agent.endpoint agent.identity.keys
+    agent.identity.addresses agent.membership.certificate agent.membership.ticket
+    agent.membership.invites agent.membership.issuer agent.membership.join agent.discovery.seal
+    agent.discovery.record agent.discovery.store agent.control.frames agent.overlay.device
+    agent.overlay.reconcile agent.overlay.endpoints agent.engine.frames agent.engine.generation
+    agent.engine.spec agent.placement.plan agent.deploy.messages agent.deploy.heads gateway.routing
+    """.split()  # noqa: SIM905 - the same
+)
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in ("agent", "gateway"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts).removesuffix(".__init__"), path
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, wherever in it; not those for types alone."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            module = node.module or ""
+            found.add(module)
+            found.update(f"{module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+MODULES = dict(modules())
+IMPORTS = {name: imported(path) for name, path in MODULES.items()}
+DOCSTRINGS = {n: ast.get_docstring(ast.parse(p.read_text())) or "" for n, p in MODULES.items()}
+CORES = REQUIRED_CORES | {name for name, text in DOCSTRINGS.items() if "A core" in text}
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    assert [name for name, text in DOCSTRINGS.items() if not text] == []
+
+
+def test_the_required_cores_exist() -> None:
+    assert REQUIRED_CORES - MODULES.keys() == set()
+
+
+def test_a_core_does_no_io() -> None:
+    found = {(n, i) for n in CORES for i in IMPORTS[n] if i.split(".")[0] in IO_MODULES}
+    assert {(n, i) for n, i in found if not i.startswith(PURE_PARTS)} == set()
+
+
+def test_a_core_gets_its_randomness_as_an_argument() -> None:
+    """`random.Random` may be named as a type; the module's own functions may not be called."""
+    for name in CORES:
+        nodes = list(ast.walk(ast.parse(MODULES[name].read_text())))
+        if not any(isinstance(n, ast.Import) and n.names[0].name == "random" for n in nodes):
+            continue
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.value.id != "random" or node.attr == "Random", name
+
+
+def test_a_core_imports_cores_only() -> None:
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    found = {(n, i) for n in CORES for i in IMPORTS[n] if i in MODULES}
+    assert {(n, i) for n, i in found if i not in CORES | packages} == set()
+
+
+def test_the_gateway_imports_nothing_of_the_agent_but_its_client() -> None:
+    found = {
+        (name, i)
+        for name, names in IMPORTS.items()
+        if name.startswith("gateway")
+        for i in names
+        if i.split(".")[0] == "agent"
+    }
+    assert {i for _, i in found if not i.startswith("agent.client")} == set()
+    assert len({name for name, _ in found}) == 1
+
+
+def test_dependencies_point_one_way() -> None:
+    """cli → daemon → services → core: nobody imports what is above it."""
+    for name, names in IMPORTS.items():
+        if name.startswith(("agent.cli", "agent.__main__", "agent.demo")):
+            continue
+        above = {i for i in names if i.startswith(("agent.cli", "agent.demo", "gateway"))}
+        assert name.startswith("gateway") or above == set(), name
+        if name != "agent.daemon":
+            assert {i for i in names if i.startswith("agent.daemon")} == set(), name
+
+
+def test_only_the_engine_process_loads_llama_cpp() -> None:
+    """llama.cpp may crash, the agent may not: nothing that the daemon imports leads to it."""
+    reached, waiting = set(), ["agent.daemon"]
+    while waiting:
+        name = waiting.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        parents = {name.rpartition(".")[0]}
+        waiting += [i for i in IMPORTS[name] | parents if i in MODULES]
+    loading = {name for name in reached if any(i.startswith("llama_cpp") for i in IMPORTS[name])}
+    assert loading == set()
+
+
+def test_libp2p_is_imported_in_its_own_thread_only() -> None:
+    """It takes 1–2 s and 70 MB, so only modules that are imported lazily name it."""
+    users = {n for n, names in IMPORTS.items() if any(i.split(".")[0] == "libp2p" for i in names)}
+    assert users
+    assert all(name.startswith("agent.control.") for name in users)
