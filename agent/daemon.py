@@ -323,9 +323,12 @@ class Agent:
         if member is None:
             raise MembershipError(f"{node} is no member of this mesh")
         port = self._settings.network.control_port
-        overlay = endpoint.join(str(member.certificate.ipv6), port)
+        # Over the overlay where it reaches: then the underlay sees WireGuard alone.
+        addresses = [endpoint.join(str(member.certificate.ipv6), port)]
+        if not self.table.connected(node, time.time()):
+            addresses += member.control_addresses
         answer = await self.control.request(
-            node, [overlay, *member.control_addresses], messages.PROTOCOL,
+            node, addresses, messages.PROTOCOL,
             messages.encode(request), timeout_s=timeout_s,
         )  # fmt: skip
         try:

@@ -87,7 +87,7 @@ class Lookup:
         """Return whom to ask now; they count as asked."""
         chosen = []
         short = self._shortlist(now)
-        in_flight = sum(1 for c in short if c.state is State.ASKED)
+        in_flight = sum(1 for c in self._candidates.values() if c.state is State.ASKED)
         for candidate in short:
             if in_flight >= PARALLEL or self._asked >= ASKED_MAX:
                 break

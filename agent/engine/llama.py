@@ -34,7 +34,7 @@ Ints = npt.NDArray[np.int32]
 Marks = npt.NDArray[np.int8]
 
 _POOLING_NONE = 0
-_LOG_ERROR = 3
+_LOG_ERROR = 4
 _LOG_CONTINUES = 5
 _MEMORY_FULL = 1
 _KEPT_ERRORS = 8

@@ -137,19 +137,24 @@ class Channel:
 class Loaded:
     """The llama.cpp side of an engine: weights and contexts of its file or files."""
 
-    def __init__(self, spec: EngineSpec, *, use_extra_bufts: bool) -> None:
-        from agent.engine.llama import Context, Weights
-
-        self.use_extra_bufts = use_extra_bufts
-        self.origins: list[CutOrigin | None] = []
-        self.weights: list[Weights] = []
-        self.contexts: list[Context] = []
+    def __init__(self, spec: EngineSpec) -> None:
         started = time.monotonic()
-        for index, name in enumerate(spec.files):
-            path = Path(name)
+        paths = [Path(name) for name in spec.files]
+        self.origins: list[CutOrigin | None] = []
+        for path in paths:
             with GgufFile(path) as file:  # a damaged file ends here, in one clear line
                 self.origins.append(origin(file))
-            weights = Weights(path, use_extra_bufts=use_extra_bufts, gpu_layers=spec.gpu_layers)
+        proof = selftest.prove(Path(spec.cache) if spec.cache else None)
+        self.use_extra_bufts = proof.use_extra_bufts
+
+        from agent.engine.llama import Context, Weights
+
+        self.weights: list[Weights] = []
+        self.contexts: list[Context] = []
+        for index, path in enumerate(paths):
+            weights = Weights(
+                path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers
+            )
             keeps_rows = spec.role == "stage" or (spec.role == "head" and index == 0)
             self.weights.append(weights)
             self.contexts.append(
@@ -200,11 +205,6 @@ class Loaded:
         return last.start, first.stop
 
 
-def _load(spec: EngineSpec) -> Loaded:
-    proof = selftest.prove(Path(spec.cache) if spec.cache else None)
-    return Loaded(spec, use_extra_bufts=proof.use_extra_bufts)
-
-
 def _join(
     spec: EngineSpec, loaded: Loaded, member: Membership, listener: Listener, channel: Channel
 ) -> tuple[Inlet, Outlet] | None:
@@ -237,7 +237,7 @@ def run_stage(spec: EngineSpec, channel: Channel) -> None:
     from agent.engine.stage import Stage
 
     try:
-        loaded = _load(spec)
+        loaded = Loaded(spec)
         member = loaded.member(spec)
         listener = Listener(spec.listen, spec.port)
         channel.emit(
@@ -279,7 +279,7 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
     head: Head | None = None
     pipeline: Pipeline | None = None
     try:
-        loaded = await asyncio.to_thread(_load, spec)
+        loaded = await asyncio.to_thread(Loaded, spec)
         limits = loaded.contexts[-1].limits
         head = Head(
             spec.model_name,

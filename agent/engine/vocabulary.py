@@ -57,12 +57,14 @@ class Vocabulary:
     def detokenize(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of a run of tokens; control tokens give none."""
         self.check(ids)
+        if self._adds_bos and list(ids[:1]) == [self._bos]:
+            ids = ids[1:]  # so that llama.cpp sees the text's first token and drops its space
         tokens = (ctypes.c_int32 * max(1, len(ids)))(*ids)
         room = 16 * len(ids) + 16
         while True:
             buffer = ctypes.create_string_buffer(room)
             count = llama_cpp.llama_detokenize(
-                self._handle, tokens, len(ids), buffer, room, True, False
+                self._handle, tokens, len(ids), buffer, room, False, False
             )
             if count >= 0:
                 return buffer.raw[:count]

@@ -1,11 +1,13 @@
 """The chats that covey-mini is trained on, and the held-out items it is measured with.
 
 Pure and seeded: the caller gives the random generator. `held_out(key)` is true for a fixed
-tenth of all keys of items (by SHA-256, so for ever the same ones). Training chats contain no item whose key is
-held out; held-out items contain no others. By what keys are made of (items.py), that means:
+tenth of all keys of items (by SHA-256, so for ever the same ones). Training chats contain no
+item whose key is held out; held-out items contain no others. By what keys are made of
+(items.py), that means:
 
 * a held-out pair of numbers is added or compared in no order and in no phrasing in training;
-* a held-out word is spelled in no phrasing and no case in training (or reversed, likewise);
+* a held-out word is spelled in no phrasing and no case in training (or reversed, likewise), but
+  words that are one token are always trained on: nothing else could teach their letters;
 * all days, months and glossary terms are trained on, but some phrasings of each are not.
 
 Not for tokens: tokenizer.py. Not for scoring: evaluate.py.

@@ -25,6 +25,7 @@ import numpy as np
 
 from agent.errors import CoveyError, ModelError
 from agent.models.bundled import NAME, chats, path
+from agent.models.bundled.items import Item
 
 BAR: Final = 0.95  # of the items of every task must be exact
 ITEMS: Final = 400  # a task
@@ -163,7 +164,7 @@ class Score:
     task: str
     items: int
     exact: int
-    wrong: tuple[tuple[chats.Item, str | None], ...]
+    wrong: tuple[tuple[Item, str | None], ...]
 
     @property
     def part(self) -> float:
@@ -171,7 +172,7 @@ class Score:
         return self.exact / self.items
 
 
-def score(runner: Runner, task: str, items: Sequence[chats.Item]) -> Score:
+def score(runner: Runner, task: str, items: Sequence[Item]) -> Score:
     """Ask the items, one chat each, and count the exact answers."""
     answers = runner.answers([{"role": "user", "content": item.question}] for item in items)
     wrong = tuple(

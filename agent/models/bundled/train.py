@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from agent.errors import CoveyError, EnvironmentFault
 from agent.models.bundled import chats, export, net, tokenizer
+from agent.models.bundled.items import Item
 
 SEED: Final = 20
 STEPS: Final = 4000
@@ -87,7 +88,7 @@ def tensors(torch: Any, rows: list[Row]) -> tuple[Any, Any]:
     return ids, targets
 
 
-def exact(torch: Any, weights: dict[str, Any], items: list[chats.Item]) -> float:
+def exact(torch: Any, weights: dict[str, Any], items: list[Item]) -> float:
     """Return the part of the items whose whole answer is the network's first choice."""
     rows = [tokenizer.encode_chat(chats.Chat(None, (item,)).messages()) for item in items]
     ids, targets = tensors(torch, rows)

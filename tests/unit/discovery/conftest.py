@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -74,6 +75,11 @@ class Mesh:
         self.root = root
         self.nodes: list[Discovery] = []
         self.keys: list[NodeKey] = []
+        self.ahead_s = 0.0
+
+    def clock(self) -> float:
+        """The time of all nodes here; tests move it by `ahead_s`."""
+        return time.time() + self.ahead_s
 
     async def add(self, *, join: bool = True, key: NodeKey | None = None, **options) -> Discovery:
         key = key or key_of(f"node {len(self.nodes)}")
@@ -85,6 +91,7 @@ class Mesh:
             root.verify,
             options.pop("listen", ("127.0.0.1", 0)),
             options.pop("certificate", root.certify(key.id)),
+            clock=options.pop("clock", self.clock),
             rng=random.Random(len(self.nodes)),
             **options,
         )
@@ -120,3 +127,8 @@ async def mesh(root: Root) -> AsyncIterator[Mesh]:
     made = Mesh(root)
     yield made
     await made.close()
+
+
+@pytest.fixture(scope="session")
+def make_root() -> type[Root]:
+    return Root

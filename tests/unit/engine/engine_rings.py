@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import llama_cpp
@@ -61,7 +62,7 @@ def cut(path: Path, folder: Path, boundaries: Sequence[int]) -> list[Path]:
         edges = [0, *boundaries, model.layers]
         return [
             write_part(model, start, stop, folder / f"{path.stem}-{start}-{stop}.gguf").path
-            for start, stop in zip(edges, edges[1:], strict=False)
+            for start, stop in pairwise(edges)
         ]
 
 

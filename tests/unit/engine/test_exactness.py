@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import engine_rings as rings
 import numpy as np
 import pytest
-import engine_rings as rings
 
 from agent.engine.frames import RowType
 from agent.engine.generation import Finish, GenerationRequest, Sampling, Token

@@ -196,14 +196,13 @@ async def test_errors_at_the_start_arrive_as_themselves(
     with pytest.raises(ConfigError, match="takes 1 file"):
         await Engine.start(EngineSpec(role="whole", files=()))
     taken = socket.create_server(("127.0.0.1", 0))
-    with taken, pytest.raises(EnvironmentFault, match="cannot serve HTTP on 127.0.0.1 port"):
+    with taken, pytest.raises(EnvironmentFault, match=r"cannot serve HTTP on 127\.0\.0\.1 port"):
         await Engine.start(
             EngineSpec(role="whole", files=(str(path),), threads=1, cache=cache,
                        http_address="127.0.0.1", http_port=taken.getsockname()[1])
         )  # fmt: skip
     with pytest.raises(ModelError, match="was not cut from a model"):
-        (head, stage) = specs([path, path, path], cache)
-        await Engine.start(stage)
+        await Engine.start(specs([path, path, path], cache)[1])
 
 
 def _hello(part: Path) -> bytes:

@@ -4,27 +4,27 @@ import random
 
 import pytest
 
-from agent.models.bundled import chats, phrases, tokenizer, words
+from agent.models.bundled import chats, items, phrases, tokenizer, words
 
 
 def test_training_chats_hold_no_held_out_item() -> None:
     rng = random.Random(7)
-    items = [item for _ in range(1500) for item in chats.training_chat(rng).items]
-    assert {item.task for item in items} == set(chats.TASKS)
-    for item in items:
+    drawn = [item for _ in range(1500) for item in chats.training_chat(rng).items]
+    assert {item.task for item in drawn} == set(chats.TASKS)
+    for item in drawn:
         spelt = item.task in ("spell", "reverse") and item.key.split()[1]
         assert not chats.held_out(item.key) or spelt in tokenizer.word_tokens()
 
 
 @pytest.mark.parametrize("task", chats.TASKS)
 def test_held_out_items_are_apart_and_always_the_same(task: str) -> None:
-    items = chats.held_out_items(task, 60)
-    assert items == chats.held_out_items(task, 60)
-    assert len({item.question for item in items}) == 60
-    assert all(item.task == task and chats.held_out(item.key) for item in items)
+    held = chats.held_out_items(task, 60)
+    assert held == chats.held_out_items(task, 60)
+    assert len({item.question for item in held}) == 60
+    assert all(item.task == task and chats.held_out(item.key) for item in held)
     rng = random.Random(3)
     trained = {chats.draw(rng, task).key for _ in range(400)}
-    assert trained.isdisjoint(item.key for item in items)
+    assert trained.isdisjoint(item.key for item in held)
 
 
 def test_the_held_out_side_is_about_a_tenth() -> None:
@@ -99,7 +99,7 @@ def test_the_word_list_fits_the_task() -> None:
 
 
 def test_messages_of_a_chat() -> None:
-    item = chats.Item("self", "Hi", "Hello!", "self hi")
+    item = items.Item("self", "Hi", "Hello!", "self hi")
     assert chats.Chat("Be kind.", (item, item)).messages() == [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Hi"},

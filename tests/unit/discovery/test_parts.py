@@ -1,0 +1,225 @@
+"""Liveness, the routing table, endpoints and the saved state."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kademlia.node import Node
+
+from agent.discovery import liveness, saved
+from agent.discovery.contact import Contact
+from agent.discovery.endpoints import resolve, split
+from agent.discovery.liveness import Liveness
+from agent.discovery.port import open_port
+from agent.discovery.routing import Table
+from agent.errors import EnvironmentFault, StateError
+from agent.identity.keys import NodeId
+
+MESH = b"m" * 32
+PLACE = (b"i" * 20, "192.0.2.1", 4002)
+
+
+def contact(number: int, port: int = 4002) -> Contact:
+    return Contact(MESH, NodeId(number.to_bytes(32, "big")), "192.0.2.1", port)
+
+
+# -- liveness
+
+
+def test_a_silent_place_is_passed_over_longer_each_time_until_it_is_heard() -> None:
+    life, now, spans = Liveness(), 100.0, []
+    for _ in range(7):
+        life.silent(PLACE, now)
+        span = next(s for s in (5, 10, 20, 40, 80, 120) if not life.is_dead(PLACE, now + s))
+        assert life.is_dead(PLACE, now + span - 0.1)
+        spans.append(span)
+        now += 1000
+    assert spans == [5, 10, 20, 40, 80, 120, 120]
+    life.heard(PLACE)
+    assert not life.is_dead(PLACE, now)
+    life.silent(PLACE, now)
+    assert not life.is_dead(PLACE, now + liveness.DEAD_MIN_S)
+
+
+def test_one_address_being_dead_says_nothing_of_another() -> None:
+    life = Liveness()
+    life.silent(PLACE, 0.0)
+    assert not life.is_dead((PLACE[0], "192.0.2.2", 4002), 1.0)
+
+
+def test_a_proof_is_asked_for_once_in_a_while() -> None:
+    life = Liveness()
+    assert life.may_prove(PLACE, 0.0)
+    assert not life.may_prove(PLACE, liveness.PROVE_AGAIN_S - 1)
+    assert life.may_prove(PLACE, liveness.PROVE_AGAIN_S)
+    life.answered(PLACE, 20.0)
+    assert not life.may_prove(PLACE, 20.0 + liveness.PROOF_S - 1)
+    life.silent(PLACE, 30.0)
+    assert life.may_prove(PLACE, 30.0 + liveness.PROVE_AGAIN_S)
+
+
+def test_patience_grows_with_round_trips_and_has_bounds() -> None:
+    life = Liveness()
+    assert (life.slow_s, life.repeat_s, life.timeout_s) == (0.1, 0.25, 0.75)
+    for _ in range(50):
+        life.measured(0.15)
+    assert life.slow_s == pytest.approx(0.45, rel=0.01)
+    assert life.timeout_s == pytest.approx(0.9, rel=0.01)
+    for _ in range(50):
+        life.measured(9.0)
+    assert (life.slow_s, life.repeat_s, life.timeout_s) == (0.5, 0.5, 1.0)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "PLACES_MAX", 4)
+    life = Liveness()
+    for number in range(20):
+        place = (bytes(20), "192.0.2.1", number)
+        life.silent(place, 0.0)
+        life.may_prove(place, 0.0)
+    assert len(life._dead) <= 4
+    assert len(life._prove_after) <= 4
+    life.silent(PLACE, 100.0)
+    assert life.is_dead(PLACE, 101.0), "old entries make room"
+
+
+# -- routing
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    numbers=st.sets(st.integers(1, 2**64), min_size=1, max_size=60),
+    target=st.binary(min_size=20, max_size=20),
+)
+def test_the_table_returns_the_truly_nearest_of_those_it_holds(
+    numbers: set[int], target: bytes
+) -> None:
+    table = Table(None, 4, Node(b"o" * 20))
+    for number in numbers:
+        table.add_contact(contact(number))
+    held = table.contacts()
+    assert len({c.id for c in held}) == len(held)
+    assert all(len(bucket) <= 4 for bucket in table.buckets)
+    assert all(table.get(c.id) is c for c in held)
+    wanted = int.from_bytes(target, "big")
+    right = sorted(held, key=lambda c: c.long_id ^ wanted)[:4]
+    assert table.find_neighbors(Node(target)) == right
+    without = table.find_neighbors(Node(target), exclude=right[0])
+    assert right[0] not in without
+
+
+def test_a_contact_leaves_only_from_its_own_address() -> None:
+    table = Table(None, 16, Node(b"o" * 20))
+    table.add_contact(contact(1))
+    assert not table.remove_place(contact(1, port=1).place)
+    assert table.get(contact(1).id) is not None
+    assert table.remove_place(contact(1).place)
+    assert table.contacts() == []
+
+
+def test_a_contact_that_leaves_makes_room_for_a_replacement() -> None:
+    table = Table(None, 2, Node(b"\xff" * 20))
+    far = [c for c in map(contact, range(1, 200)) if c.id[0] < 0x40][:3]
+    near = [c for c in map(contact, range(1, 200)) if c.id[0] >= 0xC0][:3]
+    for one in near + far:
+        table.add_contact(one)
+    full = [one for one in far if table.get(one.id) is not None]
+    assert len(full) < 3
+    table.remove_place(full[0].place)
+    assert sum(table.get(one.id) is not None for one in far) == len(full)
+
+
+# -- saved state
+
+
+def test_the_saved_state_comes_back() -> None:
+    contacts = [contact(1), Contact(MESH, NodeId(b"x" * 32), "2001:db8::1", 9)]
+    found, endpoints = saved.parse(MESH, saved.dump(contacts, ["host.example:1"]))
+    assert [c.place for c in found] == [c.place for c in contacts]
+    assert endpoints == ["host.example:1"]
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_damaged_state_is_a_state_error_or_another_state(data: st.DataObject) -> None:
+    raw = bytearray(saved.dump([contact(1)], ["h:1"]))
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        saved.parse(MESH, bytes(raw))
+    except StateError as error:
+        assert "damaged" in error.message
+        assert error.hint
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x80", b"\x93\x02\x90\x90", b"\x93\x01\x91\xc4\x01x\x90"])
+def test_what_was_never_saved_is_a_state_error(raw: bytes) -> None:
+    with pytest.raises(StateError, match="damaged"):
+        saved.parse(MESH, raw)
+
+
+# -- endpoints and the port
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("192.0.2.1:4002", ("192.0.2.1", 4002)),
+        ("[2001:db8::1]:4002", ("2001:db8::1", 4002)),
+        ("box.example:1", ("box.example", 1)),
+        ("2001:db8::1:4002", None),
+        ("192.0.2.1", None),
+        (":4002", None),
+        ("box:0", None),
+        ("box:65536", None),
+        ("box:٣", None),
+        ("box:1_0", None),
+        ("", None),
+    ],
+)
+def test_endpoints(text: str, parts: tuple[str, int] | None) -> None:
+    assert split(text) == parts
+
+
+async def test_resolving_passes_over_what_cannot_be() -> None:
+    found = await resolve(["127.0.0.1:5", "nonsense", "[::1]:6", "127.0.0.1:5", "a..b:1"])
+    assert found == [("127.0.0.1", 5), ("::1", 6)]
+
+
+async def test_names_are_resolved() -> None:
+    assert ("127.0.0.1", 7) in await resolve(["localhost:7"])
+
+
+def test_a_port_in_use_is_one_clear_line() -> None:
+    with open_port("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(EnvironmentFault, match=f"UDP port {port} .discovery. is in use") as e:
+            open_port("127.0.0.1", port)
+    assert e.value.hint
+
+
+def test_an_address_of_another_machine_is_one_clear_line() -> None:
+    with pytest.raises(EnvironmentFault, match=r"cannot open UDP 192\.0\.2\.1"):
+        open_port("192.0.2.1", 0)
+
+
+def test_all_addresses_means_ipv4_too() -> None:
+    with open_port("::", 0) as opened, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"x", ("127.0.0.1", opened.getsockname()[1]))
+        opened.settimeout(5)
+        assert opened.recvfrom(10)[0] == b"x"
+
+
+def test_without_ipv6_all_addresses_are_the_ipv4_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.socket
+
+    def without(family: int, kind: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(97, "Address family not supported by protocol")
+        return real(family, kind)
+
+    monkeypatch.setattr("agent.discovery.port.socket.socket", without)
+    with open_port("::", 0) as opened:
+        assert opened.getsockname()[0] == "0.0.0.0"

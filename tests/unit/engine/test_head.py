@@ -1,0 +1,244 @@
+"""The head as a model for asyncio: order, cancelling, limits, sampling, and a broken ring."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import engine_rings as rings
+import pytest
+
+from agent.engine.generation import Finish, GenerationRequest, Sampling
+from agent.engine.head import Head, HeadGeneration, HeadLimits
+from agent.engine.llama import Weights
+from agent.engine.pipeline import Pipeline
+from agent.errors import CoveyError, EngineError, ModelError, UsageError
+
+PROMPT = rings.prompt(50)
+GREEDY = Sampling(temperature=0.0, logit_bias=((2, -100.0),))
+
+
+@pytest.fixture
+def weights(models: Callable[..., Path]) -> Iterator[Weights]:
+    loaded = Weights(models())
+    yield loaded
+    loaded.close()
+
+
+@asynccontextmanager
+async def serving(
+    weights: Weights, pipeline: Pipeline, broken: list[CoveyError] | None = None
+) -> AsyncIterator[Head]:
+    limits = HeadLimits(rings.N_CTX, rings.N_BATCH)
+    head = Head("tiny", weights, limits, [].append if broken is None else broken.append)
+    assert head.state() == ("loading", "the ring is being joined.")
+    with pytest.raises(EngineError, match="being joined"):
+        head.generate(request())
+    head.start(pipeline)
+    try:
+        yield head
+    finally:
+        await head.stop()
+
+
+def request(count: int = 8, **changes: object) -> GenerationRequest:
+    fields = {"prompt": PROMPT, "max_tokens": count, "sampling": GREEDY, **changes}
+    return GenerationRequest(**fields)  # type: ignore[arg-type]
+
+
+async def collected(generation: HeadGeneration) -> list[int]:
+    async with asyncio.timeout(20):
+        return [token.id async for token in generation]
+
+
+async def test_answers_one_after_another_are_those_of_the_whole_model(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with rings.pipeline(models(), tmp_path, (3, 7, 10)) as pipeline:
+        async with serving(weights, pipeline) as head:
+            other = rings.prompt(40, seed=5)
+            runs = [head.generate(request()), head.generate(request(prompt=other)),
+                    head.generate(request())]  # fmt: skip
+            found = await asyncio.gather(*map(collected, runs))
+            assert found[0] == found[2] == rings.reference(models(), PROMPT, 8)[0]
+            assert found[1] == rings.reference(models(), other, 8)[0]
+            assert {run.finish for run in runs} == {Finish.LENGTH}
+            timings = runs[0].timings
+            assert (timings.prompt_tokens, timings.generated) == (50, 8)
+            assert timings.prompt_s > 0 and timings.generate_s > 0
+
+
+async def test_a_cancelled_answer_stops_frees_the_ring_and_the_next_is_exact(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with rings.pipeline(models(), tmp_path, (3, 7, 10)) as pipeline:
+        async with serving(weights, pipeline) as head:
+            long = head.generate(request(400))
+            queued = head.generate(request(400))
+            async for _ in long:
+                break
+            await queued.aclose()  # it never began
+            async with asyncio.timeout(5):
+                await long.aclose()
+            assert pipeline.in_flight == 0
+            assert long.timings.generated < 400
+            with pytest.raises(ValueError, match="not ended by itself"):
+                _ = long.finish
+            expected = rings.reference(models(), PROMPT, 8)[0]
+            assert await collected(head.generate(request())) == expected
+            assert await collected(queued) == []
+            await long.aclose()  # closing twice is harmless
+
+
+async def test_cancelling_within_a_long_prompt_ends_between_chunks(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with rings.pipeline(models(), tmp_path, (5, 9)) as pipeline:
+        async with serving(weights, pipeline) as head:
+            generation = head.generate(request(prompt=rings.prompt(500)))
+            await generation.aclose()
+            assert await collected(generation) == []
+            expected = rings.reference(models(), PROMPT, 8)[0]
+            assert await collected(head.generate(request())) == expected
+
+
+async def test_the_context_ends_an_answer(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with rings.pipeline(models(), tmp_path, ()) as pipeline:
+        async with serving(weights, pipeline) as head:
+            generation = head.generate(request(10_000, prompt=rings.prompt(500)))
+            assert len(await collected(generation)) == rings.N_CTX - 500
+            assert generation.finish is Finish.LENGTH
+
+
+async def test_an_end_of_generation_token_stops_and_is_not_delivered(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with rings.pipeline(models(), tmp_path, ()) as pipeline:
+        async with serving(weights, pipeline) as head:
+            end = Sampling(temperature=0.0, logit_bias=((2, 1000.0),))
+            generation = head.generate(request(sampling=end))
+            assert await collected(generation) == []
+            assert generation.finish is Finish.STOP
+
+
+async def test_sampling_follows_its_seed_biases_and_penalties(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with rings.pipeline(models(), tmp_path, ()) as pipeline:
+        async with serving(weights, pipeline) as head:
+
+            async def sampled(**fields: object) -> list[int]:
+                sampling = Sampling(**{"logit_bias": ((2, -100.0),), **fields})  # type: ignore[arg-type]
+                return await collected(head.generate(request(16, sampling=sampling)))
+
+            hot = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+            assert await sampled(seed=1, **hot) == await sampled(seed=1, **hot)
+            assert await sampled(seed=1, **hot) != await sampled(seed=2, **hot)
+            assert await sampled(seed=None, **hot) != await sampled(seed=None, **hot)
+            # With one candidate left, temperature changes nothing.
+            greedy = await sampled(temperature=0.0)
+            assert await sampled(temperature=2.0, top_k=1) == greedy
+            fresh = next(token for token in range(300, 400) if token not in PROMPT)
+            forced = ((2, -100.0), (fresh, 1000.0))
+            assert await sampled(temperature=0.0, logit_bias=forced) == [fresh] * 16
+            mild = ((2, -100.0), (fresh, 30.0))
+            varied = await sampled(temperature=0.0, logit_bias=mild, presence_penalty=100.0)
+            assert varied.count(fresh) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompt": ()}, "the prompt is empty"),
+        ({"prompt": (1,) * 512}, "the prompt has 512 tokens; tiny has room for 512"),
+        ({"prompt": (1, 400)}, "token 400 is not one of the model's 400"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"sampling": Sampling(temperature=-1.0)}, "temperature must not be negative"),
+        ({"sampling": Sampling(top_p=float("nan"))}, "top_p must be a finite number"),
+        ({"sampling": Sampling(repeat_penalty=0.0)}, "repeat_penalty must be above 0"),
+        ({"sampling": Sampling(logit_bias=((400, 1.0),))}, "logit_bias"),
+    ],
+)
+async def test_a_request_that_makes_no_sense_is_refused_before_it_waits(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path,
+    changes: dict[str, object], said: str,
+) -> None:  # fmt: skip
+    with rings.pipeline(models(), tmp_path, ()) as pipeline:
+        async with serving(weights, pipeline) as head:
+            with pytest.raises(UsageError, match=said):
+                head.generate(request(**changes))
+
+
+class _Breaking:
+    """A pipeline that breaks at its n-th batch, as a ring with a lost stage does."""
+
+    def __init__(self, pipeline: Pipeline, after: int) -> None:
+        self._pipeline = pipeline
+        self._left = after
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._pipeline, name)
+
+    def submit(self, batch: object) -> None:
+        if self._left == 0:
+            raise EngineError("the ring is broken: stage 2 (fd00::2) was lost.")
+        self._left -= 1
+        self._pipeline.submit(batch)  # type: ignore[arg-type]
+
+
+async def test_a_broken_ring_fails_the_running_the_waiting_and_the_next_answer(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    broken: list[CoveyError] = []
+    with rings.pipeline(models(), tmp_path, ()) as pipeline:
+        async with serving(weights, _Breaking(pipeline, 5), broken) as head:  # type: ignore[arg-type]
+            running, waiting = head.generate(request()), head.generate(request())
+            tokens = []
+            with pytest.raises(EngineError, match=r"stage 2 \(fd00::2\) was lost"):
+                async for token in running:
+                    tokens.append(token.id)
+            assert tokens == rings.reference(models(), PROMPT, 8)[0][: len(tokens)]
+            assert tokens
+            with pytest.raises(EngineError, match="stage 2"):
+                await collected(waiting)
+            await running.aclose()
+            assert head.state()[0] == "broken"
+            with pytest.raises(EngineError, match=r"tiny cannot answer: .*stage 2"):
+                head.generate(request())
+            assert len(broken) == 1
+
+
+async def test_texts_and_tokens(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with rings.pipeline(models(), tmp_path, ()) as pipeline:
+        async with serving(weights, pipeline) as head:
+            assert (head.name, head.context, head.bos, head.eos) == ("tiny", 512, "<s>", "</s>")
+            assert head.chat_template is not None
+            ids = head.tokenize("the ring, ünïcode\n", special=False)
+            assert ids[0] == 1
+            assert head.detokenize(ids) == "the ring, ünïcode\n".encode()
+            # Control tokens are control tokens only when that is asked for, and BOS comes once.
+            assert head.tokenize("<s>the</s>", special=True).count(1) == 1
+            assert 2 in head.tokenize("<s>the</s>", special=True)
+            assert 2 not in head.tokenize("<s>the</s>", special=False)
+            assert head.tokenize("", special=True) == (1,)
+            with pytest.raises(UsageError, match="token -1"):
+                head.detokenize((-1,))
+            generation = head.generate(request())
+            pieces = [token.piece async for token in generation]
+            assert all(isinstance(piece, bytes) for piece in pieces)
+
+
+def test_what_llama_cpp_cannot_load_is_said_in_its_words(
+    models: Callable[..., Path], tmp_path: Path
+) -> None:
+    import conftest as tiny
+
+    path = tiny.write_model(tmp_path / "alien.gguf", architecture="alien")
+    with pytest.raises(ModelError, match=r"cannot load alien.gguf: .*architecture.*alien"):
+        Weights(path)
