@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from agent import enrol
+from agent import endpoint, enrol
 from agent.api import DeployRequest, InviteRequest, LocalApi
 from agent.config import Config
 from agent.control import ControlPlane
@@ -47,7 +47,7 @@ from agent.errors import (
 from agent.health import Health, HealthItem
 from agent.identity import privatefile
 from agent.identity.keys import NodeId
-from agent.membership import endpoint, join
+from agent.membership import join
 from agent.membership.certificate import Certificate
 from agent.membership.join import JoinRequest
 from agent.membership.store import Member, Membership, StateDir

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network
 from typing import Any
 
+from agent import endpoint
 from agent.config import Config
 from agent.control import ControlPlane
 from agent.errors import ConfigError, UsageError
 from agent.identity.keys import NodeId
-from agent.membership import endpoint, issuer, join, naming
+from agent.membership import issuer, join, naming
 from agent.membership.join import JoinReply, JoinRequest
 from agent.membership.store import Membership, StateDir
 from agent.membership.ticket import Ticket

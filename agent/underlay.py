@@ -29,8 +29,3 @@ def own_addresses(
                 continue
             found.append(address)
     return [str(address) for address in sorted(set(found), key=lambda a: (a.version, int(a)))]
-
-
-def endpoint(host: str, port: int) -> str:
-    """Return HOST:PORT, an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -6,7 +6,7 @@ GatewayError                exit
 ├── NotRunning                10   no gateway answers (status), or no agent does (serve)
 └── ApiError                   -   a request that cannot be served; goes to the client
 
-The numbers are those of the agent's errors, so that scripts need one table.
+The numbers are those of the agent's errors, so that scripts need one table. A core.
 """
 
 from __future__ import annotations

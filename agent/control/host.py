@@ -12,9 +12,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from agent import endpoint
 from agent.control import frames
 from agent.control.bridge import BridgeClosed, Guest, GuestFault, TrioThread
-from agent.control.endpoints import split_address
 from agent.errors import CoveyError, EnvironmentFault, NotRunning, PeerError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 
@@ -43,7 +43,7 @@ class ControlPlane:
         if network_key is not None and len(network_key) != NETWORK_KEY_BYTES:
             raise ValueError(f"a network key holds {NETWORK_KEY_BYTES} bytes")
         for address in listen:
-            split_address(address)
+            endpoint.split(address, lowest_port=0)
         self._key = key
         self._network_key = network_key
         self._listen = tuple(listen)
@@ -141,7 +141,7 @@ class ControlPlane:
         if peer == self._key.id:
             raise UsageError("this node was asked to send a request to itself")
         for address in addresses:
-            split_address(address)
+            endpoint.split(address)
         try:
             reply = await self._bridge.call(
                 "request",

@@ -17,8 +17,9 @@ from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
-from agent.control.endpoints import Trouble, join_address, split_address, unreachable
+from agent import endpoint
 from agent.control.swarm import BoundedYamux, Socket, inbound, outbound
+from agent.control.troubles import Trouble, unreachable
 from agent.errors import EnvironmentFault
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Links:
             raise
         if listeners:
             nursery.start_soon(trio.serve_listeners, self._accept, listeners)
-        return [join_address(*listener.socket.getsockname()[:2]) for listener in listeners]
+        return [endpoint.join(*listener.socket.getsockname()[:2]) for listener in listeners]
 
     def kept(self, peer: str, other_than: Any = None) -> Any:
         """Return the newest live connection to the peer, or None."""
@@ -128,7 +129,7 @@ class Links:
         return connections[0]
 
     async def _dial(self, peer: str, address: str) -> Any:
-        host, port = split_address(address)
+        host, port = endpoint.split(address)
         try:
             # Resolves a name anew each time, and tries all its addresses.
             tcp = Socket(await trio.open_tcp_stream(host, port))
@@ -201,7 +202,7 @@ async def _close(connection: Any) -> None:
 
 
 async def _bind(address: str) -> list[trio.SocketListener]:
-    host, port = split_address(address)
+    host, port = endpoint.split(address, lowest_port=0)
     try:
         return list(await trio.open_tcp_listeners(port, host=host))
     except (socket.gaierror, UnicodeError):

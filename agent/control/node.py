@@ -19,10 +19,11 @@ import trio
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.tools.anyio_service import background_trio_service
 
+from agent import endpoint
 from agent.control import frames, streams
-from agent.control.endpoints import Trouble, join_address, unreachable
 from agent.control.links import Links
 from agent.control.swarm import build_host
+from agent.control.troubles import Trouble, unreachable
 from agent.errors import PeerError
 from agent.identity.keys import NodeId, NodeKey
 
@@ -264,4 +265,4 @@ def _who(peer: str) -> str:
 
 def _address(stream: Any) -> str:
     address = stream.muxed_conn.tcp.peer_address
-    return join_address(*address) if address else "the node"
+    return endpoint.join(*address) if address else "the node"

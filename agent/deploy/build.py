@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from agent import endpoint
 from agent.api import DeployRequest
 from agent.config import Config
 from agent.deploy.blobs import BlobServer
@@ -35,7 +36,6 @@ from agent.identity.keys import NodeId
 from agent.membership.store import Member
 from agent.models import bundled
 from agent.placement.plan import Candidate, ModelSizes, Plan, plan
-from agent.underlay import endpoint
 
 _log = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ class Build:
         """Have a node fetch and load a part; returns the port on which it then listens."""
         self._blobs.offer(part.sha256, part.path)
         node = nodes[index]
-        source = endpoint(self._engines.own_address, self._settings.network.overlay_port)
+        source = endpoint.join(self._engines.own_address, self._settings.network.overlay_port)
         self._asked.add(node)
         await self._mesh.ask(
             node,

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from agent import endpoint
 from agent.api import DeployRequest
 from agent.config import Config
 from agent.deploy import build, heads, machine
@@ -33,7 +34,6 @@ from agent.errors import ConfigError, CoveyError, EngineError, ModelError, Usage
 from agent.identity.keys import NodeId
 from agent.models import bundled
 from agent.placement.plan import Candidate
-from agent.underlay import endpoint
 
 _log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class Rings:
         found = built.plan if built else None
         url = ""
         if deployment.phase == "ready" and built is not None and built.head is not None:
-            url = f"http://{endpoint(self._engines.own_address, built.head.http_port)}"
+            url = f"http://{endpoint.join(self._engines.own_address, built.head.http_port)}"
         return {
             "name": deployment.wish.name,
             "model": deployment.wish.model,

@@ -29,6 +29,9 @@ PARALLEL = 5
 REPLICAS = 10
 # Even 10,000 nodes need some 30 questions; what goes beyond is someone's invention.
 ASKED_MAX = 80
+# With so many answers, a lookup does not wait for slow ones who have never answered before: they
+# may be someone's invention, and each would cost a timeout.
+ENOUGH_ANSWERS = 4
 CANDIDATES_MAX = 256
 # One node may be offered under several addresses (LAN, public), or a wrong one.
 ADDRESSES_PER_NODE = 3
@@ -126,8 +129,12 @@ class Lookup:
             return False
         there = {c.contact.id for c in short}
         reach = short[-1].distance if len(short) >= self._closest else 1 << 160
+        enough = len(short) >= ENOUGH_ANSWERS
         return not any(
-            c.state is State.SLOW and c.distance < reach and c.contact.id not in there
+            c.state is State.SLOW
+            and c.distance < reach
+            and c.contact.id not in there
+            and (c.contact.heard or not enough)
             for c in self._candidates.values()
         )
 

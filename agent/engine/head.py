@@ -270,11 +270,11 @@ class Head:
         )
         self._broken = broken
         log.error("broken: %s", broken.message)
+        self._on_broken(broken)
         if running is not None:
             running.end(broken)
             running.release()
         self._fail_waiting(broken)
-        self._on_broken(broken)
 
     def _fail_waiting(self, error: CoveyError) -> None:
         while (generation := self._next()) is not None:

@@ -33,7 +33,10 @@ class Batch:
 
 @dataclass
 class PipelineStats:
-    """What the head has done: counts, and seconds in llama.cpp, waiting, and in our own code."""
+    """What the head has done: counts, seconds in llama.cpp and waiting for frames.
+
+    `own_s` is the CPU seconds of our code around them, as in `stage.StageStats`.
+    """
 
     batches: int = 0
     rows: int = 0
@@ -130,27 +133,28 @@ class RingPipeline:
 
     def submit(self, batch: Batch) -> None:
         """Run the first part and send its rows on."""
-        began = time.perf_counter()
+        began = time.thread_time()
         self._first.apply(batch.operations)
         pairs = np.stack([batch.sequences, batch.positions], axis=1)
         rows = np.empty((0, self._member.limits.n_embd), np.float32)
-        started = ended = began
+        decoding = 0.0
         if len(batch.tokens):
-            started = time.perf_counter()
+            started, started_cpu = time.perf_counter(), time.thread_time()
             rows = self._first.decode_tokens(
                 batch.tokens, batch.sequences, batch.positions, batch.outputs
             )
-            ended = time.perf_counter()
+            decoding = time.thread_time() - started_cpu
+            self.stats.decode_s += time.perf_counter() - started
         self._outlet.send(Frame(self._member.epoch, batch.operations, pairs, rows), self._inlet)
         self._pending.append(batch)
-        self._count(began, started, ended)
+        self.stats.own_s += time.thread_time() - began - decoding
         self.stats.batches += 1
         self.stats.rows += len(batch.tokens)
 
     def collect(self) -> None:
         """Wait for the oldest batch to come round and run the last part."""
+        began = time.thread_time()
         frame = self._wait()
-        began = time.perf_counter()
         batch = self._pending.popleft()
         pairs = frame.pairs
         if not (
@@ -160,17 +164,13 @@ class RingPipeline:
         ):
             raise PeerError(f"{self._inlet.name} sent a frame that does not belong here.")
         self.context.apply(batch.operations)
-        started = ended = began
+        decoding = 0.0
         if len(pairs):
-            started = time.perf_counter()
+            started, started_cpu = time.perf_counter(), time.thread_time()
             self.context.decode_rows(frame.rows, batch.sequences, batch.positions, batch.outputs)
-            ended = time.perf_counter()
-        self._count(began, started, ended)
-
-    def _count(self, began: float, started: float, ended: float) -> None:
-        decoded = ended - started
-        self.stats.decode_s += decoded
-        self.stats.own_s += time.perf_counter() - began - decoded
+            decoding = time.thread_time() - started_cpu
+            self.stats.decode_s += time.perf_counter() - started
+        self.stats.own_s += time.thread_time() - began - decoding
 
     def _wait(self) -> Frame:
         began = time.perf_counter()

@@ -21,7 +21,10 @@ from agent.errors import CoveyError, PeerError
 
 @dataclass
 class StageStats:
-    """What a stage has done: counts, and seconds in llama.cpp and in our own code around it."""
+    """What a stage has done: counts, seconds in llama.cpp, and CPU seconds of our code around it.
+
+    The latter is CPU time because a send may hand the CPU to the receiver at once.
+    """
 
     frames: int = 0
     rows: int = 0
@@ -39,6 +42,7 @@ class Stage:
         self._outlet = outlet
         self._marks = np.ones(member.limits.max_rows, np.int8)
         self.stats = StageStats()
+        self._decode_cpu_s = 0.0
 
     def run(self, control: int, stopped: Callable[[], bool]) -> None:
         """Work until `stopped()`, which is asked whenever `control` (a descriptor) is readable.
@@ -67,13 +71,12 @@ class Stage:
             if control in ready and stopped():
                 return
             if self._inlet.fileno() in ready:
-                started = time.perf_counter()
-                decoded = self.stats.decode_s
+                started = time.thread_time()
+                self._decode_cpu_s = 0.0
                 self._inlet.pump()
                 while (frame := self._inlet.frame()) is not None:
                     self._handle(frame)
-                spent = time.perf_counter() - started
-                self.stats.own_s += spent - (self.stats.decode_s - decoded)
+                self.stats.own_s += time.thread_time() - started - self._decode_cpu_s
             self._outlet.ping()
             self._inlet.check_alive()
 
@@ -83,11 +86,12 @@ class Stage:
         count = len(frame.pairs)
         rows = frame.rows
         if count:
-            started = time.perf_counter()
+            started, started_cpu = time.perf_counter(), time.thread_time()
             rows = context.decode_rows(
                 rows, frame.pairs[:, 0], frame.pairs[:, 1], self._marks[:count]
             )
             self.stats.decode_s += time.perf_counter() - started
+            self._decode_cpu_s += time.thread_time() - started_cpu
         self._outlet.send(Frame(frame.epoch, frame.operations, frame.pairs, rows))
         self.stats.frames += 1
         self.stats.rows += count

@@ -17,11 +17,12 @@ from typing import Annotated
 
 import msgspec
 
+from agent import endpoint
 from agent.errors import MembershipError, PeerError, UsageError
 from agent.identity import addresses
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership import certificate as certificates
-from agent.membership import endpoint, issuer, wire
+from agent.membership import issuer, wire
 from agent.membership.certificate import Certificate, Key
 from agent.membership.invites import InviteBook
 from agent.membership.ticket import Addresses, InviteId, Secret, Ticket

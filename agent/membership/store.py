@@ -19,11 +19,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
+from agent import endpoint
 from agent.errors import MembershipError, StateError
 from agent.identity.addresses import DEFAULT_IPV4_NETWORK
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership import certificate as certificates
-from agent.membership import endpoint, issuer, join, naming
+from agent.membership import issuer, join, naming
 from agent.membership import ticket as tickets
 from agent.membership.certificate import Certificate
 from agent.membership.directory import Directory, Mesh
@@ -118,7 +119,7 @@ class StateDir(Directory):
         return membership
 
     def refuse_second_mesh(self, allowed: bytes | None = None) -> None:
-        """Raise StateError when this node is in a mesh, other than the one with the id `allowed`."""
+        """Raise StateError when this node is in a mesh whose id is not `allowed`."""
         mesh = self.read_mesh()
         if mesh is not None and mesh.id != allowed:
             raise StateError(

@@ -18,9 +18,10 @@ from typing import Annotated
 
 import msgspec
 
+from agent import endpoint
 from agent.errors import TicketError, UsageError
 from agent.identity.keys import NodeId
-from agent.membership import endpoint, spell, wire
+from agent.membership import spell, wire
 from agent.membership.certificate import Key, Name, Time
 
 VERSION = 1

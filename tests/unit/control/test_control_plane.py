@@ -25,6 +25,8 @@ from agent.identity.keys import NodeId, NodeKey
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+# A label of DNS holds 63 characters: no resolver is asked, so the answer is the same everywhere.
+NO_NAME = "a" * 64
 NETWORK_KEY = bytes(range(32))
 SOON_S = 5.0
 # Long enough for a loopback handshake on a busy machine, short enough to wait for in a test.
@@ -321,7 +323,7 @@ async def test_closed_silent_and_unknown(server: Server) -> None:
         with pytest.raises(PeerError, match="no address is known"):
             await plane.request(SERVER.id, [], "/test/echo/1", b"", timeout_s=SOON_S)
         with pytest.raises(PeerError, match="is a name that cannot be resolved"):
-            await plane.request(SERVER.id, ["no..name:1"], "/t/e/1", b"", timeout_s=SOON_S)
+            await plane.request(SERVER.id, [f"{NO_NAME}:1"], "/t/e/1", b"", timeout_s=SOON_S)
         # One good address among bad ones is found.
         answer = await plane.request(
             SERVER.id, [silent, closed, server.v4], "/test/echo/1", b"ok", timeout_s=SOON_S
@@ -330,7 +332,7 @@ async def test_closed_silent_and_unknown(server: Server) -> None:
 
 
 async def test_wrong_use(server: Server, client: ControlPlane) -> None:
-    with pytest.raises(UsageError, match="is not HOST:PORT"):
+    with pytest.raises(UsageError, match="is not an address"):
         await client.request(SERVER.id, ["nowhere"], "/test/echo/1", b"", timeout_s=1)
     with pytest.raises(UsageError, match="to itself"):
         await client.request(CLIENT.id, [server.v4], "/test/echo/1", b"", timeout_s=1)
@@ -339,7 +341,7 @@ async def test_wrong_use(server: Server, client: ControlPlane) -> None:
             client.serve(protocol, server.echo)
     with pytest.raises(ValueError, match="32 bytes"):
         ControlPlane(CLIENT, b"short", [])
-    with pytest.raises(UsageError, match="is not HOST:PORT"):
+    with pytest.raises(UsageError, match="is not an address"):
         ControlPlane(CLIENT, NETWORK_KEY, ["4001"])
 
 
@@ -356,7 +358,7 @@ async def test_a_port_in_use_is_named(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("address", "said"),
-    [("192.0.2.77:0", "this machine has no such address"), ("no..name:0", "is not an address")],
+    [("192.0.2.77:0", "this machine has no such address"), (f"{NO_NAME}:0", "is not an address")],
 )
 async def test_an_address_that_is_not_ours(address: str, said: str) -> None:
     with pytest.raises(EnvironmentFault, match=said):

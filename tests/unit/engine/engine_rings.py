@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import threading
@@ -32,7 +33,10 @@ def prompt(length: int, seed: int = 1) -> tuple[int, ...]:
     return tuple(int(token) for token in np.random.default_rng(seed).integers(3, 400, length))
 
 
-def reference(path: Path, tokens: Sequence[int], count: int) -> tuple[list[int], list[np.ndarray]]:
+@functools.cache
+def reference(
+    path: Path, tokens: tuple[int, ...], count: int
+) -> tuple[list[int], list[np.ndarray]]:
     """Return llama.cpp's greedy answer for the whole model, and the logits of each step.
 
     It goes through llama-cpp-python's own high-level class, which shares no code with the engine.

@@ -59,7 +59,7 @@ def decoded(data: bytes) -> list:
     return Decoder(LIMITS, "stage 1").feed(data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(made_frames(), st.sampled_from(RowType))
 def test_a_frame_comes_back_as_it_was_sent(frame: Frame, row_type: RowType) -> None:
     (found,) = decoded(encoded(frame, row_type))
@@ -80,7 +80,7 @@ def test_a_frame_comes_back_as_it_was_sent(frame: Frame, row_type: RowType) -> N
                 assert (off <= limit).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(made_frames(), max_size=3), st.randoms(use_true_random=False))
 def test_messages_survive_any_fragmentation(sent: list[Frame], random) -> None:
     data = b"".join(encoded(frame) + encode_ping(Ping(frame.epoch)) for frame in sent)
@@ -105,7 +105,7 @@ def test_hello_and_fault_come_back() -> None:
     assert "\n" not in long.reason
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_raises_a_peer_error_or_waits_for_more(data: bytes) -> None:
     decoder = Decoder(LIMITS, "stage 1")
@@ -117,7 +117,7 @@ def test_garbage_raises_a_peer_error_or_waits_for_more(data: bytes) -> None:
         assert found == [] and len(data) < HEADER.size
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(made_frames(), st.integers(0, 200), st.integers(0, 255))
 def test_a_flipped_byte_gives_a_sane_message_or_a_peer_error(
     frame: Frame, at: int, value: int

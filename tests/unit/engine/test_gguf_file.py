@@ -125,7 +125,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         GgufFile(tmp_path / "nothing.gguf")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_a_garbled_header_never_ends_in_anything_but_a_model_error(
     models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

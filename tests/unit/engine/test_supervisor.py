@@ -99,7 +99,7 @@ def expected_text(path: Path, prompt: str) -> str:
     model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     try:
         ids = model.tokenize(prompt.encode(), special=True)
-        tokens, _ = rings.reference(path, ids, COUNT)
+        tokens, _ = rings.reference(path, tuple(ids), COUNT)
         if model.token_eos() in tokens:
             tokens = tokens[: tokens.index(model.token_eos())]
         # The class pads a piece with zeros.

@@ -223,6 +223,8 @@ async def test_a_4xx_is_the_answer(upstream: Any, gateway: Any, head: Any) -> No
     url = await gateway(head("a", address), head("b", await upstream(handler)))
     status, body, headers = await post(url)
     assert (status, body, headers["Retry-After"], len(calls)) == (429, b"slow down", "9", 1)
+    _, state, _ = await get(url + "/gateway/status")
+    assert [replica["first_byte_s"] for replica in state["replicas"]] == [{}, {}]
 
 
 async def test_if_nobody_can_the_replicas_own_error_is_the_answer(
@@ -296,7 +298,8 @@ def breaking(content_type: str, sent: bytes, **headers: str) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": content_type, **headers})
         await response.prepare(request)
-        await response.write(sent)
+        if sent:
+            await response.write(sent)
         assert request.transport is not None
         await asyncio.sleep(0.01)
         request.transport.abort()
@@ -320,6 +323,17 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_retried(
     first, second, rest = body.split(b"\n\n")
     assert (status, first, rest, len(calls)) == (200, b"data: 1", b"", 1)
     assert "broke off" in json.loads(second[6:])["error"]["message"]
+
+
+async def test_one_that_breaks_before_its_first_byte_is_tried_elsewhere(
+    upstream: Any, gateway: Any, head: Any
+) -> None:
+    url = await gateway(
+        head("breaks", await upstream(breaking("text/event-stream", b""))),
+        head("well", await upstream(fine)),
+        strategy="round_robin",
+    )
+    assert [(await post(url))[1] for _ in range(2)] == [b"fine", b"fine"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Names, roles, tags, addresses as text, and durations in words."""
+"""Names, roles, tags, and durations in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import UsageError
-from agent.membership import endpoint, naming, spell
+from agent.membership import naming, spell
 
 
 @pytest.mark.parametrize("name", ["a", "7", "box", "box-2", "a" * 63, "x--y"])
@@ -68,33 +68,6 @@ def test_tags_come_sorted_and_once() -> None:
     for tag in ("", "-x", "a b", "a" * 33, "GPU", "a\n"):
         with pytest.raises(UsageError, match="cannot be a tag"):
             naming.check_tags([tag])
-
-
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [
-        ("192.0.2.1:4001", "192.0.2.1", 4001),
-        ("[2001:db8::1]:1", "2001:db8::1", 1),
-        ("[fe80::1%eth0]:4001", "fe80::1%eth0", 4001),
-        ("box.example.org:65535", "box.example.org", 65535),
-        ("under_score:80", "under_score", 80),
-    ],
-)
-def test_endpoints_are_read_and_written(text: str, host: str, port: int) -> None:
-    assert endpoint.split(text) == (host, port)
-    assert endpoint.join(host, port) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", ":", "host", "host:", ":4001", "host:0", "host:65536", "host:04001", "host:4 1",
-     "::1:4001", "[::1]", "[::g]:1", "[1.2.3.4]:1", "a..b:1", "-a:1", "a/b:1", "host:1\n",
-     "a" * 254 + ":1", "host:４００１", "[]:1"],
-)  # fmt: skip
-def test_what_is_no_endpoint_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is not an address") as caught:
-        endpoint.split(text)
-    assert len(caught.value.message) < 110
 
 
 @pytest.mark.parametrize(

@@ -1,35 +1,12 @@
-"""Addresses as text, and the sentences that name what went wrong at them."""
+"""The sentences that name what went wrong at each address."""
 
 from __future__ import annotations
 
 import pytest
 
-from agent.control.endpoints import Trouble, join_address, split_address, unreachable
-from agent.errors import UsageError
+from agent.control.troubles import Trouble, unreachable
 
 PEER = "12D3KooWKnDdG3iXw9eTFijk3EWSunZcFi54Zka4wmtqtt6rPxc8"
-
-
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [
-        ("192.0.2.1:4001", "192.0.2.1", 4001),
-        ("node.example:1", "node.example", 1),
-        ("[2001:db8::1]:65535", "2001:db8::1", 65535),
-        ("[::]:0", "::", 0),
-    ],
-)
-def test_split_and_join(text: str, host: str, port: int) -> None:
-    assert split_address(text) == (host, port)
-    assert join_address(host, port) == text
-
-
-@pytest.mark.parametrize(
-    "text", ["", "host", "host:", ":4001", "host:port", "host:65536", "::1:4001", "h:-1", "h:١"]
-)
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match="is not HOST:PORT"):
-        split_address(text)
 
 
 def test_each_address_is_named_with_its_trouble() -> None:

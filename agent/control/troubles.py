@@ -1,4 +1,4 @@
-"""HOST:PORT as text, and what went wrong at one: the words of the control plane's errors.
+"""What went wrong at each address of a peer: the words of the control plane's errors.
 
 A core. `node.py` collects a `Trouble` for each address that it tries; the sentence that a person
 reads is made here, in one place.
@@ -9,31 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
-from agent.errors import PeerError, UsageError
-
-MAX_PORT = 65535
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return (host, port) of `HOST:PORT` or `[IPv6]:PORT`; raises UsageError."""
-    host, colon, digits = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise UsageError(
-            f"{address!r} is not HOST:PORT", hint="Write an IPv6 address as [2001:db8::1]:4001."
-        )
-    if not colon or not host or not (digits.isascii() and digits.isdigit()):
-        raise UsageError(f"{address!r} is not HOST:PORT", hint="An example: 192.0.2.1:4001.")
-    port = int(digits)
-    if port > MAX_PORT:
-        raise UsageError(f"{address!r} is not HOST:PORT: ports end at {MAX_PORT}")
-    return host, port
-
-
-def join_address(host: str, port: int) -> str:
-    """Return `HOST:PORT`, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+from agent.errors import PeerError
 
 
 class Trouble(Enum):

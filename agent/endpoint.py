@@ -1,4 +1,4 @@
-"""HOST:PORT as text: how the underlay addresses in tickets and member lists are written. A core.
+"""HOST:PORT as text: how addresses on underlay and overlay are written everywhere. A core.
 
 IPv6 addresses stand in brackets. Nothing is resolved here.
 """
@@ -12,19 +12,22 @@ from agent.errors import UsageError
 
 _MAX_HOST_CHARACTERS = 253  # the longest DNS name
 MAX_CHARACTERS = _MAX_HOST_CHARACTERS + 1 + 5  # and a colon, and the longest port
-_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 _HOST = re.compile(
     r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?"
 )
 _MAX_PORT = 65535
 
 
-def split(text: str) -> tuple[str, int]:
-    """Return host (no brackets) and port; raises UsageError for anything but HOST:PORT."""
+def split(text: str, *, lowest_port: int = 1) -> tuple[str, int]:
+    """Return host (no brackets) and port; raises UsageError for anything but HOST:PORT.
+
+    `lowest_port` 0 also reads the port that stands for "any" where one listens.
+    """
     host, colon, port = text.rpartition(":")
     if not colon or len(host) > _MAX_HOST_CHARACTERS:
         raise _bad(text)
-    if not _PORT.fullmatch(port) or int(port) > _MAX_PORT:
+    if not _PORT.fullmatch(port) or not lowest_port <= int(port) <= _MAX_PORT:
         raise _bad(text)
     if host.startswith("[") and host.endswith("]"):
         try:

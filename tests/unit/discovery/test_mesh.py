@@ -1,0 +1,492 @@
+"""Real nodes on loopback. Waits have bounds that only end a test that hangs; none measures time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from agent.discovery import messages
+from agent.discovery.contact import Contact
+from agent.discovery.messages import Answered, Asked, Message
+from agent.discovery.node import Discovery
+from agent.discovery.record import member_key, service_key, sign
+from agent.discovery.seal import Opened, Seal
+from agent.errors import EnvironmentFault, NotRunning
+from agent.identity.keys import NodeId, NodeKey
+
+if TYPE_CHECKING:
+    from conftest import Mesh, Root
+
+HANG_S = 20.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(HANG_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def kill(node: Discovery) -> None:
+    """End a node as a power cut does: no goodbye."""
+    parts = node._parts
+    assert parts is not None
+    parts.maintenance.cancel()
+    parts.protocol.transport.abort()
+    node._parts = None
+
+
+class Wire:
+    """A bare socket that speaks to one node, and counts what comes back."""
+
+    def __init__(self, node: Discovery) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.setblocking(False)
+        self.socket.connect(("127.0.0.1", node.port))
+        self.received: list[bytes] = []
+
+    def send(self, datagram: bytes) -> None:
+        self.socket.send(datagram)
+
+    async def receive(self) -> bytes:
+        async with asyncio.timeout(HANG_S):
+            self.received.append(await asyncio.get_running_loop().sock_recv(self.socket, 2000))
+        return self.received[-1]
+
+    def close(self) -> int:
+        """Take what is left, and return how many datagrams came in all."""
+        while True:
+            try:
+                self.received.append(self.socket.recv(2000))
+            except BlockingIOError:
+                self.socket.close()
+                return len(self.received)
+
+
+def ping(certificate: bytes = b"", question: Any = None) -> bytes:
+    asked = Asked(question or messages.Ping(), True, False, certificate)
+    return messages.encode(Message(b"12345678", asked))
+
+
+# -- one and two nodes
+
+
+async def test_a_mesh_of_one_finds_itself(mesh: Mesh) -> None:
+    node = await mesh.add()
+    assert await node.publish_member(mesh.record(0)) == 1
+    assert await node.announce("head", b"\x80", 60) == 1
+    me = mesh.keys[0].id
+    found = await node.member(me)
+    assert found is not None
+    assert found.wireguard_endpoints == ("192.0.2.1:1",)
+    assert set(await node.members()) == {me}
+    assert [r.id for r in await node.providers("head")] == [me]
+    await node.withdraw("head")
+    await node.withdraw("head")
+    assert await node.providers("head") == []
+    assert await node.member(NodeKey(b"x" * 32).id) is None
+    assert await node.bootstrap([]) == 0
+
+
+async def test_before_start_and_after_stop_it_is_not_running(mesh: Mesh) -> None:
+    node = await mesh.add()
+    await node.stop()
+    await node.stop()
+    with pytest.raises(NotRunning):
+        await node.providers("head")
+    assert node.counters == {}
+    await node.start()
+    assert await node.announce("head", b"", 60) == 1
+
+
+async def test_a_port_in_use_is_an_environment_fault(mesh: Mesh) -> None:
+    node = await mesh.add()
+    with pytest.raises(EnvironmentFault, match=f"UDP port {node.port} .discovery. is in use"):
+        await mesh.add(listen=("127.0.0.1", node.port))
+
+
+async def test_limits_are_the_callers_fault_and_leave_nothing(mesh: Mesh) -> None:
+    node = await mesh.add()
+    for service, payload, ttl_s in (("s", bytes(301), 60), ("s", b"", 1), ("", b"", 60)):
+        with pytest.raises(ValueError, match="ttl|payload|name"):
+            await node.announce(service, payload, ttl_s)
+    assert await node.providers("s") == []
+
+
+async def test_the_newest_word_is_found_and_a_withdrawal_is_believed(mesh: Mesh) -> None:
+    a, b = await mesh.add(), await mesh.add()
+    await a.announce("head", b"one", 60)
+    assert [r.payload for r in await b.providers("head")] == [b"one"]
+    await a.announce("head", b"two", 60)
+    assert [r.payload for r in await b.providers("head")] == [b"two"]
+    await a.withdraw("head")
+    assert await b.providers("head") == []
+    assert await a.providers("head") == []
+
+
+async def test_a_word_dies_with_its_time(mesh: Mesh) -> None:
+    a, b = await mesh.add(), await mesh.add()
+    await a.announce("head", b"", 60)
+    assert len(await b.providers("head")) == 1
+    mesh.ahead_s += 62
+    assert await b.providers("head") == []
+
+
+async def test_a_poll_fetches_nothing_twice(mesh: Mesh) -> None:
+    a, b, c = [await mesh.add() for _ in range(3)]
+    for node in (a, b):
+        await node.announce("head", bytes(300), 60)
+    stored = c._parts.protocol  # type: ignore[union-attr]  # it runs
+    assert len(await c.providers("head")) == 2
+    replies = []
+    real = stored.ask
+
+    def ask(*arguments: Any) -> Any:
+        future = real(*arguments)
+        future.add_done_callback(lambda f: replies.append(f.result()[1]))
+        return future
+
+    stored.ask = ask
+    assert len(await c.providers("head")) == 2
+    assert replies
+    assert all(reply.records == () and reply.left_out == 0 for reply in replies)
+
+
+async def test_a_newcomer_is_given_the_records_it_should_store(mesh: Mesh) -> None:
+    first = await mesh.add()
+    await first.publish_member(mesh.record(0))
+    second = await mesh.add()
+    key = member_key(mesh.root.mesh_id, mesh.keys[0].id)
+    await until(lambda: bool(second._store.records(key, mesh.clock())))
+
+
+async def test_a_node_with_a_lower_sequence_is_not_locked_out(mesh: Mesh) -> None:
+    """Its clock ran ahead, it restarts with the right one and no memory."""
+    other = await mesh.add()
+    ahead = await mesh.add(clock=lambda: mesh.clock() + 60)
+    key = mesh.keys[1]
+    await ahead.publish_member(mesh.record(1, port=1))
+    await ahead.stop()
+    again = await mesh.add(key=key)
+    assert await again.publish_member(mesh.record(1, port=2)) == 2
+    found = await other.member(key.id)
+    assert found is not None
+    assert found.wireguard_endpoints == ("192.0.2.1:2",)
+
+
+async def test_a_restarted_node_is_found_at_its_new_port(mesh: Mesh) -> None:
+    first, second = await mesh.add(), await mesh.add()
+    key, old = mesh.keys[1], second.port
+    kill(second)
+    again = await mesh.add(key=key)
+    assert again.port != old
+    await until(lambda: first.contacts() == [(key.id, ("127.0.0.1", again.port))])
+
+
+async def test_a_restart_needs_no_bootstrap(mesh: Mesh) -> None:
+    for _ in range(3):
+        await mesh.add()
+    saved = mesh.nodes[2].save()
+    await mesh.nodes[2].stop()
+    await mesh.nodes[0].stop()
+    again = await mesh.add(key=mesh.keys[2], join=False)
+    again.load(saved)
+    assert await again.bootstrap([]) == 1
+    assert [node for node, _ in again.contacts()] == [mesh.keys[1].id]
+
+
+async def test_when_all_were_gone_it_comes_back_by_itself(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.discovery.node.TICK_S", 0.02)
+    monkeypatch.setattr("agent.discovery.node.RETRY_MIN_S", 0.02)
+    first, second = await mesh.add(), await mesh.add()
+    port = first.port
+    await first.stop()
+    await until(lambda: second.contacts() == [])
+    await mesh.add(key=mesh.keys[0], listen=("127.0.0.1", port), join=False)
+    await until(lambda: len(second.contacts()) == 1)
+
+
+async def test_quiet_contacts_are_asked_and_records_repeated(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.discovery.node.TICK_S", 0.02)
+    monkeypatch.setattr("agent.discovery.node.QUIET_S", 0.0)
+    first, second = await mesh.add(), await mesh.add()
+    await first.announce("head", b"", 60)
+    before = (await second.providers("head"))[0].seq
+    publisher = first._parts.publisher  # type: ignore[union-attr]  # it runs
+    publisher._publications["service:head"].due = 0.0
+    key = service_key(mesh.root.mesh_id, "head")
+    await until(lambda: second._store.records(key, mesh.clock())[0].record.seq > before)
+    kill(second)
+    await until(lambda: first.contacts() == [])
+
+
+async def test_goodbye_empties_tables_at_once(mesh: Mesh) -> None:
+    nodes = [await mesh.add() for _ in range(4)]
+    await until(lambda: all(len(node.contacts()) == 3 for node in nodes))
+    await nodes[3].stop()
+    await until(lambda: all(len(node.contacts()) == 2 for node in nodes[:3]))
+    assert sum(node.counters.get("timeouts", 0) for node in nodes[:3]) == 0
+
+
+async def test_a_node_that_cannot_be_reached_asks_but_is_not_asked(mesh: Mesh) -> None:
+    server, client = await mesh.add(), await mesh.add(reachable=False)
+    await client.publish_member(mesh.record(1))
+    await server.publish_member(mesh.record(0))
+    assert set(await client.members()) == {key.id for key in mesh.keys}
+    assert set(await server.members()) == {key.id for key in mesh.keys}
+    assert server.contacts() == []
+
+
+async def test_a_lost_datagram_is_sent_again(mesh: Mesh) -> None:
+    a, b = await mesh.add(), await mesh.add()
+    protocol = b._parts.protocol  # type: ignore[union-attr]  # it runs
+    received, lost = protocol.datagram_received, []
+
+    def lossy(data: bytes, addr: tuple[str, int]) -> None:
+        if lost:
+            received(data, addr)
+        else:
+            lost.append(data)
+
+    protocol.datagram_received = lossy
+    await a.announce("head", b"", 60)
+    assert lost
+    assert [r.id for r in await b.providers("head")] == [mesh.keys[0].id]
+    assert len(a.contacts()) == 1
+
+
+async def test_ipv4_and_ipv6_sockets_meet(mesh: Mesh) -> None:
+    both = await mesh.add(listen=("::", 0))
+    four = await mesh.add()
+    await four.announce("head", b"", 60)
+    assert [r.id for r in await both.providers("head")] == [mesh.keys[1].id]
+    assert both.contacts() == [(mesh.keys[1].id, ("127.0.0.1", four.port))]
+
+
+# -- those who get nothing
+
+
+async def test_outsiders_and_replays_get_no_answer(mesh: Mesh, make_root: Any) -> None:
+    node, member = await mesh.add(), NodeKey(b"z" * 32)
+    root, other = mesh.root, make_root("other")
+    inside = Seal(member, root.mesh_id, root.network_key)
+    foreign = Seal(member, root.mesh_id, other.network_key)
+    rng, wire = random.Random(3), Wire(node)
+    greeting = ping(root.certify(member.id))
+    genuine = inside.seal(greeting, node._key.id, mesh.clock(), rng.randbytes(24))
+    wire.send(genuine)
+    assert isinstance(inside.open(await wire.receive(), mesh.clock()), Opened)
+    # The node asks back whether the address is true; there is no answer, so it asks twice at most.
+    await wire.receive()
+
+    hostile = [rng.randbytes(size) for size in (0, 1, 21, 22, 97, 500, 1232, 1400, 9000)]
+    hostile += [b"\x00" + bytes(20) + b"\x92\xa4ping\x91\xc4\x14" + bytes(20)]  # the library's ping
+    hostile += [
+        foreign.seal(greeting, to, mesh.clock(), rng.randbytes(24)) for to in (node._key.id, None)
+    ]
+    hostile += [genuine, genuine[:-1], genuine + b"\0", bytes([genuine[0] ^ 1]) + genuine[1:]]
+    hostile += [inside.seal(greeting, member.id, mesh.clock(), rng.randbytes(24))]
+    hostile += [inside.seal(greeting, None, mesh.clock() - 500, rng.randbytes(24))]
+    hostile += [inside.seal(rng.randbytes(60), None, mesh.clock(), rng.randbytes(24))]
+    hostile += [inside.seal(ping(bytes(330)), None, mesh.clock(), rng.randbytes(24))]
+    hostile += [inside.seal(ping(other.certify(member.id)), None, mesh.clock(), rng.randbytes(24))]
+    for datagram in hostile:
+        wire.send(datagram)
+    last = inside.seal(ping(), node._key.id, mesh.clock(), rng.randbytes(24))
+    wire.send(last)
+    answers = 0
+    while answers < 1:  # UDP on loopback keeps its order: this is the answer to `last`
+        opened = inside.open(await wire.receive(), mesh.clock())
+        assert isinstance(opened, Opened)
+        answers += opened.payload[:1] == b"A"
+    refused = sum(count for name, count in node.counters.items() if name.startswith("refused_"))
+    print(node.counters)
+    assert refused == len(hostile)
+
+
+async def test_a_mesh_with_another_network_key_stays_apart(mesh: Mesh, make_root: Any) -> None:
+    here = await mesh.add()
+    there = await mesh.add(network_key=make_root("other").network_key, join=False)
+    assert await there.bootstrap([mesh.endpoint(0)]) == 0
+    assert here.counters == {"refused_foreign": 2}
+    assert here.contacts() == there.contacts() == []
+
+
+async def test_without_a_certificate_the_network_key_is_worth_nothing(mesh: Mesh) -> None:
+    here = await mesh.add()
+    await here.announce("head", b"", 60)
+    there = await mesh.add(certificate=bytes(330), join=False)
+    assert await there.bootstrap([mesh.endpoint(0)]) == 0
+    assert here.counters == {"refused_not_member": 2}
+    assert await there.providers("head") == []
+    assert here.contacts() == []
+
+
+async def test_a_revoked_node_is_answered_no_more_and_its_words_are_gone(mesh: Mesh) -> None:
+    a, b, c = [await mesh.add() for _ in range(3)]
+    await b.announce("head", b"", 60)
+    assert len(await a.providers("head")) == 1
+    mesh.root.revoked.add(mesh.keys[1].id)
+    mesh.ahead_s += 3
+    assert await a.providers("head") == []
+    assert await c.providers("head") == []
+    sent = a.counters["sent"]
+    assert await b.providers("other") == []
+    assert a.counters["refused_not_member"] > 0
+    assert mesh.keys[1].id not in {node for node, _ in a.contacts()}
+    assert a.counters["sent"] == sent
+
+
+async def test_a_renewed_certificate_is_shown_to_all(mesh: Mesh) -> None:
+    a, b = (
+        await mesh.add(),
+        await mesh.add(certificate=mesh.root.certify(NodeId(bytes(32))), join=False),
+    )
+    assert await b.bootstrap([mesh.endpoint(0)]) == 0
+    await b.publish_member(mesh.record(1))
+    assert await b.bootstrap([mesh.endpoint(0)]) == 1
+    assert mesh.keys[1].id in {node for node, _ in a.contacts()}
+
+
+async def test_a_node_that_forgot_a_member_asks_for_its_certificate(mesh: Mesh) -> None:
+    a, b = await mesh.add(), await mesh.add()
+    await until(lambda: len(a.contacts()) == 1)
+    protocol = a._parts.protocol  # type: ignore[union-attr]  # it runs
+    for question in (messages.Ping(), messages.FindRecords(bytes(20), bytes(8), bytes(1000))):
+        protocol._certificates.clear()
+        reply = await b._parts.protocol.ask(  # type: ignore[union-attr]  # it runs
+            mesh.keys[0].id, ("127.0.0.1", a.port), question
+        )
+        assert reply is not None
+        assert mesh.keys[1].id in protocol._certificates
+    assert b.counters.get("timeouts", 0) == 0
+
+
+# -- twenty nodes
+
+
+def make_hostile(mesh: Mesh, number: int, stale: dict[bytes, bytes]) -> None:
+    """Make a member lie: wrong nodes, forged, old, foreign and oversized records, wrong answers."""
+    protocol = mesh.nodes[number]._parts.protocol  # type: ignore[union-attr]  # it runs
+    rng = random.Random(number)
+    liar = NodeKey(b"l" * 32)
+
+    def nobody() -> bytes:
+        return Contact(mesh.root.mesh_id, NodeId(rng.randbytes(32)), "127.0.0.1", 1).pack()
+
+    def reply(sender: NodeId, address: Any, question: Any, room: int) -> Any:
+        lies = tuple(nobody() for _ in range(10))
+        match question:
+            case messages.FindNode():
+                return messages.Contacts(lies)
+            case messages.FindRecords(key):
+                forged = mesh.root.service(liar, "members", 1, mesh.clock() + 60)
+                forged = msgspec.structs.replace(forged, node=mesh.keys[5].id.ed25519)
+                own = msgspec.msgpack.encode(forged)
+                raws = [
+                    b"S" + rng.randbytes(64) + own[:300],
+                    rng.randbytes(60),
+                    b"",
+                    stale.get(key, b""),
+                ]
+                return messages.Records(tuple(raws), 256, ())
+            case messages.Store():
+                return messages.Stored(number % 2 == 0, 2**63 - 1)
+            case _:
+                return messages.Stored(True, 0)
+
+    protocol._reply = reply
+
+
+async def test_twenty_nodes_with_three_hostile_and_then_a_third_gone(mesh: Mesh) -> None:
+    for _ in range(20):
+        await mesh.add()
+    for number, node in enumerate(mesh.nodes):
+        assert await node.publish_member(mesh.record(number)) >= 10
+    everyone = {key.id for key in mesh.keys}
+    for number in (0, 7, 19):
+        assert set(await mesh.nodes[number].members()) == everyone
+    assert sum(node.counters.get("timeouts", 0) for node in mesh.nodes) == 0
+
+    # Three lie; they know the old records and give those out as the newest.
+    stale = {}
+    for key in mesh.keys:
+        old = mesh.root.member(key, 1, mesh.clock() + 600, port=9)
+        signed = sign(key, mesh.root.mesh_id, old)
+        stale[signed.key] = signed.raw
+    hostile = (3, 9, 15)
+    for number in hostile:
+        make_hostile(mesh, number, stale)
+    honest = [n for n in range(20) if n not in hostile]
+    async with asyncio.timeout(HANG_S):
+        for number in honest[:6]:
+            assert await mesh.nodes[number].publish_member(mesh.record(number, port=2)) >= 7
+            asker = mesh.nodes[honest[-1 - number // 3]]
+            found = await asker.member(mesh.keys[number].id)
+            assert found is not None
+            assert found.wireguard_endpoints == ("192.0.2.1:2",)
+        assert set(await mesh.nodes[1].members()) == everyone
+        providers = await mesh.nodes[2].providers("members")
+        assert {r.id for r in providers} == everyone
+        assert await mesh.nodes[2].providers("nothing") == []
+
+    # A third of all dies: what they said stays, what is new is found.
+    for number in (0, 4, 6, 8, 11, 14, 17):
+        kill(mesh.nodes[number])
+    async with asyncio.timeout(HANG_S):
+        kept, found_by = await asyncio.gather(
+            mesh.nodes[1].announce("head", b"after", 60), mesh.nodes[10].member(mesh.keys[5].id)
+        )
+        assert kept >= 5
+        assert found_by is not None
+        for number in (2, 18):
+            found = await mesh.nodes[number].providers("head")
+            assert [r.payload for r in found] == [b"after"]
+
+
+async def test_a_flood_of_questions_from_one_member_leaves_bounded_state(mesh: Mesh) -> None:
+    node = await mesh.add()
+    protocol = node._parts.protocol  # type: ignore[union-attr]  # it runs
+    root, member = mesh.root, NodeKey(b"z" * 32)
+    inside, rng = Seal(member, root.mesh_id, root.network_key), random.Random(1)
+    certificate = root.certify(member.id)
+    for port in range(1, 200):
+        datagram = inside.seal(ping(certificate), node._key.id, mesh.clock(), rng.randbytes(24))
+        protocol.datagram_received(datagram, ("127.0.0.1", port))
+    assert protocol._proving <= 16
+    assert node.contacts() == []
+    assert len(protocol._certificates) == 1
+
+
+async def test_an_answer_nobody_asked_for_changes_nothing(mesh: Mesh) -> None:
+    node = await mesh.add()
+    protocol = node._parts.protocol  # type: ignore[union-attr]  # it runs
+    root, member = mesh.root, NodeKey(b"z" * 32)
+    inside = Seal(member, root.mesh_id, root.network_key)
+    answer = Answered(messages.Pong(bytes(6)), True, root.certify(member.id))
+    payload = messages.encode(Message(b"12345678", answer))
+    protocol.datagram_received(
+        inside.seal(payload, node._key.id, mesh.clock(), bytes(24)), ("127.0.0.1", 9)
+    )
+    assert node.counters == {"answers_unasked": 1}
+    assert node.contacts() == []
+    with pytest.raises(AttributeError):
+        protocol.no_such_remote_call  # noqa: B018  # the attribute is the test
+
+
+async def test_a_hostile_sequence_hint_does_not_use_up_the_numbers(mesh: Mesh, root: Root) -> None:
+    node, _ = await mesh.add(), await mesh.add()
+    make_hostile(mesh, 1, {})
+    await node.announce("head", b"", 60)
+    found = await node.providers("head")
+    assert [r.id for r in found] == [mesh.keys[0].id]
+    assert found[0].seq <= (mesh.clock() + 121) * 1000
