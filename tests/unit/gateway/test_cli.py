@@ -133,9 +133,11 @@ async def test_the_program_serves_two_heads_on_an_inherited_socket_and_drains(
         assert sorted(answer.headers["x-covey-replica"] for answer in answers) == ["x", "y"]
         assert [model.running for model in models] == [1, 1]
 
-        status = await start("status", "--json", "--listen", url.removeprefix("http://"))
-        out, _ = await status.communicate()
-        replicas = json.loads(out)["replicas"]
+        where = ["status", "--listen", url.removeprefix("http://")]
+        shown = await asyncio.to_thread(CliRunner().invoke, main, where)
+        assert shown.stdout.startswith("strategy: round_robin   agent: no agent is running on")
+        shown = await asyncio.to_thread(CliRunner().invoke, main, [*where, "--json"])
+        replicas = json.loads(shown.stdout)["replicas"]
         assert [(r["name"], r["in_flight"], r["usable"]) for r in replicas] == [
             ("x", 1, True),
             ("y", 1, True),

@@ -56,7 +56,7 @@ def naive(text: str, stops: list[str]) -> tuple[str, str | None]:
     return text, None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     text=st.text(alphabet="ab\n", max_size=20),
     stops=st.lists(st.text(alphabet="ab\n", min_size=1, max_size=5), max_size=4),
