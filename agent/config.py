@@ -20,8 +20,9 @@ import msgspec
 from agent.errors import ConfigError
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-# Environment variables that choose where configuration and state lie, so they are no fields of it.
-_OUTSIDE = frozenset({"COVEY_CONFIG", "COVEY_CACHE", "COVEY_SANDBOX"})
+# Variables that are no settings of the agent: where its file and the build cache lie, the mark of a
+# sandbox, and the gateway's own settings, which may stand in the same environment.
+_OUTSIDE = ("COVEY_CONFIG", "COVEY_CACHE", "COVEY_SANDBOX", "COVEY_ENGINE_LOG", "COVEY_GATEWAY_")
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -243,7 +244,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     names = {f"COVEY_{key.replace('.', '_').upper()}": key for key in _keys()}
     for name, value in environment.items():
-        if not name.startswith("COVEY_") or name in _OUTSIDE:
+        if not name.startswith("COVEY_") or name.startswith(_OUTSIDE):
             continue
         if name not in names:
             raise ConfigError(

@@ -107,8 +107,12 @@ _BY_NAME: dict[str, type[CoveyError]] = {
 
 
 def to_wire(error: CoveyError) -> dict[str, str]:
-    """Return the error as the mapping that crosses the local API and the control plane."""
-    return {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+    """Return the error as the mapping that crosses the local API and the control plane.
+
+    A package's own subclass crosses as the kind of the tree above that it is.
+    """
+    kind = next(kind for kind in type(error).__mro__ if kind.__name__ in _BY_NAME)
+    return {"kind": kind.__name__, "message": error.message, "hint": error.hint}
 
 
 def from_wire(fields: dict[str, str]) -> CoveyError:

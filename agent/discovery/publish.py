@@ -29,14 +29,15 @@ log = logging.getLogger(__name__)
 class Publication:
     """What this node says until it takes it back. `make` gets sequence (ms) and expiry (unix s).
 
-    `due` is the loop time (s) of the next repeat; the rest is what was last said.
+    `due` is the loop time (s) of the next repeat; `last_expiry` the latest of all that was said by
+    this name; the rest is what was last said.
     """
 
     make: Callable[[int, int], Record]
     ttl_s: float
     due: float = 0.0
     seq: int = 0
-    expiry: int = 0
+    last_expiry: int = 0
     signed: Signed | None = None
 
 
@@ -67,7 +68,9 @@ class Publisher:
         """
         sign(self._key, self._mesh_id, make(0, 0))  # raises before anything is kept
         previous = self._publications.get(name)
-        publication = Publication(make, ttl_s, seq=previous.seq if previous else 0)
+        publication = Publication(make, ttl_s)
+        if previous is not None:
+            publication.seq, publication.last_expiry = previous.seq, previous.last_expiry
         self._publications[name] = publication
         return await self._publish(publication)
 
@@ -78,7 +81,7 @@ class Publisher:
             return
 
         def last(seq: int, expiry: int) -> Record:
-            return make(seq, max(expiry, previous.expiry))
+            return make(seq, max(expiry, previous.last_expiry))
 
         await self._publish(Publication(last, previous.ttl_s, seq=previous.seq))
 
@@ -109,8 +112,9 @@ class Publisher:
         for _ in range(2):
             now = self._clock()
             publication.seq = max(publication.seq + 1, int(now * 1000))
-            publication.expiry = int(now + publication.ttl_s) + 1
-            record = publication.make(publication.seq, publication.expiry)
+            expiry = int(now + publication.ttl_s) + 1
+            publication.last_expiry = max(publication.last_expiry, expiry)
+            record = publication.make(publication.seq, expiry)
             signed = publication.signed = sign(self._key, self._mesh_id, record)
             here = self._stored.put(signed.key, signed.raw, now)
             there = await self._store(signed)

@@ -76,10 +76,7 @@ class Channel:
 
     def emit_error(self, event: str, error: CoveyError) -> None:
         """Write `failed` or `broken`."""
-        fields = errors.to_wire(error)
-        if isinstance(error, EngineError):
-            fields["kind"] = EngineError.__name__  # also for the ring's own kinds of it
-        self.emit(msgspec.convert({"event": event, **fields}, Event))
+        self.emit(msgspec.convert({"event": event, **errors.to_wire(error)}, Event))
 
     def read_spec(self) -> EngineSpec:
         """Wait for the first line; raises ConfigError when it is no spec."""
@@ -350,7 +347,7 @@ async def _serve_http(head: Head, spec: EngineSpec) -> tuple[web.AppRunner, int]
 
     from agent.engine.serve.app import make_app
 
-    runner = web.AppRunner(make_app(head), shutdown_timeout=_HTTP_SHUTDOWN_S)
+    runner = web.AppRunner(make_app(head), access_log=None, shutdown_timeout=_HTTP_SHUTDOWN_S)
     await runner.setup()
     try:
         await web.TCPSite(runner, spec.http_address, spec.http_port).start()

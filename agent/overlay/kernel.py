@@ -188,7 +188,7 @@ def _peer_state(attributes: Any) -> PeerState:
     handshake = attributes.get_attr("WGPEER_A_LAST_HANDSHAKE_TIME")
     seconds = handshake["tv_sec"] + handshake["tv_nsec"] / 1e9 if handshake else 0.0
     return PeerState(
-        base64.b64decode(attributes.get_attr("WGPEER_A_PUBLIC_KEY")["value"]),
+        base64.b64decode(attributes.get_attr("WGPEER_A_PUBLIC_KEY")),
         _endpoint(attributes.get_attr("WGPEER_A_ENDPOINT")),
         seconds or None,
         attributes.get_attr("WGPEER_A_RX_BYTES") or 0,

@@ -139,14 +139,14 @@ def add_wireguard(name: str) -> bool:
 def claim(name: str, own_mark: str, mtu: int) -> None:
     """Put our mark on the interface and set its MTU (bytes)."""
     with _netlink(name, "set up") as netlink:
-        index = socket.if_nametoindex(name)
+        index = _index(name)
         netlink.link("set", index=index, ifalias=own_mark, mtu=mtu)
 
 
 def address_and_raise(name: str, addresses: Sequence[Interface]) -> None:
     """Give the interface its addresses and bring it up."""
     with _netlink(name, "set up") as netlink:
-        index = socket.if_nametoindex(name)
+        index = _index(name)
         for address in addresses:
             _add_address(netlink, name, index, address)
         netlink.link("set", index=index, state="up")
@@ -156,9 +156,9 @@ def delete(name: str) -> None:
     """Remove the interface if it is there, and wait until it is gone."""
     with _netlink(name, "remove") as netlink:
         try:
-            netlink.link("del", index=socket.if_nametoindex(name))
-        except OSError as error:  # if_nametoindex has no such name
-            if error.errno not in {errno.ENODEV, errno.ENXIO, errno.EINVAL}:
+            netlink.link("del", index=_index(name))
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
                 raise
     wait_gone(name)
 
@@ -214,6 +214,13 @@ def _bind_error(port: int) -> int | None:
                 continue  # this machine has only one of the two families
             return error.errno
     return None
+
+
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:  # it comes without an errno
+        raise NetlinkError(errno.ENODEV) from None
 
 
 def _add_address(netlink: IPRoute, name: str, index: int, address: Interface) -> None:

@@ -6,8 +6,8 @@ sandbox, whatever a test does.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,17 +30,15 @@ def mesh() -> Iterator[DemoMesh]:
     made = DemoMesh(ROOT)
     try:
         made.up(print)
-        for name, nodes in (("solo", 1), ("duo", 2), ("trio", 3)):
-            made.deploy(nodes, print, name=name)
+        with ThreadPoolExecutor(3) as pool:
+            for done in [
+                pool.submit(made.deploy, nodes, print, name=name)
+                for name, nodes in (("solo", 1), ("duo", 2), ("trio", 3))
+            ]:
+                done.result()
         made.gateway(["--listen", f"127.0.0.1:{GATEWAY_PORT}"])
         yield made
     finally:
         made.stop_gateways()
         for log in sorted(ROOT.glob("*/agent.log")):
             print(f"== {log}\n{log.read_text()[-4000:]}")
-
-
-@pytest.fixture(scope="session")
-def plain() -> dict[str, str]:
-    """Return an environment without any of Covey's settings."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("COVEY_")}

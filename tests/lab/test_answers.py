@@ -48,7 +48,7 @@ def test_the_streamed_answer_is_the_whole_models_token_by_token(
     answers: dict[tuple[str, str], Any],
     model: str,
 ) -> None:
-    deployed = {d["name"]: d for d in mesh.ask("alpha", "ps")["deployments"]}
+    deployed = {d["name"]: d for d in mesh.get("alpha", "/v1/deployments")["deployments"]}
     assert deployed[model]["nodes"] == MODELS[model]
     for question in QUESTIONS:
         answer, expected = answers[model, question], reference[question]
@@ -68,7 +68,7 @@ def test_the_gateway_finds_all_heads_by_itself(mesh: DemoMesh) -> None:
 def test_stages_listen_on_overlay_addresses_only(mesh: DemoMesh) -> None:
     """No port of a ring, nor of a head's HTTP, is open on the underlay or on loopback."""
     for name in ("alpha", "beta", "gamma"):
-        overlay = mesh.ask(name, "status")["ipv6"]
+        overlay = mesh.get(name, "/v1/status")["ipv6"]
         done = mesh.machine(name).run(["ss", "-Htln"])
         listening = [line.split()[3].rpartition(":") for line in done.stdout.splitlines()]
         engines = [(host, port) for host, _, port in listening if 7000 <= int(port) < 7200]

@@ -74,6 +74,12 @@ def invite(mesh: DemoMesh, *options: str) -> str:
     return ticket
 
 
+def deployments(mesh: DemoMesh) -> list[dict[str, Any]]:
+    """Return what runs with alpha as head."""
+    found: list[dict[str, Any]] = mesh.get("alpha", "/v1/deployments")["deployments"]
+    return found
+
+
 def wait(what: Callable[[], Any], seconds: float = 40) -> Any:
     """Return the first true result; fails when there is none in time."""
     deadline = time.monotonic() + seconds
@@ -140,7 +146,7 @@ def test_up_without_a_mesh(newcomer: Newcomer) -> None:
 def test_a_second_up(mesh: DemoMesh) -> None:
     line = error_line(mesh.try_agent("beta", "up"), 4)
     assert "already runs" in line
-    assert mesh.ask("beta", "status")["name"] == "beta"
+    assert mesh.get("beta", "/v1/status")["name"] == "beta"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +189,7 @@ def test_a_truncated_model(mesh: DemoMesh) -> None:
     line = error_line(mesh.try_agent("alpha", "deploy", str(file)), 8)
     assert "short.gguf" in line
     assert "cut short" in line
-    assert "short" not in {d["name"] for d in mesh.ask("alpha", "ps")["deployments"]}
+    assert "short" not in {d["name"] for d in deployments(mesh)}
 
 
 def test_a_model_that_is_not_there_and_a_wish_that_cannot_be(mesh: DemoMesh) -> None:
@@ -196,7 +202,7 @@ def test_a_model_that_is_not_there_and_a_wish_that_cannot_be(mesh: DemoMesh) -> 
 
 def _engine_pid(mesh: DemoMesh, name: str) -> int:
     """Return the process id of the stage engine on a machine, by its parent agent's children."""
-    agent = mesh.ask(name, "status")["pid"]
+    agent = mesh.get(name, "/v1/status")["pid"]
     children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
     for child in children:
         if "agent.engine.process" in Path(f"/proc/{child}/cmdline").read_text():
@@ -206,11 +212,11 @@ def _engine_pid(mesh: DemoMesh, name: str) -> int:
 
 def test_a_killed_engine_is_told_and_its_ring_comes_back(mesh: DemoMesh) -> None:
     """Gamma holds a stage of `trio` alone; the others go on meanwhile."""
-    before = {d["name"]: d["epoch"] for d in mesh.ask("alpha", "ps")["deployments"]}
+    before = {d["name"]: d["epoch"] for d in deployments(mesh)}
     os.kill(_engine_pid(mesh, "gamma"), signal.SIGKILL)
 
     def broken() -> Any:
-        found = {d["name"]: d for d in mesh.ask("alpha", "ps")["deployments"]}["trio"]
+        found = {d["name"]: d for d in deployments(mesh)}["trio"]
         return found["error"] if found["phase"] != "ready" else None
 
     error = wait(broken, 20)
@@ -218,7 +224,7 @@ def test_a_killed_engine_is_told_and_its_ring_comes_back(mesh: DemoMesh) -> None
     assert answers(mesh, "solo")
 
     def back() -> bool:
-        found = {d["name"]: d for d in mesh.ask("alpha", "ps")["deployments"]}["trio"]
+        found = {d["name"]: d for d in deployments(mesh)}["trio"]
         return found["phase"] == "ready" and found["epoch"] > before["trio"]
 
     wait(back)
@@ -226,25 +232,25 @@ def test_a_killed_engine_is_told_and_its_ring_comes_back(mesh: DemoMesh) -> None
 
 
 def test_a_killed_agent_comes_back_with_its_address_and_deployments(mesh: DemoMesh) -> None:
-    before = mesh.ask("alpha", "status")
-    names = {d["name"] for d in mesh.ask("alpha", "ps")["deployments"]}
+    before = mesh.get("alpha", "/v1/status")
+    names = {d["name"] for d in deployments(mesh)}
     os.kill(before["pid"], signal.SIGKILL)
     wait(lambda: not Path(f"/proc/{before['pid']}").exists(), 10)
     assert "no agent is running" in error_line(mesh.try_agent("alpha", "status"), 10)
     mesh.agent("alpha", "up")
-    after = mesh.ask("alpha", "status")
+    after = mesh.get("alpha", "/v1/status")
     assert (after["ipv6"], after["ipv4"], after["node"]) == (
         before["ipv6"], before["ipv4"], before["node"],
     )  # fmt: skip
     assert after["pid"] != before["pid"]
-    assert {d["name"] for d in mesh.ask("alpha", "ps")["deployments"]} == names
+    assert {d["name"] for d in deployments(mesh)} == names
     mesh.wait_connected("alpha")
     wait(lambda: answers(mesh, "trio"), 60)
 
 
 def test_down_leaves_no_interface_process_or_socket(mesh: DemoMesh) -> None:
     gamma = mesh.machine("gamma")
-    pid = mesh.ask("gamma", "status")["pid"]
+    pid = mesh.get("gamma", "/v1/status")["pid"]
     mesh.agent("gamma", "down")
     assert not Path(f"/proc/{pid}").exists()
     assert not mesh.socket("gamma").exists()

@@ -79,6 +79,11 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
         config.load(None, {"COVEY_CONFIG": str(tmp_path / "none.toml")})
 
 
+def test_the_gateways_own_variables_are_left_alone() -> None:
+    settings, sources = config.load(Path("/dev/null"), {"COVEY_GATEWAY_LISTEN": "127.0.0.1:1"})
+    assert (settings, sources) == (config.Config(), {})
+
+
 def test_misspelt_environment_and_flags_are_refused() -> None:
     with pytest.raises(ConfigError, match="COVEY_NETWORK_PORT is no setting"):
         config.load(Path("/dev/null"), {"COVEY_NETWORK_PORT": "1"})

@@ -13,6 +13,13 @@ def test_an_error_survives_the_wire(kind: type[errors.CoveyError]) -> None:
     assert back.line() == "it broke. Mend it."
 
 
+def test_a_packages_own_error_crosses_as_the_kind_that_it_is() -> None:
+    class LostError(errors.EngineError):
+        """One of a package's own."""
+
+    assert type(errors.from_wire(errors.to_wire(LostError("gone")))) is errors.EngineError
+
+
 def test_unknown_kinds_become_a_peers_fault() -> None:
     assert isinstance(errors.from_wire({"kind": "SystemExit", "message": "x"}), errors.PeerError)
     assert errors.from_wire({}).message

@@ -2,7 +2,7 @@
 
 Used by the tests in this folder, for what the running kernel lacks (WireGuard). The guest has a
 Debian kernel, this machine's root directory read-only over 9p, memory for /tmp and /run, and no
-network. Its words come over the serial console. `python tests/vm/boot.py COMMAND …` runs one by hand.
+network. Its words come over the serial console. By hand: `python tests/vm/boot.py COMMAND …`.
 
 Needs: qemu-system-x86, busybox, and a kernel with its modules, for instance Debian's package
 linux-image-cloud-amd64.
@@ -65,7 +65,10 @@ def build_initramfs(modules: Path) -> bytes:
     busybox = shutil.which("busybox")
     if busybox is None:
         raise VmFault("busybox is not installed")
-    files: dict[str, bytes] = {"init": _INIT.read_bytes(), "bin/busybox": Path(busybox).read_bytes()}
+    files: dict[str, bytes] = {
+        "init": _INIT.read_bytes(),
+        "bin/busybox": Path(busybox).read_bytes(),
+    }
     for library in _libraries(busybox):
         files[library.lstrip("/")] = Path(library).read_bytes()
     for number, path in enumerate(module_files(modules, _MODULES)):
@@ -78,7 +81,9 @@ def build_initramfs(modules: Path) -> bytes:
     return _cpio(files, ("dev", "proc", "sys", "root"))
 
 
-def run(command: Sequence[str], *, environment: dict[str, str], timeout_s: float) -> tuple[int, str]:
+def run(
+    command: Sequence[str], *, environment: dict[str, str], timeout_s: float
+) -> tuple[int, str]:
     """Run the command in the guest; return its exit status and what the console showed.
 
     Raises VmFault if something is missing, or the guest did not finish within `timeout_s`.
@@ -94,13 +99,13 @@ def run(command: Sequence[str], *, environment: dict[str, str], timeout_s: float
         script.write_text(f"{settings}cd {shlex.quote(os.getcwd())}\nexec {shlex.join(command)}\n")
         archive = Path(folder, "initramfs")
         archive.write_bytes(build_initramfs(modules))
+        share = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
         line = f"console=ttyS0 quiet panic=-1 covey.script={script}"
         arguments = [
             qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
             "-serial", "stdio", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(_CPUS),
             "-m", str(_MEMORY_MIB), "-nic", "none",
-            "-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap",
-            "-kernel", str(kernel), "-initrd", str(archive), "-append", line,
+            "-virtfs", share, "-kernel", str(kernel), "-initrd", str(archive), "-append", line,
         ]  # fmt: skip
         try:
             guest = subprocess.run(

@@ -131,6 +131,18 @@ async def test_the_newest_word_is_found_and_a_withdrawal_is_believed(mesh: Mesh)
     assert await a.providers("head") == []
 
 
+async def test_a_withdrawal_outlives_all_that_it_takes_back(mesh: Mesh) -> None:
+    a, b = await mesh.add(), await mesh.add()
+    await a.announce("head", b"long", 3600)
+    key = service_key(mesh.root.mesh_id, "head")
+    long = b._store.records(key, mesh.clock())[0].raw
+    await a.announce("head", b"short", 60)
+    await a.withdraw("head")
+    mesh.ahead_s += 600
+    assert not b._store.put(key, long, mesh.clock()).accepted
+    assert await b.providers("head") == []
+
+
 async def test_a_word_dies_with_its_time(mesh: Mesh) -> None:
     a, b = await mesh.add(), await mesh.add()
     await a.announce("head", b"", 60)
@@ -201,6 +213,26 @@ async def test_a_restart_needs_no_bootstrap(mesh: Mesh) -> None:
     again.load(saved)
     assert await again.bootstrap([]) == 1
     assert [node for node, _ in again.contacts()] == [mesh.keys[1].id]
+
+
+async def test_a_stopped_node_remembers_whom_it_knew(mesh: Mesh) -> None:
+    _, node = await mesh.add(), await mesh.add()
+    await node.stop()
+    await node.start()
+    node._endpoints = []
+    assert await node.bootstrap([]) == 1
+
+
+async def test_who_was_silent_and_speaks_again_is_asked_again(mesh: Mesh) -> None:
+    a, b = await mesh.add(), await mesh.add()
+    await until(lambda: len(a.contacts()) == 1)
+    protocol = a._parts.protocol  # type: ignore[union-attr]  # it runs
+    contact = protocol.router.contacts()[0]
+    protocol._bury(contact)
+    assert protocol.is_dead(contact)
+    assert a.contacts() == []
+    await b.providers("head")
+    assert not protocol.is_dead(contact)
 
 
 async def test_when_all_were_gone_it_comes_back_by_itself(
@@ -469,6 +501,38 @@ async def test_twenty_nodes_with_three_hostile_and_then_a_third_gone(mesh: Mesh)
         assert found_by is not None
         for found in await asyncio.gather(*(mesh.nodes[n].providers("head") for n in (2, 18))):
             assert [r.payload for r in found] == [b"after"]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_wrong_address_for_a_known_node_is_not_believed(mesh: Mesh) -> None:
+    nodes = [await mesh.add() for _ in range(3)]
+    await until(lambda: all(len(node.contacts()) == 2 for node in nodes))
+    liar = nodes[2]._parts.protocol  # type: ignore[union-attr]  # it runs
+    wrong = Contact(mesh.root.mesh_id, mesh.keys[1].id, "127.0.0.1", 1).pack()
+    liar._contacts_near = lambda *_: (wrong,)
+    await nodes[0].announce("head", b"", 60)
+    await nodes[0].providers("head")
+    assert nodes[0].counters.get("timeouts", 0) == 0
+    right = ("127.0.0.1", nodes[1].port)
+    assert dict(nodes[0].contacts())[mesh.keys[1].id] == right
+    walker = nodes[0]._parts.walker  # type: ignore[union-attr]  # it runs
+    assert [contact.address for contact in walker._usable([wrong])] == [right]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_one_member_cannot_answer_for_another(mesh: Mesh) -> None:
+    node, _ = await mesh.add(), await mesh.add()
+    protocol = node._parts.protocol  # type: ignore[union-attr]  # it runs
+    root, absent, liar = mesh.root, NodeKey(b"x" * 32), NodeKey(b"z" * 32)
+    future = protocol.ask(absent.id, ("127.0.0.1", 1), messages.Ping())
+    (ident,) = protocol._pending
+    answer = Answered(messages.Pong(bytes(6)), True, root.certify(liar.id))
+    payload = messages.encode(Message(ident, answer))
+    inside = Seal(liar, root.mesh_id, root.network_key)
+    datagram = inside.seal(payload, node._key.id, mesh.clock(), bytes(24))
+    protocol.datagram_received(datagram, ("127.0.0.1", 1))
+    assert await future is None
+    assert liar.id not in {known for known, _ in node.contacts()}
 
 
 async def test_a_flood_of_questions_from_one_member_leaves_bounded_state(mesh: Mesh) -> None:

@@ -1,0 +1,40 @@
+"""The device contract on the kernel's WireGuard, in a virtual machine (boot.py).
+
+Not part of `make test`: run `make vm`. The cases are those of tests/unit/overlay, unchanged.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+_spec = importlib.util.spec_from_file_location("vm_boot", Path(__file__).with_name("boot.py"))
+assert _spec is not None
+assert _spec.loader is not None
+boot = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(boot)
+
+_ROOT = Path(__file__).parents[2]
+# Boots in 13 s and runs in 30 s on two shared cores without hardware help.
+_TIMEOUT_S = 480.0
+
+
+def test_the_contract_holds_on_kernel_wireguard() -> None:
+    os.chdir(_ROOT)
+    cases = [f"tests/unit/overlay/test_{name}.py" for name in ("device_contract", "kernel")]
+    command = [sys.executable, "-m", "pytest", "-v", "--color=no", *cases]
+    environment = {
+        "COVEY_TEST_DEVICES": "kernel",
+        "PYTHONPATH": str(_ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    status, output = boot.run(command, environment=environment, timeout_s=_TIMEOUT_S)
+    assert status == 0, output
+    summary = re.search(r"(\d+) passed", output)
+    assert summary is not None, output
+    assert int(summary[1]) >= 25, output
+    assert "[kernel" in output, output
+    print(output)
