@@ -10,7 +10,6 @@ comes from discovery; WireGuard and the members' certificates say whom to believ
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -18,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from typing import Any
 
 import msgspec
@@ -34,36 +32,25 @@ from agent.deploy.heads import Head
 from agent.deploy.rings import Rings
 from agent.deploy.stages import StageHost
 from agent.discovery.node import Discovery
-from agent.discovery.record import MemberRecord
 from agent.errors import (
-    ConfigError,
     CoveyError,
     EnvironmentFault,
     MembershipError,
     PeerError,
-    StateError,
     to_wire,
 )
 from agent.health import Health, HealthItem
-from agent.identity import privatefile
 from agent.identity.keys import NodeId
 from agent.membership import join
-from agent.membership.certificate import Certificate
 from agent.membership.join import JoinRequest
 from agent.membership.store import Member, Membership, StateDir
-from agent.overlay import wgquick
-from agent.overlay.device import DeviceConfig, PeerConfig
+from agent.neighbours import Neighbours
 from agent.overlay.shell import Overlay
-from agent.overlay.wgquick import WgQuickFile
-from agent.peers import PeerTable
-from agent.underlay import own_addresses
 
 _log = logging.getLogger(__name__)
 
-# How often the agent looks for new members and heads: a newcomer is usable within about a second.
-DISCOVER_INTERVAL_S = 1.0
-# How often WireGuard's view (handshakes, endpoints) is read and corrected.
-OVERLAY_INTERVAL_S = 1.0
+# How often discovery is asked for heads: the gateway knows a new one within about two seconds.
+HEADS_INTERVAL_S = 1.0
 # A head that died without a word is believed for so long at most.
 HEAD_TTL_S = 30.0
 
@@ -119,30 +106,33 @@ class Agent:
         self._own = membership.key.id
         self._started = time.time()
         self._stop = asyncio.Event()
-        self._news = asyncio.Event()  # a member or endpoint was learnt: WireGuard must follow
-        self._addresses = _underlay_addresses(settings, membership)
-        self._routing_file = settings.state_dir / "discovery"
         self._heads: list[dict[str, Any]] = []
         self._control_fault: CoveyError | None = None
-        self._quick_file: WgQuickFile | None = None
-        self.health = Health()
-        self.table = PeerTable()
-        self.overlay = Overlay(network.interface, network.backend)
-        self.control = ControlPlane(
-            membership.key, membership.mesh.network_key,
+        self._health = Health()
+        self._overlay = Overlay(network.interface, network.backend)
+        self._control = ControlPlane(
+            membership.key,
+            membership.mesh.network_key,
             listen=[f"0.0.0.0:{network.control_port}", f"[::]:{network.control_port}"],
-        )  # fmt: skip
-        self.discovery = Discovery(
-            membership.key, membership.mesh.id, membership.mesh.network_key, membership.verify,
-            listen=("::", network.discovery_port), certificate=membership.certificate.encode(),
-        )  # fmt: skip
-        self.blobs = BlobServer()
-        engines = Engines(settings, membership.mesh.id, self._own)
-        self.stages = StageHost(settings.state_dir / "stages", engines)
-        self.rings = Rings(
-            settings, self._own, membership.certificate.name, engines, self.blobs, self
         )
-        self.api = LocalApi(self, settings.socket)
+        self._discovery = Discovery(
+            membership.key,
+            membership.mesh.id,
+            membership.mesh.network_key,
+            membership.verify,
+            listen=("::", network.discovery_port),
+            certificate=membership.certificate.encode(),
+        )
+        self._neighbours = Neighbours(
+            settings, membership, self._overlay, self._discovery, self._health
+        )
+        self._blobs = BlobServer()
+        engines = Engines(settings, membership.mesh.id, self._own)
+        self._stages = StageHost(settings.state_dir / "stages", engines)
+        self._rings = Rings(
+            settings, self._own, membership.certificate.name, engines, self._blobs, self
+        )
+        self._api = LocalApi(self, settings.socket)
 
     # ------------------------------------------------------------------ life
 
@@ -153,8 +143,9 @@ class Agent:
             on_ready()
             async with asyncio.TaskGroup() as tasks:
                 loops = [
-                    tasks.create_task(self._follow_overlay(), name="follow-overlay"),
-                    tasks.create_task(self._follow_discovery(), name="follow-discovery"),
+                    tasks.create_task(self._neighbours.follow_overlay(), name="overlay"),
+                    tasks.create_task(self._neighbours.follow_discovery(), name="members"),
+                    tasks.create_task(self._follow_heads(), name="heads"),
                 ]
                 await self._stop.wait()
                 for loop in loops:
@@ -168,150 +159,51 @@ class Agent:
 
     async def _start(self) -> None:
         network, membership = self._settings.network, self._membership
-        mesh = membership.mesh
-        await self.overlay.start(
-            membership.key.wireguard_private, network.listen_port,
-            [IPv6Interface((membership.ipv6, mesh.ipv6_prefix.prefixlen)),
-             IPv4Interface((membership.ipv4, mesh.ipv4_network.prefixlen))],
+        await self._overlay.start(
+            membership.key.wireguard_private,
+            network.listen_port,
+            self._neighbours.interfaces(),
             network.mtu,
-        )  # fmt: skip
-        for member in membership.peers():
-            self._to_table(member)
-        await self._apply_peers()
-        self.control.serve(join.PROTOCOL, self._admit)
-        self.control.serve(messages.PROTOCOL, self._on_deploy_message)
+        )
+        await self._neighbours.begin()
+        self._control.serve(join.PROTOCOL, self._admit)
+        self._control.serve(messages.PROTOCOL, self._on_deploy_message)
         try:
-            await self.control.start()
+            await self._control.start()
         except EnvironmentFault as error:
             if "in use" in error.message:
                 raise
             self._control_fault = error
-            self.health.set(_broken("control-plane-down", "No control plane", error))
-        await self.discovery.start()
-        await self.blobs.start(str(membership.ipv6), network.overlay_port)
-        await self._enter_discovery()
-        await self.api.start()
-        self.rings.restore()
+            self._health.set(
+                HealthItem(
+                    "control-plane-down", "error", "No control plane", error.message, error.hint
+                )
+            )
+        await self._discovery.start()
+        await self._blobs.start(str(membership.ipv6), network.overlay_port)
+        await self._neighbours.enter_discovery()
+        await self._api.start()
+        self._rings.restore()
         _log.info("agent up name=%s node=%s ipv6=%s", membership.certificate.name, self._own,
                   membership.ipv6)  # fmt: skip
 
     async def _shut_down(self) -> None:
         """Take down what is up, in reverse; one part's failure must not keep the next one up."""
-        if self._membership.peers():
-            with contextlib.suppress(CoveyError):
-                privatefile.replace(self._routing_file, self.discovery.save())
-        for part in (self.api, self.rings, self.stages, self.blobs, self.discovery, self.control,
-                     self.overlay):  # fmt: skip
+        self._neighbours.remember()
+        for part in (self._api, self._rings, self._stages, self._blobs, self._discovery,
+                     self._control, self._overlay):  # fmt: skip
             try:
                 await part.stop()
             except Exception:
                 _log.exception("stopping %s failed", type(part).__name__)
         _log.info("agent down node=%s", self._own)
 
-    # -------------------------------------------------------------- the mesh
-
-    async def _enter_discovery(self) -> None:
-        """Come back through whoever is remembered, and say where this node is."""
-        raw = privatefile.read(self._routing_file, "discovery state")
-        if raw is not None:
-            try:
-                self.discovery.load(raw)
-            except StateError as error:
-                # Only a short cut: the members' own endpoints lead back as well.
-                _log.warning("%s is not used: %s", self._routing_file, error.message)
-        peers = self._membership.peers()
-        await self.discovery.bootstrap([e for peer in peers for e in peer.discovery_endpoints])
-        network, certificate = self._settings.network, self._membership.certificate
-        wireguard, control, discovery = (
-            tuple(endpoint.join(address, port) for address in self._addresses)
-            for port in (network.listen_port, network.control_port, network.discovery_port)
-        )
-        self._membership.add_member(
-            certificate, time.time(), wireguard_endpoints=wireguard,
-            control_addresses=control, discovery_endpoints=discovery,
-        )  # fmt: skip
-        await self.discovery.publish_member(MemberRecord(
-            node=self._own.ed25519, certificate=certificate.encode(),
-            wireguard_endpoints=wireguard, control_addresses=control,
-            discovery_endpoints=discovery,
-        ))  # fmt: skip
-
     async def _admit(self, peer: NodeId, payload: bytes) -> bytes:
         """Answer a join request: the member is stored and in WireGuard before it is told."""
         request = JoinRequest.decode(payload)
         reply = await asyncio.to_thread(self._membership.admit, request, peer, time.time())
-        member = self._membership.find(peer)
-        if member is not None:
-            self._to_table(member)
-            await self._apply_peers()
+        await self._neighbours.admitted(peer)
         return reply.encode()
-
-    async def _follow_overlay(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), OVERLAY_INTERVAL_S)
-            self._news.clear()
-            try:
-                await self._apply_peers()
-                self.health.clear("overlay-down")
-            except CoveyError as error:
-                self.health.set(_broken("overlay-down", "WireGuard fails", error))
-
-    async def _apply_peers(self) -> None:
-        now = time.time()
-        self.table.observe(await self.overlay.states(), now)
-        configs = self.table.configs(lambda node: self._membership.is_member(node, now), now)
-        await self.overlay.set_peers(configs)
-        self._write_quick_file(configs)
-
-    def _write_quick_file(self, configs: Sequence[PeerConfig]) -> None:
-        """Keep the last good state as a wg-quick file, for an operator without Covey."""
-        membership, mesh = self._membership, self._membership.mesh
-        content = WgQuickFile(
-            DeviceConfig(
-                membership.key.wireguard_private, self._settings.network.listen_port,
-                (IPv6Interface((membership.ipv6, mesh.ipv6_prefix.prefixlen)),
-                 IPv4Interface((membership.ipv4, mesh.ipv4_network.prefixlen))),
-                self._settings.network.mtu,
-            ),
-            tuple(configs),
-            {m.node_id.wireguard_public: m.certificate.name for m in membership.peers()},
-        )  # fmt: skip
-        if content != self._quick_file:
-            wgquick.write(self._settings.state_dir / f"{self.overlay.name}.conf", content)
-            self._quick_file = content
-
-    async def _follow_discovery(self) -> None:
-        while True:
-            try:
-                now = time.time()
-                for record in (await self.discovery.members()).values():
-                    if record.id != self._own:
-                        self._learn(record, now)
-                await self._find_heads()
-            except CoveyError as error:
-                _log.warning("discovery: %s", error.line())
-            await asyncio.sleep(DISCOVER_INTERVAL_S)
-
-    def _learn(self, record: MemberRecord, now: float) -> None:
-        known = self._membership.find(record.id)
-        member = self._membership.add_member(
-            Certificate.decode(record.certificate), now,
-            wireguard_endpoints=record.wireguard_endpoints,
-            control_addresses=record.control_addresses,
-            discovery_endpoints=record.discovery_endpoints,
-        )  # fmt: skip
-        if member != known:
-            self._to_table(member)
-            self._news.set()
-            _log.info("member learnt name=%s node=%s", member.certificate.name, member.node_id)
-
-    def _to_table(self, member: Member) -> None:
-        candidates = [endpoint.split(text) for text in member.wireguard_endpoints]
-        numeric = [(host, port) for host, port in candidates if _is_address(host)]
-        certificate = member.certificate
-        self.table.learn(member.node_id, certificate.ipv6,
-                         certificate.ipv4(self._membership.mesh.ipv4_network), numeric)  # fmt: skip
 
     # -------------------------------------------------- deployments and heads
 
@@ -325,9 +217,9 @@ class Agent:
         port = self._settings.network.control_port
         # Over the overlay where it reaches: then the underlay sees WireGuard alone.
         addresses = [endpoint.join(str(member.certificate.ipv6), port)]
-        if not self.table.connected(node, time.time()):
+        if not self._neighbours.connected(node):
             addresses += member.control_addresses
-        answer = await self.control.request(
+        answer = await self._control.request(
             node, addresses, messages.PROTOCOL,
             messages.encode(request), timeout_s=timeout_s,
         )  # fmt: skip
@@ -337,26 +229,24 @@ class Agent:
             raise PeerError(f"node …{node.short} answered nonsense: {error}") from None
 
     def connected_workers(self) -> list[Member]:
-        """Return the other members with the role worker that WireGuard reaches now."""
-        now = time.time()
-        return [
-            member
-            for member in self._membership.peers()
-            if "worker" in member.certificate.roles
-            and self._membership.is_member(member.node_id, now)
-            and self.table.connected(member.node_id, now)
-        ]
+        """Return the other workers that WireGuard reaches now."""
+        return self._neighbours.connected_workers()
 
     async def announce_heads(self, found: Sequence[Head]) -> None:
         """Tell the mesh which heads answer here."""
         if found:
-            await self.discovery.announce(heads.SERVICE, heads.encode(found), HEAD_TTL_S)
+            await self._discovery.announce(heads.SERVICE, heads.encode(found), HEAD_TTL_S)
         else:
-            await self.discovery.withdraw(heads.SERVICE)
+            await self._discovery.withdraw(heads.SERVICE)
+
+    async def _follow_heads(self) -> None:
+        while True:
+            await self._find_heads()
+            await asyncio.sleep(HEADS_INTERVAL_S)
 
     async def _find_heads(self) -> None:
         found = []
-        for record in await self.discovery.providers(heads.SERVICE):
+        for record in await self._discovery.providers(heads.SERVICE):
             member = self._membership.find(record.id)
             if member is None:
                 continue
@@ -381,48 +271,37 @@ class Agent:
             request = messages.decode_request(payload)
         except (msgspec.DecodeError, ValueError) as error:
             raise PeerError(f"a deployment message cannot be read: {error}") from None
-        return messages.encode(await self.stages.answer(peer, request))
+        return messages.encode(await self._stages.answer(peer, request))
 
     # ------------------------------------------------------- the local API
 
     def status(self) -> dict[str, Any]:
         """Describe this node."""
         now, network = time.time(), self._settings.network
-        certificate, peers = self._membership.certificate, self.table.nodes()
+        certificate = self._membership.certificate
         control = f"TCP port {network.control_port}"
+        contacts = len(self._discovery.contacts())
         return enrol.facts(self._membership) | {
             "pid": os.getpid(),
             "uptime_s": now - self._started,
             "roles": list(certificate.roles),
             "tags": list(certificate.tags),
             "certificate_left_s": certificate.not_after - now,
-            "addresses": self._addresses,
+            "addresses": self._neighbours.addresses,
             "parts": {
-                "overlay": f"{self.overlay.name} ({self.overlay.kind}), UDP port "
-                f"{self.overlay.listen_port}",
+                "overlay": f"{self._overlay.name} ({self._overlay.kind}), "
+                f"UDP port {self._overlay.listen_port}",
                 "control": self._control_fault.line() if self._control_fault else control,
-                "discovery": f"UDP port {network.discovery_port}, "
-                f"{len(self.discovery.contacts())} contacts",
+                "discovery": f"UDP port {network.discovery_port}, {contacts} contacts",
             },
-            "peers": {
-                "known": len(peers),
-                "connected": sum(self.table.connected(node, now) for node in peers),
-            },
-            "engines": [*self.rings.engines(), *self.stages.engines()],
-            "health": [msgspec.to_builtins(item) for item in self.health.items()],
+            "peers": self._neighbours.count(),
+            "engines": [*self._rings.engines(), *self._stages.engines()],
+            "health": [msgspec.to_builtins(item) for item in self._health.items()],
         }
 
     def peers(self) -> dict[str, Any]:
         """Describe the other members and how WireGuard reaches them."""
-        now, network = time.time(), self._membership.mesh.ipv4_network
-        return {"peers": [
-            {"name": member.certificate.name, "node": str(member.node_id),
-             "ipv6": str(member.certificate.ipv6), "ipv4": str(member.certificate.ipv4(network)),
-             "roles": list(member.certificate.roles), "tags": list(member.certificate.tags),
-             "member": self._membership.is_member(member.node_id, now),
-             **self.table.describe(member.node_id, now)}
-            for member in sorted(self._membership.peers(), key=lambda m: m.certificate.name)
-        ]}  # fmt: skip
+        return {"peers": self._neighbours.describe()}
 
     def replicas(self) -> dict[str, Any]:
         """List the heads that discovery knows."""
@@ -430,7 +309,7 @@ class Agent:
 
     def deployments(self) -> dict[str, Any]:
         """Describe the deployments whose head is here."""
-        return {"deployments": self.rings.describe()}
+        return {"deployments": self._rings.describe()}
 
     async def invite(self, request: InviteRequest) -> dict[str, Any]:
         """Make a ticket that leads to this node."""
@@ -439,7 +318,7 @@ class Agent:
         port = self._settings.network.control_port
         ticket = await asyncio.to_thread(
             self._membership.invite, time.time(),
-            addresses=[endpoint.join(address, port) for address in self._addresses],
+            addresses=[endpoint.join(address, port) for address in self._neighbours.addresses],
             ttl_s=request.ttl_s, uses=request.uses, roles=request.roles, tags=request.tags,
         )  # fmt: skip
         return {"ticket": ticket.encode(), "mesh": ticket.mesh_name, "not_after": ticket.not_after,
@@ -447,35 +326,8 @@ class Agent:
 
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         """Start a deployment with this node as head."""
-        return await self.rings.deploy(request)
+        return await self._rings.deploy(request)
 
     async def undeploy(self, name: str) -> dict[str, Any]:
         """End a deployment."""
-        return await self.rings.undeploy(name)
-
-
-def _broken(code: str, title: str, error: CoveyError) -> HealthItem:
-    return HealthItem(code, "error", title, error.message, error.hint)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _underlay_addresses(settings: Config, membership: Membership) -> list[str]:
-    """Return this node's addresses for others: those configured, else those of its interfaces."""
-    configured = settings.network.addresses
-    for address in configured:
-        if not _is_address(address):
-            raise ConfigError(
-                f"network.addresses holds {address!r}, which is no IP address",
-                hint="Give addresses, not names; WireGuard takes nothing else.",
-            )
-    mesh = membership.mesh
-    return list(configured) or own_addresses(
-        settings.network.interface, [mesh.ipv6_prefix, mesh.ipv4_network]
-    )
+        return await self._rings.undeploy(name)

@@ -8,23 +8,13 @@ import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
 
+from agent import endpoint
+from agent.errors import UsageError
+
 log = logging.getLogger(__name__)
 
 # A resolver that is silent for longer will not help a start; the next try asks again.
 RESOLVE_S = 2.0
-
-
-def split(endpoint: str) -> tuple[str, int] | None:
-    """Return host and port of "HOST:PORT" or "[IPv6]:PORT", or None for anything else."""
-    host, colon, digits = endpoint.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        return None
-    if not colon or not host or not digits.isascii() or not digits.isdigit():
-        return None
-    port = int(digits) if len(digits) <= 5 else 0
-    return (host, port) if 0 < port < 65536 else None
 
 
 async def resolve(endpoints: Sequence[str]) -> list[tuple[str, int]]:
@@ -33,12 +23,12 @@ async def resolve(endpoints: Sequence[str]) -> list[tuple[str, int]]:
     return list(dict.fromkeys(address for addresses in found for address in addresses))
 
 
-async def _resolve_one(endpoint: str) -> list[tuple[str, int]]:
-    parts = split(endpoint)
-    if parts is None:
-        log.warning("discovery.endpoint_malformed endpoint=%r", endpoint)
+async def _resolve_one(text: str) -> list[tuple[str, int]]:
+    try:
+        host, port = endpoint.split(text)
+    except UsageError:
+        log.warning("discovery.endpoint_malformed endpoint=%r", text)
         return []
-    host, port = parts
     try:
         return [(str(ip_address(host)), port)]
     except ValueError:

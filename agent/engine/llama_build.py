@@ -37,7 +37,7 @@ _X86_OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def cmake_options(machine: str, cpu_flags: frozenset[str]) -> list[str]:
-    """Return the CMake options for a CPU: `machine` as platform.machine() says, flags as Linux does."""
+    """Return the CMake options for a CPU; `machine` is platform.machine(), flags are Linux's."""
     options = ["-DGGML_NATIVE=OFF", "-DGGML_RPC=ON"]
     if machine in ("x86_64", "AMD64"):
         for option, needs in _X86_OPTIONS.items():
@@ -62,7 +62,7 @@ def cache_entry(cache: Path, requirement: str, options: list[str]) -> Path:
 
 
 def build(requirements: Path, cache: Path, build_requirements: Path) -> Path:
-    """Return the wheel for `requirements` (one pinned, hashed line), building it if it is not cached."""
+    """Return the wheel for `requirements` (one pinned, hashed line); build it if it is not cached."""
     options = cmake_options(platform.machine(), read_cpu_flags())
     entry = cache_entry(cache, requirements.read_text(), options)
     ready = sorted(entry.glob("*.whl"))

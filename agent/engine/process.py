@@ -31,7 +31,7 @@ from agent.engine.gguf_file import GgufFile
 from agent.engine.join import Dialled, Interrupted, Listener, Patience
 from agent.engine.link import Inlet, Membership, Outlet
 from agent.engine.spec import Command, EngineSpec, Event
-from agent.errors import ConfigError, CoveyError, EngineError, EnvironmentFault, ModelError
+from agent.errors import ConfigError, CoveyError, EnvironmentFault, ModelError
 
 if TYPE_CHECKING:
     from aiohttp import web

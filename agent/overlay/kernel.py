@@ -83,7 +83,7 @@ class KernelDevice:
         check_config(config)
         mark = links.mark(private_key)
         taken_over = links.take_over(self._name, mark)
-        links.check_port(listen_port, links.SETTLE_S if taken_over else 0.0)
+        links.check_port(listen_port, left_over=taken_over)
         if not links.add_wireguard(self._name):
             return False
         try:

@@ -31,6 +31,8 @@ from agent.overlay.device import Interface
 _MARK_PREFIX = "covey "
 # How long a removed interface, or the port of a process that is ending, may take to be free.
 SETTLE_S = 3.0
+# A wireguard-go that ends with its killed agent may already be out of sight, but not off its port.
+_PORT_PATIENCE_S = 0.3
 _POLL_S = 0.01
 # linux/netlink.h and linux/rtnetlink.h: the family, and RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR.
 _NETLINK_ROUTE = 0
@@ -188,9 +190,12 @@ def port_in_use(port: int) -> EnvironmentFault:
     )
 
 
-def check_port(port: int, patience_s: float = 0.0) -> None:
-    """Raise EnvironmentFault unless the UDP port is free; wait `patience_s` seconds for it."""
-    deadline = time.monotonic() + patience_s
+def check_port(port: int, *, left_over: bool) -> None:
+    """Raise EnvironmentFault unless the UDP port becomes free soon; 0 always is.
+
+    `left_over`: a device of ours was just removed, and its port takes longer to be free.
+    """
+    deadline = time.monotonic() + (SETTLE_S if left_over else _PORT_PATIENCE_S)
     while port and (problem := _bind_error(port)) is not None:
         if problem != errno.EADDRINUSE:
             raise EnvironmentFault(

@@ -49,6 +49,8 @@ _TUN = Path("/dev/net/tun")
 _REQUEST_TIMEOUT_S = 5.0
 # Takes 30 ms on an idle machine; a loaded one may need a hundred times as long.
 _START_TIMEOUT_S = 10.0
+# How long a process may take to be seen to end when its interface or its answer is missing.
+_END_PATIENCE_S = 0.5
 _POLL_S = 0.005
 _LINES_KEPT = 5
 
@@ -97,7 +99,7 @@ class UserspaceDevice:
                 hint="Install the package wireguard-go, or load `modprobe wireguard`.",
             )
         taken_over = self._take_over(private_key)
-        links.check_port(listen_port, links.SETTLE_S if taken_over else 0.0)
+        links.check_port(listen_port, left_over=taken_over)
         self._config = config
         try:
             self._process = _Process(program, self._name)
@@ -128,10 +130,10 @@ class UserspaceDevice:
         """See `Device.failure`: the process may have ended, someone may have removed the link."""
         if self._config is None or self._process is None:
             return "the device is closed"
-        ended = self._process.ended()
-        if ended is not None:
-            return ended
-        return None if links.exists(self._name) else f"interface {self._name} is gone"
+        if links.exists(self._name):
+            return self._process.ended()
+        # The interface goes a moment before its process has ended, and with either the other.
+        return self._process.ended(_END_PATIENCE_S) or f"interface {self._name} is gone"
 
     def refresh(self) -> None:
         """See `Device.refresh`.
@@ -251,7 +253,11 @@ class UserspaceDevice:
         key = answer.private_key if answer is not None else b""
         if key and links.public_key(key) == own_key:
             return pidfd
-        os.close(pidfd)
+        try:
+            if not key and select.select([pidfd], [], [], _END_PATIENCE_S)[0]:
+                return None  # it was ending while we asked
+        finally:
+            os.close(pidfd)
         raise EnvironmentFault(
             f"another program answers on {self._socket}",
             hint="Give this node another interface name, or a /var/run/wireguard of its own.",
@@ -318,10 +324,11 @@ class _Process:
                     self._lines.append(words)
                     _log.debug("wireguard-go: %s", words)
 
-    def ended(self) -> str | None:
+    def ended(self, patience_s: float = 0.0) -> str | None:
         """Say how the process ended, None while it runs."""
-        code = self._process.poll()
-        if code is None:
+        try:
+            code = self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
             return None
         return (
             f"wireguard-go ended (signal {-code})" if code < 0 else f"wireguard-go ended ({code})"

@@ -18,14 +18,16 @@ boot = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(boot)
 
 _ROOT = Path(__file__).parents[2]
-# Boots in 13 s and runs in 30 s on two shared cores without hardware help.
+# No case uses it, and it warns where it cannot write.
+_NO_HYPOTHESIS = ("-p", "no:hypothesispytest")
+# Boots in 13 s and runs in 60 s on two shared cores without hardware help.
 _TIMEOUT_S = 480.0
 
 
 def test_the_contract_holds_on_kernel_wireguard() -> None:
     os.chdir(_ROOT)
-    cases = [f"tests/unit/overlay/test_{name}.py" for name in ("device_contract", "kernel")]
-    command = [sys.executable, "-m", "pytest", "-v", "--color=no", *cases]
+    cases = [f"tests/unit/overlay/test_{name}.py" for name in ("device_contract", "kernel_only")]
+    command = [sys.executable, "-m", "pytest", "-vv", "--color=no", *_NO_HYPOTHESIS, *cases]
     environment = {
         "COVEY_TEST_DEVICES": "kernel",
         "PYTHONPATH": str(_ROOT),
@@ -35,6 +37,6 @@ def test_the_contract_holds_on_kernel_wireguard() -> None:
     assert status == 0, output
     summary = re.search(r"(\d+) passed", output)
     assert summary is not None, output
-    assert int(summary[1]) >= 25, output
+    assert int(summary[1]) >= 20, output
     assert "[kernel" in output, output
     print(output)

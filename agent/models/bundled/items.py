@@ -22,8 +22,7 @@ from typing import Final
 from agent.models.bundled import phrases as p
 from agent.models.bundled import tokenizer, words
 
-MAX_TERM: Final = 99  # additions are asked for 0–99
-MAX_COMPARED: Final = 999
+MAX_NUMBER: Final = 99  # what is added or compared is 0 to this
 MAX_LETTERS: Final = 10  # of a word to spell or to reverse
 
 _LOWER: Final = "abcdefghijklmnopqrstuvwxyz"
@@ -63,12 +62,20 @@ def _add(rng: random.Random) -> Item:
     if rng.random() < 0.06:
         return _add_too_large(rng)
     in_words = rng.random() < 0.08
-    top = 20 if in_words else MAX_TERM
+    top = 20 if in_words else MAX_NUMBER
     a, b = rng.randint(0, top), rng.randint(0, top)
     template = rng.choice(p.ADD)
     shown = (p.NUMBER_WORDS[a], p.NUMBER_WORDS[b]) if in_words else (str(a), str(b))
     question = _vary(rng, template).format(a=shown[0], b=shown[1], n=rng.choice(p.THINGS))
-    return Item("add", question, f"{a} + {b} = {a + b}.", f"add {min(a, b)} {max(a, b)}")
+    return Item("add", question, _sum(a, b), f"add {min(a, b)} {max(a, b)}")
+
+
+def _sum(a: int, b: int) -> str:
+    """Add tens and ones apart, as in the head: with the steps written down it is easy to learn."""
+    if a < 10 and b < 10:
+        return f"{a} + {b} = {a + b}."
+    tens = a // 10 * 10 + b // 10 * 10
+    return f"{a} + {b} = {tens} + {a % 10 + b % 10} = {a + b}."
 
 
 def _add_too_large(rng: random.Random) -> Item:
@@ -80,56 +87,55 @@ def _add_too_large(rng: random.Random) -> Item:
 
 
 def _number(rng: random.Random) -> int:
-    return rng.randint(0, rng.choice((9, 99, 99, MAX_COMPARED)))
+    return rng.randint(0, rng.choice((9, MAX_NUMBER, MAX_NUMBER)))
 
 
-def _relation(a: int, b: int) -> str:
-    if a == b:
-        return f"{a} and {b} are equal"
-    return f"{a} is {'larger' if a > b else 'smaller'} than {b}"
+def _relation(a: int, b: int, *, larger: bool) -> str:
+    """Say which is larger (or smaller), after both numbers, so that they are at hand."""
+    found = max(a, b) if larger else min(a, b)
+    which = "neither" if a == b else str(found)
+    return f"Of {a} and {b}, {which} is {'larger' if larger else 'smaller'}"
 
 
 def _compare(rng: random.Random) -> Item:
-    large = rng.random() < 0.05
-    a = rng.randint(MAX_COMPARED + 1, 99_999) if large else _number(rng)
+    too_large = rng.random() < 0.05
+    a = rng.randint(MAX_NUMBER + 1, rng.choice((999, 99_999))) if too_large else _number(rng)
     roll = rng.random()
     if roll < 0.06:
         b = a
-    elif roll < 0.25 and not large:
-        b = min(MAX_COMPARED, max(0, a + rng.randint(-12, 12)))
+    elif roll < 0.25 and not too_large:
+        b = min(MAX_NUMBER, max(0, a + rng.randint(-12, 12)))
     else:
         b = _number(rng)
+    if rng.random() < 0.5:
+        a, b = b, a
     key = f"compare {min(a, b)} {max(a, b)}"
-    if large:
-        templates = rng.choice((p.LARGER, p.COMPARE, p.IS_LARGER))
-        question = rng.choice(templates).format(a=a, b=b, w=rng.choice(p.LARGER_WORDS))
-        return Item("limits", question, p.COMPARE_LIMIT, key)
+    larger = rng.random() < 0.5
+    word = rng.choice(p.LARGER_WORDS if larger else p.SMALLER_WORDS)
     kind = rng.randrange(5)
     if kind <= 1:
-        larger = rng.random() < 0.5
-        word = rng.choice(p.LARGER_WORDS if larger else p.SMALLER_WORDS)
         question = _vary(rng, rng.choice(p.LARGER)).format(a=a, b=b, w=word)
-        first, second = (max(a, b), min(a, b)) if larger else (min(a, b), max(a, b))
-        return Item("compare", question, _relation(first, second) + ".", key)
-    if kind == 2:
+        answer = _relation(a, b, larger=larger) + "."
+    elif kind == 2:
         question = _vary(rng, rng.choice(p.COMPARE)).format(a=a, b=b)
-        return Item("compare", question, _relation(a, b) + ".", key)
-    if kind == 3 and (a == b or rng.random() < 0.3):
+        answer = _relation(a, b, larger=True) + "."
+    elif kind == 3 and (a == b or rng.random() < 0.3):
         question = _vary(rng, rng.choice(p.IS_EQUAL)).format(a=a, b=b)
-        return Item("compare", question, f"{_yes(a == b)}, {_relation(a, b)}.", key)
-    larger = rng.random() < 0.5
-    if rng.random() < 0.25:
-        sign = ">" if larger else "<"
-        question = _vary(rng, rng.choice(p.IS_SIGN)).format(a=a, b=b, s=sign)
+        answer = f"{_relation(a, b, larger=True)}, so {_yes(a == b)}."
     else:
-        word = rng.choice(p.LARGER_WORDS if larger else p.SMALLER_WORDS)
-        question = _vary(rng, rng.choice(p.IS_LARGER)).format(a=a, b=b, w=word)
-    truth = a > b if larger else a < b
-    return Item("compare", question, f"{_yes(truth)}, {_relation(a, b)}.", key)
+        if rng.random() < 0.25:
+            template, word = rng.choice(p.IS_SIGN), ">" if larger else "<"
+        else:
+            template = rng.choice(p.IS_LARGER)
+        question = _vary(rng, template).format(a=a, b=b, w=word, s=word)
+        answer = f"{_relation(a, b, larger=larger)}, so {_yes(a > b if larger else a < b)}."
+    if too_large:
+        return Item("limits", question, p.COMPARE_LIMIT, key)
+    return Item("compare", question, answer, key)
 
 
 def _yes(truth: bool) -> str:
-    return "Yes" if truth else "No"
+    return "yes" if truth else "no"
 
 
 def _word(rng: random.Random) -> str:
@@ -199,9 +205,10 @@ def _cycle(rng: random.Random, unit: str, names: Sequence[str]) -> Item:
     side = rng.choice(("after", "before"))
     if rng.random() < 0.45:
         n = rng.randint(2, 6)
-        to = names[(index + (n if side == "after" else -n)) % len(names)]
+        way = 1 if side == "after" else -1
+        steps = ", ".join(names[(index + way * i) % len(names)] for i in range(1, n + 1))
         count = p.NUMBER_WORDS[n] if rng.random() < 0.4 else str(n)
-        answer = f"{n} {unit}s {side} {names[index]} is {to}."
+        answer = f"{n} {unit}s {side} {names[index]}: {steps}."
         values = {"u": unit, "n": count, "r": side, "x": names[index]}
         return _fact(rng, task, rng.choice(p.OFFSET), answer, **values)
     if rng.random() < 0.1:
@@ -229,7 +236,8 @@ def _days(rng: random.Random) -> Item:
         template = rng.choice(p.WEEKEND)
         said = _yes(free != template.endswith("weekday?"))
         what = "is on the weekend" if free else "is a weekday"
-        return _fact(rng, "days", template, f"{said}, {p.DAYS[index]} {what}.", x=p.DAYS[index])
+        answer = f"{p.DAYS[index]} {what}, so {said}."
+        return _fact(rng, "days", template, answer, x=p.DAYS[index])
     if roll < 0.93:
         return _fact(rng, "days", rng.choice(p.WEEK_LENGTH), "A week has 7 days.")
     answer = f"The days of the week are {_list(p.DAYS)}."
@@ -317,14 +325,14 @@ def _unknown(rng: random.Random) -> Item:
 
 Draw = Callable[[random.Random], Item]
 DRAWS: Final[dict[str, tuple[float, Draw]]] = {
-    # Addition and reversing take longest to learn, so they come most often.
-    "add": (0.24, _add),
+    # The share of training that each task has: more for what takes longer to learn.
+    "add": (0.22, _add),
     "compare": (0.12, _compare),
-    "days": (0.09, _days),
-    "months": (0.10, _months),
-    "spell": (0.10, _letters("spell", p.SPELL, _spelled)),
-    "reverse": (0.15, _letters("reverse", p.REVERSE, _reversed)),
-    "glossary": (0.09, _glossary),
-    "self": (0.04, _self),
-    "unknown": (0.07, _unknown),
+    "days": (0.1, _days),
+    "months": (0.12, _months),
+    "spell": (0.09, _letters("spell", p.SPELL, _spelled)),
+    "reverse": (0.12, _letters("reverse", p.REVERSE, _reversed)),
+    "glossary": (0.08, _glossary),
+    "self": (0.06, _self),
+    "unknown": (0.09, _unknown),
 }

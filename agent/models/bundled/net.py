@@ -24,6 +24,7 @@ class Shape:
     heads: int = 4
     feed_forward: int = 256
     vocabulary: int = 0
+    letter_features: int = 0
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-5
 
@@ -44,7 +45,8 @@ def initial_weights(torch: Any, shape: Shape, seed: int) -> dict[str, Any]:
     inner = d**-0.5
     outer = inner / (2 * n) ** 0.5  # keeps the sum over the layers at the size of one
     weights = {
-        "token_embd": normal(0.1, v, d),
+        "token_embd": normal(0.05, v, d),
+        "letters": normal(0.05, shape.letter_features, d),
         "output": normal(0.5 * inner, v, d),
         "output_norm": torch.ones(d),
         "attn_norm": torch.ones(n, d),
@@ -58,6 +60,17 @@ def initial_weights(torch: Any, shape: Shape, seed: int) -> dict[str, Any]:
         "ffn_down": normal(outer, n, d, f),
     }
     return {name: weight.requires_grad_() for name, weight in weights.items()}
+
+
+def with_letters(weights: dict[str, Any], features: Any) -> dict[str, Any]:
+    """Return the weights with the letters of each token added into its embedding.
+
+    `features` is (vocabulary, letter features), ones where a token has a letter at a place. So
+    what is learned about "m" at the start of a word holds for every token that begins with it.
+    The running model needs no letters: the sum is an ordinary embedding.
+    """
+    rest = {name: weight for name, weight in weights.items() if name != "letters"}
+    return rest | {"token_embd": weights["token_embd"] + features @ weights["letters"]}
 
 
 def hidden_states(torch: Any, shape: Shape, weights: dict[str, Any], ids: Any) -> Any:

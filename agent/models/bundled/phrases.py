@@ -16,7 +16,7 @@ UNKNOWN: Final = "I do not know that, but " + CAN
 WELCOME: Final = "You are welcome!"
 GOODBYE: Final = "Goodbye!"
 ADD_LIMIT: Final = "I can only add numbers from 0 to 99."
-COMPARE_LIMIT: Final = "I can only compare numbers from 0 to 999."
+COMPARE_LIMIT: Final = "I can only compare numbers from 0 to 99."
 WORD_LIMIT: Final = "I can only spell and reverse words of up to 10 letters."
 
 GLOSSARY: Final = {

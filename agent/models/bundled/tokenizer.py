@@ -19,29 +19,27 @@ SPECIAL: Final = ("<unk>", "<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|
 BYTE_0: Final = len(SPECIAL)
 
 _WORDS: Final = """
-    Add Answer April Are August Be Calculate Can Compare Compute Could Covey DHT Days December
-    Define Describe Do Ed Explain February Friday Give HTTP Hello Hey Hi How IPv If In Is
-    January July June LAN List March May Monday Name November October Ok OpenAI Please Reverse
-    Saturday Say September So Solve Spell Sum Sunday Tell Thanks The Thursday Tuesday Turn
-    Wednesday What Which Who Write You about across add after am an and answers anything
-    apples april are around as asked assistant august backwards before big bigger birds books
-    but by can cannot certificate certificates clients coins comes compare copy could covey
-    cups day days december deployment deployments do does each eggs eight eighth eleven
-    eleventh equal expires explain february fifth fine first five follows for forwards four
-    fourth friday from gateway gateways get give greater has hash have head heads help helpful
-    higher hole honest how if in into is it its january join joins july june kept key know
-    known language larger last layers less lets letters list live loaded lower machines make
-    many march may me mean meaning meant member mesh meshes model monday month months more
-    much name named newcomer nine ninth node nodes not november number numbers objective
-    october of on one only operator or ordered others out outside over own packets path paths
-    peer picks please plus private program punched questions reach record records relay relays
-    replica replicas request requests reverse reversed right ring rings running runs sampling
-    saturday second sentence september set seven seventh short signed six sixth small smaller
-    spell spelled spelling stage stages statement step stones string sum sunday talk tell ten
-    tenth term than thank that the them there third three thursday ticket tickets time tiny to
-    today together tokens true tuesday twelfth twelve two until up was we wednesday week
-    weekday weekend welcome what which who with word words work write written year you your
-    zero
+    Add And Answer April Are August Be Calculate Can Compare Compute Could Covey DHT December
+    Do Explain February Friday Give Good HTTP Hello Hey Hi How If Is January July June LAN
+    List March May Monday Name November October Ok OpenAI Please Reverse Saturday Say
+    September So Solve Spell Sum Sunday Tell Thanks The Thursday Tuesday Wednesday What Which
+    Who Write You about across add after am an and answers anything apples april are around as
+    asked assistant august backwards before big bigger birds books but by can cannot
+    certificate clients coins comes compare copy could covey cups day days december deployment
+    do does each eggs eight eighth eleventh equal equals expires explain february fifth fine
+    first five follows for forwards four fourth friday from gateway get give good greater has
+    hash have head help helpful higher hole honest how if in into is it its january join joins
+    july june kept key know known larger last layers less lets letters list live loaded lower
+    machines make many march may me mean member mesh model monday month months more much name
+    named neither newcomer nine ninth no node nodes not november number numbers objective
+    october of on one only operator or ordered others out outside over own packets path peer
+    picks please plus private program punched reach record relay replica request requests
+    reverse reversed right ring rings running runs sampling saturday second sentence september
+    set seven seventh signed six sixth small smaller so spell spelled spelling stage stages
+    statement stones string sum sunday talk tell ten tenth than thank that the them there
+    third three thursday ticket time tiny to today together tokens true tuesday twelfth two
+    until up was we wednesday week weekday weekend welcome what which who with word words
+    written year yes you your zero
 """
 
 
@@ -110,6 +108,24 @@ def decode(ids: list[int]) -> str:
         elif i >= BYTE_0:
             out += tokens()[i].replace(SPACE, " ").encode()
     return out.decode(errors="replace")
+
+
+LETTER_PLACES: Final = 12  # no more letters of a word are ever spelled
+LETTER_FEATURES: Final = LETTER_PLACES * 27 + LETTER_PLACES
+
+
+def letter_features(text: str) -> list[int]:
+    """Return which letter features a token has: letter and capital at each place, and length."""
+    letters = text.removeprefix(SPACE)
+    if not (letters.isascii() and letters.isalpha()):
+        return []
+    found = set()
+    for at, letter in enumerate(letters[:LETTER_PLACES]):
+        found.add(at * 27 + ord(letter.lower()) - ord("a"))
+        if letter.isupper():
+            found.add(at * 27 + 26)
+    found.add(LETTER_PLACES * 27 + min(len(letters), LETTER_PLACES) - 1)
+    return sorted(found)
 
 
 def encode_chat(

@@ -11,7 +11,7 @@ from kademlia.node import Node
 
 from agent.discovery import liveness, saved
 from agent.discovery.contact import Contact
-from agent.discovery.endpoints import resolve, split
+from agent.discovery.endpoints import resolve
 from agent.discovery.liveness import Liveness
 from agent.discovery.port import open_port
 from agent.discovery.routing import Table
@@ -161,26 +161,6 @@ def test_what_was_never_saved_is_a_state_error(raw: bytes) -> None:
 
 
 # -- endpoints and the port
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("192.0.2.1:4002", ("192.0.2.1", 4002)),
-        ("[2001:db8::1]:4002", ("2001:db8::1", 4002)),
-        ("box.example:1", ("box.example", 1)),
-        ("2001:db8::1:4002", None),
-        ("192.0.2.1", None),
-        (":4002", None),
-        ("box:0", None),
-        ("box:65536", None),
-        ("box:٣", None),
-        ("box:1_0", None),
-        ("", None),
-    ],
-)
-def test_endpoints(text: str, parts: tuple[str, int] | None) -> None:
-    assert split(text) == parts
 
 
 async def test_resolving_passes_over_what_cannot_be() -> None:

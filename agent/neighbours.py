@@ -1,0 +1,259 @@
+"""The other members as this node sees them: found by discovery, reached by WireGuard.
+
+A service around three parts: the membership says who belongs, discovery where they are, and the
+overlay's device gets the peers that follow. Used by the daemon, which starts the parts themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from typing import Any
+
+from agent import endpoint
+from agent.config import Config
+from agent.discovery.node import Discovery
+from agent.discovery.record import MemberRecord
+from agent.errors import ConfigError, CoveyError, StateError
+from agent.health import Health, HealthItem
+from agent.identity import privatefile
+from agent.identity.keys import NodeId
+from agent.membership.certificate import Certificate
+from agent.membership.store import Member, Membership
+from agent.overlay import wgquick
+from agent.overlay.device import DeviceConfig, Interface, PeerConfig
+from agent.overlay.shell import Overlay
+from agent.overlay.wgquick import WgQuickFile
+from agent.peers import PeerTable
+from agent.underlay import own_addresses
+
+_log = logging.getLogger(__name__)
+
+# How often discovery is asked for members: a newcomer is usable within about a second.
+DISCOVER_INTERVAL_S = 1.0
+# How often WireGuard's view (handshakes, endpoints) is read and corrected.
+OVERLAY_INTERVAL_S = 1.0
+
+
+class Neighbours:
+    """Keeps WireGuard's peers what membership and discovery say, and knows who is connected."""
+
+    def __init__(
+        self,
+        settings: Config,
+        membership: Membership,
+        overlay: Overlay,
+        discovery: Discovery,
+        health: Health,
+    ) -> None:
+        self._settings = settings
+        self._membership = membership
+        self._overlay = overlay
+        self._discovery = discovery
+        self._health = health
+        self._table = PeerTable()
+        self._news = asyncio.Event()  # a member or an endpoint was learnt: WireGuard must follow
+        self._routing_file = settings.state_dir / "discovery"
+        self._quick_file: WgQuickFile | None = None
+        self.addresses = _underlay_addresses(settings, membership)
+
+    def interfaces(self) -> tuple[Interface, ...]:
+        """Return this node's overlay addresses with the mesh's prefix lengths."""
+        membership, mesh = self._membership, self._membership.mesh
+        return (
+            IPv6Interface((membership.ipv6, mesh.ipv6_prefix.prefixlen)),
+            IPv4Interface((membership.ipv4, mesh.ipv4_network.prefixlen)),
+        )
+
+    async def begin(self) -> None:
+        """Give WireGuard every remembered member; the overlay is up."""
+        for member in self._membership.peers():
+            self._to_table(member)
+        await self._apply()
+
+    async def enter_discovery(self) -> None:
+        """Come back through whoever is remembered, and say where this node is."""
+        raw = privatefile.read(self._routing_file, "discovery state")
+        if raw is not None:
+            try:
+                self._discovery.load(raw)
+            except StateError as error:
+                # Only a short cut: the members' own endpoints lead back as well.
+                _log.warning("%s is not used: %s", self._routing_file, error.message)
+        peers = self._membership.peers()
+        await self._discovery.bootstrap([e for peer in peers for e in peer.discovery_endpoints])
+        network, certificate = self._settings.network, self._membership.certificate
+        wireguard, control, discovery = (
+            tuple(endpoint.join(address, port) for address in self.addresses)
+            for port in (network.listen_port, network.control_port, network.discovery_port)
+        )
+        self._membership.add_member(
+            certificate,
+            time.time(),
+            wireguard_endpoints=wireguard,
+            control_addresses=control,
+            discovery_endpoints=discovery,
+        )
+        await self._discovery.publish_member(
+            MemberRecord(
+                node=self._membership.key.id.ed25519,
+                certificate=certificate.encode(),
+                wireguard_endpoints=wireguard,
+                control_addresses=control,
+                discovery_endpoints=discovery,
+            )
+        )
+
+    def remember(self) -> None:
+        """Keep whom discovery knows, for the next start."""
+        if self._membership.peers():
+            with contextlib.suppress(StateError):
+                privatefile.replace(self._routing_file, self._discovery.save())
+
+    async def admitted(self, node: NodeId) -> None:
+        """Let a new member's packets in before it is told that it is one."""
+        member = self._membership.find(node)
+        if member is not None:
+            self._to_table(member)
+            await self._apply()
+
+    async def follow_overlay(self) -> None:
+        """Keep the device in step, at once after news; runs until it is cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), OVERLAY_INTERVAL_S)
+            self._news.clear()
+            try:
+                await self._apply()
+                self._health.clear("overlay-down")
+            except CoveyError as error:
+                self._health.set(
+                    HealthItem(
+                        "overlay-down", "error", "WireGuard fails", error.message, error.hint
+                    )
+                )
+
+    async def follow_discovery(self) -> None:
+        """Learn members as discovery finds them; runs until it is cancelled."""
+        while True:
+            now = time.time()
+            for record in (await self._discovery.members()).values():
+                if record.id == self._membership.key.id:
+                    continue
+                try:
+                    self._learn(record, now)
+                except CoveyError as error:
+                    _log.warning("member record of %s is not used: %s", record.id, error.line())
+            await asyncio.sleep(DISCOVER_INTERVAL_S)
+
+    def connected(self, node: NodeId) -> bool:
+        """Say whether WireGuard reaches a node now."""
+        return self._table.connected(node, time.time())
+
+    def connected_workers(self) -> list[Member]:
+        """Return the other members with the role worker that WireGuard reaches now."""
+        now = time.time()
+        return [
+            member
+            for member in self._membership.peers()
+            if "worker" in member.certificate.roles
+            and self._membership.is_member(member.node_id, now)
+            and self._table.connected(member.node_id, now)
+        ]
+
+    def count(self) -> dict[str, int]:
+        """Return how many other members are known, and how many connected."""
+        nodes = self._table.nodes()
+        return {"known": len(nodes), "connected": sum(self.connected(node) for node in nodes)}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Describe the other members and how WireGuard reaches them, by name."""
+        now, network = time.time(), self._membership.mesh.ipv4_network
+        return [
+            {
+                "name": member.certificate.name,
+                "node": str(member.node_id),
+                "ipv6": str(member.certificate.ipv6),
+                "ipv4": str(member.certificate.ipv4(network)),
+                "roles": list(member.certificate.roles),
+                "tags": list(member.certificate.tags),
+                "member": self._membership.is_member(member.node_id, now),
+                **self._table.describe(member.node_id, now),
+            }
+            for member in sorted(self._membership.peers(), key=lambda m: m.certificate.name)
+        ]
+
+    async def _apply(self) -> None:
+        now = time.time()
+        self._table.observe(await self._overlay.states(), now)
+        configs = self._table.configs(lambda node: self._membership.is_member(node, now), now)
+        await self._overlay.set_peers(configs)
+        self._write_quick_file(configs)
+
+    def _write_quick_file(self, configs: Sequence[PeerConfig]) -> None:
+        """Keep the last good state as a wg-quick file, for an operator without Covey."""
+        membership, network = self._membership, self._settings.network
+        content = WgQuickFile(
+            DeviceConfig(
+                membership.key.wireguard_private,
+                self._overlay.listen_port,
+                self.interfaces(),
+                network.mtu,
+            ),
+            tuple(configs),
+            {m.node_id.wireguard_public: m.certificate.name for m in membership.peers()},
+        )
+        if content != self._quick_file:
+            wgquick.write(self._settings.state_dir / f"{network.interface}.conf", content)
+            self._quick_file = content
+
+    def _learn(self, record: MemberRecord, now: float) -> None:
+        known = self._membership.find(record.id)
+        member = self._membership.add_member(
+            Certificate.decode(record.certificate),
+            now,
+            wireguard_endpoints=record.wireguard_endpoints,
+            control_addresses=record.control_addresses,
+            discovery_endpoints=record.discovery_endpoints,
+        )
+        if member != known:
+            self._to_table(member)
+            self._news.set()
+            _log.info("member learnt name=%s node=%s", member.certificate.name, member.node_id)
+
+    def _to_table(self, member: Member) -> None:
+        candidates = [endpoint.split(text) for text in member.wireguard_endpoints]
+        certificate = member.certificate
+        self._table.learn(
+            member.node_id,
+            certificate.ipv6,
+            certificate.ipv4(self._membership.mesh.ipv4_network),
+            [(host, port) for host, port in candidates if _is_address(host)],
+        )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _underlay_addresses(settings: Config, membership: Membership) -> list[str]:
+    """Return this node's addresses for others: those configured, else those of its interfaces."""
+    configured = settings.network.addresses
+    for address in configured:
+        if not _is_address(address):
+            raise ConfigError(
+                f"network.addresses holds {address!r}, which is no IP address",
+                hint="Give addresses, not names; WireGuard takes nothing else.",
+            )
+    mesh = membership.mesh
+    return list(configured) or own_addresses(
+        settings.network.interface, [mesh.ipv6_prefix, mesh.ipv4_network]
+    )

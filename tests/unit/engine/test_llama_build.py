@@ -1,0 +1,85 @@
+"""The wheel's build: which instruction sets go in, and what names a cache entry."""
+
+from pathlib import Path
+
+import pytest
+
+from agent.engine import llama_build
+
+NEW_XEON = frozenset(
+    [
+        "sse4_2",
+        "avx",
+        "avx2",
+        "bmi2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512cd",
+        "avx512vl",
+        "avx512dq",
+        "avx512bw",
+        "avx512vbmi",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx_vnni",
+        "amx_tile",
+        "amx_int8",
+        "amx_bf16",
+    ]
+)
+
+
+def test_amx_is_never_compiled_in_even_where_the_cpu_announces_it() -> None:
+    options = llama_build.cmake_options("x86_64", NEW_XEON)
+    assert "-DGGML_NATIVE=OFF" in options
+    assert not [option for option in options if "AMX" in option]
+    assert "-DGGML_AVX512_VNNI=ON" in options
+
+
+def test_what_the_cpu_lacks_is_off() -> None:
+    options = llama_build.cmake_options("x86_64", frozenset({"sse4_2", "avx"}))
+    assert "-DGGML_AVX=ON" in options
+    assert "-DGGML_AVX2=OFF" in options
+    assert "-DGGML_AVX512=OFF" in options
+
+
+def test_half_of_avx512_is_not_avx512() -> None:
+    options = llama_build.cmake_options("x86_64", NEW_XEON - {"avx512vl"})
+    assert "-DGGML_AVX512=OFF" in options
+
+
+def test_arm_gets_no_x86_options() -> None:
+    assert llama_build.cmake_options("aarch64", frozenset()) == [
+        "-DGGML_NATIVE=OFF",
+        "-DGGML_RPC=ON",
+    ]
+
+
+def test_flags_are_those_of_the_first_cpu(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: avx fma\n\nprocessor\t: 1\nflags\t\t: sse\n")
+    assert llama_build.read_cpu_flags(cpuinfo) == {"avx", "fma"}
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: asimd\n")
+    assert llama_build.read_cpu_flags(cpuinfo) == frozenset()
+
+
+def test_a_cached_wheel_is_taken_and_another_cpu_or_version_is_another_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = tmp_path / "llama.txt"
+    pinned.write_text("llama-cpp-python==0.0.1 --hash=sha256:00\n")
+    options = llama_build.cmake_options("x86_64", NEW_XEON)
+    entry = llama_build.cache_entry(tmp_path, pinned.read_text(), options)
+    other_cpu = llama_build.cache_entry(tmp_path, pinned.read_text(), options[:-1])
+    other_version = llama_build.cache_entry(tmp_path, "llama-cpp-python==0.0.2", options)
+    assert len({entry, other_cpu, other_version}) == 3
+    monkeypatch.setattr(llama_build, "read_cpu_flags", lambda: NEW_XEON)
+    monkeypatch.setattr(llama_build.platform, "machine", lambda: "x86_64")
+    entry = llama_build.cache_entry(tmp_path, pinned.read_text(), options)
+    entry.mkdir(parents=True)
+    (entry / ".half.whl.123").touch()
+    wheel = entry / "llama_cpp_python-0.0.1-py3-none-linux_x86_64.whl"
+    wheel.touch()
+    # A build would start with a virtual environment, for which there are no requirements here.
+    assert llama_build.build(pinned, tmp_path, tmp_path / "none") == wheel

@@ -1,0 +1,216 @@
+"""What only wireguard-go has: a process, a socket, and what a killed agent leaves of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from ipaddress import ip_interface
+from typing import Any
+
+import pytest
+
+from agent.errors import EnvironmentFault
+from agent.overlay import links, userspace
+from agent.overlay.auto import AutoDevice
+
+KEY = bytes([1]) * 32
+ADDRESSES = [ip_interface("fd12:3456:789a::1/48"), ip_interface("10.77.1.1/16")]
+
+_AGENT = """
+import sys, time
+from ipaddress import ip_interface
+from agent.overlay.userspace import UserspaceDevice
+UserspaceDevice(sys.argv[1]).open(bytes([1]) * 32, 51820, [ip_interface("fd12:3456:789a::1/48")])
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_a_killed_agent_leaves_no_process_and_the_next_one_starts(real: Any) -> None:
+    host, name = real.hosts[0], real.names[0]
+    command = [sys.executable, "-c", _AGENT, name]
+    agent = host.run(subprocess.Popen, command, stdout=subprocess.PIPE, text=True)
+    with agent:
+        assert agent.stdout.readline() == "open\n"
+        assert real.left(0) != []
+        agent.kill()
+        agent.wait(10)
+    # At once, while the old wireguard-go may still be on its way out.
+    real.up()
+    assert real.ping(0, "10.77.2.2")
+    real.devices[0].close()
+    wait_until(lambda: real.left(0) == [])
+
+
+def test_a_process_that_outlived_its_agent_is_ended(
+    real: Any, running: Callable[[str], list[str]]
+) -> None:
+    host, name = real.hosts[0], real.names[0]
+    environment = {"PATH": os.environ["PATH"], "LOG_LEVEL": "silent"}
+    command = ["wireguard-go", "-f", name]
+    orphan = host.run(
+        subprocess.Popen, command, env=environment, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        path = userspace.SOCKET_DIRECTORY / f"{name}.sock"
+        wait_until(path.exists)
+        host.run(links.claim, name, links.mark(KEY), 1280)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(f"set=1\nprivate_key={KEY.hex()}\n\n".encode())
+            assert connection.recv(100) == b"errno=0\n\n"
+        real.open(0)
+        assert orphan.wait(5) == 0
+        assert len(running(name)) == 1
+        assert real.devices[0].failure() is None
+    finally:
+        orphan.kill()
+        orphan.wait(5)
+
+
+def test_a_socket_of_someone_else_is_not_touched(real: Any) -> None:
+    path = userspace.SOCKET_DIRECTORY / f"{real.names[0]}.sock"
+    path.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        try:
+            listener.listen()
+            fault = pytest.raises(EnvironmentFault, match="another program answers on")
+            with fault, pytest.MonkeyPatch.context() as patch:
+                patch.setattr(userspace, "_REQUEST_TIMEOUT_S", 0.05)
+                real.open(0)
+            assert path.exists()
+        finally:
+            path.unlink()
+
+
+def test_a_stale_socket_is_replaced(real: Any) -> None:
+    path = userspace.SOCKET_DIRECTORY / f"{real.names[0]}.sock"
+    path.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    real.open(0)
+
+
+def test_a_killed_process_is_a_failure_and_close_clears_up(
+    real: Any, running: Callable[[str], list[str]]
+) -> None:
+    device = real.open(0)
+    os.kill(int(running(real.names[0])[0]), signal.SIGKILL)
+    wait_until(lambda: device.failure() is not None)
+    assert device.failure() == "wireguard-go ended (signal 9)"
+    with pytest.raises(EnvironmentFault, match="does not answer"):
+        device.peers()
+    device.close()
+    assert real.left(0) == []
+
+
+def test_a_removed_interface_is_a_failure(real: Any) -> None:
+    device = real.open(0)
+    real.hosts[0].run(links.delete, device.name)
+    wait_until(lambda: device.failure() is not None)
+    assert device.failure() == "wireguard-go ended (0)"
+    device.close()
+    real.open(0)
+
+
+def test_a_port_taken_after_the_check_is_still_noticed(
+    real: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "check_port", lambda port, left_over: None)
+    with (
+        real.port_taken(0, 51820),
+        pytest.raises(EnvironmentFault, match=r"^UDP port 51820 is in use$"),
+    ):
+        real.open(0)
+    assert real.left(0) == []
+
+
+def test_no_program(real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    device = AutoDevice(real.names[0])
+    with pytest.raises(EnvironmentFault, match="no WireGuard and wireguard-go is not") as caught:
+        real.hosts[0].run(device.open, KEY, 0, ADDRESSES)
+    assert "Install" in caught.value.hint
+
+
+def test_no_capability(real: Any) -> None:
+    real.hosts[0].drop_net_admin()
+    with pytest.raises(
+        EnvironmentFault,
+        match=r"^cannot create the WireGuard interface \w+: this needs CAP_NET_ADMIN$",
+    ) as caught:
+        real.open(0)
+    assert "root" in caught.value.hint
+
+
+def test_no_tun_device(real: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(userspace, "PROGRAM", "false")
+    tun = tmp_path / "tun"
+    monkeypatch.setattr(userspace, "_TUN", tun)
+    with pytest.raises(EnvironmentFault, match=f"there is no {tun}"):
+        real.open(0)
+    tun.touch()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tun and access(path, mode))
+    with pytest.raises(EnvironmentFault, match="may not be opened") as caught:
+        real.open(0)
+    assert "chmod" in caught.value.hint
+
+
+def test_where_ipv6_is_off_it_is_switched_on_for_the_interface_only(real: Any) -> None:
+    def write(value: str) -> None:
+        for name in ("all", "default"):
+            with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as stream:
+                stream.write(value)
+
+    real.hosts[0].run(write, "1")
+    real.open(0)
+    assert "fd12:3456:789a::1/48" in real.shown_addresses(0)
+    with open("/proc/sys/net/ipv6/conf/default/disable_ipv6") as stream:
+        assert stream.read().strip() == "0"  # ours was not touched
+
+
+def test_address_changes_are_seen_once(real: Any) -> None:
+    host = real.hosts[0]
+    changes = host.run(links.AddressChanges)
+    try:
+        assert not changes.since_last()
+        host.address("192.0.2.9")
+        assert changes.since_last()
+        assert not changes.since_last()
+    finally:
+        changes.close()
+
+
+def test_auto_takes_userspace_here_and_passes_everything_on(
+    real: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "add_wireguard", lambda name: False)  # a kernel without the module
+    host = real.hosts[0]
+    device = AutoDevice(real.names[0])
+    host.run(device.open, KEY, 0, ADDRESSES)
+    try:
+        assert device.kind == "userspace"
+        assert device.name == real.names[0]
+        assert device.listen_port > 0
+        host.run(device.apply, [real.peer(1)])
+        host.run(device.refresh)
+        assert [state.endpoint for state in host.run(device.peers)] == [("192.0.2.2", 51821)]
+        assert host.run(device.failure) is None
+    finally:
+        host.run(device.close)
+    assert device.failure() == "the device is closed"
