@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -21,27 +22,38 @@ _Command = Callable[..., Any]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
-def with_config(command: _Command) -> _Command:
-    """Add --config and --set to a command and hand it the loaded Config as `settings`."""
+_file_option = click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Configuration file (else $COVEY_CONFIG, else the default place).",
+)
+_set_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="One setting, stronger than environment and file; repeatable.",
+)
 
-    @click.option(
-        "--config",
-        "file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Configuration file (else $COVEY_CONFIG, else the default place).",
-    )
-    @click.option(
-        "--set",
-        "assignments",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="One setting, stronger than environment and file; repeatable.",
-    )
+
+def with_config(command: _Command) -> _Command:
+    """Add --config and --set to a command; it gets the Config as `settings`, and `sources`.
+
+    `sources` says where each key that was set comes from; a command that does not name it does
+    without.
+    """
+    wanted = inspect.signature(command).parameters
+
+    @_file_option
+    @_set_option
     @functools.wraps(command)
     def wrapper(file: Path | None, assignments: tuple[str, ...], **arguments: Any) -> Any:
-        settings, _ = config.load(file, os.environ, assignments)
-        return command(settings=settings, **arguments)  # fmt: skip
+        settings, sources = config.load(file, os.environ, assignments)
+        if "sources" in wanted:
+            arguments["sources"] = sources
+        return command(settings=settings, **arguments)
 
     return wrapper
 
@@ -86,7 +98,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def duration(_: click.Context, param: click.Parameter, value: str) -> float:
     """Option callback: a duration as people write it (90s, 30m, 1h, 7d), in seconds."""
     unit, number = _UNITS_S.get(value[-1:], 0), value[:-1]
-    if not unit or not number.isdecimal() or int(number) == 0:
+    if not unit or not number.isascii() or not number.isdecimal() or int(number) == 0:
         raise click.BadParameter(
             f"{value!r} is no duration: write 90s, 30m, 1h or 7d.", param=param
         )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import click
 
 from agent import config as configuration
-from agent.cli.common import echo_json, json_option, table
+from agent.cli.common import echo_json, json_option, table, with_config
+from agent.config import Config
 
 
 @click.group()
@@ -23,12 +21,10 @@ def sample() -> None:
 
 
 @config.command()
-@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE")
 @json_option
-def show(file: Path | None, assignments: tuple[str, ...], as_json: bool) -> None:
+@with_config
+def show(as_json: bool, settings: Config, sources: dict[str, str]) -> None:
     """Print every setting, its value and its source (flag, environment, file, default)."""
-    settings, sources = configuration.load(file, os.environ, assignments)
     values = configuration.flatten(settings)
     if as_json:
         echo_json({k: {"value": v, "source": sources.get(k, "default")} for k, v in values.items()})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from agent.errors import CoveyError, EngineError, MembershipError, UsageError
 from agent.identity.keys import NodeId
 
 _log = logging.getLogger(__name__)
+
+# It names a file here, so it must be nothing but that.
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass
@@ -94,13 +98,12 @@ class StageHost:
                     f"ring {request.ring} is in epoch {stage.request.epoch} here, "
                     f"and epoch {request.epoch} is over"
                 )
+        if not _SHA256.fullmatch(request.sha256):
+            raise UsageError("a stage is named by its SHA-256, 64 lower-case hexadecimal digits")
+        if not request.source.startswith(f"http://[{self._engines.address(peer)}]:"):
+            raise MembershipError("a stage is fetched from its head's overlay address only")
         if any(stage.request.epoch < request.epoch for stage in self._of(request.ring)):
             await self._end(request.ring)
-        if (
-            request.source.partition("//")[2].rpartition(":")[0]
-            != f"[{self._engines.address(peer)}]"
-        ):
-            raise MembershipError("a stage is fetched from its head's overlay address only")
         stage = _Stage(peer, request, StageState(phase="fetching", total=request.size))
         self._stages[request.ring, request.index] = stage
         stage.task = asyncio.create_task(self._run(stage), name=f"stage {request.ring}")

@@ -62,7 +62,7 @@ def cache_entry(cache: Path, requirement: str, options: list[str]) -> Path:
 
 
 def build(requirements: Path, cache: Path, build_requirements: Path) -> Path:
-    """Return the wheel for `requirements` (one pinned, hashed line); build it if it is not cached."""
+    """Return the wheel for `requirements` (one pinned line); build it if it is not cached."""
     options = cmake_options(platform.machine(), read_cpu_flags())
     entry = cache_entry(cache, requirements.read_text(), options)
     ready = sorted(entry.glob("*.whl"))

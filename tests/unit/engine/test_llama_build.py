@@ -7,26 +7,10 @@ import pytest
 from agent.engine import llama_build
 
 NEW_XEON = frozenset(
-    [
-        "sse4_2",
-        "avx",
-        "avx2",
-        "bmi2",
-        "fma",
-        "f16c",
-        "avx512f",
-        "avx512cd",
-        "avx512vl",
-        "avx512dq",
-        "avx512bw",
-        "avx512vbmi",
-        "avx512_vnni",
-        "avx512_bf16",
-        "avx_vnni",
-        "amx_tile",
-        "amx_int8",
-        "amx_bf16",
-    ]
+    (
+        "sse4_2 avx avx2 bmi2 fma f16c avx512f avx512cd avx512vl avx512dq avx512bw avx512vbmi "
+        "avx512_vnni avx512_bf16 avx_vnni amx_tile amx_int8 amx_bf16"
+    ).split()
 )
 
 

@@ -11,7 +11,7 @@ IO_MODULES = frozenset(
     socket asyncio trio aiohttp subprocess threading select selectors ssl http urllib requests time
     secrets os sys signal tempfile shutil mmap fcntl multiprocessing concurrent libp2p kademlia
     rpcudp pyroute2 llama_cpp click rich
-    """.split()  # noqa: SIM905 - thirty quoted names would be harder to read
+    """.split()
 )
 # Parts of those that only compute; a bare package is what `from package.part import …` names too.
 PURE_PARTS = ("urllib.parse", "kademlia.node", "kademlia.routing")
@@ -24,7 +24,7 @@ REQUIRED_CORES = frozenset(
     agent.discovery.record agent.discovery.store agent.control.frames agent.overlay.device
     agent.overlay.reconcile agent.overlay.endpoints agent.engine.frames agent.engine.generation
     agent.engine.spec agent.placement.plan agent.deploy.messages agent.deploy.heads gateway.routing
-    """.split()  # noqa: SIM905 - the same
+    """.split()
 )
 
 

@@ -1,0 +1,212 @@
+"""Stages for other nodes' heads: who may do what to which ring, and how a stage's life is told."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.deploy import stages
+from agent.deploy.messages import (
+    AskFacts,
+    AskStage,
+    ConnectStage,
+    Facts,
+    LoadStage,
+    StageState,
+    StopRing,
+)
+from agent.errors import CoveyError, EngineError, MembershipError, PeerError, UsageError
+from agent.identity.addresses import overlay_ipv6
+from agent.identity.keys import NodeId, NodeKey
+
+MESH = bytes(32)
+HEAD, OTHER, OWN = (NodeKey(bytes([n]) * 32).id for n in (1, 2, 3))
+RING = "ab" * 16
+
+
+def address(node: NodeId) -> str:
+    return str(overlay_ipv6(MESH, node))
+
+
+class FakeEngine:
+    """Stands for an engine process: the rules around it are what is tested here."""
+
+    def __init__(self) -> None:
+        self.port = 7100
+        self.connected_to: tuple[str, int] | None = None
+        self.stopped = False
+        self.end: asyncio.Future[CoveyError | None] = asyncio.get_running_loop().create_future()
+
+    async def connect(self, host: str, port: int) -> None:
+        self.connected_to = (host, port)
+
+    async def wait_ready(self) -> None:
+        assert self.connected_to
+
+    async def wait_ended(self) -> CoveyError | None:
+        return await self.end
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+class FakeEngines:
+    """Makes one such engine."""
+
+    def __init__(self) -> None:
+        self.engine: FakeEngine | None = None
+        self.started: list[tuple[Any, ...]] = []
+        self.fault: CoveyError | None = None
+
+    def address(self, node: NodeId) -> str:
+        return address(node)
+
+    async def start_stage(self, *arguments: Any, **_: Any) -> FakeEngine:
+        if self.fault is not None:
+            raise self.fault
+        self.started.append(arguments)
+        self.engine = FakeEngine()
+        return self.engine
+
+
+def load(**changes: Any) -> LoadStage:
+    fields: dict[str, Any] = {
+        "ring": RING, "epoch": 5, "index": 1, "stages": 2, "sha256": "00" * 32, "size": 10,
+        "source": f"http://[{address(HEAD)}]:7070", "predecessor": str(HEAD), "context": 64,
+        "frames": "f32",
+    }  # fmt: skip
+    return LoadStage(**fields | changes)
+
+
+@pytest.fixture
+def engines() -> FakeEngines:
+    return FakeEngines()
+
+
+@pytest.fixture
+def host(engines: FakeEngines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stages.StageHost:
+    async def fetched(
+        url: str, target: Path, size: int, sha256: str, progress: Callable[[int], None]
+    ) -> None:
+        assert url == f"http://[{address(HEAD)}]:7070/stage/{sha256}"
+        progress(size)
+
+    monkeypatch.setattr(stages.blobs, "fetch", fetched)
+    return stages.StageHost(tmp_path, engines)  # type: ignore[arg-type] # the fake beside it
+
+
+async def until(what: Callable[[], Awaitable[Any]]) -> Any:
+    for _ in range(200):
+        if result := await what():
+            return result
+        await asyncio.sleep(0)
+    raise AssertionError("it did not come to that")
+
+
+async def phase(host: stages.StageHost, wanted: str) -> StageState:
+    async def look() -> StageState | None:
+        state = await host.answer(HEAD, AskStage(ring=RING, epoch=5, index=1))
+        assert isinstance(state, StageState)
+        return state if state.phase == wanted else None
+
+    found: StageState = await until(look)
+    return found
+
+
+async def test_facts(host: stages.StageHost) -> None:
+    facts = await host.answer(HEAD, AskFacts())
+    assert isinstance(facts, Facts)
+    assert facts.free_bytes > 0
+    assert facts.cores >= 1
+
+
+async def test_a_stage_loads_listens_connects_and_is_ready(
+    host: stages.StageHost, engines: FakeEngines
+) -> None:
+    await host.answer(HEAD, load())
+    assert (await phase(host, "listening")).port == 7100
+    request = ConnectStage(ring=RING, epoch=5, index=1, successor=str(OTHER), port=7101)
+    await host.answer(HEAD, request)
+    await phase(host, "ready")
+    assert engines.engine is not None
+    assert engines.engine.connected_to == (address(OTHER), 7101)
+    assert [e["phase"] for e in host.engines()] == ["ready"]
+    await host.answer(HEAD, StopRing(ring=RING))
+    assert engines.engine.stopped
+    assert host.engines() == []
+
+
+async def test_a_broken_engine_is_told_with_its_reason(
+    host: stages.StageHost, engines: FakeEngines
+) -> None:
+    await host.answer(HEAD, load())
+    await phase(host, "listening")
+    await host.answer(HEAD, ConnectStage(ring=RING, epoch=5, index=1, successor=str(OTHER), port=1))
+    await phase(host, "ready")
+    assert engines.engine is not None
+    engines.engine.end.set_result(EngineError("it was killed", hint="Look."))
+    state = await phase(host, "broken")
+    assert (state.message, state.hint) == ("it was killed", "Look.")
+
+
+async def test_a_fault_while_loading_is_told(host: stages.StageHost, engines: FakeEngines) -> None:
+    engines.fault = PeerError("no bytes came")
+    await host.answer(HEAD, load())
+    assert (await phase(host, "broken")).message == "no bytes came"
+
+
+async def test_a_ring_belongs_to_who_loaded_it(host: stages.StageHost) -> None:
+    await host.answer(HEAD, load())
+    await phase(host, "listening")
+    for request in (
+        StopRing(ring=RING),
+        AskStage(ring=RING, epoch=5, index=1),
+        ConnectStage(ring=RING, epoch=5, index=1, successor=str(OTHER), port=1),
+        load(epoch=9, source=f"http://[{address(OTHER)}]:7070"),
+    ):
+        with pytest.raises(MembershipError, match="belongs to"):
+            await host.answer(OTHER, request)
+    assert (await phase(host, "listening")).port
+
+
+@pytest.mark.parametrize("source", ["http://192.0.2.1:80", f"http://[{address(OTHER)}]:7070", ""])
+async def test_files_come_from_the_heads_overlay_address_only(
+    host: stages.StageHost, source: str
+) -> None:
+    with pytest.raises(MembershipError, match="overlay address"):
+        await host.answer(HEAD, load(source=source))
+    assert host.engines() == []
+
+
+async def test_a_newer_epoch_replaces_an_older_one_and_never_the_reverse(
+    host: stages.StageHost, engines: FakeEngines
+) -> None:
+    await host.answer(HEAD, load())
+    await phase(host, "listening")
+    first = engines.engine
+    assert first is not None
+    with pytest.raises(UsageError, match="epoch 4 is over"):
+        await host.answer(HEAD, load(epoch=4))
+    await host.answer(HEAD, load(epoch=6))
+    assert first.stopped
+    old = await host.answer(HEAD, AskStage(ring=RING, epoch=5, index=1))
+    assert isinstance(old, StageState)
+    assert old.phase == "unknown"
+    await host.stop()
+
+
+@pytest.mark.parametrize("sha256", ["../../etc/passwd", "AB" * 32, "", "0" * 63])
+async def test_a_hash_that_is_none_never_becomes_a_path(
+    host: stages.StageHost, sha256: str
+) -> None:
+    with pytest.raises(UsageError, match="SHA-256"):
+        await host.answer(HEAD, load(sha256=sha256))
+
+
+async def test_connecting_what_does_not_listen(host: stages.StageHost) -> None:
+    with pytest.raises(UsageError, match="does not listen"):
+        await host.answer(
+            HEAD, ConnectStage(ring=RING, epoch=5, index=1, successor=str(OTHER), port=1)
+        )
