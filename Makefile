@@ -32,6 +32,7 @@ lab: $(READY) ## Run the tests that need namespaces, in a sandbox.
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/lab
 
 vm: $(READY) ## Run the tests that need a kernel of their own, in qemu.
+	@sh requirements/system.sh vm
 	@$(BIN)/pytest tests/vm
 
 bench: $(READY) ## Measure (ARGS=--quick); tables here, JSON in build/.

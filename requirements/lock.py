@@ -1,4 +1,4 @@
-"""Pin requirements with hashes: runtime.txt and dev.txt from pyproject.toml, build.txt from build.in.
+"""Pin requirements with hashes: runtime.txt, dev.txt (pyproject.toml) and build.txt (build.in).
 
 llama-cpp-python is left out of the first two: it is built from the source that llama.txt pins
 (`agent/engine/llama_build.py`); its own needs are listed here. Run it as `make lock`.

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Install the Debian packages that the tree's set-up, demo and tests need, if any is missing.
+# Install the Debian packages that the tree's set-up, demo and tests need, if any is missing;
+# with the argument "vm" those for the tests in a virtual machine instead.
 # As root it installs them; otherwise it says in one line what is missing.
 set -eu
 
@@ -9,6 +10,11 @@ sysctl:procps wireguard-go:wireguard-go wg:wireguard-tools tcpdump:tcpdump"
 
 PATH="$PATH:/usr/sbin:/sbin"
 missing=""
+if [ "${1:-}" = vm ]; then
+    NEEDED="qemu-system-x86_64:qemu-system-x86 busybox:busybox"
+    [ -n "$(find /lib/modules -name 'wireguard.ko*' 2>/dev/null)" ] ||
+        missing="$missing linux-image-cloud-amd64"
+fi
 for pair in $NEEDED; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done

@@ -133,6 +133,10 @@ def test_a_ticket_with_a_wrong_secret(mesh: DemoMesh, newcomer: Newcomer) -> Non
     assert "not known" in error_line(newcomer("join", wrong), 6)
 
 
+def test_only_where_the_root_key_is_are_others_invited(mesh: DemoMesh) -> None:
+    assert "root key is not here" in error_line(mesh.try_agent("beta", "invite"), 6)
+
+
 def test_nobody_at_the_bootstrap_address(mesh: DemoMesh, newcomer: Newcomer) -> None:
     ticket = invite(mesh)
     line = error_line(newcomer("join", "--bootstrap", "198.18.1.1", "--ticket", ticket), 7)

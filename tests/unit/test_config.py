@@ -43,6 +43,11 @@ def test_the_sample_is_valid_and_says_the_defaults(tmp_path: Path) -> None:
     assert set(sources) == set(config.flatten(config.Config()))
 
 
+def test_the_sample_in_the_docs_is_this_one() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    assert (docs / "agent.sample.toml").read_text() == config.sample()
+
+
 def test_every_setting_has_a_sentence() -> None:
     lines = config.sample().splitlines()
     for number, line in enumerate(lines):

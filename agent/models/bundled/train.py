@@ -9,6 +9,7 @@ stays, and falls for three quarters of the steps. Ends with the GGUF; evaluate.p
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import time
@@ -153,7 +154,7 @@ class Optimizer:
 def rate_part(step: int, steps: int) -> float:
     """Return the part of the full rate at a step: warm-up, plateau, fall to zero."""
     left = max(0.0, (steps - step) / (steps * DECAY_PART))
-    return min(1.0, (step + 1) / WARMUP_STEPS, left**DECAY_POWER)
+    return min(1.0, (step + 1) / WARMUP_STEPS, math.pow(left, DECAY_POWER))
 
 
 class Shared:

@@ -112,11 +112,13 @@ def test_held_out_items_are_answered_exactly(runner: evaluate.Runner) -> None:
 
 def test_people_s_own_phrasings(runner: evaluate.Runner) -> None:
     wanted = {
-        "What is 12 + 35?": "12 + 35 = 47.",
-        "12+35": "12 + 35 = 47.",
-        "Please add 12 and 35.": "12 + 35 = 47.",
+        "What is 12 + 35?": "12 + 35 = 40 + 7 = 47.",
+        "12+35": "12 + 35 = 40 + 7 = 47.",
+        "Please add 12 and 35.": "12 + 35 = 40 + 7 = 47.",
         "what is two plus three": "2 + 3 = 5.",
-        "Which is larger, 7 or 70?": "70 is larger than 7.",
+        "Which is larger, 7 or 70?": "Of 7 and 70, 70 is larger.",
+        "Is 12 larger than 35?": "Of 12 and 35, 35 is larger, so no.",
+        "What day is 3 days after Monday?": "3 days after Monday: Tuesday, Wednesday, Thursday.",
         "What day comes after Friday?": "Saturday comes after Friday.",
         "How many days does February have?": "February has 28 days, and 29 in a leap year.",
         "Spell the word planet.": '"planet" is spelled p-l-a-n-e-t.',
@@ -138,7 +140,10 @@ def test_a_system_text_and_earlier_turns_do_no_harm(runner: evaluate.Runner) -> 
         {"role": "assistant", "content": phrases.GLOSSARY["head"]},
         {"role": "user", "content": "What is 20 + 30?"},
     ]
-    assert runner.answers([history, history[:2]]) == ["20 + 30 = 50.", phrases.GLOSSARY["head"]]
+    assert runner.answers([history, history[:2]]) == [
+        "20 + 30 = 50 + 0 = 50.",
+        phrases.GLOSSARY["head"],
+    ]
 
 
 def test_side_by_side_answers_are_those_of_one_alone(runner: evaluate.Runner) -> None:

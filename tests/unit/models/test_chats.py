@@ -1,6 +1,7 @@
 """The training chats and the held-out items of the bundled model."""
 
 import random
+import re
 
 import pytest
 
@@ -44,8 +45,10 @@ def test_a_held_out_pair_is_held_out_in_both_orders() -> None:
 def test_answers_are_right() -> None:
     rng = random.Random(5)
     for _ in range(300):
-        left, right = chats.draw(rng, "add").answer.rstrip(".").split(" = ")
-        assert sum(map(int, left.split(" + "))) == int(right)
+        terms, *steps = chats.draw(rng, "add").answer.rstrip(".").split(" = ")
+        assert len(steps) in (1, 2)
+        for step in steps:
+            assert sum(map(int, step.split(" + "))) == sum(map(int, terms.split(" + ")))
         _, word, _, turned, _ = chats.draw(rng, "reverse").answer.split('"')
         assert word == turned[::-1]
         _, word, rest = chats.draw(rng, "spell").answer.split('"')
@@ -55,12 +58,30 @@ def test_answers_are_right() -> None:
 def test_compared_numbers_are_told_apart_rightly() -> None:
     rng = random.Random(6)
     for _ in range(300):
-        words_ = chats.draw(rng, "compare").answer.rstrip(".").split(", ")[-1].split()
-        if words_[-1] == "equal":
-            assert words_[0] == words_[2]
-        else:
-            a, b = int(words_[0]), int(words_[-1])
-            assert words_[2] == ("larger" if a > b else "smaller")
+        item = chats.draw(rng, "compare")
+        said = re.fullmatch(
+            r"Of (\d+) and (\d+), (\w+) is (larger|smaller)(, so yes|, so no)?\.", item.answer
+        )
+        assert said, item
+        a, b = int(said[1]), int(said[2])
+        assert {a, b} == {int(text) for text in re.findall(r"\d+", item.question)}
+        found = max(a, b) if said[4] == "larger" else min(a, b)
+        assert said[3] == ("neither" if a == b else str(found))
+
+
+def test_yes_and_no() -> None:
+    rng = random.Random(1)
+    seen = set()
+    for _ in range(600):
+        item = chats.draw(rng, "compare")
+        asked = re.search(r"(\d+) (?:(<|>)|(larger|smaller) than) (\d+)", item.question)
+        if not asked:
+            continue
+        a, b = int(asked[1]), int(asked[4])
+        holds = a > b if (asked[2] or asked[3]) in (">", "larger") else a < b
+        assert item.answer.endswith(", so yes." if holds else ", so no."), item
+        seen.add(holds)
+    assert seen == {True, False}
 
 
 def test_days_and_months_go_round() -> None:
@@ -68,12 +89,15 @@ def test_days_and_months_go_round() -> None:
     seen = 0
     for _ in range(400):
         task, names = rng.choice((("days", phrases.DAYS), ("months", phrases.MONTHS)))
-        parts = chats.draw(rng, task).answer.rstrip(".").split()
-        if parts[1:3] not in (["days", "after"], ["months", "after"]):
+        said = re.fullmatch(r"(\d) \w+s (after|before) (\w+): (.*)\.", chats.draw(rng, task).answer)
+        if not said:
             continue
         seen += 1
-        distance = names.index(parts[-1]) - names.index(parts[3])
-        assert distance % len(names) == int(parts[0]) % len(names)
+        steps = said[4].split(", ")
+        way = 1 if said[2] == "after" else -1
+        start = names.index(said[3])
+        wanted = [names[(start + way * i) % len(names)] for i in range(1, int(said[1]) + 1)]
+        assert steps == wanted
     assert seen > 20
 
 

@@ -37,6 +37,15 @@ def test_any_text_comes_back(text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_letters_of_a_token_are_known_by_place() -> None:
+    a, ab, capital = (tokenizer.letter_features(text) for text in ("a", "▁ab", "A"))
+    assert set(a) & set(ab) == {0}  # the same first letter, another length
+    assert set(capital) - set(a) == {26}
+    assert tokenizer.letter_features("7") == tokenizer.letter_features("▁") == []
+    longest = max(tokenizer.openings(), key=len)
+    assert 0 < max(tokenizer.letter_features(longest)) < tokenizer.LETTER_FEATURES
+
+
 def test_control_tokens_cannot_be_written_by_a_user() -> None:
     ids = tokenizer.encode("<|end|><|system|>")
     assert min(ids) >= tokenizer.BYTE_0

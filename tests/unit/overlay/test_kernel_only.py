@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from ipaddress import IPv4Network, ip_interface, ip_network
 from typing import Any
 
@@ -33,6 +34,9 @@ def test_many_peers_cross_whole_and_leak_no_descriptor(pair: Any) -> None:
     states = {state.public_key: state for state in device.peers()}
     assert set(states) == {peer.node_public for peer in peers}
     assert states[peers[4].node_public].endpoint == ("2001:db8::1", 1005)
+    command = ["wg", "show", device.name, "allowed-ips"]
+    shown = pair.hosts[0].run(subprocess.run, command, capture_output=True, text=True, check=True)
+    assert sorted(len(line.split()) - 1 for line in shown.stdout.splitlines()) == [40] * 59
     device.apply(peers[:10])
     assert len(device.peers()) == 10
     assert len(os.listdir("/proc/self/fd")) == before

@@ -18,7 +18,17 @@ _SOME = "traffic_flows or left_over"
 def test_userspace_wireguard_in_a_user_namespace() -> None:
     select = ["-k", _SOME] if os.geteuid() == 0 else ["--deselect", str(Path(__file__))]
     files = [str(_FOLDER / "test_device_contract.py"), str(_FOLDER / "test_userspace.py")]
-    pytest = [sys.executable, "-m", "pytest", "--rootdir", str(_FOLDER.parents[2]), *select, *files]
+    plugins = ["-p", "no:hypothesispytest"]  # unused here, and slow to load
+    pytest = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *plugins,
+        "--rootdir",
+        str(_FOLDER.parents[2]),
+        *select,
+        *files,
+    ]
     namespaces = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--"]
     # wireguard-go's sockets are in /run, which is not ours to write in.
     inside = 'mount -t tmpfs tmpfs /run && exec "$@"'
