@@ -228,6 +228,10 @@ class Agent:
         except (msgspec.DecodeError, ValueError) as error:
             raise PeerError(f"node …{node.short} answered nonsense: {error}") from None
 
+    def known_workers(self) -> int:
+        """Return how many other members are workers, connected or not."""
+        return sum("worker" in m.certificate.roles for m in self._membership.peers())
+
     def connected_workers(self) -> list[Member]:
         """Return the other workers that WireGuard reaches now."""
         return self._neighbours.connected_workers()

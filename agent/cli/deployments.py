@@ -48,7 +48,7 @@ def deploy(
     async def start(client: AgentClient) -> dict[str, Any]:
         answer: dict[str, Any] = await client.post("/v1/deployments", body)
         shown = ""
-        while not no_wait and answer["phase"] not in ("ready", "failed"):
+        while not no_wait and answer["phase"] not in ("ready", "failed", "waiting"):
             if answer["progress"] != shown and sys.stderr.isatty():
                 shown = answer["progress"]
                 click.echo(f"\r\x1b[K{shown}", nl=False, err=True)
@@ -59,8 +59,12 @@ def deploy(
         return answer
 
     answer = call(settings, start)
-    if answer["phase"] == "failed":
-        raise from_wire(answer["error"])
+    if answer["phase"] in ("failed", "waiting"):
+        error = from_wire(answer["error"])
+        drop = f"`agent undeploy {answer['name']}` drops it."
+        if answer["phase"] == "waiting":
+            drop = f"The agent goes on trying; {drop}"
+        raise type(error)(error.message, hint=f"{error.hint} {drop}".strip())
     if as_json:
         echo_json(answer)
         return

@@ -2,10 +2,11 @@
 
 | phase | means | next |
 |---|---|---|
-| planning, cutting, loading, connecting | an epoch is being built | ready, waiting or failed |
-| ready | the head answers | waiting, when the ring breaks |
+| planning, cutting, loading, connecting | an epoch is being built | ready or ending |
+| ready | the head answers | ending, when the ring breaks |
+| ending | what is left of a broken epoch is taken down | waiting or failed |
 | waiting | it broke or could not be built; why is in `error` | planning, after a pause |
-| failed | the wish cannot come true as it is | none; the operator undeploys it |
+| failed | a new wish that cannot come true as it is | none; the operator undeploys it |
 
 A new epoch is a new build: frames and stages of an older one are dropped. The wishes are stored
 and come back with the agent.
@@ -46,6 +47,9 @@ _STABLE_S = 60.0
 class Mesh(build.Mesh, Protocol):
     """What deployments need of the daemon."""
 
+    def known_workers(self) -> int:
+        """Return how many other members are workers, connected or not."""
+
     async def announce_heads(self, heads: Sequence[Head]) -> None:
         """Tell the mesh which heads answer here; an empty list takes everything back."""
 
@@ -62,6 +66,8 @@ class _Deployment:
     epoch: int = 0
     build: Build | None = None
     task: asyncio.Task[None] | None = None
+    # It was possible once (it ran, or was stored), so whatever is wrong now may pass.
+    possible: bool = False
 
     def to(self, phase: str, progress: str) -> None:
         """Move on; one log line for each change of phase."""
@@ -89,7 +95,7 @@ class Rings:
     def restore(self) -> None:
         """Start again what was deployed when the agent last ran. Raises StateError."""
         for wish in self._wishes.read():
-            self._start(wish)
+            self._start(wish).possible = True
 
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         """Check the model, store the wish, begin to build, and describe it. Raises CoveyError."""
@@ -99,6 +105,13 @@ class Rings:
         if name in self._deployments:
             raise UsageError(
                 f"{name} is already deployed here", hint=f"`agent undeploy {name}` ends it."
+            )
+        most = 1 + self._mesh.known_workers()
+        if request.nodes is not None and request.nodes > most:
+            raise UsageError(
+                f"a ring of {request.nodes} nodes was asked for, and this mesh has {most} that "
+                "could be in it",
+                hint="`agent invite` lets more machines join.",
             )
         if request.context > facts.context:
             raise UsageError(
@@ -163,12 +176,12 @@ class Rings:
             began = time.monotonic()
             try:
                 await self._run_epoch(deployment)
-            except (UsageError, ModelError, ConfigError) as error:
-                deployment.error = error
-                deployment.to("failed", error.line())
-                return
             except CoveyError as error:
                 deployment.error = error
+                hopeless = isinstance(error, UsageError | ModelError | ConfigError)
+                if hopeless and not deployment.possible:
+                    deployment.to("failed", error.line())
+                    return
                 if time.monotonic() - began > _STABLE_S:
                     pause_s = 1.0
                 _log.warning("deployment name=%s epoch=%d broke: %s", deployment.wish.name,
@@ -187,13 +200,14 @@ class Rings:
         try:
             head = await deployment.build.up()
             deployment.error = None
+            deployment.possible = True
             deployment.to("ready", "answers")
             await self._announce()
             raise await head.wait_ended() or EngineError(
                 f"the head of {deployment.wish.name} ended"
             )
         finally:
-            deployment.phase = "waiting"
+            deployment.to("ending", "ending what is left of it")
             await deployment.build.down()
             await self._announce()
 

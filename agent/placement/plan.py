@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.errors import ModelError, UsageError
+from agent.errors import ModelError, PeerError, UsageError
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ def plan(
     """Return the plan with `head` as head and, behind it, the candidates with most free memory.
 
     `nodes` is how many nodes to use, the head included; None takes the fewest on which the model
-    fits: one node that fits is one node. Raises UsageError when there are fewer nodes or layers
-    than asked for, ModelError when the model fits on no number of them.
+    fits: one node that fits is one node. Raises PeerError when fewer nodes are there than asked
+    for, UsageError when the model has too few layers, ModelError when it fits on no number of
+    them.
     """
     ranked = sorted(others, key=lambda other: (-other.free_bytes, other.name, other.node))
     available = 1 + len(ranked)
@@ -75,8 +76,8 @@ def plan(
         if nodes < 1:
             raise UsageError(f"a ring of {nodes} nodes is impossible", hint="Ask for at least 1.")
         if nodes > available:
-            raise UsageError(
-                f"a ring of {nodes} nodes was asked for, and {available} can be reached",
+            raise PeerError(
+                f"a ring of {nodes} nodes was asked for, and {available} can be reached now",
                 hint="`agent peers` shows who is there.",
             )
         most = _most_nodes(len(sizes.layer_bytes))

@@ -197,6 +197,8 @@ def test_a_truncated_model(mesh: DemoMesh) -> None:
 
 
 def test_a_model_that_is_not_there_and_a_wish_that_cannot_be(mesh: DemoMesh) -> None:
+    line = error_line(mesh.try_agent("alpha", "deploy", bundled.NAME, "--nodes", "99"), 2)
+    assert "this mesh has" in line
     assert "no model" in error_line(mesh.try_agent("alpha", "deploy", "/none.gguf"), 8)
     line = error_line(
         mesh.try_agent("alpha", "deploy", bundled.NAME, "--name", "x", "--context", "999999"), 2

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.errors import ModelError, UsageError
+from agent.errors import ModelError, PeerError, UsageError
 from agent.placement.plan import Candidate, ModelSizes, Stage, plan
 
 HEAD = Candidate("h", "head", 10**12)
@@ -85,7 +85,7 @@ def test_nodes_with_more_memory_come_first() -> None:
 
 def test_impossible_wishes_are_refused_with_the_numbers() -> None:
     sizes = ModelSizes((100,) * 4, 50)
-    with pytest.raises(UsageError, match="3 nodes was asked for, and 2 can be reached"):
+    with pytest.raises(PeerError, match="3 nodes was asked for, and 2 can be reached"):
         plan(sizes, HEAD, others(1), 3)
     with pytest.raises(UsageError, match="at most 3 nodes"):
         plan(sizes, HEAD, others(9), 4)
