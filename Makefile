@@ -26,7 +26,7 @@ lint: $(READY) ## Lint and check types.
 	@$(BIN)/mypy
 
 unit: $(READY) ## Run the unit tests.
-	@$(BIN)/pytest tests/unit
+	@$(BIN)/pytest -n 2 --dist loadfile tests/unit
 
 lab: $(READY) ## Run the tests that need namespaces, in a sandbox.
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/lab
@@ -42,13 +42,15 @@ bench: $(READY) ## Measure (ARGS=--quick); tables here, JSON in build/.
 
 setup: $(READY) ## Do the set-up alone.
 
-$(READY): requirements/system.sh requirements/dev.txt requirements/llama.txt requirements/build.txt pyproject.toml
+$(READY): requirements/system.sh requirements/dev.txt requirements/uv.txt requirements/llama.txt requirements/build.txt pyproject.toml
 	@sh requirements/system.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Covey needs Python 3.11 or newer; name one with make PYTHON=…" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Python packages into $(VENV)"
-	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install --require-hashes -r requirements/uv.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/dev.txt || \
+		$(PIP) install --require-hashes -r requirements/dev.txt
 	@$(BIN)/python agent/engine/llama_build.py --requirements requirements/llama.txt \
 		--build-requirements requirements/build.txt --cache "$(CACHE)" > $(VENV)/llama-wheel
 	@$(PIP) install --no-deps --no-index --force-reinstall "$$(tail -n 1 $(VENV)/llama-wheel)"

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
+from agent import endpoint as endpoints
 from agent.identity.keys import NodeId
-from agent.overlay.device import Endpoint, PeerConfig, PeerState, format_endpoint
+from agent.overlay.device import Endpoint, PeerConfig, PeerState
 from agent.overlay.endpoints import FRESH_HANDSHAKE_S, Choice, advance
 
 # Half of what most NATs and firewalls keep an idle UDP flow for (30 s, RFC 4787 asks for 120 s).
@@ -100,7 +101,7 @@ class PeerTable:
         handshake = self._handshake(peer) if peer else None
         return {
             "path": "direct" if self.connected(node, now) else "none",
-            "endpoint": format_endpoint(endpoint) if endpoint else None,
+            "endpoint": endpoints.join(*endpoint) if endpoint else None,
             "handshake_age_s": None if handshake is None else max(0.0, now - handshake),
             "rx_bytes": state.rx_bytes if state else 0,
             "tx_bytes": state.tx_bytes if state else 0,

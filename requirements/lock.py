@@ -1,4 +1,4 @@
-"""Pin requirements with hashes: runtime.txt, dev.txt (pyproject.toml) and build.txt (build.in).
+"""Pin requirements with hashes: runtime.txt, dev.txt (pyproject.toml), build.txt and uv.txt.
 
 llama-cpp-python is left out of the first two: it is built from the source that llama.txt pins
 (`agent/engine/llama_build.py`); its own needs are listed here. Run it as `make lock`.
@@ -42,6 +42,7 @@ def main() -> int:
         [*runtime, *BUILD_BACKEND, *project["optional-dependencies"]["dev"]], HERE / "dev.txt"
     )
     compile_pins((HERE / "build.in").read_text().split(), HERE / "build.txt")
+    compile_pins(["uv"], HERE / "uv.txt")
     return 0
 
 

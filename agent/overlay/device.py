@@ -22,6 +22,9 @@ from ipaddress import (
 )
 from typing import Protocol
 
+from agent import endpoint as endpoints
+from agent.errors import UsageError
+
 KEY_BYTES = 32
 # IPv6's minimum: fits every underlay until the path engine has measured more (design §7).
 DEFAULT_MTU = 1280
@@ -178,19 +181,9 @@ def canonical(endpoint: Endpoint) -> Endpoint:
     return str(address), endpoint[1]
 
 
-def format_endpoint(endpoint: Endpoint) -> str:
-    """Return `host:port`, with brackets around IPv6."""
-    host, port = endpoint
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def parse_endpoint(text: str) -> Endpoint:
-    """Read `host:port` or `[ipv6]:port`; raises ValueError."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    if host.startswith("[") and host.endswith("]"):
-        return str(IPv6Address(host[1:-1])), int(port)
-    if not host or ":" in host:
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return host, int(port)
+    """Read HOST:PORT as a device or a file wrote it; raises ValueError."""
+    try:
+        return endpoints.split(text)
+    except UsageError as error:
+        raise ValueError(error.message) from None

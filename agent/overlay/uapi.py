@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from agent.overlay.device import PeerState, canonical, format_endpoint, parse_endpoint
+from agent import endpoint as endpoints
+from agent.overlay.device import PeerState, canonical, parse_endpoint
 from agent.overlay.reconcile import Change, RemovePeer
 
 GET = b"get=1\n\n"
@@ -48,7 +49,7 @@ def encode_change(change: Change) -> bytes:
         lines.append("remove=true")
         return _request(lines)
     if change.endpoint is not None:
-        lines.append(f"endpoint={format_endpoint(change.endpoint)}")
+        lines.append(f"endpoint={endpoints.join(*change.endpoint)}")
     if change.keepalive_s is not None:
         lines.append(f"persistent_keepalive_interval={change.keepalive_s}")
     if change.allowed_ips is not None:

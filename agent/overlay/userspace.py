@@ -229,7 +229,7 @@ class UserspaceDevice:
             if not select.select([left_over], [], [], links.SETTLE_S)[0]:
                 raise EnvironmentFault(
                     f"a wireguard-go left over on {self._socket} does not end",
-                    hint="End it with `pkill wireguard-go`.",
+                    hint="Find it with `pgrep -a wireguard-go` and end it.",
                 )
         finally:
             if left_over is not None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from wgconfig import WGConfig
 
+from agent import endpoint as endpoints
 from agent.errors import StateError
 from agent.overlay.device import (
     DEFAULT_MTU,
@@ -27,7 +28,6 @@ from agent.overlay.device import (
     DeviceConfig,
     PeerConfig,
     check_config,
-    format_endpoint,
     parse_endpoint,
 )
 
@@ -101,7 +101,7 @@ def _to_wgconfig(content: WgQuickFile) -> WGConfig:
         if peer.allowed_ips:
             config.add_attr(key, "AllowedIPs", ", ".join(map(str, peer.allowed_ips)))
         if peer.endpoint is not None:
-            config.add_attr(key, "Endpoint", format_endpoint(peer.endpoint))
+            config.add_attr(key, "Endpoint", endpoints.join(*peer.endpoint))
         if peer.keepalive_s:
             config.add_attr(key, "PersistentKeepalive", peer.keepalive_s)
     return config

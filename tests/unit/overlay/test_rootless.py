@@ -12,23 +12,16 @@ import sys
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
+_WITH_NAMESPACES = ("device_contract", "userspace", "kernel", "shell")
 _SOME = "traffic_flows or left_over"
 
 
 def test_userspace_wireguard_in_a_user_namespace() -> None:
-    select = ["-k", _SOME] if os.geteuid() == 0 else ["--deselect", str(Path(__file__))]
-    files = [str(_FOLDER / "test_device_contract.py"), str(_FOLDER / "test_userspace.py")]
+    select = ["-k", _SOME] if os.geteuid() == 0 else []
+    files = [str(_FOLDER / f"test_{name}.py") for name in _WITH_NAMESPACES]
     plugins = ["-p", "no:hypothesispytest"]  # unused here, and slow to load
-    pytest = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *plugins,
-        "--rootdir",
-        str(_FOLDER.parents[2]),
-        *select,
-        *files,
-    ]
+    root = ["--rootdir", str(_FOLDER.parents[2])]
+    pytest = [sys.executable, "-m", "pytest", *plugins, *root, *select, *files]
     namespaces = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--"]
     # wireguard-go's sockets are in /run, which is not ours to write in.
     inside = 'mount -t tmpfs tmpfs /run && exec "$@"'

@@ -6,8 +6,9 @@ from ipaddress import ip_network
 
 import pytest
 
+from agent import endpoint as endpoints
 from agent.overlay import uapi
-from agent.overlay.device import PeerState, canonical, format_endpoint, parse_endpoint
+from agent.overlay.device import PeerState, canonical, parse_endpoint
 from agent.overlay.reconcile import RemovePeer, SetPeer
 
 PRIVATE = "e84b5a6d2717c1003a13b431570353dbaca9146cf150c5f8575680feba52027a"
@@ -84,7 +85,7 @@ def test_requests() -> None:
 
 @pytest.mark.parametrize("endpoint", [("192.0.2.1", 1), ("2001:db8::1", 65535), ("host.lan", 80)])
 def test_endpoints_there_and_back(endpoint: tuple[str, int]) -> None:
-    assert parse_endpoint(format_endpoint(endpoint)) == endpoint
+    assert parse_endpoint(endpoints.join(*endpoint)) == endpoint
 
 
 @pytest.mark.parametrize(
