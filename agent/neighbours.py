@@ -125,7 +125,8 @@ class Neighbours:
         """Keep the device in step, at once after news; runs until it is cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), OVERLAY_INTERVAL_S)
+                async with asyncio.timeout(OVERLAY_INTERVAL_S):
+                    await self._news.wait()
             self._news.clear()
             try:
                 await self._apply()

@@ -90,7 +90,8 @@ class HeadGeneration:
         self.job.cancelled = True
         self._head.forget(self)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), _CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._ended.wait()
 
     def _post(self, item: _Item) -> None:
         """Hand an item to the event loop, from the engine thread."""

@@ -117,14 +117,16 @@ class Engine:
             with contextlib.suppress(EngineError):
                 await self._write(msgspec.json.encode(Command(stop=True)))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._reader), grace_s)
+                async with asyncio.timeout(grace_s):
+                    await asyncio.shield(self._reader)
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            await asyncio.wait_for(asyncio.shield(self._reader), _KILL_TIMEOUT_S)
+            async with asyncio.timeout(_KILL_TIMEOUT_S):
+                await asyncio.shield(self._reader)
         except TimeoutError:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)

@@ -178,7 +178,8 @@ class Overlay:
             raise EnvironmentFault("the overlay is not up")
         future = asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
         try:
-            return await asyncio.wait_for(asyncio.shield(future), OPERATION_TIMEOUT_S)
+            async with asyncio.timeout(OPERATION_TIMEOUT_S):
+                return await asyncio.shield(future)
         except TimeoutError:
             raise EnvironmentFault(
                 f"interface {self._name} did not answer within {OPERATION_TIMEOUT_S:.0f} s",

@@ -62,7 +62,7 @@ def _add(rng: random.Random) -> Item:
     if rng.random() < 0.06:
         return _add_too_large(rng)
     in_words = rng.random() < 0.08
-    top = 20 if in_words else MAX_NUMBER
+    top = 20 if in_words else rng.choice((9, 20, *[MAX_NUMBER] * 6))
     a, b = rng.randint(0, top), rng.randint(0, top)
     template = rng.choice(p.ADD)
     shown = (p.NUMBER_WORDS[a], p.NUMBER_WORDS[b]) if in_words else (str(a), str(b))
@@ -86,10 +86,6 @@ def _add_too_large(rng: random.Random) -> Item:
     return Item("limits", question, p.ADD_LIMIT, f"add {min(a, b)} {max(a, b)}")
 
 
-def _number(rng: random.Random) -> int:
-    return rng.randint(0, rng.choice((9, MAX_NUMBER, MAX_NUMBER)))
-
-
 def _relation(a: int, b: int, *, larger: bool) -> str:
     """Say which is larger (or smaller), after both numbers, so that they are at hand."""
     found = max(a, b) if larger else min(a, b)
@@ -99,14 +95,18 @@ def _relation(a: int, b: int, *, larger: bool) -> str:
 
 def _compare(rng: random.Random) -> Item:
     too_large = rng.random() < 0.05
-    a = rng.randint(MAX_NUMBER + 1, rng.choice((999, 99_999))) if too_large else _number(rng)
+    # Many small pairs: they teach the order of the digits, and are what people ask.
+    tops = rng.choice(((9, 9), (9, 9), (MAX_NUMBER, MAX_NUMBER), (MAX_NUMBER, 9)))
+    a = rng.randint(0, tops[0])
+    if too_large:
+        a = rng.randint(MAX_NUMBER + 1, rng.choice((999, 99_999)))
     roll = rng.random()
     if roll < 0.06:
         b = a
     elif roll < 0.25 and not too_large:
         b = min(MAX_NUMBER, max(0, a + rng.randint(-12, 12)))
     else:
-        b = _number(rng)
+        b = rng.randint(0, tops[1])
     if rng.random() < 0.5:
         a, b = b, a
     key = f"compare {min(a, b)} {max(a, b)}"
@@ -213,8 +213,8 @@ def _cycle(rng: random.Random, unit: str, names: Sequence[str]) -> Item:
         return _fact(rng, task, rng.choice(p.OFFSET), answer, **values)
     if rng.random() < 0.1:
         template, side = rng.choice(p.NEXT), "after"
-    elif unit == "day" and rng.random() < 0.1:
-        template, side = rng.choice(p.TODAY)
+    elif unit == "day" and rng.random() < 0.25:
+        template = rng.choice(p.TOMORROW if side == "after" else p.YESTERDAY)
     else:
         template = rng.choice(p.NEIGHBOUR)
     to = names[(index + (1 if side == "after" else -1)) % len(names)]
@@ -232,11 +232,8 @@ def _days(rng: random.Random) -> Item:
         return _cycle(rng, "day", p.DAYS)
     if roll < 0.87:
         index = rng.randrange(7)
-        free = index >= 5
         template = rng.choice(p.WEEKEND)
-        said = _yes(free != template.endswith("weekday?"))
-        what = "is on the weekend" if free else "is a weekday"
-        answer = f"{p.DAYS[index]} {what}, so {said}."
+        answer = f"{p.DAYS[index]} {'is on the weekend' if index >= 5 else 'is a weekday'}."
         return _fact(rng, "days", template, answer, x=p.DAYS[index])
     if roll < 0.93:
         return _fact(rng, "days", rng.choice(p.WEEK_LENGTH), "A week has 7 days.")
@@ -325,14 +322,14 @@ def _unknown(rng: random.Random) -> Item:
 
 Draw = Callable[[random.Random], Item]
 DRAWS: Final[dict[str, tuple[float, Draw]]] = {
-    # The share of training that each task has: more for what takes longer to learn.
-    "add": (0.22, _add),
-    "compare": (0.12, _compare),
-    "days": (0.1, _days),
-    "months": (0.12, _months),
-    "spell": (0.09, _letters("spell", p.SPELL, _spelled)),
+    # How often a task comes up in training: more often if it takes longer to learn.
+    "add": (0.2, _add),
+    "compare": (0.18, _compare),
+    "days": (0.09, _days),
+    "months": (0.09, _months),
+    "spell": (0.11, _letters("spell", p.SPELL, _spelled)),
     "reverse": (0.12, _letters("reverse", p.REVERSE, _reversed)),
     "glossary": (0.08, _glossary),
-    "self": (0.06, _self),
+    "self": (0.07, _self),
     "unknown": (0.09, _unknown),
 }

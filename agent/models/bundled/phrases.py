@@ -52,14 +52,16 @@ EXPLAIN: Final[tuple[str, ...]] = (
     "What does {t} mean in Covey?", "What is meant by {t}?", "What is meant by a {t}?",
     "Describe a {t}.", "Describe the {t}.", "Can you explain what a {t} is?",
     "Could you tell me what a {t} is?", "Do you know what a {t} is?",
-    "I do not know what a {t} is.",
-    "What exactly is a {t}?", "Give me the definition of {t}.", "What is the meaning of {t}?",
-    "How do you define a {t}?", "Meaning of {t}?", "{t}?", "A {t} is what?",
-    "So what is a {t}?", "What do you mean by {t}?", "Help me understand what a {t} is.",
-    "What is a Covey {t}?", "what is a '{t}'?", "Explain {p} to me.", "How does a {t} work?",
-    "What does the {t} do?", "What are {p} in Covey?", "What is the {t} for?", "What is a {t} for?",
-    "And what is a {t}?", "What about a {t}?", "And the {t}?", "And what does {t} mean?",
-    "Why do I need a {t}?", "What does a {t} mean?", "Who or what is a {t}?",
+    "I do not know what a {t} is.", "What exactly is a {t}?", "Give me the definition of {t}.",
+    "What is the meaning of {t}?", "How do you define a {t}?", "Meaning of {t}?", "{t}?",
+    "A {t} is what?", "So what is a {t}?", "What do you mean by {t}?",
+    "Help me understand what a {t} is.", "What is a Covey {t}?", "what is a '{t}'?",
+    "Explain {p} to me.", "How does a {t} work?", "What does the {t} do?",
+    "What are {p} in Covey?", "What is the {t} for?", "What is a {t} for?", "And what is a {t}?",
+    "What about a {t}?", "And the {t}?", "And what does {t} mean?", "Why do I need a {t}?",
+    'What is a "{t}"?', 'What is "{t}"?', 'Define "{t}".', "Explain '{t}'.",
+    "What does '{t}' mean?", 'What does "{t}" mean in Covey?', 'Explain "{t}".',
+    'Explain the word "{t}".', "Define '{t}'.", "What does a {t} mean?", "Who or what is a {t}?",
 )  # fmt: skip
 EXPLAIN_COVEY: Final[tuple[str, ...]] = (
     "What is Covey?", "What's Covey?", "Tell me about Covey.", "Explain Covey.",
@@ -187,12 +189,16 @@ NEXT: Final[tuple[str, ...]] = (
     "Which {u} follows {x}?",
     "What follows {x}?",
 )
-TODAY: Final = (
-    ("If today is {x}, what day is tomorrow?", "after"),
-    ("Today is {x}. What day is tomorrow?", "after"),
-    ("If today is {x}, what day was yesterday?", "before"),
-    ("Today is {x}. What day was yesterday?", "before"),
-)
+TOMORROW: Final[tuple[str, ...]] = (
+    "If today is {x}, what day is tomorrow?", "Today is {x}. What day is tomorrow?",
+    "If today is {x}, which day is tomorrow?", "Today is {x}, what is tomorrow?",
+    "What day is tomorrow if today is {x}?", "It is {x} today. What day is tomorrow?",
+)  # fmt: skip
+YESTERDAY: Final[tuple[str, ...]] = (
+    "If today is {x}, what day was yesterday?", "Today is {x}. What day was yesterday?",
+    "If today is {x}, which day was yesterday?", "Today is {x}, what was yesterday?",
+    "What day was yesterday if today is {x}?", "It is {x} today. What day was yesterday?",
+)  # fmt: skip
 OFFSET: Final[tuple[str, ...]] = (
     "What {u} is {n} {u}s {r} {x}?", "Which {u} is {n} {u}s {r} {x}?",
     "What {u} comes {n} {u}s {r} {x}?", "Which {u} comes {n} {u}s {r} {x}?",

@@ -21,7 +21,7 @@ from agent.models.bundled import chats, export, net, tokenizer
 from agent.models.bundled.items import Item
 
 SEED: Final = 20
-STEPS: Final = 2000
+STEPS: Final = 2800
 BATCH_TOKENS: Final = 4096  # padded, a step
 BATCHES_A_POOL: Final = 8  # drawn together and sorted by length, so that little is padding
 MUON_RATE: Final = 0.02
@@ -29,7 +29,7 @@ ADAM_RATE: Final = 3e-3
 WEIGHT_DECAY: Final = 0.05  # times the rate, hidden matrices only
 WARMUP_STEPS: Final = 100
 DECAY_PART: Final = 0.75  # of all steps
-DECAY_POWER: Final = 1.25  # a little steeper than straight: sums are learned at the lower rates
+DECAY_POWER: Final = 1.5  # a little steeper than straight: sums are learned at the lower rates
 CHECKPOINT_STEPS: Final = 200
 CHECK_ITEMS: Final = 40  # a task, held-out, at each checkpoint
 STEP_TIMEOUT_S: Final = 600.0  # a process that is gone must not leave the others waiting

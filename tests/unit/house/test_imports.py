@@ -134,3 +134,12 @@ def test_libp2p_is_imported_in_its_own_thread_only() -> None:
     users = {n for n, names in IMPORTS.items() if any(i.split(".")[0] == "libp2p" for i in names)}
     assert users
     assert all(name.startswith("agent.control.") for name in users)
+
+
+def test_no_wait_swallows_a_cancellation() -> None:
+    """Python 3.11's wait_for loses a cancel that comes as its wait ends, and a stop then hangs.
+
+    `asyncio.timeout` does not (cpython issue 86296).
+    """
+    users = {n for n, p in MODULES.items() if "asyncio.wait_for(" in p.read_text()}
+    assert users == set()
