@@ -16,7 +16,8 @@ help: ## Show these commands.
 demo: $(READY) ## Bring up three nodes and a gateway here and ask them two questions (ARGS=--keep).
 	@$(BIN)/agent demo $(ARGS)
 
-test: unit lab ## Run the unit tests and the lab test of the demo's mesh.
+test: $(READY) ## Run the unit tests and the lab tests of the demo's mesh, side by side.
+	@$(MAKE) --no-print-directory -j2 -O unit lab
 
 check: lint unit ## Run the fast tests: lint, types, unit.
 

@@ -40,6 +40,7 @@ class Engines:
         self._mesh = mesh
         self._ports = settings.engine_ports
         self._running: list[Engine] = []
+        self._starting: set[int] = set()  # ports of engines that do not listen yet
         self.own_address = self.address(own)
 
     def address(self, node: NodeId) -> str:
@@ -89,7 +90,10 @@ class Engines:
         )  # fmt: skip
 
     async def _start(self, spec: EngineSpec) -> Engine:
-        engine = await Engine.start(spec, load_timeout_s=self._settings.engine.load_timeout_s)
+        try:
+            engine = await Engine.start(spec, load_timeout_s=self._settings.engine.load_timeout_s)
+        finally:
+            self._starting -= {spec.port, spec.http_port}
         self._running = [*(e for e in self._running if not e.ended), engine]
         return engine
 
@@ -97,13 +101,18 @@ class Engines:
         return str(self._settings.state_dir / "engine")
 
     def _free_ports(self, count: int) -> list[int]:
-        """Return free TCP ports of the range; the engine's own bind is what decides in the end."""
+        """Return free TCP ports of the range, kept for the engine that is about to start.
+
+        Whether they are free is decided by the engine's own bind in the end.
+        """
         taken = {port for e in self._running if not e.ended for port in (e.port, e.http_port)}
+        taken |= self._starting
         found: list[int] = []
         for port in self._ports:
             if port not in taken and self._is_free(port):
                 found.append(port)
                 if len(found) == count:
+                    self._starting |= set(found)
                     return found
         raise EnvironmentFault(
             f"no free port is left in network.engine_ports ({self._settings.network.engine_ports})",

@@ -5,7 +5,8 @@ tenth of all keys of items (by SHA-256, so for ever the same ones). Training cha
 item whose key is held out; held-out items contain no others. By what keys are made of
 (items.py), that means:
 
-* a held-out pair of numbers is added or compared in no order and in no phrasing in training;
+* a held-out pair of numbers is added or compared in no order and in no phrasing in training, but
+  pairs of single digits are always trained on: they are the tables that all else rests on;
 * a held-out word is spelled in no phrasing and no case in training (or reversed, likewise), but
   words that are one token are always trained on: nothing else could teach their letters;
 * all days, months and glossary terms are trained on, but some phrasings of each are not.
@@ -51,8 +52,11 @@ def held_out(key: str) -> bool:
 
 
 def _trainable(item: Item) -> bool:
-    """Word tokens are always trained on: nothing else could teach their letters."""
-    if item.task in ("spell", "reverse") and item.key.split()[1] in tokenizer.word_tokens():
+    """Tell the side of an item. What all else rests on is always trained on, never measured."""
+    task, *about = item.key.split()
+    if task in ("spell", "reverse") and about[0] in tokenizer.word_tokens():
+        return True
+    if task in ("add", "compare") and max(map(int, about)) < 10:
         return True
     return not held_out(item.key)
 

@@ -323,13 +323,13 @@ def _unknown(rng: random.Random) -> Item:
 Draw = Callable[[random.Random], Item]
 DRAWS: Final[dict[str, tuple[float, Draw]]] = {
     # How often a task comes up in training: more often if it takes longer to learn.
-    "add": (0.2, _add),
+    "add": (0.19, _add),
     "compare": (0.18, _compare),
-    "days": (0.09, _days),
+    "days": (0.08, _days),
     "months": (0.09, _months),
-    "spell": (0.11, _letters("spell", p.SPELL, _spelled)),
-    "reverse": (0.12, _letters("reverse", p.REVERSE, _reversed)),
-    "glossary": (0.08, _glossary),
+    "spell": (0.13, _letters("spell", p.SPELL, _spelled)),
+    "reverse": (0.13, _letters("reverse", p.REVERSE, _reversed)),
+    "glossary": (0.07, _glossary),
     "self": (0.07, _self),
-    "unknown": (0.09, _unknown),
+    "unknown": (0.11, _unknown),
 }

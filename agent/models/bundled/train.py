@@ -21,7 +21,7 @@ from agent.models.bundled import chats, export, net, tokenizer
 from agent.models.bundled.items import Item
 
 SEED: Final = 20
-STEPS: Final = 2800
+STEPS: Final = 3200
 BATCH_TOKENS: Final = 4096  # padded, a step
 BATCHES_A_POOL: Final = 8  # drawn together and sorted by length, so that little is padding
 MUON_RATE: Final = 0.02

@@ -217,6 +217,6 @@ def test_batches_depend_on_their_number_alone() -> None:
 
 def test_the_rate_warms_up_stays_and_falls() -> None:
     rates = [train.rate_part(step, 1000) for step in range(1001)]
-    assert rates[0] < 0.01 and rates[400] == 1.0 and rates[1000] == 0.0
+    assert rates[0] < 0.02 and rates[200] == 1.0 and rates[1000] == 0.0
     assert rates[:200] == sorted(rates[:200])
-    assert rates[700:] == sorted(rates[700:], reverse=True)
+    assert rates[250:] == sorted(rates[250:], reverse=True)

@@ -1,0 +1,107 @@
+"""Ports for engines: from the range, each to one engine, also while several start at once."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import config
+from agent.deploy import engines
+from agent.deploy.engines import Engines, Place
+from agent.engine.spec import EngineSpec
+from agent.errors import EngineError, EnvironmentFault
+from agent.identity.keys import NodeId, NodeKey
+
+OWN, OTHER = NodeKey(bytes(32)).id, NodeKey(bytes([1]) * 32).id
+PLACE = Place("ab" * 16, 1, 1, 2)
+
+
+class FakeEngine:
+    """An engine that starts when it is let, and listens where it was told."""
+
+    waiting: list["FakeEngine"]
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec, self.ended = spec, False
+        self.port, self.http_port = spec.port, spec.http_port
+        self.go: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def start(cls, spec: EngineSpec, **_: Any) -> "FakeEngine":
+        engine = cls(spec)
+        cls.waiting.append(engine)
+        await engine.go
+        return engine
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
+    """Engines on ::1 with a range of four ports that are free now."""
+    FakeEngine.waiting = []
+    monkeypatch.setattr(engines, "Engine", FakeEngine)
+    monkeypatch.setattr(engines, "overlay_ipv6", lambda mesh, node: "::1")
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        first = min(probe.getsockname()[1], 65000)
+    settings, _ = config.load(Path("/dev/null"), {}, [f"network.engine_ports={first}-{first + 3}"])
+    yield Engines(settings, bytes(32), OWN)
+
+
+async def start(few: Engines) -> FakeEngine:
+    engine = await few.start_stage(Path("x"), PLACE, OTHER, context=64, frames="f32")
+    assert isinstance(engine, FakeEngine)
+    return engine
+
+
+async def test_engines_that_start_at_once_get_different_ports(few: Engines) -> None:
+    tasks = [asyncio.create_task(start(few)) for _ in range(4)]
+    await asyncio.sleep(0)
+    assert len({engine.port for engine in FakeEngine.waiting}) == 4
+    with pytest.raises(EnvironmentFault, match="no free port is left"):
+        await start(few)
+    for engine in FakeEngine.waiting:
+        engine.go.set_result(None)
+    running = await asyncio.gather(*tasks)
+    with pytest.raises(EnvironmentFault):
+        await start(few)
+    running[2].ended = True
+    again = asyncio.create_task(start(few))
+    await asyncio.sleep(0)
+    assert FakeEngine.waiting[-1].port == running[2].port
+    FakeEngine.waiting[-1].go.set_result(None)
+    await again
+
+
+async def test_a_start_that_failed_gives_its_port_back(few: Engines) -> None:
+    task = asyncio.create_task(start(few))
+    await asyncio.sleep(0)
+    (engine,) = FakeEngine.waiting
+    engine.go.set_exception(EngineError("it died"))
+    with pytest.raises(EngineError):
+        await task
+    again = asyncio.create_task(start(few))
+    await asyncio.sleep(0)
+    assert FakeEngine.waiting[-1].port == engine.port
+    FakeEngine.waiting[-1].go.set_result(None)
+    await again
+
+
+async def test_a_port_that_something_else_holds_is_passed_over(few: Engines) -> None:
+    with socket.socket(socket.AF_INET6) as other:
+        other.bind(("::1", few._ports[0]))
+        other.listen()
+        task = asyncio.create_task(start(few))
+        await asyncio.sleep(0)
+    assert FakeEngine.waiting[0].port != few._ports[0]
+    FakeEngine.waiting[0].go.set_result(None)
+    await task
+
+
+def test_addresses_follow_from_ids() -> None:
+    settings, _ = config.load(Path("/dev/null"), {})
+    made = Engines(settings, bytes(32), OWN)
+    assert isinstance(OTHER, NodeId)
+    assert made.own_address == made.address(OWN) != made.address(OTHER)
