@@ -10,6 +10,7 @@ comes from discovery; WireGuard and the members' certificates say whom to believ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -55,28 +56,60 @@ HEADS_INTERVAL_S = 1.0
 HEAD_TTL_S = 30.0
 
 
-def serve(settings: Config, ready_fd: int | None) -> None:
-    """Run the agent until SIGTERM, SIGINT or `agent down`.
+class Starter:
+    """Whoever started the daemon and waits: a pipe that takes one JSON line for each step.
 
-    With `ready_fd`, one JSON line goes there when it is up or why it is not; otherwise a fault at
-    start is raised.
+    {"joined": facts}, then {"up": facts} or {"error": …}. Without a pipe there is no one to tell.
+    """
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._pipe = None if descriptor is None else os.fdopen(descriptor, "w")
+
+    @property
+    def waits(self) -> bool:
+        """Whether someone is there to tell."""
+        return self._pipe is not None
+
+    def tell(self, step: str, what: dict[str, Any]) -> None:
+        """Write one line; a starter that has gone is no fault."""
+        if self._pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps({step: what}), file=self._pipe, flush=True)
+
+    def close(self) -> None:
+        """Let it go: nothing more is told."""
+        if self._pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._pipe.close()
+            self._pipe = None
+
+
+def serve(settings: Config, starter: Starter, enrolment: enrol.Enrolment | None = None) -> None:
+    """Run the agent until SIGTERM, SIGINT or `agent down`; with an enrolment, join first.
+
+    A fault at start is told to the starter, or raised where there is none.
     """
     logging.basicConfig(
         level=settings.node.log_level.upper(), stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )  # fmt: skip
     try:
-        asyncio.run(_serve(settings, ready_fd))
+        asyncio.run(_serve(settings, starter, enrolment))
     except CoveyError as error:
-        if ready_fd is None:
+        if not starter.waits:
             raise
         _log.error("%s", error.line())
-        _tell(ready_fd, {"error": to_wire(error)})
+        starter.tell("error", to_wire(error))
         sys.exit(error.exit_code)
+    finally:
+        starter.close()
 
 
-async def _serve(settings: Config, ready_fd: int | None) -> None:
+async def _serve(settings: Config, starter: Starter, enrolment: enrol.Enrolment | None) -> None:
     with StateDir(settings.state_dir).lock() as state:
+        if enrolment is not None:
+            joined = await enrol.join_mesh(settings, state, enrolment, time.time())
+            starter.tell("joined", enrol.facts(joined))
         membership = state.membership()
         if membership is None:
             raise MembershipError(
@@ -87,13 +120,12 @@ async def _serve(settings: Config, ready_fd: int | None) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.request_stop)
-        await agent.run(lambda: _tell(ready_fd, enrol.facts(membership) | {"pid": os.getpid()}))
 
+        def ready() -> None:
+            starter.tell("up", enrol.facts(membership) | {"pid": os.getpid()})
+            starter.close()
 
-def _tell(descriptor: int | None, answer: dict[str, Any]) -> None:
-    if descriptor is not None:
-        with os.fdopen(descriptor, "w") as pipe:
-            pipe.write(json.dumps(answer) + "\n")
+        await agent.run(ready)
 
 
 class Agent:

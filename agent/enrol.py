@@ -1,15 +1,17 @@
 """How a machine becomes a member: by making a mesh, or by redeeming a ticket at its issuer.
 
-For the command line, while no daemon runs on the state directory.
+Used by the command line while no daemon runs on the state directory, and by a daemon that is
+started to join: then libp2p, which takes two seconds to import, is imported once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
 from ipaddress import IPv4Network
 from typing import Any
+
+import msgspec
 
 from agent import endpoint
 from agent.config import Config
@@ -31,23 +33,41 @@ def create_mesh(settings: Config, name: str, *, now: float) -> dict[str, Any]:
         return facts(state.create_mesh(name, _node_name(settings), now, network=network))
 
 
-def join_mesh(
-    settings: Config, text: str, *, bootstrap: Sequence[str], name: str | None, now: float
-) -> dict[str, Any]:
-    """Redeem a ticket, store the membership, and return this node's facts.
+class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A wish to join: the ticket as text, addresses to ask instead of its own, and a name."""
 
-    `bootstrap` are HOST or HOST:PORT to ask instead of the ticket's addresses. Raises TicketError,
-    MembershipError, PeerError or StateError; then nothing was stored but the node's key.
-    """
-    ticket = Ticket.parse(text)
-    ticket.check(now)
-    if bootstrap:
+    ticket: str
+    bootstrap: tuple[str, ...] = ()  # HOST or HOST:PORT
+    name: str = ""
+
+    def check(self, settings: Config, now: float) -> Ticket:
+        """Return the ticket to redeem; raises TicketError or UsageError before anyone is asked."""
+        ticket = Ticket.parse(self.ticket)
+        ticket.check(now)
+        if not self.bootstrap:
+            return ticket
         port = settings.network.control_port
-        ticket = ticket.at([with_port(address, port) for address in bootstrap])
+        return ticket.at([with_port(address, port) for address in self.bootstrap])
+
+
+async def join_mesh(
+    settings: Config, state: StateDir, enrolment: Enrolment, now: float
+) -> Membership:
+    """Redeem a ticket and store the membership; `state` is locked.
+
+    Raises TicketError, MembershipError, PeerError or StateError; then nothing was stored but the
+    node's key.
+    """
+    ticket = enrolment.check(settings, now)
+    state.refuse_second_mesh(allowed=ticket.mesh_id)
+    reply = await _redeem(state, ticket, enrolment.name or _node_name(settings))
+    return state.accept(ticket, reply, now)
+
+
+def join_only(settings: Config, enrolment: Enrolment, now: float) -> dict[str, Any]:
+    """Join without starting the agent, and return this node's facts."""
     with StateDir(settings.state_dir).lock() as state:
-        state.refuse_second_mesh(allowed=ticket.mesh_id)
-        reply = asyncio.run(_redeem(state, ticket, name or _node_name(settings)))
-        return facts(state.accept(ticket, reply, now))
+        return facts(asyncio.run(join_mesh(settings, state, enrolment, now)))
 
 
 def facts(membership: Membership) -> dict[str, Any]:

@@ -8,13 +8,15 @@ import inspect
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
 from agent import config
-from agent.client import AgentClient
+
+if TYPE_CHECKING:
+    from agent.client import AgentClient
 
 _Answer = TypeVar("_Answer")
 _Command = Callable[..., Any]
@@ -60,6 +62,8 @@ def with_config(command: _Command) -> _Command:
 
 def call(settings: config.Config, use: Callable[[AgentClient], Awaitable[_Answer]]) -> _Answer:
     """Run `use` with a client of the running agent and return what it returns."""
+    # Only here: half of what a command takes to start is aiohttp, and many need none.
+    from agent.client import AgentClient
 
     async def session() -> _Answer:
         async with AgentClient(settings.socket) as client:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from agent.cli.common import call, echo_json, json_option, table, with_config
-from agent.client import AgentClient
 from agent.config import Config
 from agent.errors import from_wire
+
+if TYPE_CHECKING:
+    from agent.client import AgentClient
 
 _POLL_S = 0.2
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import click
+import msgspec
 
 from agent.cli.common import ago, call, duration, echo_json, json_option, with_config
 from agent.cli.service import start_in_background
@@ -107,18 +108,25 @@ def join(
     settings: Config,
 ) -> None:
     """Join the mesh that TICKET is for, then start the agent."""
-    if ticket and ticket_option and ticket != ticket_option:
-        raise UsageError("two different tickets were given.", hint="Give one.")
-    text = ticket or ticket_option
-    if not text:
-        raise UsageError("no ticket was given.", hint="`agent invite` on a member prints one.")
     from agent import enrol
 
-    facts = enrol.join_mesh(settings, text, bootstrap=bootstrap, name=name, now=time.time())
-    if not as_json:
-        click.echo(f"Joined mesh {facts['mesh']} as {facts['name']}, {facts['ipv6']}.")
-    if not no_up:
-        start_in_background(settings)
+    if ticket and ticket_option and ticket != ticket_option:
+        raise UsageError("two different tickets were given", hint="Give one.")
+    text = ticket or ticket_option
+    if not text:
+        raise UsageError("no ticket was given", hint="`agent invite` on a member prints one.")
+    enrolment = enrol.Enrolment(text, bootstrap, name or "")
+    enrolment.check(settings, time.time())  # before a daemon is started in vain
+
+    def joined(facts: dict[str, Any]) -> None:
+        if not as_json:
+            click.echo(f"Joined mesh {facts['mesh']} as {facts['name']}, {facts['ipv6']}.")
+
+    if no_up:
+        facts = enrol.join_only(settings, enrolment, time.time())
+        joined(facts)
+    else:
+        facts = start_in_background(settings, msgspec.json.encode(enrolment) + b"\n", joined)
     if as_json:
         echo_json(facts)
     elif not no_up:

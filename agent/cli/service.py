@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
+import msgspec
 
 from agent import config as configuration
 from agent.cli.common import ago, call, echo_json, json_option, table, with_config
@@ -26,15 +29,21 @@ _STOP_TIMEOUT_S = 20.0
 @click.command()
 @click.option("--foreground", is_flag=True, help="Stay in the foreground (for service managers).")
 @click.option("--ready-fd", type=int, hidden=True)
+@click.option("--join-from-stdin", is_flag=True, hidden=True)
 @json_option
 @with_config
-def up(foreground: bool, ready_fd: int | None, as_json: bool, settings: Config) -> None:
+def up(
+    foreground: bool, ready_fd: int | None, join_from_stdin: bool, as_json: bool, settings: Config
+) -> None:
     """Start the agent of a node that has joined a mesh; returns when it is up."""
     if foreground or ready_fd is not None:
         # Only here: its imports take longer than every other command does.
-        from agent import daemon
+        from agent import daemon, enrol
 
-        daemon.serve(settings, ready_fd)
+        # Not on the command line, where everyone on this machine could read the ticket.
+        wish = sys.stdin.readline() if join_from_stdin else ""
+        enrolment = msgspec.json.decode(wish, type=enrol.Enrolment) if wish else None
+        daemon.serve(settings, daemon.Starter(ready_fd), enrolment)
         return
     facts = start_in_background(settings)
     if as_json:
@@ -111,39 +120,58 @@ def peers(as_json: bool, settings: Config) -> None:
     table(["name", "ipv6", "ipv4", "path", "endpoint", "handshake", "rx/tx bytes", "node"], rows)
 
 
-def start_in_background(settings: Config) -> dict[str, Any]:
+def start_in_background(
+    settings: Config,
+    join: bytes = b"",
+    on_joined: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
     """Start the daemon as a process of its own, wait until it is up, and return what it says.
 
+    `join` is an encoded Enrolment: the daemon joins first, and `on_joined` gets the node's facts.
     Raises what the daemon raised, so that a fault at start is told here and not only in its log.
     """
     log = _log_file(settings)
-    assignments = [
-        part
-        for key, value in configuration.flatten(settings).items()
-        for part in ("--set", f"{key}={','.join(value) if isinstance(value, list) else value}")
-    ]
+    flags = ["--join-from-stdin"] if join else []
+    for key, value in configuration.flatten(settings).items():
+        flags += ["--set", f"{key}={','.join(value) if isinstance(value, list) else value}"]
     read, write = os.pipe()
-    with log.open("ab") as output, os.fdopen(read, "rb") as answer:
+    with log.open("ab") as output, os.fdopen(read, "rb") as answers:
         process = subprocess.Popen(
-            [sys.executable, "-m", "agent", "up", "--ready-fd", str(write), *assignments],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            [sys.executable, "-m", "agent", "up", "--ready-fd", str(write), *flags],
+            stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True,
             pass_fds=[write], env=_environment(),
         )  # fmt: skip
         os.close(write)
-        line = _read_line(answer, _START_TIMEOUT_S)
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), process.stdin as wish:
+                wish.write(join)
+        while True:
+            step = _next_step(answers, process, log)
+            if "joined" in step:
+                on_joined(step["joined"])
+            elif "error" in step:
+                process.wait()
+                raise from_wire(step["error"])
+            else:
+                facts: dict[str, Any] = step["up"]
+                return facts
+
+
+def _next_step(
+    answers: BinaryIO, process: subprocess.Popen[bytes], log: Path
+) -> dict[str, dict[str, Any]]:
+    """Return the next line that the daemon tells; raises when it ends or is silent."""
+    line = _read_line(answers, _START_TIMEOUT_S)
     if line is None:
         process.kill()
         raise EnvironmentFault(
-            f"the agent was not up within {_START_TIMEOUT_S:.0f} s.", hint=f"Its log is {log}."
+            f"the agent was not up within {_START_TIMEOUT_S:.0f} s", hint=f"Its log is {log}."
         )
     if not line:
         code = process.wait()
-        raise CoveyError(f"the agent ended at start (exit {code}).", hint=f"Its log is {log}.")
-    facts: dict[str, Any] = json.loads(line)
-    if "error" in facts:
-        process.wait()
-        raise from_wire(facts["error"])
-    return facts
+        raise CoveyError(f"the agent ended at start (exit {code})", hint=f"Its log is {log}.")
+    step: dict[str, dict[str, Any]] = json.loads(line)
+    return step
 
 
 def _log_file(settings: Config) -> Path:
@@ -167,7 +195,7 @@ def _environment() -> dict[str, str]:
     return kept
 
 
-def _read_line(pipe: Any, timeout_s: float) -> bytes | None:
+def _read_line(pipe: BinaryIO, timeout_s: float) -> bytes | None:
     """Return a line from a pipe, b"" at its end, None after the timeout."""
     deadline = time.monotonic() + timeout_s
     collected = b""
@@ -175,10 +203,11 @@ def _read_line(pipe: Any, timeout_s: float) -> bytes | None:
         ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             return None
-        chunk = os.read(pipe.fileno(), 65536)
-        if not chunk:
+        # One byte a call: what follows the line must stay in the pipe for the next one.
+        byte = os.read(pipe.fileno(), 1)
+        if not byte:
             return b""
-        collected += chunk
+        collected += byte
     return collected
 
 

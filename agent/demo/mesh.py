@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from agent.client import AgentClient
 from agent.demo.netlab import Machine, NetLab
 from agent.errors import EngineError, PeerError
 
@@ -85,6 +84,8 @@ class DemoMesh:
 
     def get(self, name: str, path: str) -> Any:
         """Return what a machine's agent answers on its local API; costs no new process."""
+
+        from agent.client import AgentClient  # `agent --help` needs none of it, and names the demo
 
         async def call() -> Any:
             async with AgentClient(self.socket(name)) as client:

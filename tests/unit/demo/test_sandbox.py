@@ -21,7 +21,7 @@ MESS = """
 ip netns add left-over; ip link add left-over type bridge; touch /run/left-over
 setsid -f sleep 987.%s
 echo ready
-sleep 60
+exec sleep 60
 """
 
 
