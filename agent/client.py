@@ -6,11 +6,14 @@ is `api.py`. Every call is bounded in time and raises the CoveyError that the ag
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from agent import places
 from agent.errors import CoveyError, NotRunning, from_wire
 
 # The local API answers from memory; what takes longer is polled for, so ten seconds means trouble.
@@ -74,4 +77,12 @@ class AgentClient:
             raise NotRunning(f"the agent on {self._socket} broke off: {error}") from error
 
 
-__all__ = ["AgentClient", "CoveyError", "NotRunning"]
+def default_socket(environment: Mapping[str, str]) -> Path:
+    """Return where the agent of this user listens, by its environment and defaults."""
+    return Path(places.socket(
+        environment.get("COVEY_NODE_SOCKET", ""), environment.get("COVEY_NODE_STATE_DIR", ""),
+        environment, root=os.geteuid() == 0, home=str(Path.home()),
+    ))  # fmt: skip
+
+
+__all__ = ["AgentClient", "CoveyError", "NotRunning", "default_socket"]

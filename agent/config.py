@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 
+from agent import places
 from agent.errors import ConfigError
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -94,18 +95,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The state directory, its default filled in."""
         if self.node.state_dir:
             return Path(self.node.state_dir).expanduser()
-        return Path("/var/lib/covey") if os.geteuid() == 0 else _home("state") / "covey"
+        return Path(places.state_dir(os.environ, root=_is_root(), home=str(Path.home())))
 
     @property
     def socket(self) -> Path:
         """The local API's socket, its default filled in."""
-        if self.node.socket:
-            return Path(self.node.socket).expanduser()
-        if self.node.state_dir or (os.geteuid() != 0 and "XDG_RUNTIME_DIR" not in os.environ):
-            return self.state_dir / "agent.sock"
-        if os.geteuid() == 0:
-            return Path("/run/covey/agent.sock")
-        return Path(os.environ["XDG_RUNTIME_DIR"]) / "covey" / "agent.sock"
+        node = self.node
+        found = places.socket(
+            node.socket, node.state_dir, os.environ, root=_is_root(), home=str(Path.home())
+        )
+        return Path(found).expanduser()
 
     @property
     def engine_ports(self) -> range:
@@ -130,9 +129,10 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {"node": Node, "network": Network, 
 
 def default_file() -> Path:
     """Return where the configuration file lies if neither --config nor COVEY_CONFIG names one."""
-    return (
-        Path("/etc/covey/agent.toml") if os.geteuid() == 0 else _home("config") / "covey/agent.toml"
-    )
+    if _is_root():
+        return Path("/etc/covey/agent.toml")
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "covey" / "agent.toml"
 
 
 def load(
@@ -190,12 +190,8 @@ def flatten(config: Config) -> dict[str, Any]:
     }
 
 
-def _home(kind: str) -> Path:
-    variable, fallback = {
-        "state": ("XDG_STATE_HOME", ".local/state"),
-        "config": ("XDG_CONFIG_HOME", ".config"),
-    }[kind]
-    return Path(os.environ.get(variable) or Path.home() / fallback)
+def _is_root() -> bool:
+    return os.geteuid() == 0
 
 
 def _plain(value: Any) -> Any:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from agent.client import AgentClient, CoveyError
+from agent.client import AgentClient, CoveyError, default_socket
 from gateway.errors import NotRunning
 from gateway.routing import Replica
+
+__all__ = ["AgentSource", "default_socket"]
 
 # Names in the mesh are DNS labels; anything else would not do as a header's value.
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")

@@ -14,7 +14,7 @@ from rich.console import Console
 from gateway import config as configuration
 from gateway import listen as listening
 from gateway import logs, serve, status
-from gateway.agent_source import AgentSource
+from gateway.agent_source import AgentSource, default_socket
 from gateway.errors import EnvironmentFault, GatewayError
 
 
@@ -90,11 +90,9 @@ def serve_command(
     config = configuration.load(_text(file), str(file), {**flags, "replicas": named})
     sockets = listening.open_sockets(config.listen, fd, os.environ)
     logs.set_up(json=config.json_logs)
-    agent = config.socket or configuration.default_socket(
-        os.environ, root=os.geteuid() == 0, home=str(Path.home())
-    )
+    agent = Path(config.socket) if config.socket else default_socket(os.environ)
     try:
-        asyncio.run(serve.run(config, sockets, lambda: AgentSource(Path(agent))))
+        asyncio.run(serve.run(config, sockets, lambda: AgentSource(agent)))
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise GatewayError("stopped before running requests had ended") from None
 

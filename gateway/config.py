@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import PurePath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -113,17 +112,3 @@ def check_replica(name: str, url: str) -> str:
             hint="For example http://127.0.0.1:11434.",
         )
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-def default_socket(environment: Mapping[str, str], *, root: bool, home: str) -> str:
-    """Return where the agent puts its socket by default (the rule of its `node.socket`)."""
-    if named := environment.get("COVEY_NODE_SOCKET"):
-        return named
-    if state := environment.get("COVEY_NODE_STATE_DIR"):
-        return str(PurePath(state) / "agent.sock")
-    if root:
-        return "/run/covey/agent.sock"
-    if runtime := environment.get("XDG_RUNTIME_DIR"):
-        return str(PurePath(runtime) / "covey" / "agent.sock")
-    state = environment.get("XDG_STATE_HOME") or str(PurePath(home) / ".local" / "state")
-    return str(PurePath(state) / "covey" / "agent.sock")

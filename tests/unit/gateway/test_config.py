@@ -7,7 +7,6 @@ import pytest
 from gateway.config import (
     Config,
     check_replica,
-    default_socket,
     load,
     parse_listen,
     parse_replicas,
@@ -90,20 +89,3 @@ def test_flags_win_over_the_file_and_replicas_add_up() -> None:
 def test_a_bad_file_names_what_is_bad(text: str, reason: str) -> None:
     with pytest.raises(UsageFault, match=reason):
         load(text, "g.toml", {})
-
-
-@pytest.mark.parametrize(
-    ("environment", "root", "expected"),
-    [
-        ({}, True, "/run/covey/agent.sock"),
-        ({"XDG_RUNTIME_DIR": "/run/user/7"}, False, "/run/user/7/covey/agent.sock"),
-        ({}, False, "/home/x/.local/state/covey/agent.sock"),
-        ({"XDG_STATE_HOME": "/s"}, False, "/s/covey/agent.sock"),
-        ({"COVEY_NODE_STATE_DIR": "/d"}, True, "/d/agent.sock"),
-        ({"COVEY_NODE_SOCKET": "/a.sock", "COVEY_NODE_STATE_DIR": "/d"}, True, "/a.sock"),
-    ],
-)
-def test_the_socket_is_looked_for_where_the_agent_puts_it(
-    environment: dict[str, str], root: bool, expected: str
-) -> None:
-    assert default_socket(environment, root=root, home="/home/x") == expected
