@@ -2,3 +2,5 @@
 
 Dependencies point one way: cli → daemon → services → core types (docs/contributing.md).
 """
+
+__version__ = "0.1.0"

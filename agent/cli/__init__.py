@@ -10,12 +10,13 @@ import sys
 
 import click
 
+from agent import __version__
 from agent.cli import configuration, demo, deployments, mesh, service
 from agent.errors import CoveyError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="covey", prog_name="agent")
+@click.version_option(__version__, prog_name="agent")
 def cli() -> None:
     """Covey's node: joins a private WireGuard mesh and runs its share of one LLM.
 
@@ -35,7 +36,7 @@ for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, ser
 def main() -> None:
     """Run the command line; every known fault ends as one line and its exit code."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="agent", standalone_mode=False)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.Abort:

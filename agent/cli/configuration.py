@@ -9,7 +9,7 @@ from agent.cli.common import echo_json, json_option, table, with_config
 from agent.config import Config
 
 
-@click.group()
+@click.group(short_help="Show the configuration.")
 def config() -> None:
     """Show the configuration: a commented sample, or what is in force and where it was set."""
 

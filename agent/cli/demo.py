@@ -32,7 +32,7 @@ _ANSWER_TIMEOUT_S = 60.0
 _POLL_S = 0.1
 
 
-@click.command()
+@click.command(short_help="Try a whole mesh on this machine.")
 @click.option("--keep", is_flag=True, help="Leave it running after the questions, until Ctrl-C.")
 @click.option(
     "--port",

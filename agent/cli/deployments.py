@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _POLL_S = 0.2
 
 
-@click.command()
+@click.command(short_help="Run a model with this node as head.")
 @click.argument("model")
 @click.option("--name", default="", help="What clients call it (else the model's own name).")
 @click.option(
@@ -90,7 +90,7 @@ def undeploy(name: str, as_json: bool, settings: Config) -> None:
         click.echo(f"{name} is ended.")
 
 
-@click.command()
+@click.command(short_help="List deployments and who holds what.")
 @json_option
 @with_config
 def ps(as_json: bool, settings: Config) -> None:

@@ -12,6 +12,7 @@ from agent.cli.common import ago, call, duration, echo_json, json_option, with_c
 from agent.cli.service import start_in_background
 from agent.config import Config
 from agent.errors import UsageError
+from agent.membership.invites import MAX_USES
 
 _ROLES = click.Choice(["worker", "gateway", "relay", "issuer", "admin"])
 
@@ -48,7 +49,7 @@ def create(name: str, as_json: bool, settings: Config) -> None:
 )
 @click.option(
     "--uses",
-    type=click.IntRange(1, 10000),
+    type=click.IntRange(1, MAX_USES),
     default=1,
     show_default=True,
     help="How many machines may join with it.",

@@ -26,7 +26,7 @@ _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 20.0
 
 
-@click.command()
+@click.command(short_help="Start the agent.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground (for service managers).")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--join-from-stdin", is_flag=True, hidden=True)
@@ -52,7 +52,7 @@ def up(
         click.echo(f"The agent is up: {facts['name']} of mesh {facts['mesh']}, {facts['ipv6']}.")
 
 
-@click.command()
+@click.command(short_help="Stop the agent.")
 @json_option
 @with_config
 def down(as_json: bool, settings: Config) -> None:
@@ -73,7 +73,7 @@ def down(as_json: bool, settings: Config) -> None:
         click.echo("The agent is down.")
 
 
-@click.command()
+@click.command(short_help="Show this node and what is wrong.")
 @json_option
 @with_config
 def status(as_json: bool, settings: Config) -> None:
@@ -100,7 +100,7 @@ def status(as_json: bool, settings: Config) -> None:
         click.echo(f"  {item['severity']:<12} {item['title']}: {item['text']} {item['what_to_do']}")
 
 
-@click.command()
+@click.command(short_help="List the other members.")
 @json_option
 @with_config
 def peers(as_json: bool, settings: Config) -> None:
