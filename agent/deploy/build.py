@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -39,6 +40,8 @@ from agent.placement.plan import Candidate, ModelSizes, Plan, plan
 
 _log = logging.getLogger(__name__)
 
+# Tokens, where nobody said: models are trained for 128 Ki and more, whose KV cache few nodes hold.
+DEFAULT_CONTEXT = 8192
 _CALL_TIMEOUT_S = 10.0
 _FACTS_TIMEOUT_S = 3.0
 _POLL_S = 0.1
@@ -105,7 +108,7 @@ class Build:
         path = model_path(self._wish.model)
         self._progress("planning", "asking the nodes what they can hold")
         facts = await asyncio.to_thread(model_facts, path)
-        self.context = self._wish.context or facts.context
+        self.context = self._wish.context or min(facts.context, DEFAULT_CONTEXT)
         self.plan = await self._plan(facts)
         if self.plan.whole:
             self._progress("loading", f"loading all {facts.layers} layers here")
@@ -136,7 +139,8 @@ class Build:
     async def _plan(self, facts: ModelFacts) -> Plan:
         # A tied model's output matrix is its embedding, but the head's two parts each hold a copy.
         head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
-        sizes = ModelSizes(facts.layer_bytes, head_bytes)
+        cache = facts.kv_bytes_per_token * self.context
+        sizes = ModelSizes(tuple(weights + cache for weights in facts.layer_bytes), head_bytes)
         return plan(sizes, self._own, await self._candidates(), self._wish.nodes)
 
     async def _candidates(self) -> list[Candidate]:
@@ -167,13 +171,14 @@ class Build:
     def _cut(self, path: Path, plan: Plan) -> list[cut.PartFile]:
         folder = self._settings.state_dir / "parts"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parts = []
         with GgufFile(path) as model:
-            prefix = model.header_sha256[:16]
-            return [
-                cut.write_part(model, stage.first, stage.last,
-                               folder / f"{prefix}-{stage.first}-{stage.last}.gguf")
-                for stage in plan.stages
-            ]  # fmt: skip
+            for stage in plan.stages:
+                # Named by its content in the end: two models may have the same header.
+                fresh = folder / f"{self._ring}-{stage.first}.new"
+                part = cut.write_part(model, stage.first, stage.last, fresh)
+                parts.append(replace(part, path=fresh.rename(folder / f"{part.sha256}.gguf")))
+        return parts
 
     async def _load(self, plan: Plan, parts: Sequence[cut.PartFile]) -> None:
         """Start all engines of a cut model at the same time, then close the ring behind them.

@@ -19,7 +19,7 @@ from agent.errors import ModelError, PeerError, UsageError
 class ModelSizes:
     """What a split needs to know of a model: bytes a layer, and bytes that only the head holds."""
 
-    layer_bytes: tuple[int, ...]
+    layer_bytes: tuple[int, ...]  # weights and KV cache
     head_bytes: int  # embedding, output matrix and output norm
 
 
@@ -55,8 +55,8 @@ class Plan:
         return len(self.stages) == 1
 
 
-# What a loaded stage needs beside its weights (KV cache, compute buffers), as a share of them: an
-# estimate that holds for short contexts; nothing has measured it for long ones.
+# What a loaded stage needs beside weights and KV cache (compute buffers, the process), as a share
+# of them: an estimate on the safe side for large models.
 _OVERHEAD = 1.25
 
 
@@ -174,6 +174,6 @@ def _reasons(stages: Sequence[Stage], sizes: ModelSizes, why: str) -> tuple[str,
         held = _held(stages, sizes, stage.node) / 2**20
         role = "head: embedding, output and " if stage.node == stages[0].node else ""
         count = sum(s.last - s.first for s in stages if s.node == stage.node)
-        seen[stage.node] = f"{stage.name}: {role}{count} layers, {held:.1f} MiB of weights"
+        seen[stage.node] = f"{stage.name}: {role}{count} layers, {held:.1f} MiB"
     count_text = "1 node" if len(seen) == 1 else f"{len(seen)} nodes"
     return (f"{count_text}: {why}; split by bytes, links are not weighed", *seen.values())
