@@ -84,8 +84,9 @@ def build(requirements: Path, cache: Path, build_requirements: Path) -> Path:
             "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
             "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}",
         }
+        # pip's own cache knows nothing of CMAKE_ARGS and would return a build for another CPU.
         subprocess.run(
-            [*pip, "wheel", "--no-deps", "--no-build-isolation", "--require-hashes",
+            [*pip, "wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--require-hashes",
              "--no-binary", "llama-cpp-python", "-w", str(wheels), "-r", str(requirements)],
             check=True, env=environment,
         )  # fmt: skip
