@@ -86,8 +86,9 @@ def build(requirements: Path, cache: Path, build_requirements: Path) -> Path:
         }
         # pip's own cache knows nothing of CMAKE_ARGS and would return a build for another CPU.
         subprocess.run(
-            [*pip, "wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--require-hashes",
-             "--no-binary", "llama-cpp-python", "-w", str(wheels), "-r", str(requirements)],
+            [*pip, "wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation",
+             "--require-hashes", "--no-binary", "llama-cpp-python", "-w", str(wheels),
+             "-r", str(requirements)],
             check=True, env=environment,
         )  # fmt: skip
         built = next(wheels.glob("*.whl"))
