@@ -16,8 +16,7 @@ help: ## Show these commands.
 demo: $(READY) ## Bring up three nodes and a gateway here and ask them two questions (ARGS=--keep).
 	@$(BIN)/agent demo $(ARGS)
 
-test: $(READY) ## Run the unit tests and the lab tests of the demo's mesh, side by side.
-	@$(MAKE) --no-print-directory -j2 -O unit lab
+test: unit lab ## Run the unit tests, then the lab tests of the demo's mesh.
 
 check: lint unit ## Run the fast tests: lint, types, unit.
 

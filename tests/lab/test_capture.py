@@ -44,7 +44,7 @@ def test_between_stages_there_is_wireguard_and_nothing_readable(mesh: DemoMesh) 
     file = mesh.root / "between.pcap"
     between = ["host", beta.address, "and", "host", gamma.address]
     capture = subprocess.Popen(
-        beta.command(["tcpdump", "-i", "eth0", "-U", "-Z", "root", "-w", str(file), *between]),
+        beta.command(["tcpdump", "-i", "eth0", "--immediate-mode", "-U", "-Z", "root", "-w", str(file), *between]),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert capture.stderr is not None
