@@ -43,8 +43,10 @@ def test_between_stages_there_is_wireguard_and_nothing_readable(mesh: DemoMesh) 
     beta, gamma = mesh.machine("beta"), mesh.machine("gamma")
     file = mesh.root / "between.pcap"
     between = ["host", beta.address, "and", "host", gamma.address]
+    # Immediate mode: what still lies in the kernel's block when tcpdump ends would be lost.
+    command = ["tcpdump", "-i", "eth0", "--immediate-mode", "-U", "-Z", "root", "-w", str(file)]
     capture = subprocess.Popen(
-        beta.command(["tcpdump", "-i", "eth0", "--immediate-mode", "-U", "-Z", "root", "-w", str(file), *between]),
+        beta.command([*command, *between]),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert capture.stderr is not None
