@@ -49,7 +49,7 @@ $(READY): requirements/system.sh requirements/dev.txt requirements/uv.txt requir
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Python packages into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements/uv.txt
-	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/dev.txt || \
+	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt || \
 		$(PIP) install --require-hashes -r requirements/dev.txt
 	@$(BIN)/python agent/engine/llama_build.py --requirements requirements/llama.txt \
 		--build-requirements requirements/build.txt --cache "$(CACHE)" > $(VENV)/llama-wheel
