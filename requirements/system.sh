@@ -5,7 +5,7 @@
 set -eu
 
 # program:package pairs; a package is only asked for when its program is not there.
-NEEDED="cc:gcc c++:g++ make:make ip:iproute2 nft:nftables unshare:util-linux mount:mount
+NEEDED="cc:gcc c++:g++ make:make ip:iproute2 nft:nftables unshare:util-linux mount:mount curl:curl
 sysctl:procps wireguard-go:wireguard-go wg:wireguard-tools tcpdump:tcpdump"
 
 PATH="$PATH:/usr/sbin:/sbin"

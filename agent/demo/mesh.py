@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,22 @@ class DemoMesh:
                     env=self.environment(GATEWAY), output=log, pass_fds=pass_fds,
                 )
             )  # fmt: skip
+
+    def wait_served(self, models: Set[str]) -> None:
+        """Wait until the gateway on its machine's usual port has found these models."""
+        url = f"http://127.0.0.1:{GATEWAY_PORT}/v1/models"
+        deadline = time.monotonic() + _CONNECT_TIMEOUT_S
+        found: set[str] = set()
+        while time.monotonic() < deadline:
+            answer = self.machine(GATEWAY).run(["curl", "-s", url]).stdout
+            found = {model["id"] for model in json.loads(answer or '{"data": []}')["data"]}
+            if found >= models:
+                return
+            time.sleep(_POLL_S)
+        raise PeerError(
+            f"the gateway found {', '.join(sorted(found)) or 'no model'} of "
+            f"{', '.join(sorted(models))} within {_CONNECT_TIMEOUT_S:.0f} s"
+        )
 
     def stop_gateways(self) -> None:
         """End the gateways that were started here."""

@@ -91,6 +91,7 @@ class Rings:
         self._mesh = mesh
         self._wishes = WishList(settings.state_dir / "deployments.json")
         self._deployments: dict[str, _Deployment] = {}
+        self._announcing = asyncio.Lock()
 
     def restore(self) -> None:
         """Start again what was deployed when the agent last ran. Raises StateError."""
@@ -212,11 +213,15 @@ class Rings:
             await self._announce()
 
     async def _announce(self) -> None:
-        await self._mesh.announce_heads([
-            Head(d.wish.name, d.build.head.http_port, d.build.context, d.ring)
-            for d in self._deployments.values()
-            if d.phase == "ready" and d.build is not None and d.build.head is not None
-        ])  # fmt: skip
+        """Tell what answers now; one at a time, so that an older list never follows a newer one."""
+        async with self._announcing:
+            await self._mesh.announce_heads(
+                [
+                    Head(d.wish.name, d.build.head.http_port, d.build.context, d.ring)
+                    for d in self._deployments.values()
+                    if d.phase == "ready" and d.build is not None and d.build.head is not None
+                ]
+            )
 
     def _describe(self, deployment: _Deployment) -> dict[str, Any]:
         built = deployment.build

@@ -102,7 +102,7 @@ def measure(repeats: int) -> list[dict[str, Any]]:
             began = time.perf_counter()
             mesh.deploy(nodes, lambda text: print(f"  {text}", file=sys.stderr), name=f"n{nodes}")
             row(f"{nodes} nodes: deployed", time.perf_counter() - began, "s")
-        time.sleep(3)  # the gateway looks for heads each second
+        mesh.wait_served({"n1", "n2", "n3"})
         first, each = peer(repeats)
         for nodes in (1, 2, 3):
             done = mesh.machine(GATEWAY).run(

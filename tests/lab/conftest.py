@@ -37,6 +37,7 @@ def mesh() -> Iterator[DemoMesh]:
             ]:
                 done.result()
         made.gateway(["--listen", f"127.0.0.1:{GATEWAY_PORT}"])
+        made.wait_served({"solo", "duo", "trio"})
         yield made
     finally:
         made.stop_gateways()
