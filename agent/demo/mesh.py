@@ -158,7 +158,8 @@ class DemoMesh:
         found: set[str] = set()
         while time.monotonic() < deadline:
             answer = self.machine(GATEWAY).run(["curl", "-s", url]).stdout
-            found = {model["id"] for model in json.loads(answer or '{"data": []}')["data"]}
+            # Empty while it does not listen, and OpenAI's error form while it knows no agent.
+            found = {model["id"] for model in json.loads(answer or "{}").get("data", [])}
             if found >= models:
                 return
             time.sleep(_POLL_S)
