@@ -56,6 +56,7 @@ class Neighbours:
         self._discovery = discovery
         self._health = health
         self._table = PeerTable()
+        self._learnt: dict[NodeId, MemberRecord] = {}  # each node's record as last taken in
         self._news = asyncio.Event()  # a member or an endpoint was learnt: WireGuard must follow
         self._routing_file = settings.state_dir / "discovery"
         self._quick_file: WgQuickFile | None = None
@@ -143,10 +144,12 @@ class Neighbours:
         while True:
             now = time.time()
             for record in (await self._discovery.members()).values():
-                if record.id == self._membership.key.id:
+                # Most polls bring nothing new, and to check a certificate costs more than to poll.
+                if record.id == self._membership.key.id or self._learnt.get(record.id) == record:
                     continue
                 try:
                     self._learn(record, now)
+                    self._learnt[record.id] = record
                 except CoveyError as error:
                     _log.warning("member record of %s is not used: %s", record.id, error.line())
             await asyncio.sleep(DISCOVER_INTERVAL_S)
