@@ -65,6 +65,18 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...],
         "This node's underlay addresses for others, if not those of its interfaces.",
     ] = ()
+    bootstrap: Annotated[
+        tuple[str, ...],
+        "HOST:PORT of members' discovery, asked at each start beside those remembered; names are "
+        "resolved anew at each try.",
+    ] = ()
+    mdns: Annotated[
+        bool, "Whether members on the same LAN find each other by multicast DNS (sealed)."
+    ] = True
+    acl: Annotated[
+        str, "The file that says which tags may reach which ports; empty: acl.toml beside the "
+        "configuration file, where there is one."
+    ] = ""  # fmt: skip
     ipv4_network: Annotated[
         str, "The overlay's IPv4 network; read when a mesh is created, then a fact of the mesh."
     ] = "10.77.0.0/16"
