@@ -1,0 +1,193 @@
+"""Which members are alive, suspect or gone, found out without an operator. A core.
+
+Each node asks one other a second whether it is there, and everyone is asked by someone about once
+a second, however many they are (as in SWIM: Das, Gupta, Motivala 2002). What a node hears of
+another directly (an answer, something that it wrote and signed) is the only evidence of life.
+
+    state     becomes                when
+    -----     -------                ----
+    alive     suspect                two questions in a row were not answered, or its last link went
+                                     and one question was not answered, or nothing was heard for
+                                     SILENT_S
+    suspect   alive                  heard
+    suspect   gone                   SUSPECT_S later
+    gone      alive                  heard
+
+A member that never answered a question from here (there is no path yet) is not suspected for its
+silence under questions, only when nothing that it wrote arrives for SILENT_S. `now` is monotonic
+seconds throughout.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from agent.identity.keys import NodeId
+
+PROBE_INTERVAL_S = 1.0
+# A suspect is asked this often; it has five chances before it counts as gone.
+SUSPECT_INTERVAL_S = 0.5
+SUSPECT_S = 3.0
+MISSES = 2
+# Reports come each 60 s at most, so this is three of them and a margin.
+SILENT_S = 200.0
+# One of those who are gone is asked again this often; most say themselves that they are back.
+GONE_INTERVAL_S = 10.0
+
+
+class State(enum.Enum):
+    """How a member stands."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    GONE = "gone"
+
+
+Changed = Callable[[NodeId, State], None]
+
+
+@dataclass
+class _Member:
+    heard_at: float
+    state: State = State.ALIVE
+    since: float = 0.0
+    answers: bool = False  # it answered a question from here at least once since it was last gone
+    misses: int = 0
+    allowed_misses: int = MISSES
+    asked_at: float = float("-inf")
+
+
+class Liveness:
+    """The other members as seen from this node."""
+
+    def __init__(self, rng: random.Random, changed: Changed) -> None:
+        """`changed(node, state)` is called from within the methods below, at each change."""
+        self._rng = rng
+        self._changed = changed
+        self._members: dict[NodeId, _Member] = {}
+        self._round: list[NodeId] = []
+        self._next_at = float("-inf")
+        self._gone_at = float("-inf")
+
+    def set_members(self, nodes: Iterable[NodeId], now: float) -> None:
+        """Say who is a member: a new one counts as alive, one that is none is forgotten."""
+        wanted = set(nodes)
+        for node in self._members.keys() - wanted:
+            del self._members[node]
+        for node in wanted - self._members.keys():
+            self._members[node] = _Member(heard_at=now, since=now)
+            # A newcomer is asked soon, not when the present round is over.
+            self._round.append(node)
+
+    def state(self, node: NodeId) -> State | None:
+        """Return how a member stands; None for a stranger."""
+        member = self._members.get(node)
+        return member.state if member else None
+
+    def heard_ago(self, node: NodeId, now: float) -> float | None:
+        """Return the seconds since a member was last heard; None for a stranger."""
+        member = self._members.get(node)
+        return max(0.0, now - member.heard_at) if member else None
+
+    def alive(self) -> list[NodeId]:
+        """Return the members that are not gone; a suspect counts until it is."""
+        return [node for node, m in self._members.items() if m.state is not State.GONE]
+
+    def heard(self, node: NodeId, now: float) -> None:
+        """Note that something came from a member itself."""
+        member = self._members.get(node)
+        if member is not None:
+            member.heard_at = max(now, member.heard_at)
+            member.misses, member.allowed_misses = 0, MISSES
+            self._to(node, member, State.ALIVE, now)
+
+    def doubt(self, node: NodeId, now: float) -> bool:
+        """Take a hint that a member may have died (its last link went, others suspect it).
+
+        It is asked at once, and one question without an answer is enough. Returns whether the hint
+        is of use: the member is alive and answers questions from here.
+        """
+        member = self._members.get(node)
+        if member is None or member.state is not State.ALIVE or not member.answers:
+            return False
+        member.allowed_misses = 1
+        member.asked_at = float("-inf")
+        self._next_at = now
+        return True
+
+    def departed(self, node: NodeId, now: float) -> None:
+        """Take a member's own word that it goes (its agent stops): it is gone at once."""
+        member = self._members.get(node)
+        if member is not None:
+            member.answers = False
+            self._to(node, member, State.GONE, now)
+
+    def due(self, now: float) -> list[NodeId]:
+        """Return whom to ask now, and move on those whose time is over; call it several times a s.
+
+        Report each with `answered` or `missed`.
+        """
+        asked = []
+        for node, member in self._members.items():
+            hinted = member.state is State.ALIVE and (
+                member.misses > 0 or member.allowed_misses < MISSES
+            )
+            if member.state is State.ALIVE and now - member.heard_at > SILENT_S:
+                self._to(node, member, State.SUSPECT, now)
+            elif member.state is State.SUSPECT and now - member.since >= SUSPECT_S:
+                self._to(node, member, State.GONE, now)
+                member.answers = False
+            if (hinted or member.state is State.SUSPECT) and (
+                now - member.asked_at >= SUSPECT_INTERVAL_S
+            ):
+                asked.append(node)
+        if now >= self._next_at:
+            self._next_at = now + PROBE_INTERVAL_S
+            if (turn := self._turn()) is not None and turn not in asked:
+                asked.append(turn)
+        if now >= self._gone_at:
+            self._gone_at = now + GONE_INTERVAL_S
+            gone = [node for node, m in self._members.items() if m.state is State.GONE]
+            if gone:
+                asked.append(self._rng.choice(gone))
+        for node in asked:
+            self._members[node].asked_at = now
+        return asked
+
+    def answered(self, node: NodeId, now: float) -> None:
+        """Note an answer to a question."""
+        member = self._members.get(node)
+        if member is not None:
+            member.answers = True
+            self.heard(node, now)
+
+    def missed(self, node: NodeId, now: float) -> None:
+        """Note that a question was not answered in its time."""
+        member = self._members.get(node)
+        if member is None or member.state is not State.ALIVE or not member.answers:
+            return
+        member.misses += 1
+        if member.misses >= member.allowed_misses:
+            self._to(node, member, State.SUSPECT, now)
+
+    def _turn(self) -> NodeId | None:
+        """Return the next member of the round that is alive; each is asked once in a round."""
+        for _ in range(2):
+            while self._round:
+                node = self._round.pop()
+                member = self._members.get(node)
+                if member is not None and member.state is State.ALIVE:
+                    return node
+            self._round = list(self._members)
+            self._rng.shuffle(self._round)
+        return None
+
+    def _to(self, node: NodeId, member: _Member, state: State, now: float) -> None:
+        if member.state is not state:
+            member.state, member.since = state, now
+            if state is State.SUSPECT:
+                member.asked_at = float("-inf")
+            self._changed(node, state)

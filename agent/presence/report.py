@@ -1,0 +1,110 @@
+"""What nodes tell each other of themselves over gossip, by topic. A core: msgpack structs.
+
+    topic     message          when
+    -----     -------          ----
+    health    Beat             each `beat_interval_s`, and at once when something in it changed
+    health    Doubt            a member stopped answering the author: ask it yourselves
+    models    Models           when they change, and each fifth beat
+    events    Event            when it happens, from the node at which it happens
+
+The control plane has checked the author and its signature; a node speaks of itself in all of these
+but Doubt, which is a hint and no verdict.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from agent.errors import PeerError
+
+HEALTH, MODELS, EVENTS = "health", "models", "events"
+# One beat a second in the whole mesh, whatever its size, but each node once in this range.
+BEAT_MIN_S, BEAT_MAX_S = 10.0, 60.0
+MAX_ITEMS = 32
+MAX_MODELS = 64
+
+_Text = Annotated[str, msgspec.Meta(max_length=80)]
+_Sentence = Annotated[str, msgspec.Meta(max_length=300)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What a node has to spare: free bytes, cores, load average over 1 min; engines that run."""
+
+    free_bytes: _Count
+    cores: _Count
+    load: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+    engines: _Count
+
+
+class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A health item of the author: code and severity; its words are asked for where it is."""
+
+    code: _Text
+    severity: Literal["warning", "error"]
+
+
+class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="beat"):
+    """The author lives, and how; `leaving` says that its agent stops now."""
+
+    load: Load
+    items: Annotated[tuple[Item, ...], msgspec.Meta(max_length=MAX_ITEMS)] = ()
+    links: _Count = 0
+    software: _Text = ""
+    leaving: bool = False
+
+
+class Doubt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="doubt"):
+    """`node` (Ed25519, 32 bytes) stopped answering the author."""
+
+    node: _Key
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A model that the author serves (as head) or holds a stage of."""
+
+    name: _Text
+    part: _Text
+    phase: _Text
+
+
+class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="models"):
+    """Every model that runs on the author."""
+
+    models: Annotated[tuple[Model, ...], msgspec.Meta(max_length=MAX_MODELS)] = ()
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="event"):
+    """Something that happened, to whom or what, in words; `at` is unix seconds."""
+
+    at: float
+    kind: _Text
+    subject: _Text
+    text: _Sentence
+
+
+Message = Beat | Doubt | Models | Event
+_ON = {HEALTH: Beat | Doubt, MODELS: Models, EVENTS: Event}
+_decoders = {topic: msgspec.msgpack.Decoder(kind) for topic, kind in _ON.items()}
+
+
+def encode(message: Message) -> bytes:
+    """Return the payload of a message."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode(topic: str, payload: bytes) -> Message:
+    """Read a payload of one of the topics above; raises PeerError for what makes no sense."""
+    try:
+        message: Message = _decoders[topic].decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerError(f"a message on {topic} cannot be read: {error}") from None
+    return message
+
+
+def beat_interval_s(members: int) -> float:
+    """Return how often a node of a mesh with so many members sends its beat."""
+    return min(BEAT_MAX_S, max(BEAT_MIN_S, float(members)))

@@ -1,0 +1,372 @@
+"""Presence: asks who is there, says that this node is, keeps its links, and collects events.
+
+The daemon makes one and tells it who is a member. It decides nothing by itself: `liveness.py` says
+who is gone, `links.py` to whom links are kept. Monotonic time inside, unix time in events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from agent.errors import CoveyError, PeerError
+from agent.health import Health
+from agent.identity.keys import NodeId
+from agent.presence import report
+from agent.presence.events import EventLog
+from agent.presence.links import LinkChooser
+from agent.presence.liveness import Liveness, State
+from agent.presence.report import Beat, Doubt, Event, Item, Load, Model, Models
+
+_log = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+# On a LAN an answer takes a millisecond, over relays and satellites one second.
+_PING_TIMEOUT_S = 1.0
+# After a hint that a node died the answer decides over a takeover: it must come soon.
+_HINTED_PING_TIMEOUT_S = 0.4
+_LINKS_INTERVAL_S = 1.0
+_MODELS_EACH_BEATS = 5
+# A change is told at once, but not more often than this.
+_CHANGE_INTERVAL_S = 2.0
+# What others say in events is kept for this many different authors a minute at most each.
+_EVENTS_PER_MINUTE = 30
+
+
+class Control(Protocol):
+    """What presence needs of the control plane."""
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Tell every member."""
+
+    def subscribe(self, topic: str, handler: Callable[[NodeId, bytes], Awaitable[bool]]) -> None:
+        """Hear a topic."""
+
+    def keep_links(self, wanted: Mapping[NodeId, Sequence[str]]) -> None:
+        """Keep connections to these."""
+
+    def on_link(self, callback: Callable[[NodeId, bool], None]) -> None:
+        """Hear of links that come and go."""
+
+
+class Ping(Protocol):
+    """Asks a node whether it is there; returns the round-trip time in seconds, or None."""
+
+    async def __call__(self, node: NodeId, timeout_s: float) -> float | None:
+        """Ask."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a node says of itself, asked anew for each beat."""
+
+    load: Callable[[], Load]
+    models: Callable[[], Sequence[Model]]
+    name_of: Callable[[NodeId], str]
+    control_addresses: Callable[[NodeId], Sequence[str]]
+    """Where a member's control plane can be reached now, the best address first."""
+
+
+@dataclass
+class _Heard:
+    """What a member last told."""
+
+    beat: Beat | None = None
+    models: Models = field(default_factory=Models)
+    rtt_s: float | None = None
+    events: list[float] = field(default_factory=list)
+
+
+class Presence:
+    """Which members are there, as this node sees it. All methods belong to the asyncio loop."""
+
+    def __init__(
+        self,
+        own: NodeId,
+        control: Control,
+        ping: Ping,
+        sources: Sources,
+        health: Health,
+        *,
+        changed: Callable[[NodeId, State], None] = lambda node, state: None,
+        rng: random.Random | None = None,
+        software: str = "",
+    ) -> None:
+        """`changed` is called when a member turns alive, suspect or gone."""
+        self._own = own
+        self._control = control
+        self._ping = ping
+        self._sources = sources
+        self._health = health
+        self._on_changed = changed
+        self._software = software
+        self._rng = rng or random.SystemRandom()
+        self._liveness = Liveness(self._rng, self._state_changed)
+        self._chooser = LinkChooser(own)
+        self._linked: set[NodeId] = set()
+        self._hinted: set[NodeId] = set()
+        self._doubted: dict[NodeId, float] = {}
+        self._heard: dict[NodeId, _Heard] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loops: list[asyncio.Task[None]] = []
+        self._told: tuple[Sequence[Item], Sequence[Model]] = ((), ())
+        self.events = EventLog()
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Hear the topics, and begin to ask, to tell and to link."""
+        for topic in (report.HEALTH, report.MODELS, report.EVENTS):
+            self._control.subscribe(topic, self._handler(topic))
+        self._control.on_link(self._on_link)
+        self._loops = [
+            asyncio.create_task(self._every(_TICK_S, self._ask_due), name="presence ask"),
+            asyncio.create_task(self._every(_LINKS_INTERVAL_S, self._keep_links), name="links"),
+            asyncio.create_task(self._tell(), name="presence tell"),
+        ]
+
+    async def stop(self) -> None:
+        """Say goodbye to whoever listens, and end."""
+        running = [*self._loops, *self._tasks]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=1.0)
+        if self._loops:
+            self._loops = []
+            self._note("node.down", self._own, "its agent stops", tell=False)
+            try:
+                beat = msgspec.structs.replace(self._beat(), leaving=True)
+                await self._control.publish(report.HEALTH, report.encode(beat))
+            except CoveyError as error:
+                _log.debug("no goodbye was said: %s", error.line())
+
+    def set_members(self, nodes: Iterable[NodeId]) -> None:
+        """Say who is a member; this node itself may be among them."""
+        others = {node for node in nodes if node != self._own}
+        self._liveness.set_members(others, time.monotonic())
+        for node in self._heard.keys() - others:
+            del self._heard[node]
+        self._linked &= others
+
+    # --------------------------------------------------------------- answers
+
+    def alive(self) -> list[NodeId]:
+        """Return the other members that are not gone."""
+        return self._liveness.alive()
+
+    def heard(self, node: NodeId) -> None:
+        """Note that something came from a member: a request, an answer."""
+        self._liveness.heard(node, time.monotonic())
+
+    def doubt(self, node: NodeId) -> None:
+        """Take a hint that a member may have died: it is asked at once."""
+        if self._liveness.doubt(node, time.monotonic()):
+            self._hinted.add(node)
+
+    def describe(self, node: NodeId) -> dict[str, Any]:
+        """Describe a member's presence for the local API."""
+        state, heard = self._liveness.state(node), self._heard.get(node)
+        beat = heard.beat if heard else None
+        return {
+            "presence": state.value if state else "unknown",
+            "heard_ago_s": self._liveness.heard_ago(node, time.monotonic()),
+            "rtt_ms": None if heard is None or heard.rtt_s is None else 1000 * heard.rtt_s,
+            "linked": node in self._linked,
+            "load": msgspec.to_builtins(_named(beat.load)) if beat else None,
+            "health": [{"code": i.code, "severity": i.severity} for i in beat.items]
+            if beat else [],
+            "models": [{"name": m.name, "part": m.part, "phase": m.phase}
+                       for m in heard.models.models] if heard else [],
+            "software": beat.software if beat else "",
+        }  # fmt: skip
+
+    def links(self) -> list[NodeId]:
+        """Return the members to whom a control connection is open."""
+        return sorted(self._linked)
+
+    def note(self, kind: str, subject: NodeId | str, text: str, *, tell: bool = False) -> None:
+        """Record an event of this node; `tell` all members of it as well."""
+        self._note(kind, subject, text, tell=tell)
+
+    # ---------------------------------------------------------------- asking
+
+    async def _ask_due(self) -> None:
+        for node in self._liveness.due(time.monotonic()):
+            hinted = node in self._hinted
+            self._hinted.discard(node)
+            timeout_s = _HINTED_PING_TIMEOUT_S if hinted else _PING_TIMEOUT_S
+            self._spawn(self._ask(node, timeout_s))
+
+    async def _ask(self, node: NodeId, timeout_s: float) -> None:
+        rtt_s = await self._ping(node, timeout_s)
+        now = time.monotonic()
+        if rtt_s is None:
+            self._liveness.missed(node, now)
+            return
+        self._liveness.answered(node, now)
+        self._of(node).rtt_s = rtt_s
+
+    def _state_changed(self, node: NodeId, state: State) -> None:
+        words = {State.ALIVE: "is there again", State.SUSPECT: "does not answer",
+                 State.GONE: "is gone"}  # fmt: skip
+        self._note(f"member.{state.value}", node, words[state])
+        if state is State.SUSPECT:
+            self._spawn(self._tell_doubt(node))
+        self._on_changed(node, state)
+
+    async def _tell_doubt(self, node: NodeId) -> None:
+        """Have others ask as well; one voice is enough, so not when another told it just now."""
+        now = time.monotonic()
+        if now - self._doubted.get(node, float("-inf")) < _PING_TIMEOUT_S * 5:
+            return
+        self._doubted[node] = now
+        await self._publish(report.HEALTH, Doubt(node.ed25519))
+
+    def _on_link(self, node: NodeId, up: bool) -> None:
+        if up == (node in self._linked):
+            return
+        if up:
+            self._linked.add(node)
+            self.heard(node)
+        else:
+            self._linked.discard(node)
+            self.doubt(node)
+        self._note("link.up" if up else "link.down", node, "a control connection is open"
+                   if up else "the control connection closed")  # fmt: skip
+
+    # --------------------------------------------------------------- telling
+
+    async def _tell(self) -> None:
+        """Send the beat in its time, and what changed soon after it did."""
+        beats = 0
+        due = 0.0
+        while True:
+            await asyncio.sleep(_CHANGE_INTERVAL_S if due else self._rng.uniform(0.0, 0.5))
+            now = time.monotonic()
+            items, models = self._items(), tuple(self._sources.models())
+            changed = (items, models) != self._told
+            if now < due and not changed:
+                continue
+            if now >= due:
+                beats += 1
+                interval_s = report.beat_interval_s(len(self._liveness.alive()) + 1)
+                due = now + interval_s * self._rng.uniform(0.8, 1.0)
+            if models != self._told[1] or beats % _MODELS_EACH_BEATS == 1:
+                await self._publish(report.MODELS, Models(models))
+            if items != self._told[0]:
+                self._note_health(items)
+            self._told = items, models
+            await self._publish(report.HEALTH, self._beat())
+
+    def _beat(self) -> Beat:
+        return Beat(self._sources.load(), self._items(), len(self._linked), self._software)
+
+    def _items(self) -> tuple[Item, ...]:
+        found = self._health.items()[: report.MAX_ITEMS]
+        return tuple(Item(item.code, item.severity) for item in found)
+
+    def _note_health(self, items: Sequence[Item]) -> None:
+        before, after = {i.code for i in self._told[0]}, {i.code for i in items}
+        for code in sorted(after - before):
+            self._note("health.set", self._own, code, tell=True)
+        for code in sorted(before - after):
+            self._note("health.cleared", self._own, code, tell=True)
+
+    def _note(self, kind: str, subject: NodeId | str, text: str, *, tell: bool = False) -> None:
+        name = self._sources.name_of(subject) if isinstance(subject, NodeId) else subject
+        own = self._sources.name_of(self._own)
+        now = time.time()
+        self.events.add(now, own, "local", kind, name, text)
+        _log.info("event kind=%s subject=%s text=%s", kind, name, text)
+        if tell:
+            self._spawn(self._publish(report.EVENTS, Event(now, kind, name[:80], text[:300])))
+
+    async def _publish(self, topic: str, message: report.Message) -> None:
+        try:
+            await self._control.publish(topic, report.encode(message))
+        except CoveyError as error:
+            _log.debug("not told on %s: %s", topic, error.line())
+
+    # --------------------------------------------------------------- hearing
+
+    def _handler(self, topic: str) -> Callable[[NodeId, bytes], Awaitable[bool]]:
+        async def hear(author: NodeId, payload: bytes) -> bool:
+            try:
+                message = report.decode(topic, payload)
+            except PeerError as error:
+                _log.warning("node=%s %s", author, error.message)
+                return False
+            if author != self._own:
+                self._hear(author, message)
+            return True
+
+        return hear
+
+    def _hear(self, author: NodeId, message: report.Message) -> None:
+        now = time.monotonic()
+        if self._liveness.state(author) is None:
+            return  # it is not a member (any more) by what this node knows
+        match message:
+            case Beat():
+                self._of(author).beat = message
+                if message.leaving:
+                    self._liveness.departed(author, now)
+                    return
+            case Doubt():
+                node = NodeId(message.node)
+                if node == self._own:
+                    self._spawn(self._publish(report.HEALTH, self._beat()))
+                elif self._liveness.state(node) is not None:
+                    self._doubted[node] = now
+                    self.doubt(node)
+            case Models():
+                self._of(author).models = message
+            case Event():
+                self._hear_event(author, message, now)
+        self._liveness.heard(author, now)
+
+    def _hear_event(self, author: NodeId, event: Event, now: float) -> None:
+        recent = [at for at in self._of(author).events if now - at < 60.0]
+        if len(recent) < _EVENTS_PER_MINUTE:
+            recent.append(now)
+            self.events.add(event.at, self._sources.name_of(author), "mesh", event.kind,
+                            event.subject, event.text)  # fmt: skip
+        self._of(author).events = recent
+
+    # ---------------------------------------------------------------- inside
+
+    async def _keep_links(self) -> None:
+        chosen = self._chooser.choose(
+            self._liveness.alive(), frozenset(self._linked), time.monotonic()
+        )
+        self._control.keep_links(
+            {node: tuple(self._sources.control_addresses(node)) for node in chosen}
+        )
+
+    def _of(self, node: NodeId) -> _Heard:
+        return self._heard.setdefault(node, _Heard())
+
+    async def _every(self, interval_s: float, do: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await do()
+            except CoveyError as error:
+                _log.warning("presence: %s", error.line())
+            await asyncio.sleep(interval_s)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _named(load: Load) -> dict[str, Any]:
+    return {name: getattr(load, name) for name in load.__struct_fields__}

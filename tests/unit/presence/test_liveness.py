@@ -1,0 +1,167 @@
+"""Liveness: silence makes a member suspect and then gone, and whatever it says brings it back."""
+
+import random
+from collections.abc import Callable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.identity.keys import NodeId
+from agent.presence.liveness import SILENT_S, SUSPECT_S, Liveness, State
+
+STEP_S = 0.25
+
+
+def node(number: int) -> NodeId:
+    return NodeId(number.to_bytes(32, "big"))
+
+
+class World:
+    """One observer and members that answer, or do not, after a fixed step of time."""
+
+    def __init__(self, members: int, seed: int = 1) -> None:
+        self.now = 1000.0
+        self.changes: list[tuple[float, NodeId, State]] = []
+        self.dead: set[NodeId] = set()
+        self.unreachable: set[NodeId] = set()
+        self.asked: list[NodeId] = []
+        self.nodes = [node(n) for n in range(1, members + 1)]
+        self.liveness = Liveness(
+            random.Random(seed), lambda n, s: self.changes.append((self.now, n, s))
+        )
+        self.liveness.set_members(self.nodes, self.now)
+
+    def run(self, seconds: float, each: Callable[[], None] = lambda: None) -> None:
+        for _ in range(int(seconds / STEP_S)):
+            self.now += STEP_S
+            asked = self.liveness.due(self.now)
+            self.asked += asked
+            each()
+            for one in asked:
+                if one in self.dead or one in self.unreachable:
+                    self.liveness.missed(one, self.now)
+                else:
+                    self.liveness.answered(one, self.now)
+
+    def state(self, number: int) -> State | None:
+        return self.liveness.state(node(number))
+
+
+def test_everyone_is_asked_once_in_a_round_and_stays_alive() -> None:
+    world = World(20)
+    world.run(20.0)
+    assert set(world.asked) == set(world.nodes)
+    assert world.changes == []
+
+
+def test_a_dead_member_is_suspect_then_gone_without_an_operator() -> None:
+    world = World(10)
+    world.run(15.0)
+    world.dead.add(node(3))
+    # Rounds are shuffled, so its turn may be the last of the next one.
+    world.run(2 * 10 + 0.5 + SUSPECT_S + 2 * STEP_S)
+    assert [(n, s) for _, n, s in world.changes] == [
+        (node(3), State.SUSPECT), (node(3), State.GONE)
+    ]  # fmt: skip
+    assert node(3) not in world.liveness.alive()
+
+
+def test_a_hint_makes_a_dead_member_suspect_with_one_question() -> None:
+    world = World(30)
+    world.run(31.0)
+    world.dead.add(node(7))
+    assert world.liveness.doubt(node(7), world.now)
+    world.run(2 * STEP_S)
+    assert world.state(7) is State.SUSPECT
+
+
+def test_a_hint_about_a_live_member_changes_nothing() -> None:
+    world = World(5)
+    world.run(6.0)
+    assert world.liveness.doubt(node(2), world.now)
+    world.run(5.0)
+    assert world.changes == []
+
+
+def test_one_lost_answer_is_no_suspicion_but_is_asked_again_soon() -> None:
+    world = World(3)
+    world.run(4.0)
+    world.liveness.missed(node(1), world.now)
+    assert world.state(1) is State.ALIVE
+    world.asked.clear()
+    world.run(1.0)
+    assert node(1) in world.asked
+
+
+def test_who_cannot_be_asked_from_here_lives_as_long_as_it_is_heard() -> None:
+    world = World(3)
+    world.unreachable.add(node(2))
+    world.run(SILENT_S / 2, lambda: world.liveness.heard(node(2), world.now))
+    assert world.changes == []
+    world.run(SILENT_S + SUSPECT_S + 1)
+    assert world.state(2) is State.GONE
+
+
+def test_one_who_comes_back_is_alive_again() -> None:
+    world = World(4)
+    world.run(5.0)
+    world.dead.add(node(1))
+    world.run(20.0)
+    assert world.state(1) is State.GONE
+    world.dead.clear()
+    world.run(15.0)
+    assert world.state(1) is State.ALIVE
+    assert world.changes[-1][1:] == (node(1), State.ALIVE)
+
+
+def test_a_member_that_says_goodbye_is_gone_at_once_and_may_return() -> None:
+    world = World(4)
+    world.liveness.departed(node(2), world.now)
+    assert world.state(2) is State.GONE
+    world.liveness.heard(node(2), world.now)
+    assert world.state(2) is State.ALIVE
+
+
+def test_a_stranger_has_no_state_and_nothing_about_it_is_kept() -> None:
+    world = World(2)
+    world.liveness.heard(node(99), world.now)
+    world.liveness.missed(node(99), world.now)
+    assert not world.liveness.doubt(node(99), world.now)
+    assert world.state(99) is None
+    world.liveness.set_members([node(1)], world.now)
+    assert world.state(2) is None
+    assert world.liveness.alive() == [node(1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.lists(st.tuples(st.sampled_from(["die", "live", "hint", "heard", "run"]),
+                       st.integers(1, 12)), max_size=25),
+    st.integers(0, 2**16),
+)  # fmt: skip
+def test_the_living_are_found_alive_and_the_dead_gone(
+    members: int, steps: list[tuple[str, int]], seed: int
+) -> None:
+    """Whatever happened before: after a while of quiet everyone stands as it is."""
+    world = World(members, seed)
+    world.run(members + 1.0)  # everyone has answered once
+    for what, number in steps:
+        one = node(1 + number % members)
+        if what == "die":
+            world.dead.add(one)
+        elif what == "live":
+            world.dead.discard(one)
+        elif what == "hint":
+            world.liveness.doubt(one, world.now)
+        elif what == "heard" and one not in world.dead:
+            world.liveness.heard(one, world.now)
+        else:
+            world.run(number / 2)
+    world.run(SILENT_S + SUSPECT_S + 10.0 * (members + 2))
+    for one in world.nodes:
+        expected = State.GONE if one in world.dead else State.ALIVE
+        # Who is gone is asked by chance, so one that came back may be met late, but it is met.
+        if expected is State.ALIVE and world.liveness.state(one) is State.GONE:
+            world.run(2000.0)
+        assert world.liveness.state(one) is expected

@@ -1,0 +1,201 @@
+"""Presence over a gossip of its own: who dies is gone, who speaks is heard, links are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from agent.health import Health, HealthItem
+from agent.identity.keys import NodeId
+from agent.presence import report, service
+from agent.presence.liveness import State
+from agent.presence.report import Event, Load, Model
+from agent.presence.service import Presence, Sources
+
+Handler = Callable[[NodeId, bytes], Awaitable[bool]]
+
+
+def node(number: int) -> NodeId:
+    return NodeId(number.to_bytes(32, "big"))
+
+
+class Hub:
+    """Carries what is published to everyone else who is up."""
+
+    def __init__(self) -> None:
+        self.controls: dict[NodeId, Control] = {}
+        self.dead: set[NodeId] = set()
+
+    async def spread(self, author: NodeId, topic: str, payload: bytes) -> None:
+        for other, control in list(self.controls.items()):
+            if other not in self.dead and author not in self.dead:
+                await control.handlers[topic](author, payload)
+
+
+class Control:
+    """One node's gossip and links, in memory."""
+
+    def __init__(self, hub: Hub, own: NodeId) -> None:
+        self.hub, self.own = hub, own
+        self.handlers: dict[str, Handler] = {}
+        self.wanted: Mapping[NodeId, Sequence[str]] = {}
+        self.link: Callable[[NodeId, bool], None] = lambda node, up: None
+        hub.controls[own] = self
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        await self.hub.spread(self.own, topic, payload)
+
+    def subscribe(self, topic: str, handler: Handler) -> None:
+        self.handlers[topic] = handler
+
+    def keep_links(self, wanted: Mapping[NodeId, Sequence[str]]) -> None:
+        self.wanted = wanted
+
+    def on_link(self, callback: Callable[[NodeId, bool], None]) -> None:
+        self.link = callback
+
+
+class Fleet:
+    """Several nodes that know each other."""
+
+    def __init__(self, count: int) -> None:
+        self.hub = Hub()
+        self.nodes = [node(n) for n in range(1, count + 1)]
+        self.changes: dict[NodeId, list[tuple[NodeId, State]]] = {n: [] for n in self.nodes}
+        self.health = {n: Health() for n in self.nodes}
+        self.models: dict[NodeId, list[Model]] = {n: [] for n in self.nodes}
+        self.presence = {n: self._make(n) for n in self.nodes}
+
+    def _make(self, own: NodeId) -> Presence:
+        async def ping(other: NodeId, timeout_s: float) -> float | None:
+            await asyncio.sleep(0)
+            return None if other in self.hub.dead else 0.002
+
+        sources = Sources(
+            load=lambda: Load(1 << 30, 2, 0.5, 0),
+            models=lambda: self.models[own],
+            name_of=lambda one: f"n{int.from_bytes(one.ed25519, 'big')}",
+            control_addresses=lambda one: ("192.0.2.1:4001",),
+        )
+        return Presence(
+            own, Control(self.hub, own), ping, sources, self.health[own],
+            changed=lambda other, state: self.changes[own].append((other, state)),
+            rng=random.Random(own.ed25519),
+        )  # fmt: skip
+
+    def control(self, one: NodeId) -> Control:
+        return self.hub.controls[one]
+
+    def kinds(self, one: NodeId) -> list[str]:
+        return [entry.kind for entry in self.presence[one].events.after(0)]
+
+
+@asynccontextmanager
+async def fleet(count: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fleet]:
+    """Nodes whose clocks run some thirty times as fast, so that nothing here waits for seconds."""
+    for name in ("_TICK_S", "_LINKS_INTERVAL_S", "_CHANGE_INTERVAL_S"):
+        monkeypatch.setattr(service, name, getattr(service, name) / 30)
+    for name in ("PROBE_INTERVAL_S", "SUSPECT_INTERVAL_S", "SUSPECT_S", "GONE_INTERVAL_S"):
+        monkeypatch.setattr(
+            f"agent.presence.liveness.{name}", getattr(service_liveness(), name) / 30
+        )
+    made = Fleet(count)
+    for one in made.presence.values():
+        one.start()
+        one.set_members(made.nodes)
+    try:
+        yield made
+    finally:
+        for one in made.presence.values():
+            await one.stop()
+
+
+def service_liveness() -> Any:
+    import agent.presence.liveness as module
+
+    return module
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+async def test_a_dead_node_is_gone_everywhere_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fleet(4, monkeypatch) as made:
+        first, second, *_ = made.nodes
+        await until(lambda: made.presence[first].describe(second)["rtt_ms"] is not None)
+        made.hub.dead.add(second)
+        await until(lambda: all(
+            made.presence[n].describe(second)["presence"] == "gone"
+            for n in made.nodes if n != second
+        ))  # fmt: skip
+        assert second not in made.presence[first].alive()
+        assert made.kinds(first)[-2:] == ["member.suspect", "member.gone"]
+        assert made.changes[first] == [(second, State.SUSPECT), (second, State.GONE)]
+        made.hub.dead.discard(second)
+        await until(lambda: second in made.presence[first].alive())
+
+
+async def test_beats_carry_load_health_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(2, monkeypatch) as made:
+        first, second = made.nodes
+        await until(lambda: made.presence[first].describe(second)["load"] is not None)
+        made.health[second].set(HealthItem("disk", "warning", "t", "x", "y"))
+        made.models[second].append(Model("covey-mini", "head", "ready"))
+        await until(lambda: made.presence[first].describe(second)["models"] != [])
+        seen = made.presence[first].describe(second)
+        assert seen["health"] == [{"code": "disk", "severity": "warning"}]
+        assert seen["models"] == [{"name": "covey-mini", "part": "head", "phase": "ready"}]
+        assert seen["load"]["free_bytes"] == 1 << 30
+        await until(lambda: "health.set" in made.kinds(first))
+
+
+async def test_a_goodbye_is_believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(3, monkeypatch) as made:
+        first, second, _ = made.nodes
+        await until(lambda: made.presence[first].describe(second)["load"] is not None)
+        await made.presence[second].stop()
+        assert made.presence[first].describe(second)["presence"] == "gone"
+
+
+async def test_links_are_kept_to_the_living_and_a_lost_link_is_a_hint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fleet(3, monkeypatch) as made:
+        first, second, third = made.nodes
+        control = made.control(first)
+        await until(lambda: set(control.wanted) == {second, third})
+        control.link(second, True)
+        assert made.presence[first].links() == [second]
+        await until(lambda: made.presence[first].describe(second)["rtt_ms"] is not None)
+        made.hub.dead.add(second)
+        control.link(second, False)
+        await until(lambda: made.presence[first].describe(second)["presence"] == "gone")
+        await until(lambda: set(control.wanted) == {third})
+
+
+async def test_nonsense_and_strangers_are_refused_and_events_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fleet(2, monkeypatch) as made:
+        first, second = made.nodes
+        hear = made.control(first).handlers
+        assert not await hear[report.HEALTH](second, b"\xc1junk")
+        beat = report.encode(report.Beat(Load(1, 1, 0.0, 0)))
+        assert not await hear[report.MODELS](second, beat)
+        assert await hear[report.HEALTH](node(99), beat)
+        assert made.presence[first].describe(node(99))["presence"] == "unknown"
+        shout = report.encode(Event(1.0, "deployment.phase", "x", "y"))
+        for _ in range(200):
+            assert await hear[report.EVENTS](second, shout)
+        told = [e for e in made.presence[first].events.after(0) if e.scope == "mesh"]
+        assert len(told) == service._EVENTS_PER_MINUTE
