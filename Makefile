@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CACHE  := $(or $(COVEY_CACHE),$(HOME)/.cache/covey)
 READY  := $(VENV)/.ready
+BENCHES := main_job mesh
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
 .PHONY: help demo test check lint unit lab vm bench setup lock clean
@@ -37,8 +38,8 @@ vm: $(READY) ## Run the tests that need a kernel of their own, in qemu.
 
 bench: $(READY) ## Measure (ARGS=--quick); tables here, JSON in build/.
 	@mkdir -p build
-	@for bench in tests/bench/bench_*.py; do \
-		$(BIN)/python $$bench --json build/$$(basename $$bench .py).json $(ARGS) || exit 1; done
+	@for bench in $(BENCHES); do \
+		$(BIN)/python tests/bench/$$bench.py --json build/$$bench.json $(ARGS) || exit 1; done
 
 setup: $(READY) ## Do the set-up alone.
 

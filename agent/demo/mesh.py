@@ -30,15 +30,12 @@ _CONNECT_TIMEOUT_S = 40.0
 _POLL_S = 0.1
 
 
-class DemoMesh:
-    """Three workers and a gateway, each an agent in a namespace of its own with its own state."""
+class AgentLab:
+    """Agents on the machines of a network, each with its own state; the commands to drive them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.lab = NetLab()
-        for name in (*WORKERS, GATEWAY):
-            self.lab.add(name)
-        self._gateways: list[subprocess.Popen[bytes]] = []
 
     def machine(self, name: str) -> Machine:
         """Return one of the machines."""
@@ -93,6 +90,31 @@ class DemoMesh:
 
         return asyncio.run(call())
 
+    def wait_connected(self, name: str, peers: int = len(WORKERS)) -> None:
+        """Wait until a machine has a WireGuard session with so many peers; raises PeerError."""
+        deadline = time.monotonic() + _CONNECT_TIMEOUT_S
+        connected = 0
+        while time.monotonic() < deadline:
+            known = self.get(name, "/v1/peers")["peers"]
+            connected = sum(peer["path"] == "direct" for peer in known)
+            if connected >= peers:
+                return
+            time.sleep(_POLL_S)
+        raise PeerError(
+            f"{name} reached {connected} of {peers} peers within {_CONNECT_TIMEOUT_S:.0f} s",
+            hint=f"The logs are in {self.root}.",
+        )
+
+
+class DemoMesh(AgentLab):
+    """Three workers and a gateway, each an agent in a namespace of its own."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        for name in (*WORKERS, GATEWAY):
+            self.lab.add(name)
+        self._gateways: list[subprocess.Popen[bytes]] = []
+
     def up(self, report: Report) -> None:
         """Make the mesh on the first worker, let the others join, wait until all are connected."""
         first, *others = WORKERS
@@ -112,21 +134,6 @@ class DemoMesh:
                 report(f"{name} joined with a ticket")
         self.wait_connected(first)
         report("WireGuard connects every node with the head")
-
-    def wait_connected(self, name: str, peers: int = len(WORKERS)) -> None:
-        """Wait until a machine has a WireGuard session with so many peers; raises PeerError."""
-        deadline = time.monotonic() + _CONNECT_TIMEOUT_S
-        connected = 0
-        while time.monotonic() < deadline:
-            known = self.get(name, "/v1/peers")["peers"]
-            connected = sum(peer["path"] == "direct" for peer in known)
-            if connected >= peers:
-                return
-            time.sleep(_POLL_S)
-        raise PeerError(
-            f"{name} reached {connected} of {peers} peers within {_CONNECT_TIMEOUT_S:.0f} s",
-            hint=f"The logs are in {self.root}.",
-        )
 
     def deploy(self, nodes: int, report: Report, *, name: str = MODEL) -> dict[str, Any]:
         """Cut the bundled model over so many workers and wait until it answers."""

@@ -1,6 +1,6 @@
 """The main job measured: one stream through gateway, WireGuard and ring, beside plain llama.cpp.
 
-    python tests/bench/bench_main_job.py [--quick] [--json FILE]
+    python tests/bench/main_job.py [--quick] [--json FILE]
 
 In one run and on the same machine: llama.cpp alone in one process (the peer), then the bundled
 model over one, two and three nodes in network namespaces, each asked through the gateway. With
@@ -14,19 +14,19 @@ import argparse
 import http.client
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import llama_cpp
 
 from agent.demo import sandbox
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, DemoMesh
 from agent.models import bundled
+
+sys.path.insert(0, str(Path(__file__).parent))
+from report import Row, conditions, finish, parser, row
 
 PROMPT = "What is a certificate?"
 TOKENS = 64
@@ -83,25 +83,23 @@ def ask(base: str, model: str, repeats: int) -> tuple[float, float]:
     return statistics.median(firsts), statistics.median(rates)
 
 
-def measure(repeats: int) -> list[dict[str, Any]]:
+def measure(repeats: int) -> list[Row]:
     """Bring the mesh up, ask, and return the rows."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
 
-    def row(name: str, value: float, unit: str, beside: float | None = None) -> None:
-        rows.append({"name": name, "value": round(value, 2), "unit": unit, "goal": None,
-                     "met": None, "peer": None if beside is None else round(beside, 2),
-                     "limit": None})  # fmt: skip
+    def add(name: str, value: float, unit: str, peer: float | None = None) -> None:
+        rows.append(row(name, value, unit, peer=peer))
 
     began = time.perf_counter()
     mesh = DemoMesh(Path("/run/covey-bench"))
     mesh.up(lambda text: print(f"  {text}", file=sys.stderr))
-    row("mesh of four nodes up and connected", time.perf_counter() - began, "s")
+    add("mesh of four nodes up and connected", time.perf_counter() - began, "s")
     try:
         mesh.gateway(["--listen", f"127.0.0.1:{GATEWAY_PORT}"])
         for nodes in (1, 2, 3):
             began = time.perf_counter()
             mesh.deploy(nodes, lambda text: print(f"  {text}", file=sys.stderr), name=f"n{nodes}")
-            row(f"{nodes} nodes: deployed", time.perf_counter() - began, "s")
+            add(f"{nodes} nodes: deployed", time.perf_counter() - began, "s")
         mesh.wait_served({"n1", "n2", "n3"})
         first, each = peer(repeats)
         for nodes in (1, 2, 3):
@@ -112,8 +110,8 @@ def measure(repeats: int) -> list[dict[str, Any]]:
             if done.returncode != 0:
                 raise SystemExit(done.stderr)
             to_first, a_token = json.loads(done.stdout)
-            row(f"{nodes} nodes: to the first token", to_first, "ms", first)
-            row(f"{nodes} nodes: a token", a_token, "ms", each)
+            add(f"{nodes} nodes: to the first token", to_first, "ms", first)
+            add(f"{nodes} nodes: a token", a_token, "ms", each)
     finally:
         mesh.stop_gateways()
     return rows
@@ -121,14 +119,10 @@ def measure(repeats: int) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Parse flags, measure in a sandbox, print a table and write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="3 repeats instead of 15")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
-    parser.add_argument("--ask", help=argparse.SUPPRESS)
-    parser.add_argument("--repeats", type=int, default=0, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--ask", help=argparse.SUPPRESS)
+    flags.add_argument("--repeats", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = flags.parse_args()
     if arguments.ask:
         print(json.dumps(ask(f"127.0.0.1:{GATEWAY_PORT}", arguments.ask, arguments.repeats)))
         return 0
@@ -136,27 +130,11 @@ def main() -> int:
         return sandbox.run([sys.executable, *sys.argv])
     repeats = 3 if arguments.quick else 15
     rows = measure(repeats)
-    cpu = next(
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
-    conditions = {
-        "model": bundled.NAME, "tokens": TOKENS, "repeats": repeats, "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
-        "load_at_end": round(os.getloadavg()[0], 2), "threads_per_engine": 1, "frames": "f32",
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True,
-                                 text=True, check=False).stdout.strip(),
-    }  # fmt: skip
-    for key, value in conditions.items():
-        print(f"{key:>20}  {value}")
-    print(f"\n{'':<40} {'Covey':>9} {'llama.cpp':>9}")
-    for entry in rows:
-        beside = "" if entry["peer"] is None else f"{entry['peer']:.2f}"
-        print(f"{entry['name']:<40} {entry['value']:>9.2f} {beside:>9} {entry['unit']}")
-    if arguments.json:
-        result = {"bench": "main_job", "conditions": conditions, "rows": rows}
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    found = conditions(
+        model=bundled.NAME, tokens=TOKENS, repeats=repeats, threads_per_engine=1, frames="f32",
+        peer="llama.cpp alone in one process",
+    )  # fmt: skip
+    finish("main_job", found, rows, arguments.json)
     return 0
 
 
