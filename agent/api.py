@@ -14,18 +14,21 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from aiohttp import web
 
+from agent.acl.service import CheckRequest
+from agent.authority.wishes import (
+    GrantWish,
+    InviteWish,
+    LeaveWish,
+    MoveRootKeyWish,
+    RenameWish,
+    RevokeWish,
+    RotateWish,
+)
 from agent.errors import CoveyError, EnvironmentFault, UsageError, to_wire
 
 _log = logging.getLogger(__name__)
 
-
-class InviteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/invite: what the ticket shall allow."""
-
-    ttl_s: float = 3600.0
-    uses: int = 1
-    roles: tuple[str, ...] = ("worker",)
-    tags: tuple[str, ...] = ()
+MAX_DIGITS = 16
 
 
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,23 +43,53 @@ class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Target(Protocol):
     """What the daemon answers; every method returns what becomes JSON."""
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """Describe this node."""
 
-    def peers(self) -> dict[str, Any]:
-        """Describe the other members."""
+    async def peers(self) -> dict[str, Any]:
+        """Describe the other members: how they are reached, and how they do."""
 
-    def replicas(self) -> dict[str, Any]:
+    async def members(self) -> dict[str, Any]:
+        """Describe all who are or were members."""
+
+    async def replicas(self) -> dict[str, Any]:
         """List the heads that can be reached."""
 
-    def deployments(self) -> dict[str, Any]:
-        """Describe what runs by this node's wish."""
+    async def deployments(self) -> dict[str, Any]:
+        """Describe what the mesh runs."""
 
-    async def invite(self, request: InviteRequest) -> dict[str, Any]:
+    async def events(self, after: int) -> dict[str, Any]:
+        """List what happened after an event's number."""
+
+    async def acl(self) -> dict[str, Any]:
+        """Describe the ACL in force."""
+
+    async def check_acl(self, request: CheckRequest) -> dict[str, Any]:
+        """Say whether and why one member may reach another's port."""
+
+    async def invite(self, wish: InviteWish) -> dict[str, Any]:
         """Make a ticket."""
 
+    async def revoke(self, wish: RevokeWish) -> dict[str, Any]:
+        """Put a node out of the mesh."""
+
+    async def rename(self, wish: RenameWish) -> dict[str, Any]:
+        """Give a node another name."""
+
+    async def grant(self, wish: GrantWish) -> dict[str, Any]:
+        """Give a node roles and tags."""
+
+    async def rotate(self, wish: RotateWish) -> dict[str, Any]:
+        """Change the network key."""
+
+    async def leave(self, wish: LeaveWish) -> dict[str, Any]:
+        """Take this node out of the mesh, and stop."""
+
+    async def move_root_key(self, wish: MoveRootKeyWish) -> dict[str, Any]:
+        """Move the root key to a file."""
+
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
-        """Start a deployment with this node as head."""
+        """Say that a model shall run."""
 
     async def undeploy(self, name: str) -> dict[str, Any]:
         """End a deployment."""
@@ -77,11 +110,24 @@ class LocalApi:
         """Listen, replacing the socket that a killed agent left (the lock says that it is dead)."""
         app = web.Application(middlewares=[_errors])
         target = self._target
-        app.router.add_get("/v1/status", _read(target.status))
-        app.router.add_get("/v1/peers", _read(target.peers))
-        app.router.add_get("/v1/replicas", _read(target.replicas))
-        app.router.add_get("/v1/deployments", _read(target.deployments))
-        app.router.add_post("/v1/invite", _write(target.invite, InviteRequest))
+        for path, read in (
+            ("status", target.status),
+            ("peers", target.peers),
+            ("members", target.members),
+            ("replicas", target.replicas),
+            ("deployments", target.deployments),
+            ("acl", target.acl),
+        ):
+            app.router.add_get(f"/v1/{path}", _read(read))
+        app.router.add_get("/v1/events", self._events)
+        app.router.add_post("/v1/acl/check", _write(target.check_acl, CheckRequest))
+        app.router.add_post("/v1/invite", _write(target.invite, InviteWish))
+        app.router.add_post("/v1/revoke", _write(target.revoke, RevokeWish))
+        app.router.add_post("/v1/rename", _write(target.rename, RenameWish))
+        app.router.add_post("/v1/grant", _write(target.grant, GrantWish))
+        app.router.add_post("/v1/rotate", _write(target.rotate, RotateWish))
+        app.router.add_post("/v1/leave", _write(target.leave, LeaveWish))
+        app.router.add_post("/v1/root-key/move", _write(target.move_root_key, MoveRootKeyWish))
         app.router.add_post("/v1/deployments", _write(target.deploy, DeployRequest))
         app.router.add_delete("/v1/deployments/{name}", self._undeploy)
         app.router.add_post("/v1/down", self._down)
@@ -107,6 +153,12 @@ class LocalApi:
             self._runner = None
             self._socket.unlink(missing_ok=True)
 
+    async def _events(self, request: web.Request) -> web.Response:
+        after = request.query.get("after", "0")
+        if not (after.isascii() and after.isdecimal() and len(after) < MAX_DIGITS):
+            raise UsageError(f"after={after[:40]!r} is no event's number")
+        return _json(await self._target.events(int(after)))
+
     async def _undeploy(self, request: web.Request) -> web.Response:
         return _json(await self._target.undeploy(request.match_info["name"]))
 
@@ -124,21 +176,21 @@ def _json(answer: Any, status: int = 200) -> web.Response:
     )
 
 
-def _read(answer: Callable[[], dict[str, Any]]) -> _Handler:
+def _read(answer: Callable[[], Awaitable[dict[str, Any]]]) -> _Handler:
     async def handler(request: web.Request) -> web.Response:
-        return _json(answer())
+        return _json(await answer())
 
     return handler
 
 
-_Body = TypeVar("_Body", InviteRequest, DeployRequest)
+_Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
 def _write(answer: Callable[[_Body], Awaitable[dict[str, Any]]], kind: type[_Body]) -> _Handler:
     async def handler(request: web.Request) -> web.Response:
         try:
             body = msgspec.json.decode(await request.read() or b"{}", type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"the request body is wrong: {error}") from None
         return _json(await answer(body))
 

@@ -58,6 +58,10 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlay_port: Annotated[
         Port, "The TCP port, on the overlay address only, where members fetch stages."
     ] = 7070
+    beat_port: Annotated[
+        Port, "The UDP port, on the overlay address only, where deployments' owners are settled; "
+        "the same on every node."
+    ] = 7071  # fmt: skip
     engine_ports: Annotated[
         str, "The TCP ports, on the overlay address only, for stages and heads: FIRST-LAST."
     ] = "7100-7199"
@@ -74,8 +78,8 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bool, "Whether members on the same LAN find each other by multicast DNS (sealed)."
     ] = True
     acl: Annotated[
-        str, "The file that says which tags may reach which ports; empty: acl.toml beside the "
-        "configuration file, where there is one."
+        str, "The file that says which tags may reach which ports; empty: acl.toml where the "
+        "configuration file lies by default."
     ] = ""  # fmt: skip
     ipv4_network: Annotated[
         str, "The overlay's IPv4 network; read when a mesh is created, then a fact of the mesh."

@@ -1,10 +1,12 @@
 """The agent: the one place that knows all its parts, starts them in order, and lets them meet.
 
-    state lock → overlay → control plane → discovery → stage files → local API → deployments
+    state lock → ACL → overlay → control plane → discovery → HTTP on the overlay → deployments
+               → presence, authority, LAN → local API
 
-A part that a node can do without (the control plane, when libp2p cannot start) becomes a health
-item; everything else that fails at start ends the agent with one line. What it learns of others
-comes from discovery; WireGuard and the members' certificates say whom to believe.
+A part that a node can do without (the control plane, the LAN, the ACL where it cannot be enforced)
+becomes a health item; everything else that fails at start ends the agent with one line. What it
+learns of others comes from discovery, gossip and the LAN; WireGuard and the members' certificates
+say whom to believe. `follow_membership` is where a change of who belongs reaches every part.
 """
 
 from __future__ import annotations
@@ -17,43 +19,54 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from agent import endpoint, enrol
-from agent.api import DeployRequest, InviteRequest, LocalApi
+from agent import __version__, endpoint, enrol
+from agent.acl import policyfile
+from agent.acl.service import Acl
+from agent.answers import Answers
+from agent.api import LocalApi
+from agent.authority import Authority, overlaykeys
+from agent.authority.service import SERVICE as REVOCATIONS
+from agent.company import Company
 from agent.config import Config
 from agent.control import ControlPlane
-from agent.deploy import heads, messages
+from agent.deploy import keeper, machine, messages
 from agent.deploy.blobs import BlobServer
+from agent.deploy.deployments import Deployments
 from agent.deploy.engines import Engines
-from agent.deploy.heads import Head
-from agent.deploy.rings import Rings
-from agent.deploy.stages import StageHost
 from agent.discovery.node import Discovery
 from agent.errors import (
     CoveyError,
     EnvironmentFault,
     MembershipError,
     PeerError,
+    StateError,
     to_wire,
 )
 from agent.health import Health, HealthItem
 from agent.identity.keys import NodeId
-from agent.membership import join
-from agent.membership.join import JoinRequest
-from agent.membership.store import Member, Membership, StateDir
+from agent.lan.beacon import LanBeacon
+from agent.lan.peers import LanPeer
+from agent.membership.store import Membership, StateDir
+from agent.neighbours import TOPIC as RECORDS
 from agent.neighbours import Neighbours
 from agent.overlay.shell import Overlay
+from agent.presence.liveness import State
+from agent.presence.report import Load, Model
+from agent.presence.service import Presence, Sources
 
 _log = logging.getLogger(__name__)
 
-# How often discovery is asked for heads: the gateway knows a new one within about two seconds.
-HEADS_INTERVAL_S = 1.0
-# A head that died without a word is believed for so long at most.
-HEAD_TTL_S = 30.0
+# Time alone ends certificates and network keys: looked at this often.
+_MEMBERSHIP_INTERVAL_S = 1.0
+# The word that an issuer has a revocation list is repeated at a third of this.
+_REVOCATIONS_TTL_S = 900.0
+_REVOCATIONS_INTERVAL_S = 30.0
+_CATCH_UP_INTERVAL_S = 5.0
 
 
 class Starter:
@@ -132,39 +145,69 @@ class Agent:
     """One running node. `run` returns after `request_stop`, with everything taken down."""
 
     def __init__(self, settings: Config, membership: Membership) -> None:
-        network = settings.network
+        network, now = settings.network, time.time()
         self._settings = settings
         self._membership = membership
         self._own = membership.key.id
-        self._started = time.time()
         self._stop = asyncio.Event()
-        self._heads: list[dict[str, Any]] = []
-        self._control_fault: CoveyError | None = None
+        self._stirred = asyncio.Event()  # the membership may have changed: every part must follow
+        self._following = asyncio.Lock()
+        self._members: frozenset[NodeId] = frozenset()
+        self._keys = membership.network_keys(now)
         self._health = Health()
+        self._told: dict[str, HealthItem] = {}
         self._overlay = Overlay(network.interface, network.backend)
+        self._acl = Acl(
+            policyfile.where(settings), network.interface, self._own, membership.mesh.ipv4_network,
+            policyfile.covey_ports(settings), self._health, required=bool(network.acl),
+        )  # fmt: skip
         self._control = ControlPlane(
-            membership.key,
-            membership.mesh.network_key,
+            membership.key, self._keys,
             listen=[f"0.0.0.0:{network.control_port}", f"[::]:{network.control_port}"],
-        )
+        )  # fmt: skip
         self._discovery = Discovery(
-            membership.key,
-            membership.mesh.id,
-            membership.mesh.network_key,
-            membership.verify,
-            listen=("::", network.discovery_port),
-            certificate=membership.certificate.encode(),
-        )
+            membership.key, membership.mesh.id, self._keys, membership.verify,
+            listen=("::", network.discovery_port), certificate=membership.certificate.encode(),
+            is_member=membership.is_member, on_member=lambda record: self._neighbours.found(record),
+        )  # fmt: skip
         self._neighbours = Neighbours(
-            settings, membership, self._overlay, self._discovery, self._health
-        )
+            settings, membership, self._overlay, self._discovery, self._health,
+            learnt=self._stirred.set,
+        )  # fmt: skip
+        self._company = Company(
+            membership, self._neighbours, self._discovery, self._control, network.control_port,
+            lambda: self._presence.alive(), lambda: self._presence.models_changed(),
+        )  # fmt: skip
+        self._authority = Authority(
+            membership, self._control, addresses_of=self._company.control_addresses,
+            on_change=self.follow_membership,
+        )  # fmt: skip
+        self._presence = Presence(
+            self._own, self._control, self._ping,
+            Sources(self._load, self._models, self._company.name_of, self._company.link_addresses),
+            self._health, changed=self._presence_changed, models=self._company.look_soon,
+            software=__version__,
+        )  # fmt: skip
+        self._lan = LanBeacon(
+            membership.key, membership.mesh.id, self._keys, control_port=network.control_port,
+            discovery_port=network.discovery_port, wireguard_port=network.listen_port,
+            found=self._found_on_lan, on_fault=self._lan_fault,
+            excluded_interfaces=(network.interface,),
+        )  # fmt: skip
         self._blobs = BlobServer()
         engines = Engines(settings, membership.mesh.id, self._own)
-        self._stages = StageHost(settings.state_dir / "stages", engines)
-        self._rings = Rings(
-            settings, self._own, membership.certificate.name, engines, self._blobs, self
-        )
-        self._api = LocalApi(self, settings.socket)
+        self._deployments = Deployments(
+            settings, membership.key, membership.certificate.name, membership.mesh.id, engines,
+            self._blobs, self._company,
+            note=lambda kind, name, text: self._presence.note(kind, name, text, tell=True),
+        )  # fmt: skip
+        answers = Answers(
+            settings, membership, self._overlay, self._control, self._discovery, self._neighbours,
+            self._company, self._authority, self._presence, self._acl, self._deployments,
+            self._health, self.request_stop,
+        )  # fmt: skip
+        self._api = LocalApi(answers, settings.socket)
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     # ------------------------------------------------------------------ life
 
@@ -175,9 +218,16 @@ class Agent:
             on_ready()
             async with asyncio.TaskGroup() as tasks:
                 loops = [
-                    tasks.create_task(self._neighbours.follow_overlay(), name="overlay"),
-                    tasks.create_task(self._neighbours.follow_discovery(), name="members"),
-                    tasks.create_task(self._follow_heads(), name="heads"),
+                    tasks.create_task(work, name=name)
+                    for name, work in (
+                        ("membership", self._follow_time()),
+                        ("authority", self._authority.run()),
+                        ("overlay", self._neighbours.follow_overlay()),
+                        ("members", self._neighbours.follow_discovery()),
+                        ("heads", self._company.follow_heads()),
+                        ("revocations", self._follow_revocations()),
+                        ("late", self._catch_up()),
+                    )
                 ]
                 await self._stop.wait()
                 for loop in loops:
@@ -191,179 +241,227 @@ class Agent:
 
     async def _start(self) -> None:
         network, membership = self._settings.network, self._membership
+        await self._acl.start(membership.live_members(time.time()))
         await self._overlay.start(
-            membership.key.wireguard_private,
-            network.listen_port,
-            self._neighbours.interfaces(),
+            membership.key.wireguard_private, network.listen_port, self._neighbours.interfaces(),
             network.mtu,
-        )
-        await self._neighbours.begin()
-        self._control.serve(join.PROTOCOL, self._admit)
+        )  # fmt: skip
         self._control.serve(messages.PROTOCOL, self._on_deploy_message)
+        self._control.subscribe(keeper.TOPIC, self._deployments.on_gossip)
+        self._control.subscribe(RECORDS, self._on_record)
+        for follower in (self._authority.link_changed, self._deployments.on_link):
+            self._control.on_link(follower)
+        self._authority.begin()
+        # Who is a member stands before anyone can ask: the gate, the peers, the DHT's own list.
+        await self.follow_membership()
         try:
             await self._control.start()
         except EnvironmentFault as error:
             if "in use" in error.message:
                 raise
-            self._control_fault = error
             self._health.set(
                 HealthItem(
                     "control-plane-down", "error", "No control plane", error.message, error.hint
                 )
             )
         await self._discovery.start()
-        await self._blobs.start(str(membership.ipv6), network.overlay_port)
+        address = str(membership.ipv6)
+        keys = overlaykeys.route(membership, self._authority.keys_answer)
+        await self._blobs.start(address, network.overlay_port, [keys])
+        self._presence.start()
         await self._neighbours.enter_discovery()
+        if network.mdns:
+            await self._lan.start()
+        await self._deployments.start(address, network.beat_port)
         await self._api.start()
-        self._rings.restore()
+        self._spawn(self._tell_record())
+        self._presence.note("node.up", self._own, "its agent is up", tell=True)
         _log.info("agent up name=%s node=%s ipv6=%s", membership.certificate.name, self._own,
                   membership.ipv6)  # fmt: skip
 
     async def _shut_down(self) -> None:
         """Take down what is up, in reverse; one part's failure must not keep the next one up."""
+        for task in self._tasks:
+            task.cancel()
         self._neighbours.remember()
-        for part in (self._api, self._rings, self._stages, self._blobs, self._discovery,
-                     self._control, self._overlay):  # fmt: skip
+        for part in (self._api, self._deployments, self._lan, self._presence, self._blobs,
+                     self._discovery, self._control, self._overlay, self._acl):  # fmt: skip
             try:
                 await part.stop()
             except Exception:
                 _log.exception("stopping %s failed", type(part).__name__)
         _log.info("agent down node=%s", self._own)
 
-    async def _admit(self, peer: NodeId, payload: bytes) -> bytes:
-        """Answer a join request: the member is stored and in WireGuard before it is told."""
-        request = JoinRequest.decode(payload)
-        reply = await asyncio.to_thread(self._membership.admit, request, peer, time.time())
-        await self._neighbours.admitted(peer)
-        return reply.encode()
+    # ------------------------------------------------- who belongs, everywhere
 
-    # -------------------------------------------------- deployments and heads
+    async def follow_membership(self) -> None:
+        """Let every part follow who is a member, what is said of them, and which keys count now."""
+        async with self._following:
+            await self._follow_membership()
 
-    async def ask(
-        self, node: NodeId, request: messages.Request, timeout_s: float
-    ) -> messages.Answer:
-        """Send a deployment message to another member and return its answer."""
-        member = self._membership.find(node)
-        if member is None:
-            raise MembershipError(f"{node} is no member of this mesh")
-        port = self._settings.network.control_port
-        # Over the overlay where it reaches: then the underlay sees WireGuard alone.
-        addresses = [endpoint.join(str(member.certificate.ipv6), port)]
-        if not self._neighbours.connected(node):
-            addresses += member.control_addresses
-        answer = await self._control.request(
-            node, addresses, messages.PROTOCOL,
-            messages.encode(request), timeout_s=timeout_s,
-        )  # fmt: skip
+    async def _follow_membership(self) -> None:
+        now, membership = time.time(), self._membership
+        live = membership.live_members(now)
+        members = frozenset(member.node_id for member in live)
+        keys = membership.network_keys(now)
+        if keys != self._keys:
+            self._keys = keys
+            for part in (self._control, self._discovery, self._lan):
+                part.set_network_keys(keys)
+            self._presence.note("key.changed", self._own, "the mesh has a new network key")
+        gone, new = self._members - members, members - self._members
+        self._members = members
+        if gone or new:
+            self._control.set_members(members)
+            self._presence.set_members(members)
+        if gone:
+            self._discovery.recheck()
+        for node in gone:
+            state = membership.state(node, now)
+            kind = "member.changed" if state == "expired" else "member.revoked"
+            self._presence.note(kind, node, f"is no member any more: {state}")
+        for node in new - {self._own}:
+            self._presence.note("member.joined", node, "is a member")
+        self._discovery.set_certificate(membership.certificate.encode())
+        await self._acl.update(live, now)
         try:
-            return messages.decode_answer(answer)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise PeerError(f"node …{node.short} answered nonsense: {error}") from None
+            await self._overlay.set_addresses(self._neighbours.interfaces())
+            await self._neighbours.follow_membership()
+        except CoveyError as error:
+            # The loop that looks after the overlay says so, and tries again.
+            _log.warning("the overlay does not follow yet: %s", error.line())
+        self._follow_health(now)
 
-    def known_workers(self) -> int:
-        """Return how many other members are workers, connected or not."""
-        return sum("worker" in m.certificate.roles for m in self._membership.peers())
+    def _follow_health(self, now: float) -> None:
+        """Set and clear the items that follow from this node's own membership."""
+        found = {item.code: item for item in self._authority.health(now)}
+        for code in self._told.keys() - found.keys():
+            self._health.clear(code)
+        for item in found.values():
+            self._health.set(item)
+        self._told = found
 
-    def connected_workers(self) -> list[Member]:
-        """Return the other workers that WireGuard reaches now."""
-        return self._neighbours.connected_workers()
-
-    async def announce_heads(self, found: Sequence[Head]) -> None:
-        """Tell the mesh which heads answer here."""
-        if found:
-            await self._discovery.announce(heads.SERVICE, heads.encode(found), HEAD_TTL_S)
-        else:
-            await self._discovery.withdraw(heads.SERVICE)
-
-    async def _follow_heads(self) -> None:
+    async def _follow_time(self) -> None:
+        """Follow the membership when it was stirred, and when time alone may have changed it."""
+        revision, live = self._membership.revision, self._members
         while True:
-            await self._find_heads()
-            await asyncio.sleep(HEADS_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_MEMBERSHIP_INTERVAL_S):
+                    await self._stirred.wait()
+            self._stirred.clear()
+            now = time.time()
+            await self._acl.tick(now)
+            live = frozenset(m.node_id for m in self._membership.live_members(now))
+            keys = self._membership.network_keys(now)
+            if self._membership.revision != revision or live != self._members or keys != self._keys:
+                revision = self._membership.revision
+                await self.follow_membership()
 
-    async def _find_heads(self) -> None:
-        found = []
-        for record in await self._discovery.providers(heads.SERVICE):
-            member = self._membership.find(record.id)
-            if member is None:
+    async def _follow_revocations(self) -> None:
+        """Say in the DHT which revocation list is here, and look at what others say."""
+        said: bytes | None = None
+        while True:
+            announcement = self._authority.announcement()
+            if announcement is not None and announcement != said:
+                await self._discovery.announce(REVOCATIONS, announcement, _REVOCATIONS_TTL_S)
+                said = announcement
+            for record in await self._discovery.providers(REVOCATIONS):
+                if record.id == self._own:
+                    continue
+                try:
+                    self._authority.heard(record.id, record.payload)
+                except PeerError as error:
+                    _log.warning("node=%s %s", record.id, error.message)
+            await asyncio.sleep(_REVOCATIONS_INTERVAL_S)
+
+    async def _catch_up(self) -> None:
+        """Fetch the network keys over the overlay while nobody else hears this node.
+
+        That is how it stands for a member that was off during a whole key change.
+        """
+        while True:
+            await asyncio.sleep(_CATCH_UP_INTERVAL_S)
+            if self._presence.links() or self._discovery.contacts():
                 continue
-            try:
-                announced = heads.decode(record.payload)
-            except PeerError as error:
-                _log.warning("node=%s %s", record.id, error.message)
-                continue
-            address = str(member.certificate.ipv6)
-            found += [
-                {"model": head.model, "context": head.context, "ring": head.ring,
-                 "url": f"http://{endpoint.join(address, head.port)}",
-                 "node": str(record.id), "name": member.certificate.name}
-                for head in announced
-            ]  # fmt: skip
-        self._heads = found
+            reached = [
+                member.certificate.ipv6
+                for member in self._membership.peers()
+                if self._neighbours.connected(member.node_id)
+            ]
+            port = self._settings.network.overlay_port
+            await overlaykeys.fetch_from_any(reached, port, self._authority.take_keys)
+
+    # ------------------------------------------------------- what parts ask
+
+    async def _ping(self, node: NodeId, timeout_s: float) -> float | None:
+        """Ask a member by discovery's own datagrams, over the overlay where that is up."""
+        over = self._company.overlay_address(node)
+        address = (over, self._settings.network.discovery_port) if over else None
+        return await self._discovery.ping(node, address, timeout_s)
+
+    def _load(self) -> Load:
+        engines = len(self._deployments.engines())
+        return Load(machine.free_bytes(), machine.cores(), os.getloadavg()[0], engines)
+
+    def _models(self) -> list[Model]:
+        return [
+            Model(engine["ring"][:80], engine["what"][:80], engine["phase"][:80])
+            for engine in self._deployments.engines()
+        ]
+
+    def _presence_changed(self, node: NodeId, state: State) -> None:
+        if state is State.ALIVE:
+            self._deployments.trust(node)
+        else:
+            self._deployments.suspect(node)
+
+    def _found_on_lan(self, peer: LanPeer) -> None:
+        """Greet a neighbour that announced itself; discovery then says whether it is a member."""
+        self._spawn(
+            self._discovery.bootstrap(
+                [endpoint.join(address, peer.discovery_port) for address in peer.addresses]
+            )
+        )
+
+    def _lan_fault(self, fault: EnvironmentFault | None) -> None:
+        if fault is None:
+            self._health.clear("lan-silent")
+        else:
+            self._health.set(
+                HealthItem(
+                    "lan-silent", "warning", "Not found on the LAN", fault.message, fault.hint
+                )
+            )
+
+    async def _tell_record(self) -> None:
+        """Give all members this node's record, so that none waits for the DHT."""
+        record = self._discovery.own_record()
+        if record is not None:
+            with contextlib.suppress(CoveyError):
+                await self._control.publish(RECORDS, record)
+
+    async def _on_record(self, author: NodeId, payload: bytes) -> bool:
+        return self._discovery.take_member(payload)
 
     async def _on_deploy_message(self, peer: NodeId, payload: bytes) -> bytes:
         if not self._membership.is_member(peer, time.time()):
             raise MembershipError(f"{peer} is no member of this mesh")
+        self._presence.heard(peer)
         try:
             request = messages.decode_request(payload)
         except (msgspec.DecodeError, ValueError) as error:
             raise PeerError(f"a deployment message cannot be read: {error}") from None
-        return messages.encode(await self._stages.answer(peer, request))
+        return messages.encode(await self._deployments.answer(peer, request))
 
-    # ------------------------------------------------------- the local API
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(_quietly(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def status(self) -> dict[str, Any]:
-        """Describe this node."""
-        now, network = time.time(), self._settings.network
-        certificate = self._membership.certificate
-        control = f"TCP port {network.control_port}"
-        contacts = len(self._discovery.contacts())
-        return enrol.facts(self._membership) | {
-            "pid": os.getpid(),
-            "uptime_s": now - self._started,
-            "roles": list(certificate.roles),
-            "tags": list(certificate.tags),
-            "certificate_left_s": certificate.not_after - now,
-            "addresses": self._neighbours.addresses,
-            "parts": {
-                "overlay": f"{self._overlay.name} ({self._overlay.kind}), "
-                f"UDP port {self._overlay.listen_port}",
-                "control": self._control_fault.line() if self._control_fault else control,
-                "discovery": f"UDP port {network.discovery_port}, {contacts} contacts",
-            },
-            "peers": self._neighbours.count(),
-            "engines": [*self._rings.engines(), *self._stages.engines()],
-            "health": [msgspec.to_builtins(item) for item in self._health.items()],
-        }
 
-    def peers(self) -> dict[str, Any]:
-        """Describe the other members and how WireGuard reaches them."""
-        return {"peers": self._neighbours.describe()}
-
-    def replicas(self) -> dict[str, Any]:
-        """List the heads that discovery knows."""
-        return {"replicas": self._heads}
-
-    def deployments(self) -> dict[str, Any]:
-        """Describe the deployments whose head is here."""
-        return {"deployments": self._rings.describe()}
-
-    async def invite(self, request: InviteRequest) -> dict[str, Any]:
-        """Make a ticket that leads to this node."""
-        if self._control_fault is not None:
-            raise self._control_fault
-        port = self._settings.network.control_port
-        ticket = await asyncio.to_thread(
-            self._membership.invite, time.time(),
-            addresses=[endpoint.join(address, port) for address in self._neighbours.addresses],
-            ttl_s=request.ttl_s, uses=request.uses, roles=request.roles, tags=request.tags,
-        )  # fmt: skip
-        return {"ticket": ticket.encode(), "mesh": ticket.mesh_name, "not_after": ticket.not_after,
-                "addresses": list(ticket.addresses), "uses": request.uses}  # fmt: skip
-
-    async def deploy(self, request: DeployRequest) -> dict[str, Any]:
-        """Start a deployment with this node as head."""
-        return await self._rings.deploy(request)
-
-    async def undeploy(self, name: str) -> dict[str, Any]:
-        """End a deployment."""
-        return await self._rings.undeploy(name)
+async def _quietly(work: Any) -> None:
+    """Await work that nobody waits for; a fault of it is logged."""
+    try:
+        await work
+    except (CoveyError, StateError) as error:
+        _log.info("left undone: %s", error.line())

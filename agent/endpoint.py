@@ -45,6 +45,15 @@ def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def with_port(address: str, port: int) -> str:
+    """Return HOST:PORT for HOST or HOST:PORT; a bare IPv6 address needs no brackets."""
+    if address.count(":") > 1 and not address.startswith("["):
+        return join(address, port)
+    if address.startswith("[") and address.endswith("]"):
+        return f"{address}:{port}"
+    return address if ":" in address else join(address, port)
+
+
 def _bad(text: str) -> UsageError:
     return UsageError(
         f"{text[:80]!r} is not an address",

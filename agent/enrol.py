@@ -1,13 +1,16 @@
-"""How a machine becomes a member: by making a mesh, or by redeeming a ticket at its issuer.
+"""How a machine becomes a member: by making a mesh, or by redeeming a ticket at any member.
 
 Used by the command line while no daemon runs on the state directory, and by a daemon that is
-started to join: then libp2p, which takes two seconds to import, is imported once.
+started to join: then libp2p, which takes two seconds to import, is imported once. A ticket's
+addresses are asked, and whichever members of its mesh the LAN has; the first answer counts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+from collections.abc import AsyncGenerator, Coroutine
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -16,14 +19,21 @@ import msgspec
 from agent import endpoint
 from agent.config import Config
 from agent.control import ControlPlane
-from agent.errors import ConfigError, UsageError
-from agent.identity.keys import NodeId
+from agent.errors import ConfigError, EnvironmentFault, PeerError, UsageError
+from agent.lan import newcomer
 from agent.membership import issuer, join, naming
 from agent.membership.join import JoinReply, JoinRequest
+from agent.membership.networkkeys import NetworkKeys
 from agent.membership.store import Membership, StateDir
 from agent.membership.ticket import Ticket
 
+_log = logging.getLogger(__name__)
+
 JOIN_TIMEOUT_S = 15.0
+# The LAN is asked if the ticket's addresses have not answered by then: most joins end before.
+_LAN_AFTER_S = 0.5
+# Beside addresses that may just be wrong: a LAN's members answer within a second.
+_LAN_S = 5.0
 
 
 def create_mesh(settings: Config, name: str, *, now: float) -> dict[str, Any]:
@@ -47,7 +57,7 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.bootstrap:
             return ticket
         port = settings.network.control_port
-        return ticket.at([with_port(address, port) for address in self.bootstrap])
+        return ticket.at([endpoint.with_port(address, port) for address in self.bootstrap])
 
 
 async def join_mesh(
@@ -60,7 +70,7 @@ async def join_mesh(
     """
     ticket = enrolment.check(settings, now)
     state.refuse_second_mesh(allowed=ticket.mesh_id)
-    reply = await _redeem(state, ticket, enrolment.name or _node_name(settings))
+    reply = await _redeem(settings, state, ticket, enrolment.name or _node_name(settings))
     return state.accept(ticket, reply, now)
 
 
@@ -82,26 +92,80 @@ def facts(membership: Membership) -> dict[str, Any]:
     }
 
 
-def with_port(address: str, port: int) -> str:
-    """Return HOST:PORT for HOST or HOST:PORT; a bare IPv6 address needs no brackets."""
-    if address.count(":") > 1 and not address.startswith("["):
-        return endpoint.join(address, port)
-    if address.startswith("[") and address.endswith("]"):
-        return f"{address}:{port}"
-    return address if ":" in address else endpoint.join(address, port)
-
-
-async def _redeem(state: StateDir, ticket: Ticket, name: str) -> JoinReply:
-    control = ControlPlane(state.node_key(), ticket.network_key, listen=())
+async def _redeem(settings: Config, state: StateDir, ticket: Ticket, name: str) -> JoinReply:
+    """Return the answer of the first member that gives one; a refusal is an answer, too."""
+    key = state.node_key()
+    request = JoinRequest.to(ticket, name, key).encode()
+    control = ControlPlane(key, NetworkKeys.single(ticket.network_key), listen=())
     await control.start()
     try:
-        answer = await control.request(
-            NodeId(ticket.issuer), ticket.addresses, join.PROTOCOL,
-            JoinRequest.to(ticket, name).encode(), timeout_s=JOIN_TIMEOUT_S,
-        )  # fmt: skip
+        ways = [_ask_addresses(control, ticket, request)]
+        if settings.network.mdns:
+            ways.append(_ask_lan(control, ticket, request, settings.network.interface))
+        _log.info("join.asking addresses=%s", ticket.addresses)
+        answer = await first(ways)
+        _log.info("join.answered bytes=%d", len(answer))
     finally:
         await control.stop()
     return JoinReply.decode(answer)
+
+
+async def _ask_addresses(control: ControlPlane, ticket: Ticket, request: bytes) -> bytes:
+    if not ticket.addresses:
+        raise PeerError(
+            "the ticket names no address, and no member was found on this LAN",
+            hint="Give one with `--bootstrap HOST`, or join on a member's LAN.",
+        )
+    return await control.request(
+        None, ticket.addresses, join.PROTOCOL, request, timeout_s=JOIN_TIMEOUT_S
+    )
+
+
+async def _ask_lan(control: ControlPlane, ticket: Ticket, request: bytes, own: str) -> bytes:
+    """Ask each member that is found on the LAN, as it is found; not on the interface `own`."""
+    fault = PeerError("no member was found on this LAN")
+    if ticket.addresses:
+        await asyncio.sleep(_LAN_AFTER_S)
+    peers = newcomer.find(
+        ticket.mesh_id, ticket.network_key,
+        timeout_s=_LAN_S if ticket.addresses else JOIN_TIMEOUT_S, excluded_interfaces=(own,),
+    )  # fmt: skip
+    try:
+        async for peer in peers:
+            addresses = [endpoint.join(host, peer.control_port) for host in peer.addresses]
+            try:
+                return await control.request(
+                    peer.node, addresses, join.PROTOCOL, request, timeout_s=JOIN_TIMEOUT_S
+                )
+            except PeerError as error:
+                fault = error
+    except EnvironmentFault as error:
+        fault = PeerError(error.message, hint=error.hint)
+    finally:
+        if isinstance(peers, AsyncGenerator):
+            await peers.aclose()  # closes its sockets now, not when it is collected
+    raise fault
+
+
+async def first(ways: list[Coroutine[Any, Any, bytes]]) -> bytes:
+    """Return what the first way to succeed returns, and end the others.
+
+    A PeerError ends its way alone; when all have, the first way's is raised. Any other error is an
+    answer, and raised at once.
+    """
+    tasks = [asyncio.ensure_future(way) for way in ways]
+    waiting = set(tasks)
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if not isinstance(task.exception(), PeerError):
+                    return task.result()
+        return tasks[0].result()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _node_name(settings: Config) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from typing import Any
 
@@ -33,10 +33,19 @@ from agent.underlay import own_addresses
 
 _log = logging.getLogger(__name__)
 
-# How often discovery is asked for members: a newcomer is usable within about a second.
-DISCOVER_INTERVAL_S = 1.0
-# How often WireGuard's view (handshakes, endpoints) is read and corrected.
+# How often discovery is asked for members. Newcomers are told by gossip, and seen by whoever stores
+# their records, at once; this finds who was missed.
+DISCOVER_INTERVAL_S = 10.0
+# How often WireGuard's view (handshakes, endpoints) is read and corrected: while someone is not
+# connected, and while all are.
 OVERLAY_INTERVAL_S = 1.0
+OVERLAY_CALM_INTERVAL_S = 5.0
+# A node that has just started looks as often as each second for so long.
+STARTING_S = 20.0
+# How often this machine looks at its own addresses: a laptop moves between networks.
+ADDRESSES_INTERVAL_S = 5.0
+# Members tell each other their records by gossip, beside the DHT: this is the topic.
+TOPIC = "records"
 
 
 class Neighbours:
@@ -49,12 +58,16 @@ class Neighbours:
         overlay: Overlay,
         discovery: Discovery,
         health: Health,
+        *,
+        learnt: Callable[[], None] = lambda: None,
     ) -> None:
+        """`learnt` is called when the membership knows more than before."""
         self._settings = settings
         self._membership = membership
         self._overlay = overlay
         self._discovery = discovery
         self._health = health
+        self._tell_learnt = learnt
         self._table = PeerTable()
         self._learnt: dict[NodeId, MemberRecord] = {}  # each node's record as last taken in
         self._news = asyncio.Event()  # a member or an endpoint was learnt: WireGuard must follow
@@ -85,8 +98,14 @@ class Neighbours:
             except StateError as error:
                 # Only a short cut: the members' own endpoints lead back as well.
                 _log.warning("%s is not used: %s", self._routing_file, error.message)
-        peers = self._membership.peers()
-        await self._discovery.bootstrap([e for peer in peers for e in peer.discovery_endpoints])
+        port = self._settings.network.discovery_port
+        named = [endpoint.with_port(text, port) for text in self._settings.network.bootstrap]
+        known = [e for peer in self._membership.peers() for e in peer.discovery_endpoints]
+        await self._discovery.bootstrap([*named, *known])
+        await self.publish()
+
+    async def publish(self) -> None:
+        """Say where this node is, now and from now on."""
         network, certificate = self._settings.network, self._membership.certificate
         wireguard, control, discovery = (
             tuple(endpoint.join(address, port) for address in self.addresses)
@@ -109,24 +128,47 @@ class Neighbours:
             )
         )
 
+    async def look_for_addresses(self) -> bool:
+        """Publish anew when this machine's addresses have changed; say whether they have."""
+        found = await asyncio.to_thread(_underlay_addresses, self._settings, self._membership)
+        if found == self.addresses:
+            return False
+        _log.info("addresses changed from=%s to=%s", self.addresses, found)
+        self.addresses = found
+        self._discovery.addresses_changed()
+        await self.publish()
+        return True
+
     def remember(self) -> None:
         """Keep whom discovery knows, for the next start."""
         if self._membership.peers():
             with contextlib.suppress(StateError):
                 privatefile.replace(self._routing_file, self._discovery.save())
 
-    async def admitted(self, node: NodeId) -> None:
-        """Let a new member's packets in before it is told that it is one."""
-        member = self._membership.find(node)
-        if member is not None:
+    async def follow_membership(self) -> None:
+        """Give WireGuard who is a member now, and take the others from it; at once."""
+        for member in self._membership.peers():
             self._to_table(member)
-            await self._apply()
+        await self._apply()
+
+    def found(self, record: MemberRecord) -> None:
+        """Take in a member's record that discovery came by."""
+        # Most records bring nothing new, and to check a certificate costs more than to get it.
+        if record.id == self._membership.key.id or self._learnt.get(record.id) == record:
+            return
+        try:
+            self._learn(record, time.time())
+            self._learnt[record.id] = record
+        except CoveyError as error:
+            _log.warning("member record of %s is not used: %s", record.id, error.line())
 
     async def follow_overlay(self) -> None:
         """Keep the device in step, at once after news; runs until it is cancelled."""
         while True:
+            count = self.count()
+            calm = count["connected"] == count["known"]
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(OVERLAY_INTERVAL_S):
+                async with asyncio.timeout(OVERLAY_CALM_INTERVAL_S if calm else OVERLAY_INTERVAL_S):
                     await self._news.wait()
             self._news.clear()
             try:
@@ -141,37 +183,23 @@ class Neighbours:
 
     async def follow_discovery(self) -> None:
         """Learn members as discovery finds them; runs until it is cancelled."""
+        began = looked_at = time.monotonic()
         while True:
-            now = time.time()
             for record in (await self._discovery.members()).values():
-                # Most polls bring nothing new, and to check a certificate costs more than to poll.
-                if record.id == self._membership.key.id or self._learnt.get(record.id) == record:
-                    continue
-                try:
-                    self._learn(record, now)
-                    self._learnt[record.id] = record
-                except CoveyError as error:
-                    _log.warning("member record of %s is not used: %s", record.id, error.line())
-            await asyncio.sleep(DISCOVER_INTERVAL_S)
+                self.found(record)
+            if time.monotonic() - looked_at >= ADDRESSES_INTERVAL_S:
+                looked_at = time.monotonic()
+                await self.look_for_addresses()
+            starting = time.monotonic() - began < STARTING_S
+            await asyncio.sleep(1.0 if starting else DISCOVER_INTERVAL_S)
 
     def connected(self, node: NodeId) -> bool:
         """Say whether WireGuard reaches a node now."""
         return self._table.connected(node, time.time())
 
-    def connected_workers(self) -> list[Member]:
-        """Return the other members with the role worker that WireGuard reaches now."""
-        now = time.time()
-        return [
-            member
-            for member in self._membership.peers()
-            if "worker" in member.certificate.roles
-            and self._membership.is_member(member.node_id, now)
-            and self._table.connected(member.node_id, now)
-        ]
-
     def count(self) -> dict[str, int]:
-        """Return how many other members are known, and how many connected."""
-        nodes = self._table.nodes()
+        """Return how many other members there are, and how many are connected."""
+        nodes = [member.node_id for member in self._others(time.time())]
         return {"known": len(nodes), "connected": sum(self.connected(node) for node in nodes)}
 
     def describe(self) -> list[dict[str, Any]]:
@@ -185,11 +213,14 @@ class Neighbours:
                 "ipv4": str(member.certificate.ipv4(network)),
                 "roles": list(member.certificate.roles),
                 "tags": list(member.certificate.tags),
-                "member": self._membership.is_member(member.node_id, now),
                 **self._table.describe(member.node_id, now),
             }
-            for member in sorted(self._membership.peers(), key=lambda m: m.certificate.name)
+            for member in sorted(self._others(now), key=lambda m: m.certificate.name)
         ]
+
+    def _others(self, now: float) -> list[Member]:
+        live = self._membership.live_members(now)
+        return [member for member in live if member.node_id != self._membership.key.id]
 
     async def _apply(self) -> None:
         now = time.time()
@@ -227,6 +258,7 @@ class Neighbours:
         if member != known:
             self._to_table(member)
             self._news.set()
+            self._tell_learnt()
             _log.info("member learnt name=%s node=%s", member.certificate.name, member.node_id)
 
     def _to_table(self, member: Member) -> None:

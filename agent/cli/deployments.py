@@ -1,16 +1,17 @@
-"""`agent deploy`, `undeploy`, `ps`: what runs by this node's wish."""
+"""`agent deploy`, `undeploy`, `ps`: what runs in the mesh; the same on every node."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
 from agent.cli.common import call, echo_json, json_option, table, with_config
 from agent.config import Config
-from agent.errors import from_wire
+from agent.errors import UsageError, from_wire
 
 if TYPE_CHECKING:
     from agent.client import AgentClient
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 _POLL_S = 0.2
 
 
-@click.command(short_help="Run a model with this node as head.")
+@click.command(short_help="Run a model on the mesh.")
 @click.argument("model")
 @click.option("--name", default="", help="What clients call it (else the model's own name).")
 @click.option(
     "--nodes",
     type=click.IntRange(min=1),
-    help="Cut it over so many nodes, this one as head (else: as few as it fits on).",
+    help="Cut it over so many nodes (else: as few as it fits on).",
 )
 @click.option(
     "--context",
@@ -44,7 +45,11 @@ def deploy(
     as_json: bool,
     settings: Config,
 ) -> None:
-    """Run MODEL (a GGUF file on this node, or covey-mini) with this node as head of the ring."""
+    """Run MODEL (a GGUF file on this node, or covey-mini) until it is undeployed.
+
+    This node is the ring's head if it is a worker. If it dies, another one becomes the head of
+    covey-mini; a file that only this node has waits until it is back.
+    """
     body = {"model": model, "name": name, "nodes": nodes, "context": context or 0}
 
     async def start(client: AgentClient) -> dict[str, Any]:
@@ -82,29 +87,35 @@ def deploy(
 @json_option
 @with_config
 def undeploy(name: str, as_json: bool, settings: Config) -> None:
-    """End the deployment NAME on all its nodes."""
-    answer = call(settings, lambda client: client.delete(f"/v1/deployments/{name}"))
+    """End the deployment NAME on all its nodes; any node may be told."""
+    path = f"/v1/deployments/{quote(name, safe='')}"
+    answer = call(settings, lambda client: client.delete(path))
     if as_json:
         echo_json(answer)
-    else:
+    elif answer["phase"] == "ended":
         click.echo(f"{name} is ended.")
+    else:
+        click.echo(f"{name} will end: its head has been told, or is when it is there again.")
 
 
 @click.command(short_help="List deployments and who holds what.")
 @json_option
 @with_config
 def ps(as_json: bool, settings: Config) -> None:
-    """List the deployments whose head is this node, and who holds which layers."""
+    """List all deployments of the mesh: who owns them, and who holds which layers."""
     answer = call(settings, lambda client: client.get("/v1/deployments"))
     if as_json:
         echo_json(answer)
         return
     if not answer["deployments"]:
-        click.echo("Nothing is deployed here. `agent deploy covey-mini` runs the bundled model.")
+        click.echo("Nothing is deployed. `agent deploy covey-mini` runs the bundled model.")
         return
-    rows = [[d["name"], d["phase"], str(d["nodes"]), d["url"] or "-", d["progress"]]
-            for d in answer["deployments"]]  # fmt: skip
-    table(["name", "phase", "nodes", "url", "state"], rows)
+    rows = [
+        [d["name"], d["phase"], str(d["nodes"]), d["owner_name"] or "-",
+         str(d["owner_epoch"] or "-"), d["head_name"] or "-", d["url"] or "-", d["progress"]]
+        for d in answer["deployments"]
+    ]  # fmt: skip
+    table(["name", "phase", "nodes", "owner", "epoch", "head", "url", "state"], rows)
     for deployment in answer["deployments"]:
         for line in picture(deployment["stages"]):
             click.echo(line)
@@ -128,5 +139,9 @@ def picture(stages: list[dict[str, Any]]) -> list[str]:
 
 async def _one(client: AgentClient, name: str) -> dict[str, Any]:
     answer = await client.get("/v1/deployments")
-    found: dict[str, Any] = next(d for d in answer["deployments"] if d["name"] == name)
+    found: dict[str, Any] | None = next(
+        (d for d in answer["deployments"] if d["name"] == name), None
+    )
+    if found is None:
+        raise UsageError(f"{name} was undeployed meanwhile")
     return found

@@ -1,8 +1,10 @@
-"""`agent mesh create`, `agent invite`, `agent join`: how machines become members."""
+"""`agent mesh …`, `agent invite`, `agent join`: how meshes begin and machines become members."""
 
 from __future__ import annotations
 
+import io
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,15 +13,15 @@ import msgspec
 from agent.cli.common import ago, call, duration, echo_json, json_option, with_config
 from agent.cli.service import start_in_background
 from agent.config import Config
-from agent.errors import UsageError
+from agent.errors import MembershipError, NotRunning, UsageError
 from agent.membership.invites import MAX_USES
 
-_ROLES = click.Choice(["worker", "gateway", "relay", "issuer", "admin"])
+ROLES = click.Choice(["worker", "gateway", "relay", "issuer", "admin"])
 
 
 @click.group()
 def mesh() -> None:
-    """Make a mesh."""
+    """Make a mesh, and keep its root key safe."""
 
 
 @mesh.command()
@@ -36,6 +38,51 @@ def create(name: str, as_json: bool, settings: Config) -> None:
         return
     click.echo(f"Mesh {facts['mesh']} is made; this node is {facts['name']}, {facts['ipv6']}.")
     click.echo("Next: `agent up`, then `agent invite` for each machine that shall join.")
+
+
+@mesh.group("root-key")
+def root_key() -> None:
+    """Look after the mesh's root key, which alone makes issuers and admins."""
+
+
+@root_key.command()
+@click.argument("to", type=click.Path(path_type=Path), metavar="FILE")
+@json_option
+@with_config
+def move(to: Path, as_json: bool, settings: Config) -> None:
+    """Move the root key into the new FILE: a stick or a disk that lies in a safe.
+
+    The mesh goes on without it: issuers let others in for a year, until `agent grant NODE
+    --root-key FILE` extends that. The copy is read back before the key here is removed.
+    """
+    path = to.absolute()
+    try:
+        answer = call(
+            settings, lambda client: client.post("/v1/root-key/move", {"path": str(path)})
+        )
+    except NotRunning:
+        answer = _move_here(settings, path)
+    if as_json:
+        echo_json(answer)
+        return
+    click.echo(f"The root key is in {answer['moved']}, and here no more.")
+    if answer["grant_left_s"] is not None:
+        click.echo(
+            f"This node lets others in for another {ago(answer['grant_left_s'])} without it."
+        )
+
+
+def _move_here(settings: Config, path: Path) -> dict[str, Any]:
+    """Move the root key while no agent runs; the lock says whether that is so."""
+    from agent.membership.store import StateDir
+
+    with StateDir(settings.state_dir).lock() as state:
+        membership = state.membership()
+        if membership is None:
+            raise MembershipError("this node is in no mesh, so it has no root key")
+        now = time.time()
+        membership.move_root_key(path, now)
+        return {"moved": str(path), "grant_left_s": membership.grant_left_s(now)}
 
 
 @click.command()
@@ -58,12 +105,13 @@ def create(name: str, as_json: bool, settings: Config) -> None:
     "--role",
     "roles",
     multiple=True,
-    type=_ROLES,
+    type=ROLES,
     default=["worker"],
     show_default=True,
     help="A role of whoever joins; repeatable.",
 )
 @click.option("--tag", "tags", multiple=True, help="A free tag of whoever joins; repeatable.")
+@click.option("--qr", is_flag=True, help="Show the ticket as a QR code, too.")
 @json_option
 @with_config
 def invite(
@@ -71,6 +119,7 @@ def invite(
     uses: int,
     roles: tuple[str, ...],
     tags: tuple[str, ...],
+    qr: bool,
     as_json: bool,
     settings: Config,
 ) -> None:
@@ -81,8 +130,24 @@ def invite(
         echo_json(answer)
         return
     click.echo(answer["ticket"])
+    if qr:
+        click.echo(qr_code(answer["ticket"]))
     machines = "one machine" if uses == 1 else f"{uses} machines"
     click.echo(f"Good for {machines} for {ago(ttl)}. There, run: agent join TICKET", err=True)
+
+
+def qr_code(ticket: str) -> str:
+    """Return a ticket as a QR code of block characters, for a terminal.
+
+    In capitals it fits the alphanumeric mode, two letters in 11 bits; the lowest error correction
+    is enough for a screen, and keeps the code small.
+    """
+    import segno  # only here: nothing else of the command line needs it
+
+    drawn = io.StringIO()
+    code = segno.make_qr(ticket.upper(), error="l", mode="alphanumeric", boost_error=False)
+    code.terminal(drawn, compact=True)
+    return drawn.getvalue().rstrip("\n")
 
 
 @click.command()

@@ -259,7 +259,11 @@ class TrioThread:
                 if future is not None:
                     self._in_asyncio(_settle, future, outcome)
 
-        inside.nursery.start_soon(run, name=command)
+        try:
+            inside.nursery.start_soon(run, name=command)
+        except RuntimeError:  # the guest has just ended, and trio with it in a moment
+            if future is not None:
+                self._in_asyncio(_settle, future, CANCELLED)
 
     # From one side to the other. False: the other side has ended.
 

@@ -106,7 +106,8 @@ def decode_reply(reply: bytes) -> bytes:
         raise FrameError("a reply that is neither an answer nor an error")
     try:
         refusal = msgspec.msgpack.decode(body, type=Refusal)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Text that is not UTF-8 is no DecodeError to msgspec.
         raise FrameError("an error that cannot be read") from None
     raise from_wire(
         {

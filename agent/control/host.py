@@ -1,54 +1,68 @@
-"""`ControlPlane`: requests to other nodes and answers to theirs, for asyncio code (design §6).
+"""`ControlPlane`: requests, gossip and links between nodes, for asyncio code (design §6).
 
-Used by the daemon and its services. Not for data: a request or a reply holds at most 4 MiB, and a
-connection carries some MiB/s. Everything here runs on the asyncio loop; libp2p is in the bridge's
-thread and is imported when `start` is called.
+Used by the daemon and its services. Not for data: a request or a reply holds at most 4 MiB, a
+published message 64 KiB, and a connection carries some MiB/s. Everything here runs on the asyncio
+loop; libp2p is in the bridge's thread and is imported when `start` is called.
+
+Who is no member gets nothing. Without a network key not a byte comes back; with one, and an
+identity that `set_members` did not name, only the protocols that are served to strangers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from agent import endpoint
-from agent.control import frames
-from agent.control.bridge import BridgeClosed, Guest, GuestFault, TrioThread
+from agent.control import envelope, frames, setup
+from agent.control.bridge import BridgeClosed, Crossing, Guest, GuestFault, TrioThread
+from agent.control.publishing import Publisher
+from agent.control.setup import Link, Setup
 from agent.errors import CoveyError, EnvironmentFault, NotRunning, PeerError, UsageError
 from agent.identity.keys import NodeId, NodeKey
+from agent.membership.networkkeys import NetworkKeys
 
 log = logging.getLogger(__name__)
 
-NETWORK_KEY_BYTES = 32
 # What a handler may take; a caller who leaves earlier cancels it earlier.
 HANDLER_LIMIT_S = 60.0
 # The trio side keeps a request's time itself; this much later something is wrong with that side.
 BRIDGE_GRACE_S = 5.0
 COMMAND_LIMIT_S = 5.0
 MAX_PROTOCOL_CHARACTERS = 100
+MAX_TOPICS = 64
 
 Handler = Callable[[NodeId, bytes], Awaitable[bytes]]
+Subscriber = Callable[[NodeId, bytes], Awaitable[bool]]
 
 
 class ControlPlane:
     """One node's end of the control plane. One start, one stop."""
 
-    def __init__(self, key: NodeKey, network_key: bytes | None, listen: Sequence[str]) -> None:
-        """`network_key`: 32 bytes, shared by a mesh; peers with another one get no answer.
+    def __init__(self, key: NodeKey, network_keys: NetworkKeys, listen: Sequence[str]) -> None:
+        """`network_keys`: shared by a mesh; who has none of them gets no answer.
 
         `listen`: `HOST:PORT` each, port 0 for any; empty for a node that only dials. Raises
-        UsageError for an address that is none, ValueError for a network key of another length.
+        UsageError for an address that is none.
         """
-        if network_key is not None and len(network_key) != NETWORK_KEY_BYTES:
-            raise ValueError(f"a network key holds {NETWORK_KEY_BYTES} bytes")
         for address in listen:
             endpoint.split(address, lowest_port=0)
         self._key = key
-        self._network_key = network_key
+        self._keys = network_keys
         self._listen = tuple(listen)
         self._handlers: dict[str, Handler] = {}
-        self._bridge = TrioThread("control plane", {"answer": self._answer})
+        self._strangers: dict[str, bool] = {}
+        self._members: frozenset[NodeId] = frozenset()
+        self._wanted: dict[NodeId, tuple[str, ...]] = {}
+        self._subscribers: dict[str, Subscriber] = {}
+        self._watchers: list[Callable[[NodeId, bool], None]] = []
+        self._publisher = Publisher(key)
+        self._bridge = TrioThread(
+            "control plane",
+            {"answer": self._answer, "deliver": self._deliver, "linked": self._linked},
+        )
         self._addresses: tuple[str, ...] = ()
 
     @property
@@ -66,16 +80,17 @@ class ControlPlane:
 
         Raises EnvironmentFault if a port is in use, or if libp2p cannot start on this machine.
         """
+        made_with = Setup(
+            self._key.seed,
+            self._keys,
+            self._listen,
+            dict(self._strangers),
+            tuple(self._subscribers),
+            setup.encode_members(self._members),
+        )
         try:
-            await self._bridge.start(
-                partial(
-                    _load,
-                    seed=self._key.seed,
-                    network_key=self._network_key,
-                    listen=self._listen,
-                    protocols=tuple(self._handlers),
-                )
-            )
+            await self._bridge.start(partial(_load, made_with=made_with))
+            self._tell_all()
             bound = await self._bridge.call("bound", timeout_s=COMMAND_LIMIT_S)
         except (GuestFault, BridgeClosed, TimeoutError) as error:
             await self._bridge.stop()
@@ -96,19 +111,36 @@ class ControlPlane:
         if was_running:
             log.info("control plane down, node=%s", self._key.id)
 
-    def serve(self, protocol: str, handler: Handler) -> None:
+    # Who belongs to the mesh.
+
+    def set_members(self, nodes: Iterable[NodeId]) -> None:
+        """Replace who is a member; before the first call nobody is.
+
+        Streams, gossip and connections of others are refused, and those that are open end at once.
+        """
+        self._members = frozenset(nodes)
+        self._bridge.post("members", setup.encode_members(self._members))
+
+    def set_network_keys(self, keys: NetworkKeys) -> None:
+        """Replace the network keys, for connections from now on; those that are open stay."""
+        self._keys = keys
+        self._bridge.post("keys", setup.encode_keys(keys))
+
+    # Requests.
+
+    def serve(self, protocol: str, handler: Handler, *, strangers: bool = False) -> None:
         """Answer `protocol` (a name like `/covey/join/1`) with `handler`, from now on.
 
         The handler runs on the asyncio loop. It gets the caller's proved identity and the request,
         and returns the answer (at most 4 MiB each). A CoveyError that it raises is raised at the
         caller; of any other exception the caller learns nothing. It is cancelled when the caller
-        leaves, and after HANDLER_LIMIT_S.
+        leaves, and after HANDLER_LIMIT_S. `strangers` also answers those who are no members: with
+        64 KiB for the request and at most 30 s in all.
         """
         _check_protocol(protocol)
-        known = protocol in self._handlers
         self._handlers[protocol] = handler
-        if not known:
-            self._bridge.post("serve", protocol)
+        self._strangers[protocol] = strangers
+        self._bridge.post("serve", protocol, int(strangers))
 
     async def connections(self) -> int:
         """Return how many connections are open, in both directions."""
@@ -120,7 +152,7 @@ class ControlPlane:
 
     async def request(
         self,
-        peer: NodeId,
+        peer: NodeId | None,
         addresses: Sequence[str],
         protocol: str,
         payload: bytes,
@@ -130,10 +162,12 @@ class ControlPlane:
         """Send one request to `peer` and return its answer.
 
         An open connection to the peer is used, else `addresses` (HOST:PORT; names are resolved each
-        time) are tried side by side, and the connection is kept. The request is delivered at most
-        once. Raises, within `timeout_s`: PeerError if the peer cannot be reached, does not answer
-        or answers nonsense; the CoveyError that its handler raised; NotRunning if this side is not
-        up; UsageError for an address that is none; ValueError for a payload over 4 MiB.
+        time) are tried side by side, and the connection is kept. `peer` None asks whoever answers
+        there, over a new connection: the caller has to check by what is signed in the answer who
+        that was. The request is delivered at most once. Raises, within `timeout_s`: PeerError if
+        the peer cannot be reached, does not answer or answers nonsense; the CoveyError that its
+        handler raised; NotRunning if this side is not up; UsageError for an address that is none;
+        ValueError for a payload over 4 MiB.
         """
         _check_protocol(protocol)
         if len(payload) > frames.MAX_PAYLOAD_BYTES:
@@ -145,7 +179,7 @@ class ControlPlane:
         try:
             reply = await self._bridge.call(
                 "request",
-                str(peer),
+                str(peer) if peer is not None else "",
                 protocol,
                 payload,
                 timeout_s,
@@ -153,22 +187,117 @@ class ControlPlane:
                 timeout_s=timeout_s + BRIDGE_GRACE_S,
             )
         except BridgeClosed:
-            raise NotRunning(
-                "the control plane is not running", hint="Start the agent with `agent up`."
-            ) from None
+            raise _not_running() from None
         except (GuestFault, TimeoutError) as error:
             log.error("request failed inside the control plane, protocol=%s: %s", protocol, error)
             raise PeerError(
-                f"the request failed on this side (peer …{peer.short})",
+                f"the request failed on this side {_who(peer)}",
                 hint="This is a fault of Covey; the log says more.",
             ) from None
         try:
             return frames.decode_reply(reply if isinstance(reply, bytes) else b"")
         except frames.FrameError as error:
             raise PeerError(
-                f"the node's answer to {protocol} makes no sense: {error} (peer …{peer.short})",
+                f"the node's answer to {protocol} makes no sense: {error} {_who(peer)}",
                 hint="It may run another version of Covey.",
             ) from None
+
+    # Gossip.
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Send a message, signed by this node, to every member that has subscribed to the topic.
+
+        Returns when it is on its way; it reaches everybody who is connected, also by way of
+        others, and who connects within two minutes. Waits when this node publishes more than
+        `publishing.RATE_PER_S`. Raises NotRunning; ValueError for a payload over 64 KiB or what is
+        no topic name.
+        """
+        envelope.check_topic(topic)
+        if len(payload) > envelope.MAX_PAYLOAD_BYTES:
+            raise ValueError(f"a message holds at most {envelope.MAX_PAYLOAD_BYTES} bytes")
+        try:
+            data = await self._publisher.seal(topic, payload)
+            await self._bridge.call("publish", topic, data, timeout_s=COMMAND_LIMIT_S)
+        except (BridgeClosed, GuestFault, TimeoutError):
+            raise _not_running() from None
+
+    def subscribe(self, topic: str, handler: Subscriber) -> None:
+        """Take a topic's messages from now on.
+
+        The handler runs on the asyncio loop, once for each message of another node, with its proved
+        author, a member, and its payload; messages may come in any order. It returns False for a
+        payload that makes no sense, which is then not passed on to others; it has 5 s to decide.
+        Raises ValueError for what is no topic name.
+        """
+        envelope.check_topic(topic)
+        if topic not in self._subscribers and len(self._subscribers) >= MAX_TOPICS:
+            raise ValueError(f"more than {MAX_TOPICS} topics")
+        self._subscribers[topic] = handler
+        self._bridge.post("subscribe", topic)
+
+    # Links.
+
+    def keep_links(self, wanted: Mapping[NodeId, Sequence[str]]) -> None:
+        """Keep a connection to each of these nodes from now on (addresses best first, HOST:PORT).
+
+        What fails is dialled again with growing pauses. A connection to a node that was named
+        before and is not any more is closed when nothing goes on in it. Raises UsageError for an
+        address that is none.
+        """
+        for addresses in wanted.values():
+            for address in addresses:
+                endpoint.split(address)
+        self._wanted = {node: tuple(addresses) for node, addresses in wanted.items()}
+        self._bridge.post("keep", setup.encode_wanted(self._wanted))
+
+    async def links(self) -> list[Link]:
+        """Return the connections to members, oldest first, in both directions."""
+        try:
+            packed = await self._bridge.call("links", timeout_s=COMMAND_LIMIT_S)
+        except (BridgeClosed, GuestFault, TimeoutError):
+            return []
+        return setup.decode_links(packed) if isinstance(packed, bytes) else []
+
+    def on_link(self, callback: Callable[[NodeId, bool], None]) -> None:
+        """Call `callback` on the asyncio loop with a node and whether there is a link to it.
+
+        (node, True) when the first connection to a member is up, (node, False) when the last one
+        has gone.
+        """
+        self._watchers.append(callback)
+
+    # What the trio side asks.
+
+    def _tell_all(self) -> None:
+        """Say again what may have changed while the trio side started."""
+        for protocol, strangers in self._strangers.items():
+            self._bridge.post("serve", protocol, int(strangers))
+        for topic in self._subscribers:
+            self._bridge.post("subscribe", topic)
+        self._bridge.post("members", setup.encode_members(self._members))
+        self._bridge.post("keys", setup.encode_keys(self._keys))
+        self._bridge.post("keep", setup.encode_wanted(self._wanted))
+
+    async def _linked(self, peer: str, up: int) -> Crossing:
+        node = NodeId.parse(peer)
+        log.info("link %s, node=%s", "up" if up else "down", node)
+        for callback in tuple(self._watchers):
+            try:
+                callback(node, bool(up))
+            except Exception:
+                log.exception("a link's watcher failed, node=%s", node)
+        return None
+
+    async def _deliver(self, topic: str, author: bytes, payload: bytes) -> Crossing:
+        """Return 1 if the subscriber takes the message."""
+        node = NodeId(author)
+        try:
+            return int(await self._subscribers[topic](node, payload))
+        except CoveyError as error:
+            log.debug("message refused, topic=%s, author=%s: %s", topic, node, error.message)
+        except Exception:
+            log.exception("subscriber failed, topic=%s, author=%s", topic, node)
+        return 0
 
     async def _answer(self, protocol: str, peer: str, request: bytes) -> bytes:
         """Return the reply frame for a peer's request."""
@@ -194,15 +323,19 @@ def _check_protocol(protocol: str) -> None:
         raise ValueError(f"{protocol!r} is not a protocol name")
 
 
-def _load(
-    bridge: TrioThread,
-    *,
-    seed: bytes,
-    network_key: bytes | None,
-    listen: Sequence[str],
-    protocols: Sequence[str],
-) -> Guest:
-    # Here and not at the top: libp2p takes 1-2 s and 70 MB, and belongs into the bridge's thread.
+def _not_running() -> NotRunning:
+    return NotRunning("the control plane is not running", hint="Start the agent with `agent up`.")
+
+
+def _who(peer: NodeId | None) -> str:
+    return f"(peer …{peer.short})" if peer is not None else "(any node)"
+
+
+def _load(bridge: TrioThread, *, made_with: Setup) -> Guest:
+    # Here and not at the top: libp2p takes 1-2 s and 35 MB, and belongs into the bridge's thread.
+    from agent.control import lean
+
+    lean.prepare()
     from agent.control.node import Node
 
-    return Node(bridge, seed, network_key, listen, protocols)
+    return Node(bridge, made_with)

@@ -1,55 +1,99 @@
-"""Connections to peers: listen, dial, keep, give up. One TCP connection is one link.
+"""Connections to peers: listen, dial, know which there are, give up. One connection is one link.
 
 trio and libp2p, imported in the control plane's thread only. A link belongs to a peer whose
-identity Noise has proved; who that is, and nothing from an address, is what `node.py` relies on.
+identity Noise has proved; that, and nothing from an address, is what `node.py` relies on. Who may
+have one is the gate's decision (`gate.py`), which of several stays is `redial.py`'s.
 """
 
 from __future__ import annotations
 
-import errno
+import itertools
 import logging
-import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
-from libp2p.host.basic_host import BasicHost
-from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from agent import endpoint
-from agent.control.swarm import BoundedYamux, Socket, inbound, outbound
+from agent.control import sockets
+from agent.control.dialling import Dialler, proved_node
+from agent.control.gate import STRANGER_IDLE_S, STRANGER_LIMIT_S, Callers, Gate
+from agent.control.listening import bind
+from agent.control.preamble import Doorkeeper
+from agent.control.redial import Candidate, stays
+from agent.control.sockets import Socket
+from agent.control.streams import GOSSIP
+from agent.control.swarm import HANDSHAKE_LIMIT_S, BoundedYamux, Host
 from agent.control.troubles import Trouble, unreachable
-from agent.errors import EnvironmentFault
+from agent.identity.keys import NodeId
+from agent.membership.networkkeys import NetworkKeys
 
 log = logging.getLogger(__name__)
 
-# Inbound connections that have not named themselves yet.
-MAX_HANDSHAKES = 64
-# Addresses of one peer are tried this far apart (RFC 8305 says 0.25 s).
-STAGGER_S = 0.25
 # Closing takes libp2p 0.3 s; with a peer that takes no bytes, this.
 CLOSE_LIMIT_S = 2.0
+# How often a stranger's time is looked at.
+STRANGER_TICK_S = 0.5
 # libp2p wants to know where a connection came in; nothing depends on it.
 _ANYWHERE = Multiaddr("/ip4/0.0.0.0/tcp/0")
 
 
-class _DialError(Exception):
-    def __init__(self, trouble: Trouble) -> None:
-        super().__init__(trouble.value)
-        self.trouble = trouble
+class Link:
+    """One connection whose other end has proved its identity."""
+
+    def __init__(self, connection: Any, tcp: Socket, node: NodeId, dialled: str) -> None:
+        """`connection`: libp2p's; `dialled`: the address that we called, empty if it called us."""
+        self.connection = connection
+        self.tcp = tcp
+        self.node = node
+        self.dialled = dialled
+        self.opened_at = trio.current_time()
+        self.busy_at = self.opened_at
+        self.member = False
+        # Counted by the gate as a stranger's.
+        self.admitted = False
+
+    @property
+    def outbound(self) -> bool:
+        """Whether this node dialled."""
+        return bool(self.dialled)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes streams, as far as is known."""
+        muxed = self.connection.muxed_conn
+        return not (self.connection.is_closed or muxed.event_shutting_down.is_set())
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything but gossip is going on."""
+        streams = self.connection.get_streams()
+        if any(stream.get_protocol() != GOSSIP for stream in streams):
+            self.busy_at = trio.current_time()
+            return True
+        return False
 
 
 class Links:
     """All connections of one host."""
 
-    def __init__(self, host: BasicHost) -> None:
-        self._host = host
-        self._swarm = host.get_network()
-        self._nursery: trio.Nursery | None = None
+    def __init__(self, host: Host, own: NodeId, gate: Gate, keys: NetworkKeys) -> None:
+        self._swarm = host.swarm
+        self._own = own
+        self._gate = gate
         self._sockets: set[Socket] = set()
-        self._handshakes = trio.CapacityLimiter(MAX_HANDSHAKES)
-        self._dialling: dict[tuple[str, tuple[str, ...]], trio.Lock] = {}
+        self._dialler = Dialler(host, own, keys, self._sockets, self._take_out)
+        self._nursery: trio.Nursery | None = None
+        self._keeper = Doorkeeper(own.ed25519, time.time())
+        self._callers = Callers()
+        self._numbers = itertools.count()
+        self._calling: dict[int, Socket] = {}
+        self._links: dict[NodeId, list[Link]] = {}
+        self._dialling: dict[tuple[NodeId, tuple[str, ...]], trio.Lock] = {}
+        # Called whenever a link has come, gone, or changed its standing.
+        self.on_change: Callable[[], None] = lambda: None
 
     async def listen(self, addresses: Sequence[str], nursery: trio.Nursery) -> list[str]:
         """Accept connections in `nursery`; return the addresses with their actual ports.
@@ -60,7 +104,7 @@ class Links:
         listeners: list[trio.SocketListener] = []
         try:
             for address in addresses:
-                listeners += await _bind(address)
+                listeners += await bind(address)
         except BaseException:
             for listener in listeners:
                 listener.socket.close()
@@ -69,34 +113,54 @@ class Links:
             nursery.start_soon(trio.serve_listeners, self._accept, listeners)
         return [endpoint.join(*listener.socket.getsockname()[:2]) for listener in listeners]
 
-    def kept(self, peer: str, other_than: Any = None) -> Any:
-        """Return the newest live connection to the peer, or None."""
-        for connection in reversed(self._swarm.get_connections(ID.from_base58(peer))):
-            if not connection.is_closed and connection is not other_than:
-                return connection
-        return None
+    def set_keys(self, keys: NetworkKeys) -> None:
+        """Use other network keys for what connects from now on."""
+        self._dialler.keys = keys
 
-    async def connect(
-        self, peer: str, addresses: Sequence[str], troubles: dict[str, Trouble], other_than: Any
-    ) -> Any:
-        """Return a connection to the peer, dialling once for all who ask at the same time.
+    # What there is.
 
-        Raises PeerError when every address has failed; `troubles` says of each how, as far as it
-        has, also when this is cancelled.
-        """
-        key = (peer, tuple(addresses))
-        lock = self._dialling.setdefault(key, trio.Lock())
-        try:
-            async with lock:
-                kept = self.kept(peer, other_than)
-                return kept or await self._dial_all(peer, addresses, troubles)
-        finally:
-            if not lock.locked():
-                self._dialling.pop(key, None)
+    def all(self) -> list[Link]:
+        """Return every live link, oldest first."""
+        found = (each for links in self._links.values() for each in links if each.alive)
+        return sorted(found, key=lambda each: each.opened_at)
 
-    def give_up(self, connection: Any) -> None:
-        """Close a connection; nobody waits for it."""
-        self._spawn(_close, connection)
+    def to(self, node: NodeId) -> list[Link]:
+        """Return the live links to a node."""
+        return [each for each in self._links.get(node, ()) if each.alive]
+
+    def kept(self, node: NodeId, other_than: Link | None = None) -> Link | None:
+        """Return the live link to the node that stays if there are several, or None."""
+        links = [each for each in self.to(node) if each is not other_than]
+        if not links:
+            return None
+        smaller = self._own < node
+        return links[stays([Candidate(e.opened_at, e.outbound is smaller) for e in links])]
+
+    def members(self) -> set[NodeId]:
+        """Return the members to whom there is a live link."""
+        return {each.node for each in self.all() if each.member}
+
+    def enforce(self) -> None:
+        """Apply the gate's new list of members: who is no longer one is cut off at once."""
+        for link in self.all():
+            member = link.node.ed25519 in self._gate.members
+            if link.member and not member:
+                log.info("connection closed, node=%s is no member any more", link.node)
+                self.drop(link)
+            link.member = member
+            if member:
+                self._release(link)
+        self.on_change()
+
+    def drop(self, link: Link) -> None:
+        """Close a link at once; what runs on it breaks."""
+        self._forget(link)
+        self._abort(link.tcp)
+
+    def give_up(self, link: Link) -> None:
+        """Close a link; nobody waits for it."""
+        self._forget(link)
+        self._spawn(_close, link)
 
     def close_all(self) -> None:
         """Close every connection at once; the peers see it end."""
@@ -105,85 +169,153 @@ class Links:
 
     # Outbound.
 
-    async def _dial_all(
-        self, peer: str, addresses: Sequence[str], troubles: dict[str, Trouble]
-    ) -> Any:
-        connections: list[Any] = []
-        async with trio.open_nursery() as nursery:
+    async def connect(
+        self,
+        node: NodeId | None,
+        addresses: Sequence[str],
+        troubles: dict[str, Trouble],
+        other_than: Link | None = None,
+        *,
+        explain: bool = False,
+    ) -> Link:
+        """Return a link to the node, dialling once for all who ask at the same time.
 
-            async def attempt(address: str, delay_s: float) -> None:
-                await trio.sleep(delay_s)
-                try:
-                    connections.append(await self._dial(peer, address))
-                except _DialError as error:
-                    troubles[address] = error.trouble
-                else:
-                    nursery.cancel_scope.cancel()
+        `node` None: whoever answers, and always a new link. Raises PeerError when every address has
+        failed; `troubles` says of each how, as far as it has, also when this is cancelled. With
+        `explain` it tells another node at an address from none.
+        """
+        if node is None:
+            return await self.dial(None, addresses, troubles)
+        key = (node, tuple(addresses))
+        lock = self._dialling.setdefault(key, trio.Lock())
+        try:
+            async with lock:
+                kept = self.kept(node, other_than)
+                return kept or await self.dial(node, addresses, troubles, explain=explain)
+        finally:
+            if not lock.locked():
+                self._dialling.pop(key, None)
 
-            for index, address in enumerate(addresses):
-                nursery.start_soon(attempt, address, index * STAGGER_S)
-        if not connections:
-            raise unreachable(peer, troubles, addresses, 0.0)
-        for late in connections[1:]:
+    async def dial(
+        self,
+        node: NodeId | None,
+        addresses: Sequence[str],
+        troubles: dict[str, Trouble],
+        *,
+        explain: bool = False,
+    ) -> Link:
+        """Return a new link over the first address that leads to the node; raises PeerError."""
+        links = await self._dialler.dial(node, addresses, troubles, explain=explain)
+        if not links:
+            raise unreachable(str(node) if node else None, troubles, addresses, 0.0)
+        for late in links[1:]:
             self.give_up(late)
-        return connections[0]
+        return links[0]
 
-    async def _dial(self, peer: str, address: str) -> Any:
-        host, port = endpoint.split(address)
-        try:
-            # Resolves a name anew each time, and tries all its addresses.
-            tcp = Socket(await trio.open_tcp_stream(host, port))
-        except (OSError, UnicodeError) as error:  # UnicodeError: no host name looks like this
-            log.debug("dial failed, address=%s: %s", address, error)
-            raise _DialError(_trouble(error)) from None
-        self._sockets.add(tcp)
-        try:
-            connection = await self._swarm.upgrade_outbound_raw_conn(
-                outbound(self._host, tcp), ID.from_base58(peer)
-            )
-        except BaseException as error:
-            self._abort(tcp)
-            if not isinstance(error, Exception):
-                raise
-            log.debug("handshake failed, address=%s, peer=%s: %r", address, peer, error)
-            # The library has no class of its own for another identity.
-            other = "mismatch" in f"{error!r} {error.__cause__!r} {_root(error)!r}".lower()
-            raise _DialError(Trouble.OTHER_NODE if other else Trouble.HANDSHAKE) from None
-        self._spawn(self._until_closed, tcp, connection.muxed_conn)
-        log.debug("connected, address=%s, peer=%s", address, peer)
-        return connection
+    def _take_out(self, connection: Any, tcp: Socket, node: NodeId, address: str) -> Link:
+        """Keep what the dialler has made."""
+        link = Link(connection, tcp, node, address)
+        self._register(link)
+        self._spawn(self._until_closed, link)
+        if not link.member:
+            self._spawn(self._watch, link)
+        log.debug("connected, address=%s, node=%s", address, node)
+        return link
 
     # Inbound.
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         """One connection until it ends; then `serve_listeners`, which calls this, closes it."""
-        try:
-            self._handshakes.acquire_nowait()
-        except trio.WouldBlock:
-            log.debug("too many handshakes at once; one connection turned away")
-            return
         tcp = None
+        number = next(self._numbers)
         try:
             tcp = Socket(stream)
             self._sockets.add(tcp)
-            muxed = await self._swarm.upgrade_inbound_raw_conn(inbound(tcp), _ANYWHERE)
+            self._calling[number] = tcp
+            dropped = self._callers.enter(number, tcp.ip)
+            if dropped is not None:
+                self._abort(self._calling[dropped])
+            link = await self._take_in(tcp)
         except Exception as error:
-            log.debug("inbound handshake failed, address=%s: %r",
-                      tcp and tcp.peer_address, error)  # fmt: skip
+            log.debug("inbound handshake failed, address=%s: %r", tcp and tcp.address, error)
             return
         finally:
-            self._handshakes.release()
+            self._callers.leave(number)
+            self._calling.pop(number, None)
             if tcp is not None:
                 self._sockets.discard(tcp)
-        self._sockets.add(tcp)
-        await self._until_closed(tcp, muxed)
+        if link is not None:
+            self._sockets.add(link.tcp)
+            await self._stay(link)
 
-    async def _until_closed(self, tcp: Socket, muxed: BoundedYamux) -> None:
+    async def _take_in(self, tcp: Socket) -> Link | None:
+        """Return the link once the caller has proved itself; else None, and it got not a byte."""
+        link = None
+        with trio.move_on_after(HANDSHAKE_LIMIT_S):
+            opened = await tcp.open(self._keeper, self._dialler.keys.accepting)
+            if opened is not None:
+                private = sockets.called(tcp, opened)
+                muxed = await self._swarm.upgrade_inbound_raw_conn(private, _ANYWHERE)
+                node = proved_node(muxed)
+                connections = self._swarm.get_connections(muxed.peer_id)
+                connection = next(each for each in connections if each.muxed_conn is muxed)
+                link = Link(connection, tcp, node, "") if node != self._own else None
+        return link
+
+    async def _stay(self, link: Link) -> None:
+        if link.node.ed25519 in self._gate.members:
+            self._register(link)
+            await self._until_closed(link)
+            return
+        if not self._gate.admit(link.tcp.ip):
+            log.debug("a stranger was turned away, node=%s, address=%s",
+                      link.node, link.tcp.address)  # fmt: skip
+            self._abort(link.tcp)
+            return
+        link.admitted = True
+        try:
+            self._register(link)
+            self._spawn(self._watch, link)
+            await self._until_closed(link)
+        finally:
+            self._release(link)
+
+    def _release(self, link: Link) -> None:
+        if link.admitted:
+            link.admitted = False
+            self._gate.release(link.tcp.ip)
+
+    async def _watch(self, link: Link) -> None:
+        """End a link to a stranger that asks nothing, or takes too long; a new member keeps it."""
+        while link.alive and not link.member:
+            now = trio.current_time()
+            idle_s = 0.0 if link.busy else now - link.busy_at
+            age_s = 0.0 if link.outbound else now - link.opened_at
+            if idle_s > STRANGER_IDLE_S or age_s > STRANGER_LIMIT_S:
+                self.drop(link)
+                return
+            await trio.sleep(STRANGER_TICK_S)
+
+    def _register(self, link: Link) -> None:
+        link.member = link.node.ed25519 in self._gate.members
+        self._links.setdefault(link.node, []).append(link)
+        self.on_change()
+
+    def _forget(self, link: Link) -> None:
+        links = self._links.get(link.node, [])
+        if link in links:
+            links.remove(link)
+            if not links:
+                del self._links[link.node]
+            self.on_change()
+
+    async def _until_closed(self, link: Link) -> None:
+        muxed: BoundedYamux = link.connection.muxed_conn
         try:
             await muxed.event_closed.wait()
         finally:
-            self._sockets.discard(tcp)
-            tcp.abort()
+            self._forget(link)
+            self._abort(link.tcp)
 
     def _abort(self, tcp: Socket) -> None:
         tcp.abort()
@@ -195,62 +327,7 @@ class Links:
         self._nursery.start_soon(function, *args)
 
 
-async def _close(connection: Any) -> None:
+async def _close(link: Link) -> None:
     with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_LIMIT_S):
-        await connection.close()
-    connection.muxed_conn.tcp.abort()
-
-
-async def _bind(address: str) -> list[trio.SocketListener]:
-    host, port = endpoint.split(address, lowest_port=0)
-    try:
-        return list(await trio.open_tcp_listeners(port, host=host))
-    except (socket.gaierror, UnicodeError):
-        raise EnvironmentFault(
-            f"cannot listen on {address} (control plane): {host} is not an address",
-            hint="Name an IP address of this machine, or 0.0.0.0 for all of them.",
-        ) from None
-    except OSError as error:
-        codes = {each.errno for each in _causes(error)}
-        if errno.EADDRINUSE in codes:
-            raise EnvironmentFault(
-                f"port {port} (control plane) is in use",
-                hint=f"Stop what holds it (`ss -ltnp sport = :{port}` shows it) or set another.",
-            ) from None
-        if errno.EADDRNOTAVAIL in codes:
-            raise EnvironmentFault(
-                f"cannot listen on {address} (control plane): this machine has no such address",
-                hint="Name an IP address of this machine, or 0.0.0.0 for all of them.",
-            ) from None
-        if errno.EACCES in codes:
-            raise EnvironmentFault(
-                f"port {port} (control plane) may be used by root only",
-                hint="Set a control port of 1024 or more.",
-            ) from None
-        raise EnvironmentFault(f"cannot listen on {address} (control plane): {error}") from None
-
-
-def _trouble(error: OSError | UnicodeError) -> Trouble:
-    causes = list(_causes(error))
-    if not causes or any(isinstance(each, socket.gaierror) for each in causes):
-        return Trouble.UNKNOWN_NAME
-    if any(each.errno == errno.ECONNREFUSED for each in causes):
-        return Trouble.REFUSED
-    return Trouble.UNREACHABLE
-
-
-def _causes(error: BaseException) -> Iterator[OSError]:
-    """Every OSError in an error: trio gathers those of a name's addresses in a group."""
-    if isinstance(error, OSError):
-        yield error
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _causes(each)
-    if error.__cause__ is not None:
-        yield from _causes(error.__cause__)
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+        await link.connection.close()
+    link.tcp.abort()

@@ -7,7 +7,8 @@ once it has the whole reply: libp2p keeps a stream that only one side has closed
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import struct
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,10 +16,18 @@ import trio
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.protocol_muxer.exceptions import MultiselectError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.stream_muxer.yamux.yamux import (
+    HEADER_SIZE,
+    MAX_MESSAGE_SIZE,
+    TYPE_DATA,
+    YAMUX_HEADER_FORMAT,
+)
 
 from agent.control import frames
 
 MULTISTREAM = "/multistream/1.0.0"
+# GossipSub's streams, which live as long as their connection.
+GOSSIP = "/meshsub/1.1.0"
 NOT_SERVED = "na"
 # A negotiation takes two lines of at most 102 bytes each; GossipSub offers four short names.
 NEGOTIATION_BYTES = 512
@@ -38,14 +47,18 @@ class StreamRefusedError(Exception):
 
 
 class Talk:
-    """One stream and what has been read from it ahead of need.
+    """One stream and what has been read from it ahead of need; one task reads, and one writes.
 
-    yamux sends a window update for every read; the negotiation alone would cost four.
+    libp2p's own `read` sends a window update each time, which costs the peer as much as a message;
+    here one goes out for half a window. Its `write` takes four locks, each a turn of the scheduler;
+    what fits into one frame and the peer's window goes without.
     """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
+        self._muxed = stream.muxed_stream
         self._ahead = bytearray()
+        self._unacknowledged = 0
         self._negotiation_left: int | None = NEGOTIATION_BYTES
 
     @property
@@ -64,22 +77,38 @@ class Talk:
                 raise MultiselectError("too much in the negotiation")
             self._negotiation_left -= n
         if not self._ahead:
-            self._ahead += await self.stream.read(READ_BYTES)
+            self._ahead += await self._receive()
             if not self._ahead:
                 raise StreamEOF
         data = bytes(self._ahead[:n])
         del self._ahead[:n]
         return data
 
+    async def _receive(self) -> bytes:
+        data: bytes = await self._muxed.conn.read_stream(self._muxed.stream_id, READ_BYTES)
+        self._unacknowledged += len(data)
+        if self._unacknowledged >= self._muxed.target_recv_window // 2:
+            read, self._unacknowledged = self._unacknowledged, 0
+            await self._muxed._auto_tune_and_send_window_update(bytes_read=read)
+        return data
+
     async def write(self, data: bytes) -> None:
         """Send all of `data`."""
-        await self.stream.write(data)
+        muxed = self._muxed
+        fits = len(data) <= min(muxed.send_window, MAX_MESSAGE_SIZE - HEADER_SIZE)
+        if not fits or muxed.closed or muxed.send_closed:
+            await self.stream.write(data)
+            return
+        muxed.send_window -= len(data)
+        header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, muxed.stream_id, len(data))
+        await muxed.conn._write_frame(header + data)
 
 
 async def open_stream(connection: Any, protocol: str) -> Talk:
     """Return a talk on which the peer has agreed to the protocol.
 
-    Raises NotServedError, StreamRefusedError; any other exception says that the connection is dead.
+    `connection` is libp2p's. Raises NotServedError, StreamRefusedError; any other exception says
+    that the connection is dead.
     """
     stream = None
     # Shielded: libp2p loses a stream that is cancelled while it is being opened.
@@ -106,6 +135,7 @@ async def open_stream(connection: Any, protocol: str) -> Talk:
             raise StreamRefusedError from error
         raise
     if answer == protocol:
+        stream.set_protocol(protocol)
         return talk
     await reset(stream)
     if answer == NOT_SERVED:
@@ -113,9 +143,44 @@ async def open_stream(connection: Any, protocol: str) -> Talk:
     raise MultiselectError("another protocol than was asked for")
 
 
+async def accept(talk: Talk, serves: Callable[[str], bool], *, silent: bool) -> str:
+    """Agree on a protocol that `serves` allows, and return it.
+
+    `silent`: say nothing before the peer has asked for one that is allowed, and raise otherwise; so
+    a stranger does not even learn what is here. Raises MultiselectError and libp2p's other errors.
+    """
+    lines = MultiselectCommunicator(talk)
+    if await lines.read() != MULTISTREAM:
+        raise MultiselectError("not multistream")
+    greeting = _line(MULTISTREAM)
+    while True:
+        if not silent and not talk.ahead and greeting:
+            # Other programs wait for it before they ask. Ours ask at once: one answer for both.
+            await talk.write(greeting)
+            greeting = b""
+        asked: str = await lines.read()
+        if serves(asked):
+            await talk.write(greeting + _line(asked))
+            talk.negotiated()
+            talk.stream.set_protocol(asked)
+            return asked
+        if silent:
+            raise MultiselectError("not for strangers")
+        await talk.write(greeting + _line(NOT_SERVED))
+        greeting = b""
+
+
 def _line(text: str) -> bytes:
     """Return a multistream message: the length (a varint; here one byte), the text, a line feed."""
     return bytes([len(text) + 1]) + text.encode() + b"\n"
+
+
+async def read_exactly(talk: Talk, size: int) -> bytes:
+    """Return `size` bytes; raises libp2p's errors for a broken stream."""
+    data = bytearray()
+    while len(data) < size:
+        data += await talk.read(size - len(data))
+    return bytes(data)
 
 
 async def read_frame(talk: Talk, limit: int) -> bytes:

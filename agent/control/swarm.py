@@ -1,18 +1,25 @@
 """libp2p 0.8.1 as Covey uses it: TCP, Noise, yamux and the private network's key, nothing else.
 
-Importing this module imports libp2p (1-2 s, 70 MB); only `node.py` does, in the trio thread. It
-builds a host whose parts are bounded, because the library's own are not. Found in its source:
+Importing this module imports libp2p (0.5-2 s, 35 MB after `lean.py`); only `node.py` does, in the
+trio thread. It builds a host whose parts are bounded, because the library's own are not. Found in
+its source:
 
 * `new_host` also offers plaintext, TLS and SECIO; only Noise is offered here.
 * Before Noise has named the other side, it may announce a message of any length, which is then
-  collected in memory. `Socket` ends a connection that sends more than a handshake needs.
+  collected in memory. `sockets.Socket` ends a connection that sends more than a handshake needs.
 * yamux only logs a peer that ignores its receive window, and buffers on. `_Buffer` refuses.
 * A cancelled write leaves half a Noise message on the wire, which ends the connection for all who
   use it. `Yamux._write_frame` is shielded, with a limit of its own.
 * Every inbound connection holds its slot until the host stops (250 in all), listeners set
   SO_REUSEPORT (so two agents share a port without an error), a failed peer is not dialled again for
-  60 s, and of all its addresses one is tried. `node.py` listens and dials by itself.
-* The swarm dials peers that it remembers, by itself, and asks each peer who it is. Both are off.
+  60 s, and of all its addresses one is tried. `links.py` listens and dials by itself.
+* The private network's listener answers before the caller has proved anything. The swarm gets no
+  key: `links.py` wraps each connection in both directions (`sockets.py`).
+* The swarm dials peers that it remembers, by itself, and closes one of two connections to a peer,
+  each side another one. Both are off. Its `BasicHost` is not used: it asks each peer who it is.
+* A stream that was reset keeps what lies unread for a minute (`BoundedYamux` drops it), and whoever
+  reads from it then leaves an event behind for ever (`_Events` refuses it).
+* GossipSub is our own, with the library's wire: `gossip.py` says why.
 * `swarm_connection` logs through the root logger, which installs a handler on stderr, and the
   `libp2p` logger writes to stderr at every hostile byte. `_quiet` sends all of it to our log.
 """
@@ -20,101 +27,42 @@ builds a host whose parts are bounded, because the library's own are not. Found 
 from __future__ import annotations
 
 import logging
-import socket
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
-from libp2p.host.basic_host import BasicHost, _IdentifyNotifee
-from libp2p.io.exceptions import ConnectionClosedError
-from libp2p.io.trio import TrioTCPStream
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection import swarm_connection
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
+from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectError
+from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL
 from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.security.pnet.protector import new_protected_conn
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_PROTOCOL
 from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
+
+from agent.control.sockets import Socket
 
 log = logging.getLogger(__name__)
 
-# multistream, Noise and yamux need some 1,000 bytes; a handshake payload is at most 64 KiB.
-HANDSHAKE_BYTES = 64 * 1024
 # An inbound connection that has not named itself by then is closed.
 HANDSHAKE_LIMIT_S = 5.0
 # A peer that takes no byte for this long is gone; others wait behind the same connection.
 WRITE_LIMIT_S = 10.0
 # What may lie unread in all streams of one connection: four whole frames.
 UNREAD_BYTES = 16 * 1024 * 1024
+# What may lie unread in all connections together, beyond UNREAD_FREE_BYTES in each.
+UNREAD_IN_ALL_BYTES = 128 * 1024 * 1024
+UNREAD_FREE_BYTES = 512 * 1024
 MAX_CONNECTIONS = 300
-# yamux pings each 30 s: a host that vanished is noticed after two of them at the latest.
-KEEPALIVE_IDLE_S = 30
-KEEPALIVE_INTERVAL_S = 10
-KEEPALIVE_PROBES = 3
-UNACKNOWLEDGED_LIMIT_MS = 30_000
-
-
-class Socket(TrioTCPStream):  # type: ignore[misc]  # libp2p is untyped to mypy
-    """One TCP connection under libp2p, with a limit on what arrives before the handshake ends."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        super().__init__(stream)
-        self.peer_address = _peer_address(stream)
-        self._allowance: int | None = HANDSHAKE_BYTES
-        for level, option, value in (
-            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
-            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_LIMIT_MS),
-        ):
-            stream.setsockopt(level, option, value)
-
-    def handshake_done(self) -> None:
-        """Lift the limit: the other side is known and its messages have bounds of their own."""
-        self._allowance = None
-
-    async def read(self, n: int | None = None) -> bytes:
-        """Read `n` bytes, fewer only at the end; some bytes if `n` is None.
-
-        libp2p's callers ask for exactly what they need, and give up after 100 short reads.
-        """
-        chunks = bytearray()
-        while n is None or len(chunks) < n:
-            want = None if n is None else min(n - len(chunks), HANDSHAKE_BYTES)
-            chunk = await super().read(want)
-            chunks += chunk
-            if self._allowance is not None:
-                self._allowance -= len(chunk)
-                if self._allowance < 0:
-                    raise ConnectionClosedError("too much in the handshake", transport="tcp")
-            if n is None or not chunk:
-                break
-        return bytes(chunks)
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        """The other end; libp2p's own knows no IPv6."""
-        return self.peer_address
-
-    def abort(self) -> None:
-        """Close at once, without waiting for anything."""
-        self.stream.socket.close()
-
-
-def _peer_address(stream: trio.SocketStream) -> tuple[str, int] | None:
-    try:
-        host, port = stream.socket.getpeername()[:2]
-    except OSError:
-        return None
-    return str(host), int(port)
 
 
 class _Buffer(bytearray):
@@ -125,16 +73,43 @@ class _Buffer(bytearray):
         self._all = others
 
     def extend(self, data: Any) -> None:
-        if sum(map(len, self._all.values())) + len(data) > UNREAD_BYTES:
+        unread = self._all.unread() + len(data)
+        if unread > UNREAD_BYTES:
             raise MuxedStreamError("the peer ignores the receive window")
+        if (
+            unread > UNREAD_FREE_BYTES
+            and self._all.unread_in_all() + len(data) > UNREAD_IN_ALL_BYTES
+        ):
+            raise MuxedStreamError("too much lies unread on this node")
         super().extend(data)
 
 
 class _Buffers(dict[int, bytearray]):
     """yamux's `stream_buffers`: whatever is put in becomes a bounded buffer, empty at first."""
 
+    def __init__(self, unread_in_all: Callable[[], int]) -> None:
+        """`unread_in_all` counts the unread bytes of every connection of this node."""
+        super().__init__()
+        self.unread_in_all = unread_in_all
+
     def __setitem__(self, stream_id: int, _: bytearray) -> None:
         super().__setitem__(stream_id, _Buffer(self))
+
+    def unread(self) -> int:
+        """Return how many bytes lie unread on this connection."""
+        return sum(map(len, self.values()))
+
+
+class _Events(dict[int, trio.Event]):
+    """yamux's `stream_events`: takes those of streams that there are."""
+
+    def __init__(self, streams: Mapping[int, Any]) -> None:
+        super().__init__()
+        self._streams = streams
+
+    def __setitem__(self, stream_id: int, event: trio.Event) -> None:
+        if stream_id in self._streams:
+            super().__setitem__(stream_id, event)
 
 
 class BoundedYamux(Yamux):  # type: ignore[misc]  # libp2p is untyped to mypy
@@ -142,8 +117,14 @@ class BoundedYamux(Yamux):  # type: ignore[misc]  # libp2p is untyped to mypy
 
     def __init__(self, connection: Any, peer_id: ID, tcp: Socket) -> None:
         super().__init__(connection, peer_id, is_initiator=connection.is_initiator)
-        self.stream_buffers = _Buffers()
+        self.stream_buffers = _Buffers(self._unread_in_all)
+        self.stream_events = _Events(self.streams)
         self.tcp = tcp
+
+    def _unread_in_all(self) -> int:
+        """Libp2p's connections set `swarm` before the first byte can come."""
+        connections = self.swarm.get_connections()
+        return sum(each.muxed_conn.stream_buffers.unread() for each in connections)
 
     async def start(self) -> None:
         """Run until the connection ends; a fault ends this connection, not the whole swarm."""
@@ -153,6 +134,12 @@ class BoundedYamux(Yamux):  # type: ignore[misc]  # libp2p is untyped to mypy
             log.warning("connection lost, peer=%s", self.peer_id, exc_info=True)
             self.tcp.abort()
             await self._cleanup_on_error()
+
+    def _finalize_stream_locked(self, stream: Any, *, fully_closed: bool) -> None:
+        """End a stream; of one that was reset nobody reads what is left."""
+        if fully_closed and stream.reset_received:
+            self.stream_buffers.get(stream.stream_id, bytearray()).clear()
+        super()._finalize_stream_locked(stream, fully_closed=fully_closed)
 
     async def _write_frame(self, data: bytes) -> None:
         deadline = trio.current_time() + WRITE_LIMIT_S
@@ -170,17 +157,25 @@ class _Upgrader(TransportUpgrader):  # type: ignore[misc]  # libp2p is untyped t
     async def upgrade_security(
         self, raw_conn: Any, is_initiator: bool, peer_id: ID | None = None
     ) -> Any:
-        secured = await super().upgrade_security(raw_conn, is_initiator, peer_id)
-        # The private network's cipher wraps the RawConnection that holds our Socket.
-        secured.tcp = getattr(raw_conn, "_conn", raw_conn).stream
+        """Return the connection after Noise; `peer_id` None takes whoever answers."""
+        if is_initiator and peer_id is None:
+            secured = await self._secure_anybody(raw_conn)
+        else:
+            secured = await super().upgrade_security(raw_conn, is_initiator, peer_id)
+        secured.tcp = raw_conn.stream
         return secured
 
-    async def upgrade_connection(self, conn: Any, peer_id: ID) -> Any:
+    async def _secure_anybody(self, raw_conn: Any) -> Any:
+        try:
+            return await self.security_multistream.secure_outbound(raw_conn, None)
+        except (MultiselectError, MultiselectClientError, HandshakeFailure) as error:
+            raise SecurityUpgradeFailure("no handshake") from error
+
+    async def upgrade_connection(self, conn: Any, peer_id: ID | None) -> Any:
         tcp: Socket = conn.tcp
-        muxers = self.muxer_multistream
-        await muxers.select_transport(conn)
+        await self.muxer_multistream.select_transport(conn)
         tcp.handshake_done()
-        return BoundedYamux(conn, peer_id, tcp)
+        return BoundedYamux(conn, conn.get_remote_peer(), tcp)
 
 
 class _Idle(AutoConnector):  # type: ignore[misc]  # libp2p is untyped to mypy
@@ -219,46 +214,31 @@ def _quiet() -> None:
     logging.getLogger("multiaddr").setLevel(logging.WARNING)
 
 
-def build_host(seed: bytes, network_key: bytes | None) -> BasicHost:
-    """Return a host for the node key's seed (32 bytes); it listens nowhere and is not running.
+class Host:
+    """What we use of libp2p in one node: its identity and its swarm."""
 
-    `network_key` (32 bytes) makes it silent to everyone who does not have the same one.
-    """
-    _quiet()
-    keys = create_new_key_pair(seed)
-    identity = ID.from_pubkey(keys.public_key)
-    noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
-    peers = PeerStore()
-    peers.add_key_pair(identity, keys)
-    swarm = QuietSwarm(
-        identity,
-        peers,
-        _Upgrader({NOISE_PROTOCOL: noise}, {YAMUX_PROTOCOL: Yamux}),
-        connection_config=ConnectionConfig(
-            max_connections=MAX_CONNECTIONS,
-            high_watermark=MAX_CONNECTIONS,
-            min_connections=0,
-            low_watermark=0,
-            max_connections_per_peer=1,
-            inbound_upgrade_timeout=HANDSHAKE_LIMIT_S,
-        ),
-        psk=network_key.hex() if network_key is not None else None,
-    )
-    host = BasicHost(swarm, disable_identify_address_discovery=True)
-    for protocol in tuple(host.get_mux().handlers):
-        host.remove_stream_handler(protocol)
-    for notifee in [n for n in swarm.notifees if isinstance(n, _IdentifyNotifee)]:
-        swarm.remove_notifee(notifee)
-    return host
-
-
-def outbound(host: BasicHost, tcp: Socket) -> Any:
-    """Return what `Swarm.upgrade_outbound_raw_conn` takes."""
-    psk = host.get_network().psk
-    raw = RawConnection(tcp, True)
-    return new_protected_conn(raw, psk) if psk is not None else raw
-
-
-def inbound(tcp: Socket) -> Any:
-    """Return what `Swarm.upgrade_inbound_raw_conn` takes; that applies the network key itself."""
-    return RawConnection(tcp, False)
+    def __init__(self, seed: bytes) -> None:
+        """`seed`: the node key's (32 bytes). It listens nowhere and is not running."""
+        _quiet()
+        keys = create_new_key_pair(seed)
+        self.id = ID.from_pubkey(keys.public_key)
+        noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
+        peers = PeerStore()
+        peers.add_key_pair(self.id, keys)
+        self.swarm = QuietSwarm(
+            self.id,
+            peers,
+            _Upgrader({NOISE_PROTOCOL: noise}, {YAMUX_PROTOCOL: Yamux}),
+            connection_config=ConnectionConfig(
+                max_connections=MAX_CONNECTIONS,
+                high_watermark=MAX_CONNECTIONS,
+                min_connections=0,
+                low_watermark=0,
+                # `keeper.py` decides which of several stays.
+                max_connections_per_peer=MAX_CONNECTIONS,
+                inbound_upgrade_timeout=HANDSHAKE_LIMIT_S,
+            ),
+        )
+        # They count connections for the library's own choice among peers.
+        for notifee in tuple(self.swarm.notifees):
+            self.swarm.remove_notifee(notifee)

@@ -24,13 +24,14 @@ class Trouble(Enum):
 
 
 def unreachable(
-    peer: str, troubles: Mapping[str, Trouble], addresses: Sequence[str], timeout_s: float
+    peer: str | None, troubles: Mapping[str, Trouble], addresses: Sequence[str], timeout_s: float
 ) -> PeerError:
     """Return the error for a peer of which no address led to it.
 
-    `peer` is its full id; an address without an entry in `troubles` did not answer in time.
+    `peer` is its full id, None if any node would do; an address without an entry in `troubles` did
+    not answer in time.
     """
-    who = f"(peer …{peer[-8:]})"
+    who = f"(peer …{peer[-8:]})" if peer else "(any node)"
     if not addresses:
         return PeerError(
             f"no address is known for this node {who}",
@@ -47,8 +48,9 @@ def unreachable(
 def _advice(troubles: set[Trouble]) -> str:
     if troubles & {Trouble.SILENT, Trouble.HANDSHAKE}:
         return (
-            "Check that an agent runs there, that nothing blocks its TCP port, and that it "
-            "belongs to the same mesh: a node of another mesh does not answer."
+            "Check that an agent runs there, that nothing blocks its TCP port, that both clocks "
+            "are right, and that it belongs to the same mesh: a node of another mesh does not "
+            "answer."
         )
     if Trouble.REFUSED in troubles:
         return "Check that the agent runs there and listens on this port."

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from agent.demo.netlab import Machine, NetLab
+from agent.demo.netlab import Lan, Machine, NetLab
 from agent.errors import EngineError, PeerError
 
 Report = Callable[[str], None]
@@ -33,9 +33,12 @@ _POLL_S = 0.1
 class AgentLab:
     """Agents on the machines of a network, each with its own state; the commands to drive them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, lab: NetLab | Lan) -> None:
         self.root = root
-        self.lab = NetLab()
+        self.lab = lab
+        self.acl = root / "acl.toml"
+        root.mkdir(parents=True, exist_ok=True)
+        self.acl.touch()
 
     def machine(self, name: str) -> Machine:
         """Return one of the machines."""
@@ -51,6 +54,8 @@ class AgentLab:
             "COVEY_NODE_NAME": name,
             "COVEY_NODE_STATE_DIR": str(self.root / name),
             # All namespaces share one /run/wireguard, so interface names differ.
+            # Not the rules of the machine that this runs on.
+            "COVEY_NETWORK_ACL": str(self.acl),
             "COVEY_NETWORK_INTERFACE": f"covey-{name}",
             # Four nodes share this machine's cores; one thread each keeps the demo honest.
             "COVEY_ENGINE_THREADS": "1",
@@ -110,7 +115,7 @@ class DemoMesh(AgentLab):
     """Three workers and a gateway, each an agent in a namespace of its own."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root)
+        super().__init__(root, NetLab())
         for name in (*WORKERS, GATEWAY):
             self.lab.add(name)
         self._gateways: list[subprocess.Popen[bytes]] = []
@@ -118,7 +123,6 @@ class DemoMesh(AgentLab):
     def up(self, report: Report) -> None:
         """Make the mesh on the first worker, let the others join, wait until all are connected."""
         first, *others = WORKERS
-        self.root.mkdir(parents=True, exist_ok=True)
         self.agent(first, "mesh", "create", MESH_NAME)
         self.agent(first, "up")
         report(f"{first} made the mesh and is up")

@@ -1,4 +1,4 @@
-"""Networks of namespaces: machines on subnets of their own, joined by one router.
+"""Networks of namespaces: machines on subnets of their own, joined by one router, or on one LAN.
 
 Only works inside a sandbox (`sandbox.py`), where a namespace is named under a private /run/netns
 and disappears with the sandbox. Used by the demo and by the lab tests.
@@ -57,11 +57,7 @@ class NetLab:
 
     def __post_init__(self) -> None:
         """Make the router; raises EnvironmentFault outside a sandbox."""
-        if not inside():
-            raise EnvironmentFault(
-                "networks are only built in a sandbox.",
-                hint="Start this with `python -m agent.demo.sandbox -- …`.",
-            )
+        _refuse_outside()
         _ip("netns", "add", ROUTER)
         _ip("-n", ROUTER, "link", "set", "lo", "up")
         for switch in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"):
@@ -84,6 +80,61 @@ class NetLab:
         _ip("-n", name, "route", "add", "default", "via", machine.gateway)
         self.machines[name] = machine
         return machine
+
+
+@dataclass
+class Lan:
+    """Machines on one switch, 198.19.NUMBER.0/24 (RFC 2544), without a router.
+
+    The switch is a bridge in a namespace `switch-NUMBER`; machines have link-local IPv6 addresses
+    as well. It stands beside a NetLab in the same sandbox.
+    """
+
+    number: int = 1
+    machines: dict[str, Machine] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make the switch; raises EnvironmentFault outside a sandbox."""
+        _refuse_outside()
+        _ip("netns", "add", self.switch)
+        _ip("-n", self.switch, "link", "add", "switch", "type", "bridge")
+        _ip("-n", self.switch, "link", "set", "switch", "up")
+
+    @property
+    def switch(self) -> str:
+        """The namespace of the switch: whoever listens on its link `switch` sees the whole LAN."""
+        return f"switch-{self.number}"
+
+    def add(self, name: str, *, plugged: bool = True) -> Machine:
+        """Make a machine on the LAN and return it; one that is not `plugged` waits for `plug`."""
+        machine = Machine(name, f"198.19.{self.number}.{len(self.machines) + 2}", "")
+        _ip("netns", "add", name)
+        _ip("-n", name, "link", "set", "lo", "up")
+        self.machines[name] = machine
+        if plugged:
+            self.plug(name)
+        return machine
+
+    def plug(self, name: str) -> None:
+        """Give a machine its interface eth0, with its address, on the switch."""
+        _ip("link", "add", "eth0", "netns", name, "type", "veth",
+            "peer", "name", f"to-{name}", "netns", self.switch)  # fmt: skip
+        _ip("-n", self.switch, "link", "set", f"to-{name}", "master", "switch", "up")
+        address = f"{self.machines[name].address}/24"
+        _ip("-n", name, "address", "add", address, "dev", "eth0")
+        _ip("-n", name, "link", "set", "eth0", "up")
+
+    def unplug(self, name: str) -> None:
+        """Take the machine's interface away."""
+        _ip("-n", name, "link", "delete", "eth0")
+
+
+def _refuse_outside() -> None:
+    if not inside():
+        raise EnvironmentFault(
+            "networks are only built in a sandbox.",
+            hint="Start this with `python -m agent.demo.sandbox -- …`.",
+        )
 
 
 def _ip(*arguments: str) -> None:

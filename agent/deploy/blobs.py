@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import aiohttp
@@ -38,9 +38,13 @@ class BlobServer:
         """Let members fetch `path` under its hash."""
         self._offered[sha256] = path
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen on `host`:`port`; raises EnvironmentFault when that is taken."""
+    async def start(self, host: str, port: int, routes: Iterable[web.RouteDef] = ()) -> None:
+        """Listen on `host`:`port`; raises EnvironmentFault when that is taken.
+
+        `routes` are what else members get there.
+        """
         app = web.Application()
+        app.add_routes(routes)
         app.router.add_get("/stage/{sha256}", self._send)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()

@@ -7,35 +7,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from agent import endpoint
-from agent.api import DeployRequest
 from agent.config import Config
 from agent.deploy.blobs import BlobServer
 from agent.deploy.engines import Engines, Place
+from agent.deploy.mesh import Mesh
 from agent.deploy.messages import (
-    Answer,
     AskFacts,
     AskStage,
     ConnectStage,
     Facts,
     LoadStage,
     Phase,
-    Request,
     StageState,
     StopRing,
 )
+from agent.deploy.stages import ABANDONED_S
+from agent.deploy.wish import Wish
 from agent.engine import cut
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.engine.supervisor import Engine
 from agent.errors import CoveyError, EngineError, ModelError, PeerError
 from agent.identity.keys import NodeId
-from agent.membership.store import Member
 from agent.models import bundled
+from agent.ownership.lease import Token
 from agent.placement.plan import Candidate, ModelSizes, Plan, plan
 
 _log = logging.getLogger(__name__)
@@ -52,14 +53,8 @@ Progress = Callable[[str, str], None]
 """Called with the phase and a sentence for people."""
 
 
-class Mesh(Protocol):
-    """What building a ring needs of the daemon."""
-
-    def connected_workers(self) -> list[Member]:
-        """Return the other workers that WireGuard reaches now."""
-
-    async def ask(self, node: NodeId, request: Request, timeout_s: float) -> Answer:
-        """Ask another member."""
+Tokens = Callable[[], Token]
+"""Returns the token by which the ring is commanded now; it changes with the owner."""
 
 
 def model_path(model: str) -> Path:
@@ -86,8 +81,8 @@ class Build:
     """One epoch of a deployment: its plan, its head engine, and the nodes that hold its stages."""
 
     def __init__(
-        self, wish: DeployRequest, ring: str, epoch: int, *, settings: Config, own: Candidate,
-        engines: Engines, blobs: BlobServer, mesh: Mesh, progress: Progress,
+        self, wish: Wish, ring: str, epoch: int, *, settings: Config, own: Candidate,
+        engines: Engines, blobs: BlobServer, mesh: Mesh, progress: Progress, token: Tokens,
     ) -> None:  # fmt: skip
         self._wish = wish
         self._ring = ring
@@ -98,6 +93,7 @@ class Build:
         self._blobs = blobs
         self._mesh = mesh
         self._progress = progress
+        self._token = token
         self._asked: set[NodeId] = set()
         self.plan: Plan | None = None
         self.context = 0
@@ -129,7 +125,7 @@ class Build:
         if self.head is not None:
             await self.head.stop()
         stops = [
-            self._mesh.ask(node, StopRing(ring=self._ring), _FACTS_TIMEOUT_S)
+            self._mesh.ask(node, StopRing(ring=self._ring, token=self._token()), _FACTS_TIMEOUT_S)
             for node in self._asked
         ]
         for answer in await asyncio.gather(*stops, return_exceptions=True):
@@ -144,11 +140,15 @@ class Build:
         return plan(sizes, self._own, await self._candidates(), self._wish.nodes)
 
     async def _candidates(self) -> list[Candidate]:
-        """Ask the connected workers what they can hold; wait a little for as many as are wished."""
+        """Ask the other workers what they can hold; wait a little for as many as are wished."""
         wished = (self._wish.nodes or 1) - 1
         deadline = asyncio.get_running_loop().time() + _NODES_TIMEOUT_S
         while True:
-            workers = self._mesh.connected_workers()
+            workers = [
+                worker
+                for worker in self._mesh.live_workers(time.time())
+                if str(worker.node_id) != self._own.node
+            ]
             asks = (self._facts(worker.node_id) for worker in workers)
             found = [
                 Candidate(str(worker.node_id), worker.certificate.name, facts.free_bytes)
@@ -188,15 +188,20 @@ class Build:
         nodes = [NodeId.parse(stage.node) for stage in plan.stages[:-1]]
         middle = range(1, len(nodes))
         self._progress("loading", "the stages fetch and load their layers")
-        head, *ports = await _all([
-            self._load_head([parts[0].path, parts[-1].path], nodes),
-            *(self._load_stage(index, nodes, parts[index]) for index in middle),
-        ])  # fmt: skip
+        heard = asyncio.create_task(self._stay_heard(nodes), name=f"stages of {self._ring}")
+        try:
+            head, *ports = await _all([
+                self._load_head([parts[0].path, parts[-1].path], nodes),
+                *(self._load_stage(index, nodes, parts[index]) for index in middle),
+            ])  # fmt: skip
+        finally:
+            heard.cancel()
+            await asyncio.wait([heard])
         self._progress("connecting", "closing the ring")
         targets = [*ports[1:], head]  # where stages 1, 2, … find their successors
         for index in reversed(middle):
             request = ConnectStage(
-                ring=self._ring, epoch=self._epoch, index=index,
+                ring=self._ring, token=self._token(), epoch=self._epoch, index=index,
                 successor=str(nodes[(index + 1) % len(nodes)]), port=targets[index - 1],
             )  # fmt: skip
             await self._mesh.ask(nodes[index], request, _CALL_TIMEOUT_S)
@@ -220,7 +225,8 @@ class Build:
         await self._mesh.ask(
             node,
             LoadStage(
-                ring=self._ring, epoch=self._epoch, index=index, stages=len(nodes),
+                ring=self._ring, token=self._token(), epoch=self._epoch, index=index,
+                stages=len(nodes),
                 sha256=part.sha256, size=part.size, source=f"http://{source}",
                 predecessor=str(nodes[index - 1]), context=self.context,
                 frames=self._settings.engine.frames,
@@ -240,6 +246,14 @@ class Build:
             f"{self._settings.engine.load_timeout_s:.0f} s",
             hint="Raise engine.load_timeout_s for a slow link or disk.",
         )
+
+    async def _stay_heard(self, nodes: Sequence[NodeId]) -> None:
+        """Ask the stages that have loaded now and then while others load: they wait for a word."""
+        while True:
+            await asyncio.sleep(ABANDONED_S / 4)
+            asks = (self._stage_state(index, nodes[index]) for index in range(1, len(nodes)))
+            # What is wrong with a stage comes out where it is loaded or connected.
+            await asyncio.gather(*asks, return_exceptions=True)
 
     async def _stage_state(self, index: int, node: NodeId) -> StageState:
         request = AskStage(ring=self._ring, epoch=self._epoch, index=index)

@@ -1,16 +1,27 @@
-"""What a head asks of the nodes in its ring, over the control plane. A core: msgpack structs.
+"""What members ask of each other about deployments, over the control plane. A core.
 
-The control plane authenticates the asking node; `stages.py` checks that it is a member and that
-it owns the ring that it names.
+    to                 requests                                          answers
+    --                 --------                                          -------
+    a stage's host     AskFacts, LoadStage, ConnectStage, AskStage,      Facts, StageState
+                       StopRing (from the ring's head)
+    a head             Keep, Drop (from the owner), AskHead              HeadState
+    an owner           AskStatus                                         Statuses
+    anyone             CompareBook, ExchangeBook                         BookSummary, BookWishes
+
+The control plane authenticates the asking node. Whatever changes a ring carries the owner's token,
+and is refused when a later one is known.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL = "/covey/deploy/1"
+from agent.deploy.book import Summary
+from agent.ownership.lease import Token
+
+PROTOCOL = "/covey/deployments/1"
 
 Phase = Literal["fetching", "loading", "listening", "ready", "broken", "unknown"]
 FrameType = Literal["f32", "f16", "q8"]
@@ -18,6 +29,9 @@ FrameType = Literal["f32", "f16", "q8"]
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
     """One request or answer; the struct's name is its tag."""
+
+
+# ---------------------------------------------------------------------- head ↔ stage host
 
 
 class AskFacts(_Message, frozen=True):
@@ -35,6 +49,7 @@ class LoadStage(_Message, frozen=True):
     """Fetch this stage's file, start an engine on it, and listen for the predecessor."""
 
     ring: str
+    token: Token
     epoch: int
     index: int
     stages: int
@@ -50,6 +65,7 @@ class ConnectStage(_Message, frozen=True):
     """Connect the stage to its successor at a port of that node's overlay address."""
 
     ring: str
+    token: Token
     epoch: int
     index: int
     successor: str  # node id
@@ -68,6 +84,7 @@ class StopRing(_Message, frozen=True):
     """End every stage of this ring that runs here."""
 
     ring: str
+    token: Token
 
 
 class StageState(_Message, frozen=True):
@@ -81,8 +98,125 @@ class StageState(_Message, frozen=True):
     hint: str = ""
 
 
-Request = AskFacts | LoadStage | ConnectStage | AskStage | StopRing
-Answer = Facts | StageState
+# ---------------------------------------------------------------------- owner ↔ head
+
+
+class Keep(_Message, frozen=True):
+    """Run this wish (a `Wish`'s bytes), or go on running it, by this token.
+
+    `proven`: it was possible before, so that what is wrong now may pass.
+    """
+
+    wish: bytes
+    token: Token
+    proven: bool
+
+
+class Drop(_Message, frozen=True):
+    """End this deployment here: it shall run elsewhere, or nowhere."""
+
+    name: str
+    token: Token
+
+
+class AskHead(_Message, frozen=True):
+    """How is this deployment, if this node is its head?"""
+
+    name: str
+
+
+class Placed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Layers [first, last) on a node (its id and its name)."""
+
+    node: str
+    name: str
+    first: int
+    last: int
+
+
+class HeadState(_Message, frozen=True):
+    """How a deployment is at its head; `phase` is "" where it does not run.
+
+    `revision` grows with each change; `wish` is the author and generation that it runs, `token` the
+    last one that commanded it, `error` the fields of `agent.errors.to_wire`.
+    """
+
+    name: str
+    phase: str = ""
+    progress: str = ""
+    revision: int = 0
+    wish: tuple[str, int] = ("", 0)
+    token: Token | None = None
+    ring: str = ""
+    epoch: int = 0
+    context: int = 0
+    stages: tuple[Placed, ...] = ()
+    reasons: tuple[str, ...] = ()
+    url: str = ""
+    error: dict[str, str] | None = None
+
+
+# ---------------------------------------------------------------------- anyone ↔ owner
+
+
+class AskStatus(_Message, frozen=True):
+    """What do you know of these deployments?"""
+
+    names: Annotated[tuple[str, ...], msgspec.Meta(max_length=1000)]
+
+
+class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A deployment as its owner sees it; nodes are ids, "" where there is none.
+
+    `epoch` is that of the owner's lease at the head, 0 while it has none.
+    """
+
+    name: str
+    owner: str = ""
+    head: str = ""
+    epoch: int = 0
+    state: HeadState | None = None
+
+
+class Statuses(_Message, frozen=True):
+    """One for each name that was asked for."""
+
+    statuses: tuple[Status, ...]
+
+
+# ---------------------------------------------------------------------- book ↔ book
+
+
+class CompareBook(_Message, frozen=True):
+    """Is your book of wishes the same as mine? Mine has this digest."""
+
+    digest: bytes
+
+
+class BookSummary(_Message, frozen=True):
+    """`same`, or else what is in it."""
+
+    same: bool
+    entries: Summary = ()
+
+
+class ExchangeBook(_Message, frozen=True):
+    """Take these wishes (bytes), and give me those."""
+
+    wishes: tuple[bytes, ...]
+    wanted: tuple[str, ...]
+
+
+class BookWishes(_Message, frozen=True):
+    """The wishes that were asked for (bytes)."""
+
+    wishes: tuple[bytes, ...]
+
+
+StageRequest = AskFacts | LoadStage | ConnectStage | AskStage | StopRing
+HeadRequest = Keep | Drop | AskHead
+Request = StageRequest | HeadRequest | AskStatus | CompareBook | ExchangeBook
+Answer = Facts | StageState | HeadState | Statuses | BookSummary | BookWishes
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

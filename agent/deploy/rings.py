@@ -6,10 +6,12 @@
 | ready | the head answers | ending, when the ring breaks |
 | ending | what is left of a broken epoch is taken down | waiting or failed |
 | waiting | it broke or could not be built; why is in `error` | planning, after a pause |
-| failed | a new wish that cannot come true as it is | none; the operator undeploys it |
+| failed | a new wish that cannot come true as it is | none, until it is undeployed |
+| draining | it shall end here; no new requests are sent to it | gone |
 
-A new epoch is a new build: frames and stages of an older one are dropped. The wishes are stored
-and come back with the agent.
+A new epoch is a new build: frames and stages of an older one are dropped. The deployment's owner
+says what to keep, with a token that this node granted; a ring goes on while no owner says anything.
+Whether a token counts is for the caller to check.
 """
 
 from __future__ import annotations
@@ -18,22 +20,24 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from agent import endpoint
-from agent.api import DeployRequest
 from agent.config import Config
-from agent.deploy import build, heads, machine
+from agent.deploy import heads, machine
 from agent.deploy.blobs import BlobServer
 from agent.deploy.build import Build
 from agent.deploy.engines import Engines
 from agent.deploy.heads import Head
-from agent.deploy.wishes import WishList
+from agent.deploy.mesh import Mesh
+from agent.deploy.messages import HeadState, Placed
+from agent.deploy.wish import Wish
 from agent.errors import ConfigError, CoveyError, EngineError, ModelError, UsageError, to_wire
 from agent.identity.keys import NodeId
-from agent.models import bundled
+from agent.ownership.lease import Token
+from agent.ownership.owner import Phase, Report
 from agent.placement.plan import Candidate
 
 _log = logging.getLogger(__name__)
@@ -42,38 +46,37 @@ _log = logging.getLogger(__name__)
 _MAX_PAUSE_S = 30.0
 # A ring that answered for so long is no longer the one that kept breaking.
 _STABLE_S = 60.0
+# A gateway learns within about 2 s that a head is no more announced; the rest is for answers that
+# are being written.
+DRAIN_S = 10.0
 
-
-class Mesh(build.Mesh, Protocol):
-    """What deployments need of the daemon."""
-
-    def known_workers(self) -> int:
-        """Return how many other members are workers, connected or not."""
-
-    async def announce_heads(self, heads: Sequence[Head]) -> None:
-        """Tell the mesh which heads answer here; an empty list takes everything back."""
+_REPORTED = {"ready": Phase.READY, "failed": Phase.FAILED}
+_BROKEN = ("ending", "waiting", "draining")
 
 
 @dataclass
 class _Deployment:
     """A wish and how far it is."""
 
-    wish: DeployRequest
+    wish: Wish
+    token: Token
     ring: str
     phase: str = "planning"
     progress: str = "planning"
     error: CoveyError | None = None
     epoch: int = 0
+    revision: int = 0
     build: Build | None = None
     task: asyncio.Task[None] | None = None
+    drain: asyncio.Task[None] | None = None
     # It was possible once (it ran, or was stored), so whatever is wrong now may pass.
     possible: bool = False
 
-    def to(self, phase: str, progress: str) -> None:
-        """Move on; one log line for each change of phase."""
-        if self.phase != phase:
-            _log.info("deployment name=%s epoch=%d %s", self.wish.name, self.epoch, phase)
-        self.phase, self.progress = phase, progress
+    @property
+    def report(self) -> Report:
+        """How it is, for its owner."""
+        waiting = Phase.WAITING if self.phase in _BROKEN else Phase.BUILDING
+        return Report(_REPORTED.get(self.phase, waiting), self.revision)
 
 
 class Rings:
@@ -81,66 +84,84 @@ class Rings:
 
     def __init__(
         self, settings: Config, own: NodeId, name: str, engines: Engines, blobs: BlobServer,
-        mesh: Mesh,
+        mesh: Mesh, changed: Callable[[], None],
     ) -> None:  # fmt: skip
+        """`changed` is called when a deployment here turns to another phase, comes or goes."""
         self._settings = settings
         self._own = own
         self._name = name
         self._engines = engines
         self._blobs = blobs
         self._mesh = mesh
-        self._wishes = WishList(settings.state_dir / "deployments.json")
+        self._changed = changed
         self._deployments: dict[str, _Deployment] = {}
+        self._revision = 0
         self._announcing = asyncio.Lock()
 
-    def restore(self) -> None:
-        """Start again what was deployed when the agent last ran. Raises StateError."""
-        for wish in self._wishes.read():
-            self._start(wish).possible = True
+    async def keep(self, wish: Wish, token: Token, *, proven: bool) -> HeadState:
+        """Begin to run a wish, or go on; returns how it is. Raises UsageError.
 
-    async def deploy(self, request: DeployRequest) -> dict[str, Any]:
-        """Check the model, store the wish, begin to build, and describe it. Raises CoveyError."""
-        path = build.model_path(request.model)
-        facts = await asyncio.to_thread(build.model_facts, path)
-        name = request.name or facts.name
-        if name in self._deployments:
-            raise UsageError(
-                f"{name} is already deployed here", hint=f"`agent undeploy {name}` ends it."
-            )
-        most = 1 + self._mesh.known_workers()
-        if request.nodes is not None and request.nodes > most:
-            raise UsageError(
-                f"a ring of {request.nodes} nodes was asked for, and this mesh has {most} that "
-                "could be in it",
-                hint="`agent invite` lets more machines join.",
-            )
-        if request.context > facts.context:
-            raise UsageError(
-                f"a context of {request.context} tokens was asked for, and {facts.name} was "
-                f"trained for {facts.context}"
-            )
-        names = [*self._deployments, name]
-        heads.encode([Head(other, 65535, facts.context, "x" * 8) for other in names])
-        # The path as it is now, so that the wish does not depend on where a command was typed.
-        model = bundled.NAME if request.model == bundled.NAME else str(path)
-        deployment = self._start(
-            DeployRequest(model=model, name=name, nodes=request.nodes, context=request.context)
-        )
-        self._store()
-        return self._describe(deployment)
+        The same wish by a new token is the same ring: nothing is built again. A newer wish of the
+        same name replaces an older one. `proven` says that it was possible before.
+        """
+        known = self._deployments.get(wish.name)
+        if known is not None and known.wish.rank > wish.rank:
+            raise UsageError(f"a newer wish for {wish.name} is kept here already")
+        if known is not None and known.phase == "draining":
+            raise UsageError(f"{wish.name} is being ended here", hint="Try again in a moment.")
+        if known is None or known.wish != wish:
+            names = {*self._deployments, wish.name}
+            heads.encode([Head(name, 65535, 2**20, "x" * 8) for name in names])
+            if known is not None:
+                await self._end(known)
+            known = self._start(wish, token)
+        known.token = token
+        known.possible |= proven
+        return self.state(wish.name)
 
-    async def undeploy(self, name: str) -> dict[str, Any]:
-        """End a deployment on all its nodes and forget the wish."""
-        deployment = self._deployments.pop(name, None)
-        if deployment is None:
-            raise UsageError(f"{name} is not deployed here", hint="`agent ps` shows what is.")
-        self._store()
-        await self._cancel(deployment)
-        return {"name": name, "phase": "ended"}
+    def drop(self, name: str) -> HeadState:
+        """Begin to end a deployment that runs elsewhere; answers that are being written go on."""
+        known = self._deployments.get(name)
+        if known is not None and known.phase != "draining":
+            pause_s = DRAIN_S if known.phase == "ready" else 0.0
+            known.drain = asyncio.create_task(self._drain(known, pause_s), name=f"drain {name}")
+            self._to(known, "draining", "it runs elsewhere; the last answers are written here")
+        return self.state(name)
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Describe every deployment for the local API."""
-        return [self._describe(d) for _, d in sorted(self._deployments.items())]
+    async def end(self, name: str) -> None:
+        """End a deployment on all its nodes, at once; harmless where it does not run."""
+        known = self._deployments.get(name)
+        if known is not None:
+            await self._end(known)
+
+    def names(self) -> dict[str, Wish]:
+        """Return what is kept here, and by which wish."""
+        return {name: known.wish for name, known in self._deployments.items()}
+
+    def running(self) -> dict[str, Report]:
+        """Return how each is, for its owner."""
+        return {name: known.report for name, known in self._deployments.items()}
+
+    def state(self, name: str) -> HeadState:
+        """Describe a deployment; its phase is "" where it does not run here."""
+        known = self._deployments.get(name)
+        if known is None:
+            return HeadState(name)
+        built = known.build
+        found = built.plan if built else None
+        url = ""
+        if known.phase in ("ready", "draining") and built is not None and built.head is not None:
+            url = f"http://{endpoint.join(self._engines.own_address, built.head.http_port)}"
+        return HeadState(
+            name, known.phase, known.progress, known.revision,
+            wish=(str(known.wish.author_id), known.wish.generation), token=known.token,
+            ring=known.ring, epoch=known.epoch, context=built.context if built else 0,
+            stages=tuple(
+                Placed(s.node, s.name, s.first, s.last) for s in (found.stages if found else ())
+            ),
+            reasons=found.reasons if found else (), url=url,
+            error=to_wire(known.error) if known.error else None,
+        )  # fmt: skip
 
     def engines(self) -> list[dict[str, Any]]:
         """Describe the heads that run here, for `agent status`."""
@@ -151,22 +172,58 @@ class Rings:
         ]  # fmt: skip
 
     async def stop(self) -> None:
-        """End all rings; the wishes stay stored."""
-        deployments = list(self._deployments.values())
-        self._deployments.clear()
-        await asyncio.gather(*(self._cancel(deployment) for deployment in deployments))
+        """End all rings."""
+        await asyncio.gather(*(self._end(known) for known in list(self._deployments.values())))
 
-    def _start(self, wish: DeployRequest) -> _Deployment:
+    # ------------------------------------------------------------------ inside
+
+    def _start(self, wish: Wish, token: Token) -> _Deployment:
         identity = hashlib.sha256(self._own.ed25519 + wish.name.encode()).hexdigest()[:32]
-        deployment = _Deployment(wish, ring=identity)
+        deployment = _Deployment(wish, token, ring=identity)
         self._deployments[wish.name] = deployment
+        self._to(deployment, "planning", "planning")
         deployment.task = asyncio.create_task(self._keep(deployment), name=wish.name)
+        self._changed()
         return deployment
 
-    async def _cancel(self, deployment: _Deployment) -> None:
+    async def _end(self, deployment: _Deployment) -> None:
+        for task in (deployment.drain, deployment.task):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        self._forget(deployment)
+
+    async def _drain(self, deployment: _Deployment, pause_s: float) -> None:
+        try:
+            await self._announce()
+        except CoveyError as error:
+            _log.info("deployment name=%s stays announced: %s", deployment.wish.name, error.line())
+        await asyncio.sleep(pause_s)
         if deployment.task is not None:
             deployment.task.cancel()
             await asyncio.wait([deployment.task])
+        self._forget(deployment)
+
+    def _forget(self, deployment: _Deployment) -> None:
+        if self._deployments.get(deployment.wish.name) is deployment:
+            del self._deployments[deployment.wish.name]
+            _log.info("deployment name=%s is ended here", deployment.wish.name)
+            self._changed()
+
+    def _to(self, deployment: _Deployment, phase: str, progress: str) -> None:
+        """Move on; one log line for each change of phase."""
+        if deployment.phase == "draining":
+            phase, progress = deployment.phase, deployment.progress
+        moved = deployment.phase != phase
+        if moved or deployment.progress != progress:
+            # Larger than any before, also for a name that was ended here and came again.
+            self._revision += 1
+            deployment.revision = self._revision
+        deployment.phase, deployment.progress = phase, progress
+        if moved:
+            _log.info("deployment name=%s epoch=%d %s", deployment.wish.name, deployment.epoch,
+                      phase)  # fmt: skip
+            self._changed()
 
     async def _keep(self, deployment: _Deployment) -> None:
         """Keep one deployment true until it is cancelled, or turns out to be impossible."""
@@ -178,16 +235,19 @@ class Rings:
             try:
                 await self._run_epoch(deployment)
             except CoveyError as error:
+                if deployment.phase == "draining":
+                    return
                 deployment.error = error
                 hopeless = isinstance(error, UsageError | ModelError | ConfigError)
                 if hopeless and not deployment.possible:
-                    deployment.to("failed", error.line())
+                    self._to(deployment, "failed", error.line())
                     return
                 if time.monotonic() - began > _STABLE_S:
                     pause_s = 1.0
                 _log.warning("deployment name=%s epoch=%d broke: %s", deployment.wish.name,
                              deployment.epoch, error.line())  # fmt: skip
-                deployment.to("waiting", f"{error.line()} It is built again in {pause_s:.0f} s.")
+                words = f"{error.line()} It is built again in {pause_s:.0f} s."
+                self._to(deployment, "waiting", words)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
@@ -196,19 +256,21 @@ class Rings:
         own = Candidate(str(self._own), self._name, machine.free_bytes())
         deployment.build = Build(
             deployment.wish, deployment.ring, deployment.epoch, settings=self._settings, own=own,
-            engines=self._engines, blobs=self._blobs, mesh=self._mesh, progress=deployment.to,
+            engines=self._engines, blobs=self._blobs, mesh=self._mesh,
+            progress=lambda phase, progress: self._to(deployment, phase, progress),
+            token=lambda: deployment.token,
         )  # fmt: skip
         try:
             head = await deployment.build.up()
             deployment.error = None
             deployment.possible = True
-            deployment.to("ready", "answers")
+            self._to(deployment, "ready", "answers")
             await self._announce()
             raise await head.wait_ended() or EngineError(
                 f"the head of {deployment.wish.name} ended"
             )
         finally:
-            deployment.to("ending", "ending what is left of it")
+            self._to(deployment, "ending", "ending what is left of it")
             await deployment.build.down()
             await self._announce()
 
@@ -222,30 +284,3 @@ class Rings:
                     if d.phase == "ready" and d.build is not None and d.build.head is not None
                 ]
             )
-
-    def _describe(self, deployment: _Deployment) -> dict[str, Any]:
-        built = deployment.build
-        found = built.plan if built else None
-        url = ""
-        if deployment.phase == "ready" and built is not None and built.head is not None:
-            url = f"http://{endpoint.join(self._engines.own_address, built.head.http_port)}"
-        return {
-            "name": deployment.wish.name,
-            "model": deployment.wish.model,
-            "ring": deployment.ring,
-            "epoch": deployment.epoch,
-            "phase": deployment.phase,
-            "progress": deployment.progress,
-            "context": built.context if built else 0,
-            "nodes": len({stage.node for stage in found.stages}) if found else 0,
-            "stages": [
-                {"node": s.node, "name": s.name, "first": s.first, "last": s.last}
-                for s in (found.stages if found else ())
-            ],
-            "reasons": list(found.reasons) if found else [],
-            "url": url,
-            "error": to_wire(deployment.error) if deployment.error else None,
-        }
-
-    def _store(self) -> None:
-        self._wishes.write(d.wish for d in self._deployments.values())

@@ -1,14 +1,18 @@
 """The stages that other nodes' heads placed here: fetch the file, run the engine, say how it goes.
 
-A ring belongs to the node that first loaded it here; nobody else can change or end it. A newer
-epoch of a ring replaces the older one's stages. Used by the daemon.
+A ring belongs to its head, the node that first loaded it here; nobody else can change or end it,
+and its head not with an older owner's token after a newer one's. A newer epoch of a ring replaces
+the older one's stages. A stage whose head is silent while it loads is ended, since its memory is
+needed elsewhere. Used by `deployments.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,18 +26,25 @@ from agent.deploy.messages import (
     ConnectStage,
     Facts,
     LoadStage,
-    Request,
+    StageRequest,
     StageState,
     StopRing,
 )
 from agent.engine.supervisor import Engine
 from agent.errors import CoveyError, EngineError, MembershipError, UsageError
 from agent.identity.keys import NodeId
+from agent.ownership.fence import Fence
+from agent.ownership.lease import Token
 
 _log = logging.getLogger(__name__)
 
 # It names a file here, so it must be nothing but that.
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# A head asks ten times a second how far a stage is, and connects it once all are loaded; one that
+# says nothing for so long has died or moved.
+ABANDONED_S = 60.0
+# How long the reason why a stage broke can be asked for.
+_BROKEN_KEPT_S = 60.0
 
 
 @dataclass
@@ -46,6 +57,7 @@ class _Stage:
     engine: Engine | None = None
     task: asyncio.Task[None] | None = None
     connected: asyncio.Event = field(default_factory=asyncio.Event)
+    asked_at: float = field(default_factory=time.monotonic)
 
 
 class StageHost:
@@ -55,8 +67,9 @@ class StageHost:
         self._engines = engines
         self._folder = folder
         self._stages: dict[tuple[str, int], _Stage] = {}
+        self._fence = Fence()
 
-    async def answer(self, peer: NodeId, request: Request) -> Answer:
+    async def answer(self, peer: NodeId, request: StageRequest) -> Answer:
         """Do what a member asks; raises a CoveyError, which reaches that member."""
         match request:
             case AskFacts():
@@ -70,10 +83,12 @@ class StageHost:
                 if stage is None or stage.request.epoch != request.epoch:
                     return StageState(phase="unknown", message="this stage is not here (any more)")
                 self._check_owner(stage, peer)
+                stage.asked_at = time.monotonic()
                 return stage.state
             case StopRing():
                 for stage in self._of(request.ring):
                     self._check_owner(stage, peer)
+                self._check_token(request.ring, request.token)
                 await self._end(request.ring)
                 return StageState(phase="unknown")
 
@@ -102,6 +117,7 @@ class StageHost:
             raise UsageError("a stage is named by its SHA-256, 64 lower-case hexadecimal digits")
         if not request.source.startswith(f"http://[{self._engines.address(peer)}]:"):
             raise MembershipError("a stage is fetched from its head's overlay address only")
+        self._check_token(request.ring, request.token)
         if any(stage.request.epoch < request.epoch for stage in self._of(request.ring)):
             await self._end(request.ring)
         stage = _Stage(peer, request, StageState(phase="fetching", total=request.size))
@@ -124,7 +140,7 @@ class StageHost:
                 NodeId.parse(request.predecessor), context=request.context, frames=request.frames,
             )  # fmt: skip
             self._set(stage, "listening", port=stage.engine.port)
-            await stage.connected.wait()
+            await self._wait_connected(stage)
             await stage.engine.wait_ready()
             self._set(stage, "ready", port=stage.engine.port)
             raise await stage.engine.wait_ended() or EngineError("the engine was stopped")
@@ -135,12 +151,27 @@ class StageHost:
         finally:
             if stage.engine is not None:
                 await stage.engine.stop()
+        await asyncio.sleep(_BROKEN_KEPT_S)
+        key = request.ring, request.index
+        if self._stages.get(key) is stage:
+            del self._stages[key]
+
+    async def _wait_connected(self, stage: _Stage) -> None:
+        """Wait until the head connects the stage; raises EngineError when it seems to be gone."""
+        while not stage.connected.is_set():
+            left_s = stage.asked_at + ABANDONED_S - time.monotonic()
+            if left_s <= 0:
+                raise EngineError(f"its head, …{stage.owner.short}, has gone")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await stage.connected.wait()
 
     async def _connect(self, peer: NodeId, request: ConnectStage) -> StageState:
         stage = self._stages.get((request.ring, request.index))
         if stage is None or stage.request.epoch != request.epoch or stage.engine is None:
             raise UsageError(f"stage {request.index} of ring {request.ring} does not listen here")
         self._check_owner(stage, peer)
+        self._check_token(request.ring, request.token)
         await stage.engine.connect(
             self._engines.address(NodeId.parse(request.successor)), request.port
         )
@@ -166,3 +197,10 @@ class StageHost:
     def _check_owner(self, stage: _Stage, peer: NodeId) -> None:
         if stage.owner != peer:
             raise MembershipError(f"ring {stage.request.ring} belongs to node …{stage.owner.short}")
+
+    def _check_token(self, ring: str, token: Token) -> None:
+        if not self._fence.admit(ring, token, time.monotonic()):
+            raise UsageError(
+                f"ring {ring} has a newer owner than the one of epoch {token.epoch}",
+                hint="Nothing was changed; the newer owner goes on.",
+            )

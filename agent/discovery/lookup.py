@@ -10,13 +10,17 @@ the others; its answer still counts if it comes.
                    └── timeout ─────┴──▶ failed
 
 A lookup is over when those `closest` to the target that may still answer have all answered, when it
-has asked ASKED_MAX, or when the shell says so (its deadline, or enough found). An answer that lies
-costs its claims: at most CONTACTS_MAX candidates, each of which must answer with a certificate.
+has asked ASKED_MAX, or when the shell says so (its deadline, or enough found).
+
+Who offers contacts has credit: so many of those may be asked and not have answered. A liar that
+invents nodes nearer to the target than any real one uses its credit up, and its other claims wait
+until nobody else's are left. They then get a little more, once: many real nodes may have died.
 """
 
 from __future__ import annotations
 
 import enum
+from bisect import insort
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,8 +37,13 @@ ASKED_MAX = 80
 # may be someone's invention, and each would cost a timeout.
 ENOUGH_ANSWERS = 4
 CANDIDATES_MAX = 256
-# One node may be offered under several addresses (LAN, public), or a wrong one.
-ADDRESSES_PER_NODE = 3
+# A wait is never shorter, so that a rounded clock cannot make a lookup spin.
+WAKE_MIN_S = 0.001
+# One node may be offered under several addresses (LAN, public), or wrong ones.
+ADDRESSES_PER_NODE = 8
+# Claims of one source that are asked in vain, at first and when nobody else's are left. Where 30 %
+# are dead, four of twelve are.
+CREDIT, MORE_CREDIT = 4, 3
 
 
 class State(enum.Enum):
@@ -47,14 +56,30 @@ class State(enum.Enum):
     FAILED = 5
 
 
-@dataclass
+@dataclass(slots=True)
+class Source:
+    """Someone who offered contacts: how many more of them may be asked and not have answered."""
+
+    credit: int = CREDIT
+
+
+@dataclass(slots=True)
 class Candidate:
-    """Someone who may be asked; `distance` is the XOR distance to the target."""
+    """Someone who may be asked; `distance` is the XOR distance to the target.
+
+    `sources` is empty for those that the asker knows itself.
+    """
 
     contact: Contact
     distance: int
+    sources: list[Source]
     state: State = State.NEW
     asked_at: float = 0.0
+
+    @property
+    def vouched(self) -> bool:
+        """Whether anyone who offered it has credit left."""
+        return not self.sources or any(source.credit > 0 for source in self.sources)
 
 
 class Lookup:
@@ -67,53 +92,109 @@ class Lookup:
         self._own = own
         self._closest = closest
         self._candidates: dict[tuple[bytes, str, int], Candidate] = {}
+        self._order: list[Candidate] = []  # nearest first
         self._addresses: Counter[bytes] = Counter()
         self._asked = 0
+        self._relaxed = False
+        self._flying: list[Candidate] = []
+        self._short: list[Candidate] | None = None  # until something changes, or
+        self._short_until = 0.0  # someone turns slow
 
-    def offer(self, contacts: Iterable[Contact]) -> None:
-        """Add candidates; those already known, or beyond the limits, change nothing."""
+    @property
+    def asked(self) -> int:
+        """How many have been asked."""
+        return self._asked
+
+    def seen(self) -> frozenset[bytes]:
+        """Return the ids of all candidates that there were."""
+        return frozenset(self._addresses)
+
+    def offer(self, contacts: Iterable[Contact], *, known: bool = False) -> None:
+        """Add candidates that one node offered, or that are `known` to the asker itself.
+
+        One node has one address from each who offers it; what is beyond the limits changes nothing.
+        """
+        self._short = None
+        sources = [] if known else [Source()]
+        named: set[bytes] = set()
         for contact in contacts:
-            if contact.id == self._own or contact.place in self._candidates:
+            if contact.id == self._own or contact.id in named:
                 continue
-            if self._addresses[contact.id] >= ADDRESSES_PER_NODE:
-                continue
-            self._addresses[contact.id] += 1
-            distance = contact.long_id ^ self._target
-            self._candidates[contact.place] = Candidate(contact, distance)
-        if len(self._candidates) > CANDIDATES_MAX:
-            new = [c for c in self._candidates.values() if c.state is State.NEW]
-            new.sort(key=lambda c: c.distance)
-            for candidate in new[CANDIDATES_MAX - len(self._candidates) :]:
+            named.add(contact.id)
+            candidate = self._candidates.get(contact.place)
+            if candidate is not None:
+                if candidate.sources and candidate.state is State.NEW:
+                    candidate.sources += sources
+            elif self._addresses[contact.id] < ADDRESSES_PER_NODE:
+                self._addresses[contact.id] += 1
+                distance = contact.long_id ^ self._target
+                candidate = Candidate(contact, distance, list(sources))
+                self._candidates[contact.place] = candidate
+                insort(self._order, candidate, key=_distance)
+        self._trim()
+
+    def _trim(self) -> None:
+        if len(self._order) > CANDIDATES_MAX:
+            farthest = [c for c in reversed(self._order) if c.state is State.NEW]
+            for candidate in farthest[: len(self._order) - CANDIDATES_MAX]:
                 del self._candidates[candidate.contact.place]
+            self._order = [c for c in self._order if c.contact.place in self._candidates]
 
     def ask(self, now: float) -> list[Contact]:
         """Return whom to ask now; they count as asked."""
-        chosen = []
+        chosen = self._choose(now)
+        if not chosen and not self._relaxed and not self._in_flight(now):
+            self._relaxed = True
+            sources = {id(s): s for c in self._order if c.state is State.NEW for s in c.sources}
+            for source in sources.values():
+                source.credit = max(source.credit, 0) + MORE_CREDIT
+            self._short = None
+            chosen = self._choose(now)
+        return chosen
+
+    def _choose(self, now: float) -> list[Contact]:
+        chosen: list[Contact] = []
         short = self._shortlist(now)
-        in_flight = sum(1 for c in self._candidates.values() if c.state is State.ASKED)
+        in_flight = self._in_flight(now)
         for candidate in short:
             if in_flight >= PARALLEL or self._asked >= ASKED_MAX:
                 break
-            if candidate.state is State.NEW:
+            if candidate.state is State.NEW and candidate.vouched:
                 candidate.state, candidate.asked_at = State.ASKED, now
+                for source in candidate.sources:
+                    source.credit -= 1
+                self._short = None
                 self._asked += 1
                 in_flight += 1
+                self._flying.append(candidate)
                 chosen.append(candidate.contact)
         return chosen
 
+    def widen(self, closest: int) -> None:
+        """Go on until so many have answered."""
+        self._closest, self._short = closest, None
+
     def answered(self, contact: Contact) -> None:
         """Note that the contact has said all that it had to say."""
-        self._candidates[contact.place].state = State.ANSWERED
+        candidate = self._candidates[contact.place]
+        candidate.state = State.ANSWERED
+        for source in candidate.sources:
+            source.credit += 1
+        self._short = None
 
     def failed(self, contact: Contact) -> None:
         """Note that the contact will not answer (or is not a member)."""
         self._candidates[contact.place].state = State.FAILED
+        self._short = None
 
     def nearest(self, count: int | None = None) -> list[Contact]:
         """Return who answered, nearest first."""
-        answered = [c for c in self._candidates.values() if c.state is State.ANSWERED]
-        answered.sort(key=lambda c: c.distance)
-        return [c.contact for c in answered[: count or self._closest]]
+        answered = [c.contact for c in self._order if c.state is State.ANSWERED]
+        return answered[: count or self._closest]
+
+    def stuck(self, now: float) -> bool:
+        """Say whether all that were asked are slow or gone, and nobody else is known."""
+        return not self._shortlist(now)
 
     def settled(self, now: float, count: int) -> bool:
         """Say whether the `count` nearest that are not slow or gone have all answered."""
@@ -130,28 +211,53 @@ class Lookup:
         there = {c.contact.id for c in short}
         reach = short[-1].distance if len(short) >= self._closest else 1 << 160
         enough = len(short) >= ENOUGH_ANSWERS
-        return not any(
-            c.state is State.SLOW
-            and c.distance < reach
-            and c.contact.id not in there
-            and (c.contact.heard or not enough)
-            for c in self._candidates.values()
-        )
+        for c in self._order:
+            if c.distance >= reach:
+                break
+            awaited = c.contact.heard or not enough
+            if c.state is State.SLOW and awaited and c.contact.id not in there:
+                return False
+        return True
 
     def wake_in(self, now: float) -> float:
         """Return the seconds until the next candidate turns slow (slow_s when none is asked)."""
-        asked = [c.asked_at for c in self._candidates.values() if c.state is State.ASKED]
-        return max(0.0, min(asked, default=now) + self._slow_s - now)
+        self._in_flight(now)
+        asked = min((c.asked_at for c in self._flying), default=now)
+        return max(WAKE_MIN_S, asked + self._slow_s - now)
+
+    def _in_flight(self, now: float) -> int:
+        """Return how many questions are out that are not slow yet."""
+        after = now - self._slow_s
+        self._flying = [c for c in self._flying if c.state is State.ASKED and c.asked_at > after]
+        return len(self._flying)
 
     def _shortlist(self, now: float) -> list[Candidate]:
         """Return the nearest that answered or may soon, one a node, nearest first."""
-        by_node: dict[bytes, Candidate] = {}
-        for candidate in self._candidates.values():
-            if candidate.state is State.ASKED and now - candidate.asked_at >= self._slow_s:
-                candidate.state = State.SLOW
-            if candidate.state in (State.FAILED, State.SLOW):
+        if self._short is not None and now < self._short_until:
+            return self._short
+        short: list[Candidate] = []
+        until = float("inf")
+        for candidate in self._order:  # the addresses of one node stand side by side
+            state = candidate.state
+            if state is State.FAILED or state is State.SLOW:
                 continue
-            rival = by_node.get(candidate.contact.id)
-            if rival is None or candidate.state.value > rival.state.value:
-                by_node[candidate.contact.id] = candidate
-        return sorted(by_node.values(), key=lambda c: c.distance)[: self._closest]
+            if state is State.NEW and not candidate.vouched:
+                continue
+            if state is State.ASKED:
+                if now - candidate.asked_at >= self._slow_s:
+                    candidate.state = State.SLOW
+                    continue
+                until = min(until, candidate.asked_at + self._slow_s)
+            if short and short[-1].distance == candidate.distance:
+                if state.value > short[-1].state.value:
+                    short[-1] = candidate
+            elif len(short) == self._closest:
+                break
+            else:
+                short.append(candidate)
+        self._short, self._short_until = short, until
+        return short
+
+
+def _distance(candidate: Candidate) -> int:
+    return candidate.distance

@@ -1,13 +1,19 @@
-"""The words inside a sealed datagram: four questions, their answers, and a goodbye. A core.
+"""The words inside a sealed datagram: questions, answers, a goodbye and a probe. A core.
 
 Used by `protocol.py`. The form is ours and not rpcudp's, which unpacks whatever comes and calls the
 method that it names; here every field has a type and a limit, and anything else is no message.
 
-    b"Q" | id 8 | Question     b"A" | id 8 | Answer     b"B" (goodbye)
+    b"Q" | id 8 | Question     b"A" | id 8 | Answer     b"B" (goodbye)     b"P" | id 8 (probe)
 
 A question carries the asker's certificate until the other is known to have it, and says whether the
-asker has the other's. `Introduce` is the answer to a question from a node whose certificate is not
-known here. `serves` is false for nodes that cannot be reached: nobody puts them in a routing table.
+asker has the other's. Whoever has shown none gets no answer: a member that was forgotten shows its
+certificate when it repeats the question. `serves` is false for nodes that cannot be reached: nobody
+puts them in a routing table.
+
+A node that wants to know whether it can be reached asks a contact to `TestMe`; that one asks
+another member to `Knock`, which sends a probe to the address where the contact saw the node, from a
+port that the node has never sent to. A probe gets no answer; it is smaller than what made it go
+out.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ SALT_BYTES = 8
 CONTACTS_MAX = 16
 CERTIFICATE_MAX_BYTES = 512
 
+_Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 _Key = Annotated[bytes, msgspec.Meta(min_length=20, max_length=20)]
 _Certificate = Annotated[bytes, msgspec.Meta(max_length=CERTIFICATE_MAX_BYTES)]
 # A contact: Ed25519 key 32 | port 2 | address 4 or 16.
@@ -48,11 +55,12 @@ class FindNode(msgspec.Struct, frozen=True, array_like=True, tag=2, forbid_unkno
 
 
 class FindRecords(msgspec.Struct, frozen=True, array_like=True, tag=3, forbid_unknown_fields=True):
-    """What do you hold under this key that I lack, and whom do you know near it?"""
+    """What do you hold under this key that I lack? With `closer`: and whom do you know near it?"""
 
     key: _Key
     salt: Annotated[bytes, msgspec.Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
     have: _Have
+    closer: bool = True
 
 
 class Store(msgspec.Struct, frozen=True, array_like=True, tag=4, forbid_unknown_fields=True):
@@ -60,6 +68,21 @@ class Store(msgspec.Struct, frozen=True, array_like=True, tag=4, forbid_unknown_
 
     key: _Key
     record: bytes
+
+
+class TestMe(msgspec.Struct, frozen=True, array_like=True, tag=5, forbid_unknown_fields=True):
+    """Have another member send a probe with this id to where my question came from."""
+
+    __test__ = False  # no test class, whatever pytest takes it for
+    probe: _Id
+
+
+class Knock(msgspec.Struct, frozen=True, array_like=True, tag=6, forbid_unknown_fields=True):
+    """Send this node a probe with this id, at this address."""
+
+    node: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    address: Annotated[bytes, msgspec.Meta(min_length=6, max_length=18)]
+    probe: _Id
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag=1, forbid_unknown_fields=True):
@@ -75,11 +98,15 @@ class Contacts(msgspec.Struct, frozen=True, array_like=True, tag=2, forbid_unkno
 
 
 class Records(msgspec.Struct, frozen=True, array_like=True, tag=3, forbid_unknown_fields=True):
-    """Some of what you lack, how many did not fit, and contacts in what room was left."""
+    """Some of what you lack, how many did not fit, and contacts in what room was left.
+
+    `holds` says that I keep something under the key, whether you lack it or not.
+    """
 
     records: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=PROVIDERS_MAX)]
     left_out: _Count
     contacts: _Contacts
+    holds: bool = False
 
 
 class Stored(msgspec.Struct, frozen=True, array_like=True, tag=4, forbid_unknown_fields=True):
@@ -89,12 +116,14 @@ class Stored(msgspec.Struct, frozen=True, array_like=True, tag=4, forbid_unknown
     held_seq: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-class Introduce(msgspec.Struct, frozen=True, array_like=True, tag=5, forbid_unknown_fields=True):
-    """I do not know your certificate: send it."""
+class Promise(msgspec.Struct, frozen=True, array_like=True, tag=5, forbid_unknown_fields=True):
+    """A probe will be sent, or not (too many were asked for)."""
+
+    given: bool
 
 
-Question = Ping | FindNode | FindRecords | Store
-Reply = Pong | Contacts | Records | Stored | Introduce
+Question = Ping | FindNode | FindRecords | Store | TestMe | Knock
+Reply = Pong | Contacts | Records | Stored | Promise
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -120,11 +149,16 @@ class Goodbye:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Whoever asked for this can be reached."""
+
+
+@dataclass(frozen=True)
 class Message:
-    """What a payload said; `id` matches an answer to its question."""
+    """What a payload said; `id` matches an answer to its question, and a probe to its wish."""
 
     id: bytes
-    content: Asked | Answered | Goodbye
+    content: Asked | Answered | Goodbye | Probe
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -140,6 +174,8 @@ def encode(message: Message) -> bytes:
     """Return the payload."""
     if isinstance(message.content, Goodbye):
         return b"B"
+    if isinstance(message.content, Probe):
+        return b"P" + message.id
     kind = b"Q" if isinstance(message.content, Asked) else b"A"
     return kind + message.id + _encode(message.content)
 
@@ -149,6 +185,8 @@ def decode(payload: bytes) -> Message | None:
     if payload == b"B":
         return Message(b"", Goodbye())
     kind, ident, body = payload[:1], payload[1 : 1 + ID_BYTES], payload[1 + ID_BYTES :]
+    if kind == b"P" and len(payload) == 1 + ID_BYTES:
+        return Message(ident, Probe())
     try:
         if kind == b"Q":
             return Message(ident, _decode_asked(body))

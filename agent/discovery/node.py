@@ -3,9 +3,9 @@
 The daemon uses it; it knows nothing of tickets, WireGuard or models. What it returns is verified:
 the node signed it, its certificate stands now, it has not expired, and it is the newest found.
 
-Nothing here raises for what others do or fail to do: a lookup takes at most WALK_S (2 s) and
-returns what was found. A mesh of one finds its own records. Only the publisher repeats its records,
-at a third of their lives, and at once to a newcomer that should store them.
+Nothing here raises for what others do or fail to do: a lookup takes some 2 s at most and returns
+what was found. A mesh of one finds its own records. Only the publisher repeats its records, at a
+third of their lives, and at once to a newcomer that should store them.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ import msgspec
 
 from agent.discovery import messages, saved
 from agent.discovery.contact import Contact
-from agent.discovery.endpoints import resolve
-from agent.discovery.port import open_port
+from agent.discovery.dhtkeys import member_key, news_key, node_key, service_key
+from agent.discovery.listing import Listing
+from agent.discovery.port import Ports, SystemPorts
 from agent.discovery.protocol import Address, Protocol
 from agent.discovery.publish import Publisher
+from agent.discovery.reach import Reach
 from agent.discovery.record import (
     TTL_MAX_S,
+    IsMember,
     MemberRecord,
     Record,
     ServiceRecord,
+    Signed,
     Verifier,
     VerifyCertificate,
-    member_key,
-    node_key,
-    service_key,
 )
+from agent.discovery.rejoin import Rejoin
 from agent.discovery.seal import Seal
-from agent.discovery.store import RecordStore
+from agent.discovery.store import FOUND_MAX, FOUND_SETS, RecordStore
+from agent.discovery.upkeep import REMEMBERED_MAX, Memory, Upkeep
 from agent.discovery.walk import Walker
 from agent.errors import NotRunning
 from agent.identity.keys import NodeId, NodeKey
+from agent.membership.networkkeys import NetworkKeys
 
 log = logging.getLogger(__name__)
 
@@ -51,23 +55,10 @@ TTL_MIN_S = 10.0
 # A single record is found when this many of the nearest have answered: enough that three which
 # withhold it, or give an old one, change nothing.
 QUORUM = 4
-# Contacts not heard for this long are asked whether they are there.
-QUIET_S = 15.0
-PINGS_PER_TICK = 8
-TICK_S = 1.0
 STOP_S = 1.0
-PURGE_S = 30.0
-REFRESH_S = 300.0
-# Tries to come back when nobody is known: the first after 2 s, then doubling to 30 s.
-RETRY_MIN_S, RETRY_MAX_S = 2.0, 30.0
-REMEMBERED_MAX = 64
-# Member records fetched at the same time by `members`.
-MEMBERS_PARALLEL = 8
-MEMBERS = "members"
+PING_TIMEOUT_S = 1.0
 
-
-class _MemberPayload(msgspec.Struct, frozen=True):
-    seq: int
+_MEMBER = "member"
 
 
 @dataclass(frozen=True)
@@ -76,18 +67,10 @@ class _Parts:
 
     protocol: Protocol
     walker: Walker
+    listing: Listing
     publisher: Publisher
+    rejoin: Rejoin
     maintenance: asyncio.Task[None]
-
-
-@dataclass
-class _Upkeep:
-    """When the next of each chore is due (loop time, s)."""
-
-    purge_at: float
-    refresh_at: float
-    retry_at: float
-    retry_s: float = RETRY_MIN_S
 
 
 class Discovery:
@@ -97,36 +80,46 @@ class Discovery:
         self,
         key: NodeKey,
         mesh_id: bytes,
-        network_key: bytes,
+        network_keys: NetworkKeys,
         verify_certificate: VerifyCertificate,
         listen: Address,
         certificate: bytes,
         *,
-        reachable: bool = True,
+        reachable: bool | None = None,
+        is_member: IsMember | None = None,
+        on_member: Callable[[MemberRecord], None] | None = None,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        ports: Ports | None = None,
     ) -> None:
         """Prepare; nothing is opened before `start`.
 
         `certificate` is the node's own, encoded: it is shown to others, who answer members only.
         `listen` is (IP address, UDP port); port 0 takes a free one, "::" serves IPv4 too.
-        `reachable` False: others answer us but do not come to us with their questions.
+        `reachable` None: found out by tests; False: others answer us but do not come to us with
+        their questions; True: they do, whatever tests would say.
+        `is_member` makes it cheap to look again whether a verified certificate still stands.
+        `on_member` is told of each other member's record that is new here, or says something new,
+        however it came; it is called in the event loop and must not block.
         """
         self._key = key
         self._mesh_id = mesh_id
         self._listen = listen
         self._certificate = certificate
-        self._reachable = reachable
         self._clock = clock
         self._rng = rng or random.SystemRandom()
-        self._seal = Seal(key, mesh_id, network_key)
-        self._verifier = Verifier(mesh_id, verify_certificate)
+        self._ports = ports or SystemPorts()
+        self._seal = Seal(key, mesh_id, network_keys)
+        self._verifier = Verifier(mesh_id, verify_certificate, is_member)
         self._own_key = node_key(mesh_id, key.id)
-        self._store = RecordStore(self._verifier)
-        self._found = RecordStore(self._verifier)
-        self._member_seq = 0
-        self._remembered: list[Contact] = []
-        self._endpoints: list[str] = []
+        self._store = RecordStore(self._verifier, self._on_record)
+        self._found = RecordStore(
+            self._verifier, self._on_record, sets=FOUND_SETS, records_max=FOUND_MAX
+        )
+        self._on_member = on_member
+        self._told: dict[NodeId, MemberRecord] = {}
+        self._reach = Reach(reachable)
+        self._memory = Memory([], [])
         self._parts: _Parts | None = None
 
     @property
@@ -134,6 +127,11 @@ class Discovery:
         """The UDP port that is open; NotRunning before `start`."""
         port: int = self._running().protocol.transport.get_extra_info("sockname")[1]
         return port
+
+    @property
+    def reachable(self) -> bool:
+        """Whether this node serves others: it was reached from outside, or nobody could try yet."""
+        return self._reach.reachable
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -144,20 +142,31 @@ class Discovery:
         """Return the routing table: nodes that answered lately, with the address that did."""
         return [(c.node, c.address) for c in self._running().protocol.router.contacts()]
 
+    # -- life
+
     async def start(self) -> None:
         """Open the port and begin to serve. Raises EnvironmentFault when it cannot be opened."""
         if self._parts is not None:
             return
-        loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_datagram_endpoint(
-            self._make_protocol, sock=open_port(*self._listen)
-        )
+        made: list[Protocol] = []
+
+        def make() -> Protocol:
+            made.append(self._make_protocol())
+            return made[0]
+
+        await self._ports.open(make, *self._listen)
+        protocol, mesh_id, clock = made[0], self._mesh_id, self._clock
         walker = Walker(
-            self._mesh_id, self._own_key, protocol, self._store, self._found, self._clock
+            mesh_id, self._own_key, protocol, self._store, self._found, clock, self._rng
         )
-        publisher = Publisher(self._key, self._mesh_id, protocol, walker, self._store, self._clock)
-        maintenance = loop.create_task(self._maintain(), name="discovery")
-        self._parts = _Parts(protocol, walker, publisher, maintenance)
+        publisher = Publisher(self._key, mesh_id, protocol, walker, self._store, clock)
+        rejoin = Rejoin(mesh_id, self._own_key, protocol, walker, self._rng)
+        upkeep = Upkeep(
+            self._own_key, protocol, walker, publisher, rejoin, self._memory, self._rng, self._purge
+        )
+        maintenance = asyncio.get_running_loop().create_task(upkeep.run(), name="discovery")
+        listing = Listing(mesh_id, walker, clock)
+        self._parts = _Parts(protocol, walker, listing, publisher, rejoin, maintenance)
         log.info("discovery.started port=%d node=%s", self.port, self._key.id)
 
     async def stop(self) -> None:
@@ -168,8 +177,9 @@ class Discovery:
         parts, self._parts = self._parts, None
         if parts is None:
             return
-        self._remembered = self._worth_remembering(parts.protocol)
+        self._memory.remember(parts.protocol.router.contacts())
         parts.maintenance.cancel()
+        parts.rejoin.close()
         await asyncio.wait([parts.maintenance], timeout=STOP_S)
         parts.protocol.goodbye()
         parts.protocol.transport.close()
@@ -179,46 +189,89 @@ class Discovery:
         log.info("discovery.stopped")
 
     async def bootstrap(self, endpoints: Sequence[str]) -> int:
-        """Greet "HOST:PORT"s and the contacts remembered by `load`; return how many answered.
+        """Come into the mesh by the contacts remembered by `load`, then by "HOST:PORT"s.
 
-        Names are resolved at each call. The endpoints are kept: while nobody is known, they are
-        tried again and again. What is no endpoint is logged and passed over.
+        Returns how many answered; a few are enough, and no more are greeted then. Names are
+        resolved at each call. The endpoints are kept: while nobody is known, all are tried again
+        and again. What is no endpoint is logged and passed over.
         """
-        parts = self._running()
-        protocol = parts.protocol
-        self._endpoints = list(dict.fromkeys([*endpoints, *self._endpoints]))[:REMEMBERED_MAX]
-        calls = [protocol.ask(c.node, c.address, messages.Ping()) for c in self._remembered]
-        for address in await resolve(endpoints):
-            calls.append(protocol.ask(None, address, messages.Ping()))
-        answers = await asyncio.gather(*calls)
-        answered = sum(answer is not None for answer in answers)
-        if answered:
-            await parts.walker.nodes(self._own_key)
-        log.info("discovery.bootstrapped asked=%d answered=%d", len(calls), answered)
+        memory, rejoin = self._memory, self._running().rejoin
+        kept = dict.fromkeys([*endpoints, *memory.endpoints])
+        memory.endpoints = list(kept)[:REMEMBERED_MAX]
+        answered = await rejoin.join(memory.contacts, endpoints)
+        log.info("discovery.bootstrapped answered=%d", answered)
         return answered
+
+    def save(self) -> bytes:
+        """Return what a restart needs to come back without its bootstraps; holds no secret."""
+        if self._parts is not None:
+            self._memory.remember(self._parts.protocol.router.contacts())
+        return saved.dump(self._memory.contacts, self._memory.endpoints)
+
+    def load(self, state: bytes) -> None:
+        """Remember what `save` gave, for `bootstrap`. Raises StateError when it is damaged."""
+        contacts, endpoints = saved.parse(self._mesh_id, state)
+        self._memory.contacts = contacts[:REMEMBERED_MAX]
+        self._memory.endpoints = endpoints[:REMEMBERED_MAX]
+
+    # -- what changes while it runs
+
+    def set_network_keys(self, keys: NetworkKeys) -> None:
+        """Accept datagrams under these keys alone from now on, and send under `keys.sending`.
+
+        An answer to a member that is late goes under the key it used. Raises ValueError for more
+        than four keys.
+        """
+        self._seal.set_network_keys(keys)
+
+    def set_certificate(self, certificate: bytes) -> None:
+        """Use this node's new certificate: shown to all again, in all records within a second."""
+        if certificate == self._certificate:
+            return
+        self._certificate = certificate
+        if self._parts is not None:
+            self._parts.protocol.roster.set_certificate(certificate)
+            self._parts.publisher.repeat_soon()
+
+    def recheck(self) -> None:
+        """Put out at once whoever is no member any more: contacts, questions, records.
+
+        To be called when a member was revoked, left or expired; without it that takes some 2 s
+        for those who ask, and a poll for those who are read.
+        """
+        self._verifier.recheck()
+        if self._parts is not None:
+            self._parts.protocol.recheck()
+        self._purge()
+        if self._parts is not None:
+            self._parts.listing.forget()
+
+    def addresses_changed(self) -> None:
+        """Find out anew whether this node is reached: the machine has other addresses."""
+        self._reach.changed(asyncio.get_running_loop().time())
+
+    # -- what this node says
 
     async def publish_member(self, record: MemberRecord) -> int:
         """Publish where this node can be reached, now and until `stop`; return how many keep it.
 
-        Sequence and expiry are set here. The record's certificate is also the one shown to others
-        from now on. The node becomes a provider of the service "members". Raises ValueError when
-        the record is too large.
+        Sequence and expiry are set here, and later the certificate when it is replaced. The
+        record's certificate is also the one shown to others from now on. The node is then found
+        by its id, and listed among the members. Raises ValueError when the record is too large.
         """
         parts = self._running()
         self._certificate = record.certificate
-        parts.protocol.set_certificate(record.certificate)
+        parts.protocol.roster.set_certificate(record.certificate)
 
         def member(seq: int, expiry: int) -> Record:
-            self._member_seq = seq
-            return msgspec.structs.replace(record, seq=seq, expiry=expiry)
+            certificate = self._certificate
+            return msgspec.structs.replace(record, certificate=certificate, seq=seq, expiry=expiry)
 
-        def provider(seq: int, expiry: int) -> Record:
-            payload = msgspec.msgpack.encode(_MemberPayload(self._member_seq))
-            return self._service(MEMBERS, payload, seq, expiry)
+        return await parts.publisher.begin(_MEMBER, member, MEMBER_TTL_S)
 
-        kept = await parts.publisher.begin("member", member, MEMBER_TTL_S)
-        await parts.publisher.begin(f"service:{MEMBERS}", provider, MEMBER_TTL_S)
-        return kept
+    def own_record(self) -> bytes | None:
+        """Return this node's member record as last published, for others' `take_member`."""
+        return self._running().publisher.said(_MEMBER)
 
     async def announce(self, service: str, payload: bytes, ttl_s: float) -> int:
         """Say that this node provides `service`, until `withdraw`; return how many nodes keep it.
@@ -243,6 +296,8 @@ class Discovery:
 
         await self._running().publisher.end(f"service:{service}", make)
 
+    # -- what others say
+
     async def member(self, node: NodeId) -> MemberRecord | None:
         """Return the node's newest record that can be found, or None."""
         key = member_key(self._mesh_id, node)
@@ -252,20 +307,39 @@ class Discovery:
         return None
 
     async def members(self) -> dict[NodeId, MemberRecord]:
-        """Return every member that can be found; fetches only records that have changed."""
-        walker = self._running().walker
-        limit = asyncio.Semaphore(MEMBERS_PARALLEL)
+        """Return every member that can be found. To ask each second costs a few datagrams.
 
-        async def fetch(provider: ServiceRecord) -> MemberRecord | None:
-            for signed in walker.known(member_key(self._mesh_id, provider.id)):
-                held = signed.record
-                if isinstance(held, MemberRecord) and held.seq >= _member_seq(provider):
-                    return held
-            async with limit:
-                return await self.member(provider.id)
+        A newcomer is seen by the next call in a mesh of up to 128, and up to some 8 newcomers a
+        minute in a larger one; others within as many calls as the listing has sets (16 for 1,000).
+        """
+        return await self._running().listing.read()
 
-        records = await asyncio.gather(*map(fetch, await self.providers(MEMBERS)))
-        return {record.id: record for record in records if record is not None}
+    def take_member(self, raw: bytes) -> bool:
+        """Take in a member record that came by another way, for example by gossip.
+
+        Says whether it is genuine and holds now; then `on_member` and `members` know it.
+        """
+        return self._found.put(news_key(self._mesh_id), raw, self._clock()).accepted
+
+    async def ping(
+        self, node: NodeId, address: Address | None = None, timeout_s: float = PING_TIMEOUT_S
+    ) -> float | None:
+        """Return the round trip to a member (s), or None when it does not answer in time.
+
+        Without an address the routing table must know one. A second is the longest that is waited.
+        """
+        protocol, loop = self._running().protocol, asyncio.get_running_loop()
+        if address is None:
+            contact = protocol.router.get(node_key(self._mesh_id, node))
+            if contact is None:
+                return None
+            address = contact.address
+        began = loop.time()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                if await protocol.ask(node, address, messages.Ping()) is not None:
+                    return loop.time() - began
+        return None
 
     async def providers(self, service: str) -> list[ServiceRecord]:
         """Return the service's providers, newest word of each, ordered by node.
@@ -273,20 +347,9 @@ class Discovery:
         Asks only for what is not known already, so that polling costs a small datagram per node.
         """
         key = service_key(self._mesh_id, service)
-        records = await self._running().walker.records(key)
+        records = await self._running().walker.poll(key)
         found = [s.record for s in records if isinstance(s.record, ServiceRecord)]
         return sorted((r for r in found if not r.withdrawn), key=lambda r: r.node)
-
-    def save(self) -> bytes:
-        """Return what a restart needs to come back without its bootstraps; holds no secret."""
-        protocol = self._parts.protocol if self._parts else None
-        return saved.dump(self._worth_remembering(protocol), self._endpoints)
-
-    def load(self, state: bytes) -> None:
-        """Remember what `save` gave, for `bootstrap`. Raises StateError when it is damaged."""
-        contacts, endpoints = saved.parse(self._mesh_id, state)
-        self._remembered = contacts[:REMEMBERED_MAX]
-        self._endpoints = endpoints[:REMEMBERED_MAX]
 
     # -- inside
 
@@ -297,10 +360,11 @@ class Discovery:
             seal=self._seal,
             verifier=self._verifier,
             store=self._store,
+            reach=self._reach,
             certificate=self._certificate,
-            serves=self._reachable,
             clock=self._clock,
             rng=self._rng,
+            send_once=self._ports.send_once,
             admitted=self._on_admitted,
         )
 
@@ -313,6 +377,22 @@ class Discovery:
         if self._parts is not None:
             self._parts.publisher.offer(contact)
 
+    def _on_record(self, signed: Signed) -> None:
+        """Tell of a member whose record says something that was not told before."""
+        record = signed.record
+        if self._on_member is None or not isinstance(record, MemberRecord):
+            return
+        told = self._told.get(record.id)
+        if record.id == self._key.id or (told is not None and told.seq >= record.seq):
+            return
+        self._told[record.id] = record
+        if told is not None and _words(told) == _words(record):
+            return
+        try:
+            self._on_member(record)
+        except Exception:
+            log.exception("discovery.on_member_failed node=%s", record.id)
+
     def _service(self, service: str, payload: bytes, seq: int, expiry: int) -> ServiceRecord:
         return ServiceRecord(
             node=self._key.id.ed25519,
@@ -323,49 +403,18 @@ class Discovery:
             expiry=expiry,
         )
 
-    def _worth_remembering(self, protocol: Protocol | None) -> list[Contact]:
-        contacts: list[Contact] = protocol.router.contacts() if protocol else []
-        contacts.sort(key=lambda c: c.heard, reverse=True)
-        known = {contact.id for contact in contacts}
-        contacts += [c for c in self._remembered if c.id not in known]
-        return contacts[:REMEMBERED_MAX]
-
-    async def _maintain(self) -> None:
-        """Once a tick: repeat records, notice who is gone, forget what expired, come back."""
-        loop = asyncio.get_running_loop()
-        upkeep = _Upkeep(loop.time() + PURGE_S, loop.time() + REFRESH_S, 0.0)
-        while True:
-            await asyncio.sleep(TICK_S)
-            try:
-                await self._tick(self._running(), upkeep, loop.time())
-            except Exception:  # a fault of ours must not end the upkeep for good
-                log.exception("discovery.upkeep_failed")
-
-    async def _tick(self, parts: _Parts, upkeep: _Upkeep, now: float) -> None:
-        contacts: list[Contact] = parts.protocol.router.contacts()
-        quiet = [c for c in contacts if now - c.heard > QUIET_S]
-        for contact in self._rng.sample(quiet, min(len(quiet), PINGS_PER_TICK)):
-            parts.protocol.ask(contact.node, contact.address, messages.Ping())
-        await parts.publisher.repeat_due()
-        if now >= upkeep.purge_at:
-            upkeep.purge_at = now + PURGE_S
-            self._store.purge(self._clock())
-            self._found.purge(self._clock())
-            self._remembered = self._worth_remembering(parts.protocol)
-        if now >= upkeep.refresh_at:
-            upkeep.refresh_at = now + REFRESH_S * self._rng.uniform(0.8, 1.2)
-            for key in (self._own_key, *parts.protocol.get_refresh_ids()):
-                await parts.walker.nodes(key)
-        if contacts:
-            upkeep.retry_at, upkeep.retry_s = now + RETRY_MIN_S, RETRY_MIN_S
-        elif now >= upkeep.retry_at and (self._endpoints or self._remembered):
-            upkeep.retry_s = min(2 * upkeep.retry_s, RETRY_MAX_S)
-            upkeep.retry_at = now + upkeep.retry_s
-            await self.bootstrap(self._endpoints)
+    def _purge(self) -> None:
+        """Forget what holds no more, and whom nobody can vouch for."""
+        now = self._clock()
+        self._store.purge(now)
+        self._found.purge(now)
+        self._told = {
+            node: record
+            for node, record in self._told.items()
+            if record.expiry > now and self._verifier.member(record.certificate, now) == node
+        }
 
 
-def _member_seq(provider: ServiceRecord) -> int:
-    try:
-        return msgspec.msgpack.decode(provider.payload, type=_MemberPayload).seq
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return 0
+def _words(record: MemberRecord) -> MemberRecord:
+    """Return what a record says, without when it was said."""
+    return msgspec.structs.replace(record, seq=0, expiry=0)

@@ -1,17 +1,20 @@
 """The discovery port: kademlia's protocol with sealed datagrams, certificates and short timeouts.
 
-Used by `node.py` alone. It opens what comes, answers members, asks others, and decides who enters
-the routing table. It starts no task: timers and futures only.
+Used by `node.py` and what it is made of. It opens what comes, has members answered, asks others,
+and decides who enters the routing table. It starts no task: timers and futures only.
 
     outsider (no network key)            nothing, not even an answer
-    certificate refused                  nothing
-    certificate not known here           Introduce, so that it sends its certificate
+    certificate refused, or never shown  nothing
     member                               an answer
     member that answered a question      a place in the routing table, unless it does not serve
 
 A node enters the table only at an address that answered our question: a datagram's source can be
-forged. A node that does not answer, or says goodbye, leaves the table at once and is passed over
-for a while, whoever offers it, so that it costs one timeout and not one in each lookup.
+forged. A node that does not answer, says goodbye or no longer serves leaves the table at once; the
+first two are passed over for a while, whoever offers them, so that each costs one timeout and not
+one in each lookup.
+
+While the network key changes, an answer goes under the key that the question came under, and a
+question that was not answered is repeated under the key that its node last used.
 """
 
 from __future__ import annotations
@@ -20,23 +23,25 @@ import asyncio
 import logging
 import os
 import random
-import socket
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from kademlia.node import Node
 from kademlia.protocol import KademliaProtocol
 
 from agent.discovery import messages
+from agent.discovery.answers import Answers
 from agent.discovery.contact import Contact
 from agent.discovery.liveness import Liveness
-from agent.discovery.messages import CONTACTS_MAX, Answered, Asked, Goodbye, Message
+from agent.discovery.messages import CONTACTS_MAX, Answered, Asked, Goodbye, Message, Probe
+from agent.discovery.questions import Future, Pending, Questions
+from agent.discovery.reach import Reach
 from agent.discovery.record import Verifier
+from agent.discovery.roster import Roster
 from agent.discovery.routing import Table
-from agent.discovery.seal import NONCE_BYTES, SENDERS_MAX, Refusal, Seal
-from agent.discovery.store import PROVIDERS_MAX, RecordStore
+from agent.discovery.seal import NONCE_BYTES, Opened, Refusal, Seal
+from agent.discovery.store import RecordStore
 from agent.errors import UsageError
 from agent.identity.keys import NodeId
 
@@ -44,27 +49,12 @@ log = logging.getLogger(__name__)
 
 # Newcomers that are asked at one time whether they are where their datagrams come from.
 PROVING_MAX = 16
-# Questions in flight: a bound on memory that no honest load reaches.
-PENDING_MAX = 4096
-# An answer that comes after its timeout still shows that its node lives (a busy machine).
-LATE_S = 3.0
+# Members heard of late that are not in the table, clients for one: they can test whether we are
+# reached, and hear of it when that changes.
+LATELY_MAX = 64
 _CLOCK_WARNING_S = 60.0
 
 Address = tuple[str, int]
-
-
-@dataclass
-class _Pending:
-    """A question in flight. `peer` None: whoever answers at the address."""
-
-    question: messages.Question
-    peer: NodeId | None
-    address: Address
-    future: asyncio.Future[tuple[NodeId, messages.Reply] | None]
-    timers: list[asyncio.TimerHandle]
-    asked_at: float
-    introducing: bool = False
-    given_up: bool = False
 
 
 class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
@@ -78,10 +68,11 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         seal: Seal,
         verifier: Verifier,
         store: RecordStore,
+        reach: Reach,
         certificate: bytes,
-        serves: bool,
         clock: Callable[[], float],
         rng: random.Random,
+        send_once: Callable[[bytes, Address], None],
         admitted: Callable[[Contact], None],
     ) -> None:
         """`admitted` is told of each contact that is new in the table, or new at its address."""
@@ -89,21 +80,21 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         self.router = Table(self, CONTACTS_MAX, self.source_node)
         self.counters: Counter[str] = Counter()
         self.closed = asyncio.Event()
+        self.roster = Roster(verifier, certificate)
+        self.reach = reach
+        self.reach_changed = asyncio.Event()
+        self.probed = asyncio.Event()
+        self.lately: OrderedDict[bytes, Contact] = OrderedDict()
         self._mesh_id = mesh_id
         self._seal = seal
-        self._verifier = verifier
-        self._store = store
-        self._certificate = certificate
-        self._serves = serves
         self._clock = clock
-        self._rng = rng
+        self._send_once = send_once
         self._admitted = admitted
         self._loop = asyncio.get_running_loop()
         self._ipv6 = False
-        self._pending: dict[bytes, _Pending] = {}
-        self._certificates: dict[NodeId, bytes] = {}
-        self._introduced: set[NodeId | None] = set()
         self._liveness = Liveness()
+        self._questions = Questions(self._liveness, self._send_question, self._on_silence)
+        self._answers = Answers(mesh_id, store, self.router, clock, rng, self.ask, self._knock)
         self._proving = 0
         self._clock_warned = float("-inf")
 
@@ -111,33 +102,14 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         """Undo rpcudp's rule that any unknown attribute is a remote call."""
         raise AttributeError(name)
 
-    # -- what node.py asks for
+    # -- what others here ask for
 
-    def set_certificate(self, certificate: bytes) -> None:
-        """Use a new certificate, and show it to everyone again."""
-        if certificate != self._certificate:
-            self._certificate = certificate
-            self._introduced.clear()
-
-    def ask(
-        self, peer: NodeId | None, address: Address, question: messages.Question
-    ) -> asyncio.Future[tuple[NodeId, messages.Reply] | None]:
+    def ask(self, peer: NodeId | None, address: Address, question: messages.Question) -> Future:
         """Ask, and return a future: who answered what, or None after a second at the latest.
 
         It never raises. `peer` None greets whoever is at the address.
         """
-        future: asyncio.Future[tuple[NodeId, messages.Reply] | None] = self._loop.create_future()
-        ident = os.urandom(messages.ID_BYTES)
-        pending = _Pending(question, peer, address, future, [], self._loop.time())
-        if len(self._pending) >= PENDING_MAX or not self._send_question(ident, pending):
-            future.set_result(None)
-            return future
-        self._pending[ident] = pending
-        pending.timers = [
-            self._loop.call_later(self._liveness.repeat_s, self._send_question, ident, pending),
-            self._loop.call_later(self._liveness.timeout_s, self._give_up, ident),
-        ]
-        return future
+        return self._questions.ask(peer, address, question)
 
     @property
     def slow_s(self) -> float:
@@ -146,23 +118,43 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
 
     def is_dead(self, contact: Contact) -> bool:
         """Say whether the contact is to be passed over at this address for now."""
-        if ":" in contact.ip and not self._ipv6:
+        if not self._ipv6 and ":" in contact.ip:
             return True
         return self._liveness.is_dead(contact.place, self._loop.time())
+
+    def promised(self, host: str, *, given: bool) -> None:
+        """Note what a contact said that we asked to have us tested."""
+        self._reach_may_change(self.reach.promised(host, given, self._loop.time()))
+
+    def conclude(self, host: str) -> None:
+        """End the test of the scope of this host."""
+        self._reach_may_change(self.reach.conclude(host, self._loop.time()))
+
+    def recheck(self) -> None:
+        """Put out at once whoever is no member any more."""
+        now = self._clock()
+        known = {contact.node for contact in (*self.router.contacts(), *self.lately.values())}
+        self.roster.recheck(now)
+        refused = {node for node in known if not self.roster.knows(node)}
+        for contact in self.router.remove_all(lambda c: not self.roster.knows(c.node)):
+            log.info("discovery.contact_refused node=%s", contact.node)
+        for contact in [c for c in self.lately.values() if c.node in refused]:
+            del self.lately[contact.id]
+        for node in refused:
+            self._questions.drop(node)
 
     def goodbye(self) -> None:
         """Tell all contacts that this node goes away, and give up what is in flight."""
         for contact in self.router.contacts():
             self._send(Message(b"", Goodbye()), contact.node, contact.address)
-        for ident in list(self._pending):
-            self._resolve(ident, None)
+        self._questions.close()
 
     # -- the socket
 
     def connection_made(self, transport: asyncio.DatagramTransport) -> None:
         """Take the socket."""
         self.transport = transport
-        self._ipv6 = transport.get_extra_info("socket").family == socket.AF_INET6
+        self._ipv6 = ":" in transport.get_extra_info("sockname")[0]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the socket is closed and its port free."""
@@ -185,69 +177,50 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         if message is None:
             self.counters["refused_malformed"] += 1
             return
-        address = _plain(addr)
-        if isinstance(message.content, Goodbye):
-            self._introduced.discard(opened.sender)
-            self._bury(Contact(self._mesh_id, opened.sender, *address))
-        elif isinstance(message.content, Asked):
-            self._on_question(opened.sender, address, addr, message.id, message.content)
+        address, content = _plain(addr), message.content
+        if isinstance(content, Asked):
+            self._on_question(opened, address, message.id, content)
+        elif isinstance(content, Answered):
+            self._on_answer(opened, address, message.id, content)
+        elif isinstance(content, Probe):
+            self._on_probe(message.id, address)
         else:
-            self._on_answer(opened.sender, message.id, message.content)
+            self.roster.lacks_ours(opened.sender)
+            self._bury(Contact(self._mesh_id, opened.sender, *address))
 
     # -- questions of others
 
-    def _on_question(
-        self, sender: NodeId, address: Address, addr: tuple[str, int], ident: bytes, asked: Asked
-    ) -> None:
-        if not self._learn(sender, asked.certificate):
+    def _on_question(self, opened: Opened, address: Address, ident: bytes, asked: Asked) -> None:
+        sender, now = opened.sender, self._loop.time()
+        if not self.roster.learn(sender, asked.certificate, opened.generation, self._clock()):
             self.counters["refused_not_member"] += 1
             return
-        if sender not in self._certificates:
-            answer = Answered(messages.Introduce(), self._serves)
-            self._send(Message(ident, answer), sender, addr)
-            return
         self.counters[f"question_{type(asked.question).__name__.lower()}"] += 1
-        own = b"" if asked.knows_you else self._certificate
-        reply = self._reply(sender, address, asked.question, messages.room_for_records(own))
-        self._send(Message(ident, Answered(reply, self._serves, own)), sender, addr)
+        self._reach_may_change(self.reach.asked_from(address, now))
+        own = b"" if asked.knows_you else self.roster.certificate
+        room = messages.room_for_records(own)
+        reply = self._answers.reply(sender, address, asked.question, room)
+        self._answer(opened, address, ident, reply, own)
+        self._note_asker(sender, address, serves=asked.serves, now=now)
+
+    def _note_asker(self, sender: NodeId, address: Address, *, serves: bool, now: float) -> None:
         contact = Contact(self._mesh_id, sender, *address)
         self._liveness.heard(contact.place)
         known = self.router.get(contact.id)
-        if known is not None and known.place == contact.place:
-            known.heard = self._loop.time()
-        elif asked.serves:
-            self._prove(contact)
+        if known is None or known.address != address:
+            self._note_lately(contact)
+            if serves and (known is not None or self.router.has_room(contact)):
+                self._prove(contact)
+        elif serves:
+            known.heard = now
+        else:
+            self.router.remove_place(contact.place)
 
-    def _reply(
-        self, sender: NodeId, address: Address, question: messages.Question, room: int
-    ) -> messages.Reply:
-        match question:
-            case messages.Ping():
-                return messages.Pong(messages.pack_address(*address))
-            case messages.FindNode(key):
-                return messages.Contacts(self._contacts_near(key, sender, room))
-            case messages.FindRecords(key, salt, have):
-                records, left_out = self._store.missing(
-                    key, salt, have, room, self._clock(), self._rng
-                )
-                room -= sum(len(raw) + 3 for raw in records)
-                contacts = self._contacts_near(key, sender, room)
-                left_out = min(left_out, PROVIDERS_MAX)
-                return messages.Records(tuple(records), left_out, contacts)
-            case messages.Store(key, record):
-                put = self._store.put(key, record, self._clock())
-                return messages.Stored(put.accepted, put.held_seq)
-
-    def _contacts_near(self, key: bytes, sender: NodeId, room: int) -> tuple[bytes, ...]:
-        asker = Contact(self._mesh_id, sender, "", 0)
-        chosen = []
-        for contact in self.router.find_neighbors(Node(key), CONTACTS_MAX, exclude=asker):
-            packed = contact.pack()
-            room -= len(packed) + 2
-            if room < 0:
-                break
-            chosen.append(packed)
-        return tuple(chosen)
+    def _answer(
+        self, opened: Opened, address: Address, ident: bytes, reply: messages.Reply, own: bytes
+    ) -> None:
+        answered = Answered(reply, self.reach.serves(address[0]), own)
+        self._send(Message(ident, answered), opened.sender, address, opened.generation)
 
     def _prove(self, contact: Contact) -> None:
         """Ask a newcomer at the address it seems to have; its answer admits it."""
@@ -262,103 +235,114 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
     def _proving_done(self, _: object) -> None:
         self._proving -= 1
 
+    # -- whether we are reached
+
+    def _on_probe(self, probe: bytes, address: Address) -> None:
+        self.counters["probes"] += 1
+        self._reach_may_change(self.reach.probed(probe, address, self._loop.time()))
+
+    def _knock(self, probe: bytes, node: NodeId, address: Address) -> None:
+        """Send a probe from a port that nobody has ever sent to."""
+        payload = messages.encode(Message(probe, Probe()))
+        generation = self.roster.generation(node)
+        try:
+            datagram = self._seal.seal(
+                payload, node, self._clock(), os.urandom(NONCE_BYTES), generation
+            )
+        except UsageError:
+            return
+        if not self.transport.is_closing():
+            self.counters["knocks"] += 1
+            self._send_once(datagram, address)
+
+    def _reach_may_change(self, changed: bool) -> None:
+        self.probed.set()
+        if changed:
+            self.reach_changed.set()
+
     # -- our own questions
 
-    def _send_question(self, ident: bytes, pending: _Pending) -> bool:
-        known = pending.peer is not None and self._is_member(pending.peer)
-        asked = Asked(pending.question, self._serves, known, self._certificate)
-        if pending.peer in self._introduced or not messages.fits(Message(ident, asked)):
-            asked = Asked(pending.question, self._serves, known)
-        return self._send(Message(ident, asked), pending.peer, pending.address)
+    def _send_question(self, ident: bytes, pending: Pending) -> bool:
+        """Send a question, or repeat it: then with our certificate, and under the other's key.
 
-    def _on_answer(self, sender: NodeId, ident: bytes, answered: Answered) -> None:
-        pending = self._pending.get(ident)
-        if pending is None or pending.peer not in (None, sender):
+        It may not have come because the other has forgotten us, or does not have our key yet. Where
+        the certificate does not fit beside the question, a ping carries it there first.
+        """
+        peer, generation = pending.peer, None
+        if pending.repeated:
+            self.roster.lacks_ours(peer)
+            generation = self.roster.generation(peer)
+            if generation is None:
+                generation = self._seal.other
+        message = self._asked(ident, pending, pending.question, show=not self.roster.has_ours(peer))
+        if not messages.fits(message):
+            message = self._asked(ident, pending, pending.question, show=False)
+            greeting = self._asked(
+                os.urandom(messages.ID_BYTES), pending, messages.Ping(), show=True
+            )
+            self._send(greeting, peer, pending.address, generation)
+        return self._send(message, peer, pending.address, generation)
+
+    def _asked(
+        self, ident: bytes, pending: Pending, question: messages.Question, *, show: bool
+    ) -> Message:
+        known = pending.peer is not None and self.roster.is_member(pending.peer, self._clock())
+        serves = self.reach.serves(pending.address[0])
+        certificate = self.roster.certificate if show else b""
+        return Message(ident, Asked(question, serves, known, certificate))
+
+    def _on_answer(
+        self, opened: Opened, address: Address, ident: bytes, answered: Answered
+    ) -> None:
+        sender, now = opened.sender, self._loop.time()
+        pending = self._questions.find(ident, sender)
+        if pending is None:
             self.counters["answers_unasked"] += 1
             return
-        self._liveness.measured(self._loop.time() - pending.asked_at)
-        if isinstance(answered.reply, messages.Introduce):
-            self._introduce(sender, ident, pending)
-            return
+        self._liveness.measured(now - pending.asked_at)
         contact = Contact(self._mesh_id, sender, *pending.address)
-        if not self._learn(sender, answered.certificate) or sender not in self._certificates:
+        certificate, generation = answered.certificate, opened.generation
+        if not self.roster.learn(sender, certificate, generation, self._clock()):
             self.counters["refused_not_member"] += 1
             self._bury(contact)
-            self._resolve(ident, None)
+            self._questions.resolve(ident, None)
             return
-        if len(self._introduced) >= SENDERS_MAX:
-            self._introduced.clear()
-        self._introduced.add(sender)
+        self.roster.showed(sender)
+        if isinstance(answered.reply, messages.Pong):
+            seen_from = messages.unpack_address(answered.reply.seen_from)
+            if seen_from is not None:
+                self.reach.seen_as(address[0], seen_from[0], now)
         if answered.serves:
-            self._admit(contact)
+            self._admit(contact, now)
         else:
+            self._liveness.answered(contact.place, now)
+            self._note_lately(contact)
             self.router.remove_place(contact.place)
-        self._resolve(ident, (sender, answered.reply))
+        self._questions.resolve(ident, (sender, answered.reply))
 
-    def _introduce(self, sender: NodeId, ident: bytes, pending: _Pending) -> None:
-        """Repeat a question with our certificate; after a ping with it where both do not fit."""
-        self._introduced.discard(sender)
-        if pending.introducing or pending.given_up:
-            return
-        pending.introducing = True
-        asked = Asked(pending.question, self._serves, True, self._certificate)
-        if messages.fits(Message(ident, asked)):
-            self._send_question(ident, pending)
-            return
-
-        def repeat(greeted: asyncio.Future[tuple[NodeId, messages.Reply] | None]) -> None:
-            if greeted.result() is not None and ident in self._pending:
-                self._send_question(ident, pending)
-
-        self.ask(sender, pending.address, messages.Ping()).add_done_callback(repeat)
-
-    def _give_up(self, ident: bytes) -> None:
-        """Answer "nobody", and listen a little longer for the sake of the routing table."""
-        pending = self._pending[ident]
+    def _on_silence(self, pending: Pending) -> None:
         self.counters["timeouts"] += 1
         if pending.peer is not None:
+            # It may have forgotten us, and have taken our silence about ourselves for a stranger's.
+            self.roster.lacks_ours(pending.peer)
             self._bury(Contact(self._mesh_id, pending.peer, *pending.address))
-        pending.given_up = True
-        pending.timers = [self._loop.call_later(LATE_S, self._resolve, ident, None)]
-        if not pending.future.done():
-            pending.future.set_result(None)
 
-    def _resolve(self, ident: bytes, result: tuple[NodeId, messages.Reply] | None) -> None:
-        pending = self._pending.pop(ident)
-        for timer in pending.timers:
-            timer.cancel()
-        if not pending.future.done():
-            pending.future.set_result(result)
+    # -- who is there
 
-    # -- who is who
+    def _note_lately(self, contact: Contact) -> None:
+        self.lately.pop(contact.id, None)
+        self.lately[contact.id] = contact
+        if len(self.lately) > LATELY_MAX:
+            self.lately.popitem(last=False)
 
-    def _is_member(self, node: NodeId) -> bool:
-        held = self._certificates.get(node)
-        return held is not None and self._verifier.member(held, self._clock()) == node
-
-    def _learn(self, sender: NodeId, certificate: bytes) -> bool:
-        """Keep the sender's certificate; False when it is refused, or no longer stands.
-
-        True with none known means that the sender has shown none yet.
-        """
-        now = self._clock()
-        certificate = certificate or self._certificates.get(sender, b"")
-        if not certificate:
-            return True
-        if self._verifier.member(certificate, now) != sender:
-            return False
-        if sender not in self._certificates and len(self._certificates) >= SENDERS_MAX:
-            self._certificates.pop(next(iter(self._certificates)))
-        self._certificates[sender] = certificate
-        return True
-
-    def _admit(self, contact: Contact) -> None:
+    def _admit(self, contact: Contact, now: float) -> None:
         known = self.router.get(contact.id)
-        contact.heard = self._loop.time()
-        self._liveness.answered(contact.place, contact.heard)
+        contact.heard = now
+        self._liveness.answered(contact.place, now)
         if known is not None and known.place == contact.place:
-            known.heard = contact.heard
+            known.heard = now
         elif self.router.add_contact(contact):
+            self.lately.pop(contact.id, None)
             log.debug("discovery.contact_new node=%s address=%s:%d", contact.node, *contact.address)
             self._admitted(contact)
 
@@ -369,22 +353,24 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
                 "discovery.contact_gone node=%s address=%s:%d", contact.node, *contact.address
             )
 
-    def _send(self, message: Message, to: NodeId | None, address: Address) -> bool:
+    def _send(
+        self, message: Message, to: NodeId | None, address: Address, generation: int | None = None
+    ) -> bool:
         """Seal and send; False when it cannot be sent at all."""
         host = address[0]
         if ":" in host and not self._ipv6:
             return False
-        if self._ipv6 and ":" not in host:
-            address = (f"::ffff:{host}", address[1])
+        if self.transport is None or self.transport.is_closing():
+            return False
         try:
             datagram = self._seal.seal(
-                messages.encode(message), to, self._clock(), os.urandom(NONCE_BYTES)
+                messages.encode(message), to, self._clock(), os.urandom(NONCE_BYTES), generation
             )
         except UsageError:
             return False
-        if self.transport is None or self.transport.is_closing():
-            return False
-        self.transport.sendto(datagram, address)
+        self.reach.sent(address, self._loop.time())
+        wire = (f"::ffff:{host}", address[1]) if self._ipv6 and ":" not in host else address
+        self.transport.sendto(datagram, wire)
         self.counters["sent"] += 1
         return True
 
@@ -400,4 +386,6 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
 
 def _plain(addr: tuple[str, int]) -> Address:
     """Return host and port as we write them: no scope, IPv4 as IPv4 on an IPv6 socket."""
+    if ":" not in addr[0]:
+        return addr[0], addr[1]
     return addr[0].removeprefix("::ffff:").partition("%")[0], addr[1]

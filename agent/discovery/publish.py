@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-from kademlia.node import Node
 
 from agent.discovery import messages
 from agent.discovery.contact import Contact
 from agent.discovery.lookup import REPLICAS
 from agent.discovery.protocol import Protocol
-from agent.discovery.record import Record, Signed, sign
+from agent.discovery.record import MemberRecord, Record, Signed, sign
 from agent.discovery.seal import CLOCK_SKEW_S
 from agent.discovery.store import RecordStore
 from agent.discovery.walk import Walker
@@ -24,21 +22,46 @@ from agent.identity.keys import NodeKey
 
 log = logging.getLogger(__name__)
 
+# A routing table that has grown so much since a record was stored shows that the mesh has: by some
+# half to the double. Not looked at again for a while, since a table grows fast at a start.
+GROWN, GROWN_S = 1.5, 20.0
+# A higher sequence is believed when so many nodes hold one: two liars alone cannot make us repeat.
+BELIEVED = 3
+
 
 @dataclass
 class Publication:
     """What this node says until it takes it back. `make` gets sequence (ms) and expiry (unix s).
 
     `due` is the loop time (s) of the next repeat; `last_expiry` the latest of all that was said by
-    this name; the rest is what was last said.
+    this name; `said_at` the loop time of the last, when so many `contacts` were known; `stands`
+    where it was stored; the rest is what was said.
     """
 
     make: Callable[[int, int], Record]
     ttl_s: float
     due: float = 0.0
+    said_at: float = 0.0
+    contacts: int = 0
     seq: int = 0
     last_expiry: int = 0
     signed: Signed | None = None
+    stands: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What became of a record at one key: here and at the nearest nodes."""
+
+    here: bool
+    there: int
+    asked: int
+    newest: int
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the set has a place for us: most of those who keep it say so."""
+        return 2 * self.there >= self.asked if self.asked else self.here
 
 
 class Publisher:
@@ -72,7 +95,7 @@ class Publisher:
         if previous is not None:
             publication.seq, publication.last_expiry = previous.seq, previous.last_expiry
         self._publications[name] = publication
-        return await self._publish(publication)
+        return await self._publish(publication, news=True)
 
     async def end(self, name: str, make: Callable[[int, int], Record]) -> None:
         """Publish a last word (it lives at least as long as those before) and say no more."""
@@ -85,10 +108,25 @@ class Publisher:
 
         await self._publish(Publication(last, previous.ttl_s, seq=previous.seq))
 
+    def said(self, name: str) -> bytes | None:
+        """Return the record last published by this name, as it is on the wire."""
+        publication = self._publications.get(name)
+        return None if publication is None or publication.signed is None else publication.signed.raw
+
+    def repeat_soon(self) -> None:
+        """Publish everything again at the next `repeat_due`: something in it has changed."""
+        for publication in self._publications.values():
+            publication.due = 0.0
+
     async def repeat_due(self) -> None:
-        """Publish again what is due, one after another."""
+        """Publish again what is due, one after another; and early when the mesh has grown much.
+
+        The nearest to a key are others then, and whoever looks asks these.
+        """
         for publication in list(self._publications.values()):
-            if publication.due <= asyncio.get_running_loop().time():
+            now = asyncio.get_running_loop().time()
+            grown = len(self._protocol.router.contacts()) > GROWN * publication.contacts
+            if publication.due <= now or (grown and now > publication.said_at + GROWN_S):
                 await self._publish(publication)
 
     def offer(self, contact: Contact) -> None:
@@ -97,18 +135,21 @@ class Publisher:
             signed = publication.signed
             if signed is None:
                 continue
-            if contact in self._protocol.router.find_neighbors(Node(signed.key), REPLICAS):
-                question = messages.Store(signed.key, signed.raw)
-                self._protocol.ask(contact.node, contact.address, question)
+            for key in publication.stands:
+                if contact in self._protocol.router.nearest(key, REPLICAS):
+                    question = messages.Store(key, signed.raw)
+                    self._protocol.ask(contact.node, contact.address, question)
 
-    async def _publish(self, publication: Publication) -> int:
+    async def _publish(self, publication: Publication, *, news: bool = False) -> int:
         """Sign anew and store at the nearest nodes and here; return how many keep it.
 
         A node that holds a newer word of ours (our clock was set back) tells its sequence, and we
         go one beyond it, once; how far is bounded, so that a lie cannot use up the numbers.
         """
-        publication.due = asyncio.get_running_loop().time() + publication.ttl_s / 3
-        kept = 0
+        publication.said_at = asyncio.get_running_loop().time()
+        publication.due = publication.said_at + publication.ttl_s / 3
+        publication.contacts = max(len(self._protocol.router.contacts()), REPLICAS)
+        kept = _Kept(False, 0, 0, 0)
         for _ in range(2):
             now = self._clock()
             publication.seq = max(publication.seq + 1, int(now * 1000))
@@ -116,22 +157,47 @@ class Publisher:
             publication.last_expiry = max(publication.last_expiry, expiry)
             record = publication.make(publication.seq, expiry)
             signed = publication.signed = sign(self._key, self._mesh_id, record)
-            here = self._stored.put(signed.key, signed.raw, now)
-            there = await self._store(signed)
-            kept = here.accepted + sum(reply.accepted for reply in there)
-            newest = max((here.held_seq, *(reply.held_seq for reply in there)))
-            if newest <= publication.seq:
+            publication.stands = (signed.key,)
+            kept = await self._store(signed, signed.key)
+            if kept.newest <= publication.seq:
                 break
-            publication.seq = min(newest, int((now + CLOCK_SKEW_S) * 1000))
-        if not kept:
+            publication.seq = min(kept.newest, int((now + CLOCK_SKEW_S) * 1000))
+        if isinstance(signed.record, MemberRecord):
+            await self._list(publication, signed, news=news)
+        if not kept.here + kept.there:
             log.warning("discovery.publish_refused key=%s", signed.key.hex())
-        return kept
+        return kept.here + kept.there
 
-    async def _store(self, signed: Signed) -> list[messages.Stored]:
-        question = messages.Store(signed.key, signed.raw)
-        nearest = await self._walker.nodes(signed.key)
+    async def _list(self, publication: Publication, signed: Signed, *, news: bool) -> None:
+        """Store a member record in the listing: in the root, and in a set below that has room.
+
+        Who is new and finds the root full stands in the news as well, which others ask for often.
+        """
+        own, root, *below, recent = signed.keys
+        publication.stands = (own, root)
+        if not (await self._store(signed, root)).has_room:
+            publication.stands = (own,)
+            if news:
+                await self._store(signed, recent)
+        for key in below:
+            if (await self._store(signed, key)).has_room:
+                publication.stands += (key,)
+                return
+        log.warning("discovery.listing_full node=%s", self._key.id)
+
+    async def _store(self, signed: Signed, key: bytes) -> _Kept:
+        here = self._stored.put(key, signed.raw, self._clock())
+        question = messages.Store(key, signed.raw)
+        nearest = await self._walker.nodes(key)
         answers = await asyncio.gather(
             *(self._protocol.ask(c.node, c.address, question) for c in nearest)
         )
-        replies = [answer[1] for answer in answers if answer is not None]
-        return [reply for reply in replies if isinstance(reply, messages.Stored)]
+        replies = list(_stored(answer[1] for answer in answers if answer is not None))
+        held = sorted((reply.held_seq for reply in replies), reverse=True)
+        newest = max([here.held_seq, *held[:BELIEVED][-1:]])
+        there = sum(reply.accepted for reply in replies)
+        return _Kept(here.accepted, there, len(replies), newest)
+
+
+def _stored(replies: Iterable[messages.Reply]) -> Iterable[messages.Stored]:
+    return (reply for reply in replies if isinstance(reply, messages.Stored))

@@ -14,7 +14,6 @@ locked out by what it published before.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import TypeVar
 
 import msgspec
 
+from agent.discovery.dhtkeys import listing_path, member_key, news_key, service_key
 from agent.discovery.seal import CLOCK_SKEW_S
 from agent.errors import CoveyError
 from agent.identity.keys import NodeId, NodeKey
@@ -47,6 +47,9 @@ _HEAD_BYTES = 1 + _SIGNATURE_BYTES
 
 VerifyCertificate = Callable[[bytes, float], NodeId]
 """(certificate, now in unix s) → its node; raises MembershipError unless it is a member now."""
+IsMember = Callable[[NodeId, float], bool]
+"""Says without arithmetic that a node is a member at a time (unix s); False when it is not
+known."""
 
 
 class MemberRecord(
@@ -102,33 +105,28 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True)
 class Signed:
-    """A record that was verified, with the bytes that prove it and the DHT key it belongs to."""
+    """A record that was verified, with the bytes that prove it and the DHT keys it belongs to."""
 
     record: Record
     raw: bytes
-    key: bytes
+    keys: tuple[bytes, ...]
+
+    @property
+    def key(self) -> bytes:
+        """The key under which it stands alone: the member's or the service's."""
+        return self.keys[0]
 
 
-def node_key(mesh_id: bytes, node: NodeId) -> bytes:
-    """Return the node's own place in the DHT (20 bytes): it follows from its key."""
-    return _sha1(b"covey-node\0" + mesh_id + node.ed25519)
+def record_keys(mesh_id: bytes, record: Record) -> tuple[bytes, ...]:
+    """Return the only DHT keys (20 bytes each) under which this record may be stored.
 
-
-def member_key(mesh_id: bytes, node: NodeId) -> bytes:
-    """Return the DHT key (20 bytes) of a node's member record."""
-    return _sha1(b"covey-member\0" + mesh_id + node.ed25519)
-
-
-def service_key(mesh_id: bytes, service: str) -> bytes:
-    """Return the DHT key (20 bytes) of a service's set of providers."""
-    return _sha1(b"covey-service\0" + mesh_id + service.encode())
-
-
-def record_key(mesh_id: bytes, record: Record) -> bytes:
-    """Return the only DHT key (20 bytes) under which this record may be stored."""
-    if isinstance(record, MemberRecord):
-        return member_key(mesh_id, record.id)
-    return service_key(mesh_id, record.service)
+    A service record has one. A member record has its node's, then those of the listing, the root
+    first, then that of the news.
+    """
+    if isinstance(record, ServiceRecord):
+        return (service_key(mesh_id, record.service),)
+    node = record.id
+    return (member_key(mesh_id, node), *listing_path(mesh_id, node), news_key(mesh_id))
 
 
 def sign(key: NodeKey, mesh_id: bytes, record: Record) -> Signed:
@@ -144,15 +142,22 @@ def sign(key: NodeKey, mesh_id: bytes, record: Record) -> Signed:
     raw = kind + key.sign(_DOMAIN + mesh_id + kind + body) + body
     if len(raw) > RECORD_MAX_BYTES:
         raise ValueError(f"a record holds at most {RECORD_MAX_BYTES} bytes, this one {len(raw)}")
-    return Signed(record, raw, record_key(mesh_id, record))
+    return Signed(record, raw, record_keys(mesh_id, record))
 
 
 class Verifier:
     """Judges certificates and records; remembers what it has judged. Never raises on any bytes."""
 
-    def __init__(self, mesh_id: bytes, verify_certificate: VerifyCertificate) -> None:
+    def __init__(
+        self,
+        mesh_id: bytes,
+        verify_certificate: VerifyCertificate,
+        is_member: IsMember | None = None,
+    ) -> None:
+        """With `is_member`, a certificate is verified once and not each time its verdict ages."""
         self._mesh_id = mesh_id
         self._verify_certificate = verify_certificate
+        self._is_member = is_member
         self._certificates: OrderedDict[bytes, tuple[float, NodeId | None]] = OrderedDict()
         self._records: OrderedDict[bytes, Signed] = OrderedDict()
 
@@ -161,13 +166,19 @@ class Verifier:
         known = self._certificates.get(certificate)
         if known is not None and abs(now - known[0]) < CERTIFICATE_VERDICT_S:
             return known[1]
-        node: NodeId | None
-        try:
-            node = self._verify_certificate(certificate, now)
-        except CoveyError:
-            node = None
+        node: NodeId | None = known[1] if known is not None else None
+        if node is None or self._is_member is None or not self._is_member(node, now):
+            try:
+                node = self._verify_certificate(certificate, now)
+            except CoveyError:
+                node = None
         _remember(self._certificates, certificate, (now, node))
         return node
+
+    def recheck(self) -> None:
+        """Judge each certificate anew when it is next needed: who is a member has changed."""
+        for certificate, (_, node) in self._certificates.items():
+            self._certificates[certificate] = (float("-inf"), node)
 
     def record(self, raw: bytes, key: bytes, now: float) -> Signed | None:
         """Return the record if it is genuine, current and belongs under `key`; else None."""
@@ -177,7 +188,7 @@ class Verifier:
             if signed is None:
                 return None
             _remember(self._records, raw, signed)
-        return signed if signed.key == key and self.current(signed, now) else None
+        return signed if key in signed.keys and self.current(signed, now) else None
 
     def current(self, signed: Signed, now: float) -> bool:
         """Say whether a genuine record still holds: unexpired, and its node still a member."""
@@ -209,7 +220,7 @@ class Verifier:
             return None
         if not record.id.verify(signature, _DOMAIN + self._mesh_id + kind + body):
             return None
-        return Signed(record, raw, record_key(self._mesh_id, record))
+        return Signed(record, raw, record_keys(self._mesh_id, record))
 
 
 def _kind(record: Record) -> bytes:
@@ -238,11 +249,6 @@ def _excess(record: Record) -> str:
         if any(len(endpoint) > ENDPOINT_MAX_BYTES for endpoint in endpoints):
             return f"an endpoint holds at most {ENDPOINT_MAX_BYTES} bytes"
     return ""
-
-
-def _sha1(data: bytes) -> bytes:
-    """Return SHA-1 as Kademlia's 160-bit key; nothing rests on its collision resistance."""
-    return hashlib.sha1(data, usedforsecurity=False).digest()
 
 
 def _remember(kept: OrderedDict[bytes, _T], key: bytes, value: _T) -> None:

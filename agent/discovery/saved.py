@@ -18,7 +18,7 @@ class _Saved(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 def dump(contacts: list[Contact], endpoints: list[str]) -> bytes:
     """Return the bytes to keep; they hold no secret."""
-    packed = [contact.pack() for contact in contacts]
+    packed = [contact.packed for contact in contacts]
     return msgspec.msgpack.encode(_Saved(_VERSION, packed, endpoints))
 
 

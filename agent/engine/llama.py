@@ -68,8 +68,13 @@ def _on_log(level: int, text: bytes, _user: object) -> None:
 
 # Both must outlive every call into llama.cpp.
 _log_callback = llama_cpp.llama_log_callback(_on_log)
-llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
 llama_cpp.llama_backend_init()
+
+
+def _listen() -> None:
+    """Forget old errors, and hear llama.cpp: its log has one listener, which others replace too."""
+    llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    _errors.clear()
 
 
 def default_threads() -> int:
@@ -97,7 +102,7 @@ class Weights:
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
         parameters.use_extra_bufts = use_extra_bufts
-        _errors.clear()
+        _listen()
         self.path = path
         self.handle: Any = llama_cpp.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self.handle:
@@ -168,7 +173,7 @@ class Context:
             self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._capture_callback())
             parameters.cb_eval = self._callback
         self._keeps_rows = keeps_rows
-        _errors.clear()
+        _listen()
         self.handle = llama_cpp.llama_init_from_model(weights.handle, parameters)
         if not self.handle:
             raise EngineError(

@@ -98,7 +98,7 @@ class Channel:
             line = self._lines.popleft()
             try:
                 command = msgspec.json.decode(line, type=Command)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 log.error("not a command: %s", error)
                 continue
             self.stopped |= command.stop

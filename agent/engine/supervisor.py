@@ -192,7 +192,7 @@ class Engine:
         while line := await output.readline():
             try:
                 self._on_event(msgspec.json.decode(line, type=Event))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 log.error("%s wrote what is no event: %s", self.name, error)
 
     def _on_event(self, event: Event) -> None:

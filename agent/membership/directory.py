@@ -2,13 +2,14 @@
 
     lock           held while an agent runs on the directory, has its pid
     node.key       this node's seed; root.key: the mesh's, where it lives
-    mesh.json      root key, network key, network; written last: with it a node is a member
-    certificate    this node's certificate
+    mesh.json      name, root's public key, network; written last: with it a node is a member
+    certificate    this node's certificate; an issuer's holds its grant
     members.json   all members, and where they were last seen
+    networkkeys.json, revocations.json: the mesh's network keys, and who is out
     invites.json   the issuer's invites
 
 Every file is 0600 and replaced whole. A damaged file is an error that names it, and is never
-overwritten: whoever writes a file has read it before. Used by `store.py` only.
+overwritten: whoever writes a file has read it before. Used by `store.py` and `standing.py` only.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from typing import Self
 from agent.errors import CoveyError, MembershipError, StateError, UsageError
 from agent.identity import addresses, keyfile, privatefile
 from agent.identity.keys import NodeId, NodeKey
-from agent.membership import issuer, statefiles
+from agent.membership import issuer, rootkey, statefiles
 from agent.membership.certificate import Certificate
 from agent.membership.invites import InviteBook
 from agent.membership.join import Member
+from agent.membership.keyring import KeyChange, KeyRing, RingKey
+from agent.membership.revocation import RevocationList, Revocations
 
 _log = logging.getLogger(__name__)
 
@@ -38,16 +41,28 @@ _MEMBERS_HINT = (
     "Restore it from a backup. "
     "A node without the mesh's root key may move it away, and learns the members anew."
 )
+_MEMBERSHIP_FILES = (
+    "node.key",
+    "root.key",
+    "networkkeys.json",
+    "certificate",
+    "members.json",
+    "revocations.json",
+    "invites.json",
+)
+_REVOCATIONS_HINT = (
+    "Restore it from a backup. "
+    "A node that is no issuer may move it away, and learns from the others who is out."
+)
 _INVITES_HINT = "Restore it from a backup, or move it away: tickets not yet used are then void."
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Which mesh a node is in; `network_key` (32 bytes) is what keeps it silent to outsiders."""
+    """Which mesh a node is in."""
 
     name: str
     root: NodeId
-    network_key: bytes
     ipv4_network: IPv4Network
 
     @property
@@ -59,9 +74,6 @@ class Mesh:
     def ipv6_prefix(self) -> IPv6Network:
         """The mesh's /48."""
         return addresses.mesh_prefix(self.id)
-
-    def __repr__(self) -> str:
-        return f"Mesh(name={self.name!r}, root={self.root}, ipv4_network={self.ipv4_network})"
 
 
 class Directory:
@@ -206,6 +218,97 @@ class Directory:
         _log.warning("state.foreign_root_key path=%s key=%s mesh_root=%s", path, key.id, root)
         return None
 
+    def move_root_key(self, key: NodeKey, to: Path) -> None:
+        """Move the root key `key` out of this directory into the new file `to`.
+
+        The copy is read back before the key here is removed; a file that holds this key already (an
+        earlier attempt was cut short) is as good. Raises StateError; then the key is still here.
+        """
+        self.require_lock()
+        path = self.path / "root.key"
+        if to.resolve() == path.resolve():
+            raise UsageError(f"{to} is where the root key lies already", hint="Name another file.")
+        rootkey.copy_out(key, to)
+        rootkey.remove(path)
+        _log.info("root_key.moved to=%s", to)
+
+    def wipe(self, also: Iterable[str] = ()) -> tuple[str, ...]:
+        """Remove keys, certificate and all that is known of the mesh; return the files' names.
+
+        `also` are names (patterns too) of other files of the directory with secrets. Raises
+        StateError when one cannot be removed.
+        """
+        self.require_lock()
+        privatefile.sweep(self.path)
+        removed = []
+        # mesh.json first: a wipe that is cut short leaves no member.
+        for pattern in ("mesh.json", *_MEMBERSHIP_FILES, *also):
+            for path in sorted(self.path.glob(pattern)):
+                rootkey.remove(path)
+                removed.append(path.name)
+        _log.info("state.wiped path=%s files=%d", self.path, len(removed))
+        return tuple(removed)
+
+    def read_network_keys(self, root: NodeId) -> KeyRing | None:
+        """Return the stored network keys of the mesh of `root`, or None. Raises StateError."""
+        path = self.path / "networkkeys.json"
+        raw = privatefile.read(path, "network key file")
+        if raw is None:
+            return None
+        file = statefiles.decode(raw, statefiles.NetworkKeysFile, str(path), _JOIN_AGAIN)
+        if file.root != root.ed25519:
+            return None
+        try:
+            keys = [
+                RingKey(stored.key, KeyChange.decode(stored.change) if stored.change else None)
+                for stored in file.keys
+            ]
+            pending = tuple(KeyChange.decode(raw) for raw in file.pending)
+        except MembershipError as error:
+            raise statefiles.damaged(str(path), error.message, _JOIN_AGAIN) from None
+        except ValueError as error:
+            raise statefiles.damaged(str(path), str(error), _JOIN_AGAIN) from None
+        if not keys:
+            raise statefiles.damaged(str(path), "it holds no key", _JOIN_AGAIN)
+        return KeyRing(tuple(sorted(keys, key=lambda key: key.order)), pending)
+
+    def write_network_keys(self, root: NodeId, ring: KeyRing) -> None:
+        """Store the network keys. Raises StateError."""
+        self.require_lock()
+        file = statefiles.NetworkKeysFile(
+            root=root.ed25519,
+            keys=tuple(
+                statefiles.StoredKey(key.key, key.change.encode() if key.change else b"")
+                for key in ring.keys
+            ),
+            pending=tuple(change.encode() for change in ring.pending),
+        )
+        privatefile.replace(self.path / "networkkeys.json", statefiles.encode(file))
+
+    def read_revocations(self, root: NodeId) -> Revocations:
+        """Return the stored revocations of the mesh of `root`; empty without a file.
+
+        Raises StateError.
+        """
+        path = self.path / "revocations.json"
+        raw = privatefile.read(path, "revocation list")
+        if raw is None:
+            return Revocations()
+        file = statefiles.decode(raw, statefiles.RevocationsFile, str(path), _REVOCATIONS_HINT)
+        try:
+            lists = [RevocationList.decode(raw) for raw in file.lists]
+        except MembershipError as error:
+            raise statefiles.damaged(str(path), error.message, _REVOCATIONS_HINT) from None
+        mesh_id = addresses.mesh_id(root)
+        return Revocations.of(made for made in lists if made.mesh_id == mesh_id)
+
+    def write_revocations(self, revocations: Revocations) -> None:
+        """Store the revocations. Raises StateError."""
+        self.require_lock()
+        lists = tuple(made.encode() for made in revocations.lists.values())
+        file = statefiles.RevocationsFile(lists=lists)
+        privatefile.replace(self.path / "revocations.json", statefiles.encode(file))
+
     def read_mesh(self) -> Mesh | None:
         """Return the mesh, or None when this node is in none. Raises StateError."""
         path = self.path / "mesh.json"
@@ -218,7 +321,7 @@ class Directory:
             network = issuer.check_network(file.ipv4_network)
         except UsageError as error:
             raise statefiles.damaged(str(path), error.message, hint) from None
-        return Mesh(file.name, NodeId(file.root), file.network_key, network)
+        return Mesh(file.name, NodeId(file.root), network)
 
     def write_mesh(self, mesh: Mesh) -> None:
         """Store the mesh. Raises StateError."""
@@ -226,7 +329,6 @@ class Directory:
         file = statefiles.MeshFile(
             name=mesh.name,
             root=mesh.root.ed25519,
-            network_key=mesh.network_key,
             ipv4_network=str(mesh.ipv4_network),
         )
         privatefile.replace(self.path / "mesh.json", statefiles.encode(file))

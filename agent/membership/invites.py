@@ -5,7 +5,7 @@ The book is a value: `create` and `redeem` return a new one, and whoever calls t
 
     redeem, in this order        result
     ---------------------        ------
-    no such id, or wrong secret  TicketError "not known" (the same for both)
+    no such id, or not its key   TicketError "not known" (the same for both)
     its time is over             TicketError "expired … ago"
     redeemed by this node        the invite; no further use is taken (its answer was lost)
     no use left                  TicketError "used up"
@@ -14,8 +14,6 @@ The book is a value: `create` and `redeem` return a new one, and whoever calls t
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Callable, Iterable
 from typing import Annotated
 
@@ -24,26 +22,28 @@ import msgspec
 from agent.errors import TicketError, UsageError
 from agent.identity.keys import NodeId
 from agent.membership import naming, ticket
-from agent.membership.certificate import Key, Roles, Tags, Time
+from agent.membership.certificate import Roles, Tags
+from agent.membership.wire import Key, Time
 
 MAX_USES = 1000
 MAX_TTL_S = 365 * 86400
 # An invite stays in the book this long after its end, so that who comes late is told the reason.
 KEEP_EXPIRED_S = 30 * 86400
-# What a lookup is compared with when there is no such invite, so that both take the same time.
-_NO_HASH = bytes(32)
+# Whose signature is checked when there is no such invite, so that both take the same time: the
+# public half of the seed of 32 zeros.
+_NOBODY = bytes.fromhex("3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29")
 
 Random = Callable[[int], bytes]
 
 
 class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One ticket as its issuer remembers it; the secret itself is not kept.
+    """One ticket as its issuer remembers it; with this alone nobody can redeem it.
 
-    `id` is 8 bytes, `secret_hash` SHA-256 of the secret, `redeemed_by` Ed25519 keys (32 bytes).
+    `id` is 8 bytes, `key` the public half of the ticket's key, `redeemed_by` nodes: Ed25519 keys.
     """
 
     id: ticket.InviteId
-    secret_hash: Key
+    key: Key
     uses_left: Annotated[int, msgspec.Meta(ge=0, le=MAX_USES)]
     not_after: Time
     roles: Roles
@@ -79,7 +79,7 @@ class InviteBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         secret = random(ticket.SECRET_BYTES)
         invite = Invite(
             id=random(ticket.INVITE_ID_BYTES),
-            secret_hash=hashlib.sha256(secret).digest(),
+            key=ticket.invite_key(secret).id.ed25519,
             uses_left=uses,
             not_after=int(now + ttl_s),
             roles=naming.check_roles(roles),
@@ -91,15 +91,15 @@ class InviteBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return InviteBook((*kept, invite)), invite, secret
 
     def redeem(
-        self, invite_id: bytes, secret: bytes, node: NodeId, now: float
+        self, invite_id: bytes, message: bytes, signature: bytes, node: NodeId, now: float
     ) -> tuple[InviteBook, Invite]:
         """Return the book after `node` redeemed an invite, and that invite.
 
-        Raises TicketError: not known, expired, or used up (see the table above).
+        `message` is what the ticket's key signed; the caller has seen that it names `node`. Raises
+        TicketError: not known, expired, or used up (see the table above).
         """
         found = next((invite for invite in self.invites if invite.id == invite_id), None)
-        expected = found.secret_hash if found else _NO_HASH
-        right = hmac.compare_digest(hashlib.sha256(secret).digest(), expected)
+        right = NodeId(found.key if found else _NOBODY).verify(signature, message)
         if found is None or not right:
             raise TicketError(
                 "this ticket is not known to its issuer",

@@ -13,6 +13,8 @@ from agent.errors import UsageError
 # In the order in which certificates list them.
 ROLES = ("worker", "gateway", "relay", "issuer", "admin")
 DEFAULT_ROLES = ("worker",)
+# Only the mesh's root key gives these.
+ROOT_ROLES = frozenset(("issuer", "admin"))
 
 MAX_NAME_CHARACTERS = 63  # a DNS label, RFC 1035 §2.3.4
 NAME_PATTERN = r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"

@@ -11,22 +11,45 @@ import msgspec
 
 from agent.errors import StateError
 from agent.membership import wire
-from agent.membership.certificate import Key, Name
+from agent.membership.certificate import Name
 from agent.membership.invites import Invite
 from agent.membership.join import MemberInfo
+from agent.membership.wire import Key
 
 VERSION = 1
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class MeshFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """mesh.json: which mesh this node is in. `root` (Ed25519) and `network_key` are 32 bytes."""
+    """mesh.json: which mesh this node is in. `root` (Ed25519) is 32 bytes."""
 
     version: int = VERSION
     name: Name
     root: Key
-    network_key: Key
     ipv4_network: str
+
+
+class StoredKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A network key (32 bytes) and the bytes of its change; none for the mesh's first key."""
+
+    key: Key
+    change: bytes = b""
+
+
+class NetworkKeysFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """networkkeys.json: the keys of the mesh of `root`, and changes whose key is not here yet."""
+
+    version: int = VERSION
+    root: Key
+    keys: tuple[StoredKey, ...]
+    pending: tuple[bytes, ...] = ()
+
+
+class RevocationsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """revocations.json: the bytes of the newest known list of each signer."""
+
+    version: int = VERSION
+    lists: tuple[bytes, ...]
 
 
 class MembersFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

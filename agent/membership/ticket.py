@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import zlib
 from collections.abc import Sequence
 from typing import Annotated
@@ -20,9 +21,10 @@ import msgspec
 
 from agent import endpoint
 from agent.errors import TicketError, UsageError
-from agent.identity.keys import NodeId
+from agent.identity.keys import NodeId, NodeKey
 from agent.membership import spell, wire
-from agent.membership.certificate import Key, Name, Time
+from agent.membership.certificate import Name
+from agent.membership.wire import Key, Time
 
 VERSION = 1
 INVITE_ID_BYTES = 8
@@ -31,6 +33,7 @@ MAX_ADDRESSES = 8
 _WORD = "covey"
 _PREFIX = f"{_WORD}{VERSION}"
 _CHECKSUM_BYTES = 4
+_INVITE_KEY_PREFIX = b"covey-invite-key-v1\0"
 # Eight of the longest host names fit; more is not a ticket, and is not worth decoding.
 _MAX_CHARACTERS = 8192
 _BASE32_GROUP = 8
@@ -44,8 +47,8 @@ Addresses = Annotated[tuple[Address, ...], msgspec.Meta(max_length=MAX_ADDRESSES
 class Ticket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What a newcomer needs: which mesh, whom to ask and where, and the invite's secret.
 
-    `mesh_id`, `network_key` and `issuer` (Ed25519) are 32 bytes; `addresses` are HOST:PORT of the
-    issuer's control plane (TCP, underlay); `not_after` is unix seconds.
+    `mesh_id`, `network_key` and `issuer` (Ed25519) are 32 bytes; `addresses` are HOST:PORT of any
+    members' control planes (TCP, underlay); `not_after` is unix seconds.
     """
 
     version: int
@@ -98,8 +101,13 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     @property
     def issuer_id(self) -> NodeId:
-        """The node to ask."""
+        """The node that decides; any member passes the question on to it."""
         return NodeId(self.issuer)
+
+    @property
+    def invite_key(self) -> NodeKey:
+        """The key whose public half the issuer knows this ticket's invite by."""
+        return invite_key(self.secret)
 
     def at(self, addresses: Sequence[str]) -> Ticket:
         """Return the same ticket with other addresses; raises UsageError for one that is none."""
@@ -117,6 +125,11 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         """Raise TicketError, saying how long ago, when the ticket's time is over."""
         if self.expired(now):
             raise expired(now - self.not_after)
+
+
+def invite_key(secret: bytes) -> NodeKey:
+    """Return the invite's key for a ticket's secret (16 bytes)."""
+    return NodeKey(hashlib.sha256(_INVITE_KEY_PREFIX + secret).digest())
 
 
 def expired(ago_s: float) -> TicketError:

@@ -1,16 +1,24 @@
 """Reading what others wrote: msgpack arrays whose first element is a version. A core.
 
 One place for the three ways in which such bytes can be bad: not readable, of a newer version, or
-readable but not written as we write them (two encodings of one certificate must not both count).
+readable but not written as we write them (two encodings of one certificate must not both count);
+and for the types that all signed things share.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from agent.errors import CoveyError
+
+MAX_TIME_S = 2**40
+# Clocks of machines that have not reached a time server yet are often minutes off.
+CLOCK_SKEW_S = 300
+Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+Time = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_S)]
 
 # What msgspec raises for bytes it cannot read: strings that are not UTF-8 are no DecodeError to it.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

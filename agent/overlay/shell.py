@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from agent.errors import CoveyError, EnvironmentFault
@@ -104,6 +105,25 @@ class Overlay:
             self._watcher = asyncio.create_task(self._watch(), name="overlay-watch")
         _log.info("overlay up interface=%s kind=%s port=%d mtu=%d",
                   self._name, device.kind, port, mtu)  # fmt: skip
+
+    async def set_addresses(self, addresses: Sequence[Interface]) -> None:
+        """Give the interface other addresses, with the peers it has.
+
+        Rare (two issuers gave one IPv4 address to two nodes), so the device is simply made anew,
+        which breaks sessions for a moment. EnvironmentFault when that fails; it is tried again.
+        """
+        async with self._lock:
+            device = self._started()
+            config = self._config
+            if config is None or config.addresses == tuple(addresses):
+                return
+            config = self._config = replace(config, addresses=tuple(addresses))
+            await self._call(device.close)
+            await self._call(
+                device.open, config.private_key, config.listen_port, config.addresses, config.mtu
+            )
+            await self._call(device.apply, self._wanted)
+        _log.info("overlay addresses changed interface=%s", self._name)
 
     async def set_peers(self, peers: Sequence[PeerConfig]) -> None:
         """Make `peers` the device's peers; what did not change is not touched.

@@ -14,13 +14,14 @@ another directly (an answer, something that it wrote and signed) is the only evi
     gone      alive                  heard
 
 A member that never answered a question from here (there is no path yet) is not suspected for its
-silence under questions, only when nothing that it wrote arrives for SILENT_S. `now` is monotonic
-seconds throughout.
+silence under questions alone, only when another doubts it as well, or when nothing that it wrote
+arrives for SILENT_S; one that lives and is doubted says so to all. `now` is monotonic seconds.
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from dataclasses import dataclass
 from agent.identity.keys import NodeId
 
 PROBE_INTERVAL_S = 1.0
+# Newcomers are asked sooner than their turn comes, so many in one call of `due`.
+FRESH_PER_CALL = 2
 # A suspect is asked this often; it has five chances before it counts as gone.
 SUSPECT_INTERVAL_S = 0.5
 SUSPECT_S = 3.0
@@ -46,6 +49,9 @@ class State(enum.Enum):
     GONE = "gone"
 
 
+_NEVER = float("-inf")
+_LONG_AGO = -1e18  # asked some time, and due again
+
 Changed = Callable[[NodeId, State], None]
 
 
@@ -57,7 +63,7 @@ class _Member:
     answers: bool = False  # it answered a question from here at least once since it was last gone
     misses: int = 0
     allowed_misses: int = MISSES
-    asked_at: float = float("-inf")
+    asked_at: float = _NEVER
 
 
 class Liveness:
@@ -69,8 +75,8 @@ class Liveness:
         self._changed = changed
         self._members: dict[NodeId, _Member] = {}
         self._round: list[NodeId] = []
-        self._next_at = float("-inf")
-        self._gone_at = float("-inf")
+        self._next_at = _NEVER
+        self._gone_at = _NEVER
 
     def set_members(self, nodes: Iterable[NodeId], now: float) -> None:
         """Say who is a member: a new one counts as alive, one that is none is forgotten."""
@@ -108,13 +114,13 @@ class Liveness:
         """Take a hint that a member may have died (its last link went, others suspect it).
 
         It is asked at once, and one question without an answer is enough. Returns whether the hint
-        is of use: the member is alive and answers questions from here.
+        is of use: the member is alive by what was known.
         """
         member = self._members.get(node)
-        if member is None or member.state is not State.ALIVE or not member.answers:
+        if member is None or member.state is not State.ALIVE:
             return False
         member.allowed_misses = 1
-        member.asked_at = float("-inf")
+        member.asked_at = _LONG_AGO
         self._next_at = now
         return True
 
@@ -144,6 +150,8 @@ class Liveness:
                 now - member.asked_at >= SUSPECT_INTERVAL_S
             ):
                 asked.append(node)
+        fresh = (n for n, m in self._members.items() if m.asked_at == _NEVER and n not in asked)
+        asked += itertools.islice(fresh, FRESH_PER_CALL)
         if now >= self._next_at:
             self._next_at = now + PROBE_INTERVAL_S
             if (turn := self._turn()) is not None and turn not in asked:
@@ -167,7 +175,10 @@ class Liveness:
     def missed(self, node: NodeId, now: float) -> None:
         """Note that a question was not answered in its time."""
         member = self._members.get(node)
-        if member is None or member.state is not State.ALIVE or not member.answers:
+        if member is None or member.state is not State.ALIVE:
+            return
+        doubted = member.allowed_misses < MISSES
+        if not (member.answers or doubted):
             return
         member.misses += 1
         if member.misses >= member.allowed_misses:
@@ -189,5 +200,5 @@ class Liveness:
         if member.state is not state:
             member.state, member.since = state, now
             if state is State.SUSPECT:
-                member.asked_at = float("-inf")
+                member.asked_at = _LONG_AGO
             self._changed(node, state)

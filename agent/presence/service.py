@@ -7,6 +7,7 @@ who is gone, `links.py` to whom links are kept. Monotonic time inside, unix time
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -27,12 +28,12 @@ from agent.presence.report import Beat, Doubt, Event, Item, Load, Model, Models
 
 _log = logging.getLogger(__name__)
 
-_TICK_S = 0.25
+_TICK_S = 0.5
 # On a LAN an answer takes a millisecond, over relays and satellites one second.
 _PING_TIMEOUT_S = 1.0
 # After a hint that a node died the answer decides over a takeover: it must come soon.
 _HINTED_PING_TIMEOUT_S = 0.4
-_LINKS_INTERVAL_S = 1.0
+_LINKS_INTERVAL_S = 2.0
 _MODELS_EACH_BEATS = 5
 # A change is told at once, but not more often than this.
 _CHANGE_INTERVAL_S = 2.0
@@ -96,16 +97,22 @@ class Presence:
         health: Health,
         *,
         changed: Callable[[NodeId, State], None] = lambda node, state: None,
+        models: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
         software: str = "",
     ) -> None:
-        """`changed` is called when a member turns alive, suspect or gone."""
+        """`changed` is called when a member turns alive, suspect or gone, `models` when one says
+        that its models changed.
+        """
         self._own = own
         self._control = control
         self._ping = ping
         self._sources = sources
         self._health = health
         self._on_changed = changed
+        self._on_models = models
+        self._stirred = asyncio.Event()
+        self._models_changed = asyncio.Event()
         self._software = software
         self._rng = rng or random.SystemRandom()
         self._liveness = Liveness(self._rng, self._state_changed)
@@ -127,7 +134,7 @@ class Presence:
             self._control.subscribe(topic, self._handler(topic))
         self._control.on_link(self._on_link)
         self._loops = [
-            asyncio.create_task(self._every(_TICK_S, self._ask_due), name="presence ask"),
+            asyncio.create_task(self._follow_due(), name="presence ask"),
             asyncio.create_task(self._every(_LINKS_INTERVAL_S, self._keep_links), name="links"),
             asyncio.create_task(self._tell(), name="presence tell"),
         ]
@@ -170,6 +177,11 @@ class Presence:
         """Take a hint that a member may have died: it is asked at once."""
         if self._liveness.doubt(node, time.monotonic()):
             self._hinted.add(node)
+            self._stirred.set()
+
+    def models_changed(self) -> None:
+        """Tell all members now which models run here."""
+        self._models_changed.set()
 
     def describe(self, node: NodeId) -> dict[str, Any]:
         """Describe a member's presence for the local API."""
@@ -197,6 +209,14 @@ class Presence:
         self._note(kind, subject, text, tell=tell)
 
     # ---------------------------------------------------------------- asking
+
+    async def _follow_due(self) -> None:
+        while True:
+            await self._ask_due()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):
+                    await self._stirred.wait()
+            self._stirred.clear()
 
     async def _ask_due(self) -> None:
         for node in self._liveness.due(time.monotonic()):
@@ -246,25 +266,32 @@ class Presence:
 
     async def _tell(self) -> None:
         """Send the beat in its time, and what changed soon after it did."""
-        beats = 0
-        due = 0.0
+        beats, due = 0, 0.0
+        await asyncio.sleep(self._rng.uniform(0.0, 0.5))
         while True:
-            await asyncio.sleep(_CHANGE_INTERVAL_S if due else self._rng.uniform(0.0, 0.5))
             now = time.monotonic()
             items, models = self._items(), tuple(self._sources.models())
-            changed = (items, models) != self._told
-            if now < due and not changed:
-                continue
+            asked = self._models_changed.is_set()
+            self._models_changed.clear()
             if now >= due:
                 beats += 1
                 interval_s = report.beat_interval_s(len(self._liveness.alive()) + 1)
                 due = now + interval_s * self._rng.uniform(0.8, 1.0)
-            if models != self._told[1] or beats % _MODELS_EACH_BEATS == 1:
+            elif (items, models) == self._told and not asked:
+                await self._pause()
+                continue
+            if asked or models != self._told[1] or beats % _MODELS_EACH_BEATS == 1:
                 await self._publish(report.MODELS, Models(models))
             if items != self._told[0]:
                 self._note_health(items)
             self._told = items, models
             await self._publish(report.HEALTH, self._beat())
+            await self._pause()
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CHANGE_INTERVAL_S):
+                await self._models_changed.wait()
 
     def _beat(self) -> Beat:
         return Beat(self._sources.load(), self._items(), len(self._linked), self._software)
@@ -329,6 +356,7 @@ class Presence:
                     self.doubt(node)
             case Models():
                 self._of(author).models = message
+                self._on_models()
             case Event():
                 self._hear_event(author, message, now)
         self._liveness.heard(author, now)

@@ -20,13 +20,11 @@ import time
 from pathlib import Path
 
 import llama_cpp
+from report import Row, conditions, finish, parser, row
 
 from agent.demo import sandbox
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, DemoMesh
 from agent.models import bundled
-
-sys.path.insert(0, str(Path(__file__).parent))
-from report import Row, conditions, finish, parser, row
 
 PROMPT = "What is a certificate?"
 TOKENS = 64

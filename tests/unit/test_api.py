@@ -5,10 +5,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import aiohttp.web
 import pytest
 
-from agent.api import DeployRequest, InviteRequest, LocalApi
+from agent.acl.service import CheckRequest
+from agent.api import DeployRequest, LocalApi
+from agent.authority.wishes import (
+    GrantWish,
+    InviteWish,
+    LeaveWish,
+    MoveRootKeyWish,
+    RenameWish,
+    RevokeWish,
+    RotateWish,
+)
 from agent.client import AgentClient
 from agent.errors import EnvironmentFault, MembershipError, NotRunning, UsageError
 
@@ -19,19 +30,49 @@ class FakeTarget:
     def __init__(self) -> None:
         self.stopped = False
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         return {"name": "box"}
 
-    def peers(self) -> dict[str, Any]:
+    async def peers(self) -> dict[str, Any]:
         raise RuntimeError("a mistake of ours")
 
-    def replicas(self) -> dict[str, Any]:
+    async def members(self) -> dict[str, Any]:
+        return {"members": []}
+
+    async def replicas(self) -> dict[str, Any]:
         return {"replicas": []}
 
-    def deployments(self) -> dict[str, Any]:
+    async def deployments(self) -> dict[str, Any]:
         return {"deployments": []}
 
-    async def invite(self, request: InviteRequest) -> dict[str, Any]:
+    async def events(self, after: int) -> dict[str, Any]:
+        return {"events": [], "next": after}
+
+    async def acl(self) -> dict[str, Any]:
+        return {"rules": []}
+
+    async def check_acl(self, request: CheckRequest) -> dict[str, Any]:
+        return {"allowed": request.port == "icmp"}
+
+    async def revoke(self, wish: RevokeWish) -> dict[str, Any]:
+        return {"node": wish.node}
+
+    async def rename(self, wish: RenameWish) -> dict[str, Any]:
+        return {"name": wish.name, "node": wish.node}
+
+    async def grant(self, wish: GrantWish) -> dict[str, Any]:
+        return {"roles": wish.roles, "tags": wish.tags}
+
+    async def rotate(self, wish: RotateWish) -> dict[str, Any]:
+        return {"overlap_s": wish.overlap_s}
+
+    async def leave(self, wish: LeaveWish) -> dict[str, Any]:
+        return {"force": wish.force}
+
+    async def move_root_key(self, wish: MoveRootKeyWish) -> dict[str, Any]:
+        return {"moved": wish.path}
+
+    async def invite(self, request: InviteWish) -> dict[str, Any]:
         if request.uses > 5:
             raise MembershipError("too many", hint="Ask for fewer.")
         return {"uses": request.uses, "ttl_s": request.ttl_s}
@@ -68,6 +109,38 @@ async def test_reads_writes_and_deletes(api: Api) -> None:
     assert await client.delete("/v1/deployments/m") == {"name": "m"}
     await client.post("/v1/down")
     assert target.stopped
+
+
+async def test_wishes_of_an_operator_come_as_they_were_said(api: Api) -> None:
+    _, client, _ = api
+    assert await client.get("/v1/members") == {"members": []}
+    assert await client.post("/v1/revoke", {"node": "b"}) == {"node": "b"}
+    assert await client.post("/v1/rename", {"name": "c"}) == {"name": "c", "node": ""}
+    assert await client.post("/v1/grant", {"node": "b", "tags": ["x"]}) == {
+        "roles": None, "tags": ["x"]
+    }  # fmt: skip
+    assert await client.post("/v1/rotate", {"overlap_s": 9}) == {"overlap_s": 9.0}
+    assert await client.post("/v1/leave") == {"force": False}
+    assert await client.post("/v1/root-key/move", {"path": "/x"}) == {"moved": "/x"}
+    question = {"src": "a", "dst": "b", "port": "icmp"}
+    assert await client.post("/v1/acl/check", question) == {"allowed": True}
+
+
+async def test_a_body_that_is_not_utf8_is_refused(api: Api) -> None:
+    _, _, path = api
+    connector = aiohttp.UnixConnector(str(path))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        body = b'{"node": "\xf0\x28"}'
+        async with session.post("http://agent/v1/revoke", data=body) as response:
+            assert response.status == 400
+
+
+async def test_events_are_asked_for_after_a_number(api: Api) -> None:
+    _, client, _ = api
+    assert await client.get("/v1/events?after=7") == {"events": [], "next": 7}
+    for wrong in ("x", "-1", "1" * 20, "%C2%B2"):
+        with pytest.raises(UsageError, match="no event's number"):
+            await client.get(f"/v1/events?after={wrong}")
 
 
 async def test_the_agents_own_errors_are_raised_at_the_client(api: Api) -> None:

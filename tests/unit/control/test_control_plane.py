@@ -22,12 +22,14 @@ from agent.errors import (
     UsageError,
 )
 from agent.identity.keys import NodeId, NodeKey
+from agent.membership.networkkeys import NetworkKeys
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 # A label of DNS holds 63 characters: no resolver is asked, so the answer is the same everywhere.
 NO_NAME = "a" * 64
-NETWORK_KEY = bytes(range(32))
+KEYS = NetworkKeys.single(bytes(range(32)))
+FOREIGN_KEYS = NetworkKeys.single(bytes(32))
 SOON_S = 5.0
 # Long enough for a loopback handshake on a busy machine, short enough to wait for in a test.
 SHORT_S = 0.3
@@ -41,11 +43,18 @@ def key(number: int) -> NodeKey:
 SERVER, CLIENT, STRANGER, OTHER = (key(n) for n in (1, 2, 3, 4))
 
 
+def member(who: NodeKey, listen: list[str], keys: NetworkKeys = KEYS) -> ControlPlane:
+    """A node that takes all the others for members."""
+    plane = ControlPlane(who, keys, listen)
+    plane.set_members(each.id for each in (SERVER, CLIENT, STRANGER, OTHER))
+    return plane
+
+
 class Server:
     """A control plane with a handler of every kind."""
 
     def __init__(self) -> None:
-        self.plane = ControlPlane(SERVER, NETWORK_KEY, ["127.0.0.1:0", "[::1]:0"])
+        self.plane = member(SERVER, ["127.0.0.1:0", "[::1]:0"])
         self.events: list[str] = []
         self.plane.serve("/test/echo/1", self.echo)
         self.plane.serve("/test/who/1", self.who)
@@ -92,7 +101,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client() -> AsyncIterator[ControlPlane]:
-    async with running(ControlPlane(CLIENT, NETWORK_KEY, [])) as plane:
+    async with running(member(CLIENT, [])) as plane:
         yield plane
 
 
@@ -124,22 +133,21 @@ async def ask(
 
 
 async def test_libp2p_and_covey_give_a_node_the_same_name() -> None:
-    from agent.control.swarm import build_host
+    from agent.control.swarm import Host
 
     rfc8032_test_1 = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"
     for seed in (bytes.fromhex(rfc8032_test_1), *(bytes([n]) * 32 for n in range(0, 256, 50))):
-        assert str(build_host(seed, None).get_id()) == str(NodeKey(seed).id)
+        assert str(Host(seed).id) == str(NodeKey(seed).id)
 
 
 async def test_what_is_offered_is_noise_and_yamux_and_nothing_else() -> None:
-    from agent.control.swarm import build_host
+    from agent.control.swarm import Host
 
-    host = build_host(bytes(32), NETWORK_KEY)
-    upgrader = host.get_network().upgrader
-    assert list(upgrader.security_multistream.transports) == ["/noise"]
-    assert list(upgrader.muxer_multistream.transports) == ["/yamux/1.0.0"]
-    assert not host.get_mux().handlers
-    assert not host.get_network().transport_manager.get_transports()
+    swarm = Host(bytes(32)).swarm
+    assert list(swarm.upgrader.security_multistream.transports) == ["/noise"]
+    assert list(swarm.upgrader.muxer_multistream.transports) == ["/yamux/1.0.0"]
+    assert not swarm.transport_manager.get_transports()
+    assert not swarm.notifees
 
 
 @pytest.mark.parametrize(
@@ -153,13 +161,13 @@ async def test_what_is_offered_is_noise_and_yamux_and_nothing_else() -> None:
     ],
 )
 async def test_what_a_failed_dial_is_called(error: OSError | UnicodeError, trouble: str) -> None:
-    from agent.control.links import _trouble
+    from agent.control.listening import trouble as called
 
-    assert _trouble(error).name == trouble
+    assert called(error).name == trouble
     gathered = OSError("all attempts failed")
     gathered.__cause__ = ExceptionGroup("of a name's addresses", [error, OSError(errno.EIO, "")])
     if not isinstance(error, UnicodeError):
-        assert _trouble(gathered).name == trouble
+        assert called(gathered).name == trouble
 
 
 async def test_echo_over_one_kept_connection(server: Server, client: ControlPlane) -> None:
@@ -197,14 +205,14 @@ async def test_ipv6_and_names(server: Server) -> None:
     v6 = server.plane.addresses[1]
     port = server.v4.rpartition(":")[2]
     for address in (v6, f"localhost:{port}"):
-        async with running(ControlPlane(OTHER, NETWORK_KEY, [])) as plane:
+        async with running(member(OTHER, [])) as plane:
             assert await plane.request(
                 SERVER.id, [address], "/test/echo/1", b"x", timeout_s=SOON_S
             ) == b"x"  # fmt: skip
 
 
 async def test_the_listening_side_can_ask_back(server: Server) -> None:
-    plane = ControlPlane(OTHER, NETWORK_KEY, [])
+    plane = member(OTHER, [])
     plane.serve("/test/who/1", server.who)
     async with running(plane):
         await ask(plane, server)
@@ -272,7 +280,7 @@ async def test_a_handler_that_hangs_is_cancelled_in_the_end(
 
 
 async def test_leaving_in_the_middle_of_a_write_harms_nobody_else(server: Server) -> None:
-    async with running(ControlPlane(OTHER, NETWORK_KEY, [])) as plane:
+    async with running(member(OTHER, [])) as plane:
         await ask(plane, server)
         server.events.clear()
         other = asyncio.create_task(ask(plane, server, "/test/hang/1"))
@@ -289,18 +297,15 @@ async def test_leaving_in_the_middle_of_a_write_harms_nobody_else(server: Server
 
 
 async def test_another_network_key_gets_no_answer(server: Server) -> None:
-    for other in (bytes(32), None):
-        async with running(ControlPlane(STRANGER, other, [])) as plane:
-            with pytest.raises(PeerError) as caught:
-                await plane.request(
-                    SERVER.id, [server.v4], "/test/echo/1", b"", timeout_s=SHORT_S
-                )  # fmt: skip
-            assert server.v4 in caught.value.message
-            assert "a node of another mesh does not answer" in caught.value.hint
+    async with running(member(STRANGER, [], FOREIGN_KEYS)) as plane:
+        with pytest.raises(PeerError) as caught:
+            await plane.request(SERVER.id, [server.v4], "/test/echo/1", b"", timeout_s=SHORT_S)
+        assert server.v4 in caught.value.message
+        assert "a node of another mesh does not answer" in caught.value.hint
 
 
 async def test_another_node_at_that_address(server: Server) -> None:
-    async with running(ControlPlane(STRANGER, NETWORK_KEY, [])) as plane:
+    async with running(member(STRANGER, [])) as plane:
         with pytest.raises(PeerError, match=rf"{server.v4} is another node \(peer …"):
             await plane.request(OTHER.id, [server.v4], "/test/echo/1", b"", timeout_s=SOON_S)
 
@@ -315,7 +320,7 @@ async def silent_port() -> AsyncIterator[str]:
 async def test_closed_silent_and_unknown(server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         closed = f"127.0.0.1:{listener.getsockname()[1]}"
-    async with running(ControlPlane(STRANGER, NETWORK_KEY, [])) as plane, silent_port() as silent:
+    async with running(member(STRANGER, [])) as plane, silent_port() as silent:
         with pytest.raises(PeerError, match=f"{closed} refused the connection"):
             await plane.request(SERVER.id, [closed], "/test/echo/1", b"", timeout_s=SOON_S)
         with pytest.raises(PeerError, match=f"{silent} did not answer within {SHORT_S} s"):
@@ -339,15 +344,13 @@ async def test_wrong_use(server: Server, client: ControlPlane) -> None:
     for protocol in ("echo", "/" + "x" * 100, "/é", "/a\nb"):
         with pytest.raises(ValueError, match="not a protocol name"):
             client.serve(protocol, server.echo)
-    with pytest.raises(ValueError, match="32 bytes"):
-        ControlPlane(CLIENT, b"short", [])
     with pytest.raises(UsageError, match="is not an address"):
-        ControlPlane(CLIENT, NETWORK_KEY, ["4001"])
+        member(CLIENT, ["4001"])
 
 
 async def test_a_port_in_use_is_named(server: Server) -> None:
     port = server.v4.rpartition(":")[2]
-    plane = ControlPlane(OTHER, NETWORK_KEY, [f"127.0.0.1:{port}"])
+    plane = member(OTHER, [f"127.0.0.1:{port}"])
     with pytest.raises(EnvironmentFault) as caught:
         await plane.start()
     assert caught.value.message == f"port {port} (control plane) is in use"
@@ -362,18 +365,18 @@ async def test_a_port_in_use_is_named(server: Server) -> None:
 )
 async def test_an_address_that_is_not_ours(address: str, said: str) -> None:
     with pytest.raises(EnvironmentFault, match=said):
-        await ControlPlane(OTHER, NETWORK_KEY, ["127.0.0.1:0", address]).start()
+        await member(OTHER, ["127.0.0.1:0", address]).start()
 
 
 async def test_a_peer_that_restarted_is_found_again_and_its_port_was_freed(server: Server) -> None:
-    async with running(ControlPlane(CLIENT, NETWORK_KEY, [])) as plane:
-        first = ControlPlane(OTHER, NETWORK_KEY, ["127.0.0.1:0"])
+    async with running(member(CLIENT, [])) as plane:
+        first = member(OTHER, ["127.0.0.1:0"])
         first.serve("/test/echo/1", server.echo)
         async with running(first):
             where = first.addresses
             for _ in range(2):
                 await plane.request(OTHER.id, where, "/test/echo/1", b"1", timeout_s=SOON_S)
-        second = ControlPlane(OTHER, NETWORK_KEY, where)
+        second = member(OTHER, where)
         second.serve("/test/echo/1", server.echo)
         async with running(second):
             answer = await plane.request(OTHER.id, where, "/test/echo/1", b"2", timeout_s=SOON_S)
@@ -424,7 +427,7 @@ class Cable:
 async def test_a_connection_that_died_silently_is_replaced_within_the_timeout(
     server: Server,
 ) -> None:
-    async with Cable(server.v4) as cable, running(ControlPlane(OTHER, NETWORK_KEY, [])) as plane:
+    async with Cable(server.v4) as cable, running(member(OTHER, [])) as plane:
         where = [cable.address]
         assert await plane.request(SERVER.id, where, "/test/echo/1", b"1", timeout_s=1) == b"1"
         cable.cut.set()
@@ -433,7 +436,7 @@ async def test_a_connection_that_died_silently_is_replaced_within_the_timeout(
 
 
 async def test_stop_ends_what_is_in_flight(server: Server) -> None:
-    plane = ControlPlane(OTHER, NETWORK_KEY, [])
+    plane = member(OTHER, [])
     async with running(plane), silent_port() as silent:
         await ask(plane, server)
         server.events.clear()
@@ -463,7 +466,7 @@ async def test_stop_ends_handlers(server: Server, client: ControlPlane) -> None:
             events.append("cancelled")
         return b""
 
-    plane = ControlPlane(OTHER, NETWORK_KEY, ["127.0.0.1:0"])
+    plane = member(OTHER, ["127.0.0.1:0"])
     plane.serve("/test/hang/1", hang)
     async with running(plane):
         task = asyncio.create_task(
@@ -479,10 +482,10 @@ async def test_libp2p_says_nothing_on_stderr_and_touches_no_root_logger(
     server: Server, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    async with running(ControlPlane(STRANGER, bytes(32), [])) as plane:
+    async with running(member(STRANGER, [], FOREIGN_KEYS)) as plane:
         with pytest.raises(CoveyError):
             await plane.request(SERVER.id, [server.v4], "/test/echo/1", b"", timeout_s=0.1)
-    async with running(ControlPlane(OTHER, NETWORK_KEY, [])) as plane:
+    async with running(member(OTHER, [])) as plane:
         await ask(plane, server)
         with pytest.raises(PeerError):
             await plane.request(STRANGER.id, [server.v4], "/test/echo/1", b"", timeout_s=SOON_S)

@@ -1,16 +1,15 @@
-"""The small parts of deployments: announcements, stored wishes, free memory, messages, pictures."""
+"""The small parts of deployments: announcements, free memory, messages, pictures."""
 
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from agent.api import DeployRequest
 from agent.cli.deployments import picture
 from agent.deploy import heads, machine, messages
 from agent.deploy.heads import Head
-from agent.deploy.wishes import WishList
-from agent.errors import EnvironmentFault, PeerError, StateError, UsageError
+from agent.errors import EnvironmentFault, PeerError, UsageError
+from agent.ownership.lease import Token
 
 
 def test_heads_are_read_as_they_were_written() -> None:
@@ -33,23 +32,6 @@ def test_nonsense_is_the_peers_fault(raw: bytes) -> None:
         heads.decode(raw)
 
 
-def test_wishes_come_back_and_damage_is_named_and_kept(tmp_path: Path) -> None:
-    path = tmp_path / "deployments.json"
-    wishes = WishList(path)
-    assert wishes.read() == ()
-    wanted = (DeployRequest(model="covey-mini", name="m", nodes=3, context=64),)
-    wishes.write(wanted)
-    assert wishes.read() == wanted
-    assert path.stat().st_mode & 0o777 == 0o600
-    path.write_text('{"version": 1, "wishes": [{"mode')
-    with pytest.raises(StateError, match=r"deployments\.json is damaged"):
-        wishes.read()
-    path.write_text('{"version": 2, "wishes": []}')
-    with pytest.raises(StateError, match="format 2"):
-        wishes.read()
-    assert path.read_text() == '{"version": 2, "wishes": []}'
-
-
 def test_free_memory_is_the_kernels_own_figure(tmp_path: Path) -> None:
     assert 0 < machine.free_bytes() < 2**50
     meminfo = tmp_path / "meminfo"
@@ -63,8 +45,16 @@ def test_free_memory_is_the_kernels_own_figure(tmp_path: Path) -> None:
 def test_messages_cross_and_unknown_fields_do_not() -> None:
     request = messages.AskStage(ring="r", epoch=1, index=2)
     assert messages.decode_request(messages.encode(request)) == request
+    keep = messages.Keep(b"wish", Token(3, bytes(32)), True)
+    assert messages.decode_request(messages.encode(keep)) == keep
     state = messages.StageState(phase="fetching", done=1, total=2)
-    assert messages.decode_answer(messages.encode(state)) == state
+    head = messages.HeadState(
+        "m", "ready", token=Token(3, bytes(32)), stages=(messages.Placed("n", "a", 0, 4),)
+    )
+    statuses = messages.Statuses((messages.Status("m", "a", "b", 3, head),))
+    summary = messages.BookSummary(False, (("m", 1, bytes(32)),))
+    for answer in (state, head, statuses, summary):
+        assert messages.decode_answer(messages.encode(answer)) == answer
     with pytest.raises(msgspec.ValidationError):
         messages.decode_request(msgspec.msgpack.encode({"type": "AskStage", "more": 1}))
     with pytest.raises(msgspec.ValidationError):

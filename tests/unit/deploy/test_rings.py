@@ -1,21 +1,25 @@
-"""Deployments kept true: what is tried again, what is given up, what comes back after a restart."""
+"""The head's side: what is kept, adopted, tried again, given up, drained and ended."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent import config
-from agent.api import DeployRequest
 from agent.deploy import rings
 from agent.deploy.heads import Head
+from agent.deploy.messages import HeadState
+from agent.deploy.wish import Wish
 from agent.errors import CoveyError, EngineError, ModelError, UsageError
 from agent.identity.keys import NodeKey
 from agent.models import bundled
+from agent.ownership.lease import Token
+from agent.ownership.owner import Phase
 
 OWN = NodeKey(bytes(32)).id
+FIRST, SECOND = Token(1, bytes([1]) * 32), Token(2, bytes([2]) * 32)
 
 
 class FakeHead:
@@ -35,8 +39,9 @@ class FakeBuild:
     script: list[CoveyError | None]
     made: list["FakeBuild"]
 
-    def __init__(self, wish: DeployRequest, ring: str, epoch: int, **_: Any) -> None:
+    def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
         self.wish, self.ring, self.epoch = wish, ring, epoch
+        self.token: Callable[[], Token] = more["token"]
         self.plan, self.context = None, 64
         self.head: FakeHead | None = None
         self.is_down = False
@@ -59,9 +64,6 @@ class FakeMesh:
     def __init__(self) -> None:
         self.announced: list[str] = []
 
-    def known_workers(self) -> int:
-        return 2
-
     async def announce_heads(self, heads: Sequence[Head]) -> None:
         self.announced = [head.model for head in heads]
 
@@ -73,54 +75,102 @@ class FakeEngines:
 
 
 class Setup:
-    """Rings on a state directory, with the fakes above."""
+    """Rings with the fakes above."""
 
     def __init__(self, state: Path) -> None:
         settings, _ = config.load(Path("/dev/null"), {}, [f"node.state_dir={state}"])
         self.mesh = FakeMesh()
-        self.rings = rings.Rings(settings, OWN, "box", FakeEngines(), None, self.mesh)  # type: ignore[arg-type] # the fakes above
+        self.changes = 0
+        self.drained = asyncio.Event()
+        self.rings = rings.Rings(
+            settings, OWN, "box", FakeEngines(), None, self.mesh, self._changed,  # type: ignore[arg-type] # the fakes above
+        )  # fmt: skip
 
-    async def until(self, phase: str, name: str = "m") -> dict[str, Any]:
+    def _changed(self) -> None:
+        self.changes += 1
+
+    async def keep(self, wish: Wish, token: Token = FIRST, proven: bool = False) -> HeadState:
+        return await self.rings.keep(wish, token, proven=proven)
+
+    async def until(self, phase: str, name: str = "m") -> HeadState:
         for _ in range(500):
-            found = {d["name"]: d for d in self.rings.describe()}[name]
-            if found["phase"] == phase:
+            found = self.rings.state(name)
+            if found.phase == phase:
                 return found
             await asyncio.sleep(0)
-        raise AssertionError(f"{name} is {found['phase']}, not {phase}: {found['progress']}")
+        raise AssertionError(f"{name} is {found.phase}, not {phase}: {found.progress}")
 
 
 @pytest.fixture
 def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     real = asyncio.sleep
     monkeypatch.setattr(rings, "Build", FakeBuild)
-    monkeypatch.setattr(rings.asyncio, "sleep", lambda _: real(0))
     FakeBuild.script, FakeBuild.made = [], []
-    tmp_path.chmod(0o700)
-    return Setup(tmp_path)
+    made = Setup(tmp_path)
+
+    async def sleep(seconds: float) -> None:
+        await (made.drained.wait() if seconds == rings.DRAIN_S else real(0))
+
+    monkeypatch.setattr(rings.asyncio, "sleep", sleep)
+    return made
 
 
-def wish(**changes: Any) -> DeployRequest:
-    return DeployRequest(**{"model": bundled.NAME, "name": "m", "nodes": 2} | changes)
+def wish(**changes: Any) -> Wish:
+    fields = {"name": "m", "model": bundled.NAME, "nodes": 2, "author": bytes(32),
+              "generation": 1, "at": 0}  # fmt: skip
+    return Wish(**fields | changes)
 
 
-async def test_a_ring_that_answers_is_announced_until_it_is_undeployed(setup: Setup) -> None:
+async def test_a_ring_that_answers_is_announced_until_it_is_ended(setup: Setup) -> None:
     FakeBuild.script = [None]
-    await setup.rings.deploy(wish())
+    await setup.keep(wish())
     found = await setup.until("ready")
     assert setup.mesh.announced == ["m"]
-    assert found["url"] == "http://[fd00::1]:7101"
-    await setup.rings.undeploy("m")
+    assert found.url == "http://[fd00::1]:7101"
+    assert setup.rings.running()["m"].phase == Phase.READY
+    changes = setup.changes
+    await setup.rings.end("m")
     assert setup.mesh.announced == []
     assert FakeBuild.made[0].is_down
-    assert setup.rings.describe() == []
+    assert setup.rings.state("m") == HeadState("m")
+    assert setup.rings.running() == {}
+    assert setup.changes > changes
+    await setup.rings.end("m")
+
+
+async def test_a_new_owner_adopts_a_ring_and_nothing_is_built(setup: Setup) -> None:
+    FakeBuild.script = [None]
+    await setup.keep(wish())
+    before = await setup.until("ready")
+    after = await setup.keep(wish(), SECOND)
+    assert (after.phase, after.epoch, after.url) == (before.phase, before.epoch, before.url)
+    assert after.token == SECOND
+    assert FakeBuild.made[0].token() == SECOND, "what it tells the stages from now on"
+    assert len(FakeBuild.made) == 1
+    await setup.rings.stop()
+
+
+async def test_a_newer_wish_replaces_and_an_older_one_does_not(setup: Setup) -> None:
+    FakeBuild.script = [None, None]
+    await setup.keep(wish())
+    await setup.until("ready")
+    state = await setup.keep(wish(generation=2, nodes=3))
+    assert FakeBuild.made[0].is_down
+    assert state.wish[1] == 2
+    await setup.until("ready")
+    with pytest.raises(UsageError, match="newer wish"):
+        await setup.keep(wish())
+    assert [build.wish.nodes for build in FakeBuild.made] == [2, 3]
+    await setup.rings.stop()
 
 
 async def test_a_broken_ring_is_built_again_in_a_later_epoch(setup: Setup) -> None:
     FakeBuild.script = [None, EngineError("not yet"), None]
-    await setup.rings.deploy(wish())
+    await setup.keep(wish())
     await setup.until("ready")
     first = FakeBuild.made[0]
     assert first.head is not None
+    revision = setup.rings.state("m").revision
     first.head.end.set_result(EngineError("stage 1 was killed"))
     for _ in range(500):
         if len(FakeBuild.made) == 3:
@@ -130,14 +180,16 @@ async def test_a_broken_ring_is_built_again_in_a_later_epoch(setup: Setup) -> No
     assert first.is_down
     assert [b.epoch for b in FakeBuild.made] == sorted({b.epoch for b in FakeBuild.made})
     assert len({b.ring for b in FakeBuild.made}) == 1
+    assert setup.rings.state("m").revision > revision
     await setup.rings.stop()
 
 
 async def test_while_it_waits_the_reason_is_told_and_nothing_is_announced(setup: Setup) -> None:
     FakeBuild.script = [EngineError("no engine", hint="Look.")] * 400
-    await setup.rings.deploy(wish())
+    await setup.keep(wish())
     found = await setup.until("waiting")
-    assert found["error"] == {"kind": "EngineError", "message": "no engine", "hint": "Look."}
+    assert found.error == {"kind": "EngineError", "message": "no engine", "hint": "Look."}
+    assert setup.rings.running()["m"].phase in (Phase.WAITING, Phase.BUILDING)
     assert setup.mesh.announced == []
     await setup.rings.stop()
 
@@ -145,44 +197,74 @@ async def test_while_it_waits_the_reason_is_told_and_nothing_is_announced(setup:
 @pytest.mark.parametrize("error", [UsageError("too few layers"), ModelError("too large")])
 async def test_a_new_wish_that_cannot_be_is_given_up(setup: Setup, error: CoveyError) -> None:
     FakeBuild.script = [error]
-    await setup.rings.deploy(wish())
-    assert (await setup.until("failed"))["error"]["message"] == error.message
+    await setup.keep(wish())
+    found = await setup.until("failed")
+    assert found.error is not None
+    assert found.error["message"] == error.message
+    assert setup.rings.running()["m"].phase == Phase.FAILED
     assert len(FakeBuild.made) == 1
     await setup.rings.stop()
 
 
-async def test_wishes_come_back_and_are_not_given_up(setup: Setup, tmp_path: Path) -> None:
+async def test_a_proven_one_is_not_given_up(setup: Setup) -> None:
     """What ran before may only lack memory or nodes for now: the machines are still starting."""
-    FakeBuild.script = [None]
-    await setup.rings.deploy(wish())
-    await setup.until("ready")
-    await setup.rings.stop()
     FakeBuild.script = [ModelError("no memory yet"), None]
-    again = Setup(tmp_path)
-    again.rings.restore()
-    await again.until("ready")
-    assert again.mesh.announced == ["m"]
-    await again.rings.undeploy("m")
-    last = Setup(tmp_path)
-    last.rings.restore()
-    assert last.rings.describe() == []
+    await setup.keep(wish(), proven=True)
+    await setup.until("ready")
+    assert setup.mesh.announced == ["m"]
+    await setup.rings.stop()
 
 
-async def test_impossible_wishes_are_refused_before_anything_is_stored(
-    setup: Setup, tmp_path: Path
-) -> None:
-    for changes, words in (
-        ({"nodes": 4}, "this mesh has 3"),
-        ({"context": 10**6}, "was trained for"),
-        ({"model": "/none.gguf"}, "there is no model"),
-    ):
-        with pytest.raises(CoveyError, match=words):
-            await setup.rings.deploy(wish(**changes))
-    with pytest.raises(UsageError, match="not deployed here"):
-        await setup.rings.undeploy("m")
-    assert list(tmp_path.iterdir()) == []
+async def test_what_runs_elsewhere_is_drained(setup: Setup) -> None:
+    FakeBuild.script = [None, None]
+    await setup.keep(wish())
+    await setup.until("ready")
+    state = setup.rings.drop("m")
+    assert (state.phase, state.url) == ("draining", "http://[fd00::1]:7101")
+    assert setup.rings.running()["m"].phase == Phase.WAITING
+    with pytest.raises(UsageError, match="being ended"):
+        await setup.keep(wish(), SECOND)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert setup.mesh.announced == []
+    assert not FakeBuild.made[0].is_down, "answers are still being written"
+    assert setup.rings.drop("m").phase == "draining"
+    setup.drained.set()
+    await setup.until("")
+    assert FakeBuild.made[0].is_down
+    assert setup.rings.drop("m") == HeadState("m")
+
+
+async def test_a_ring_that_is_dropped_and_ended_at_once_is_down(setup: Setup) -> None:
     FakeBuild.script = [None]
-    await setup.rings.deploy(wish())
-    with pytest.raises(UsageError, match="already deployed"):
-        await setup.rings.deploy(wish())
+    await setup.keep(wish())
+    await setup.until("ready")
+    setup.rings.drop("m")
+    await setup.rings.end("m")
+    assert FakeBuild.made[0].is_down
+    assert setup.mesh.announced == []
+    assert setup.rings.state("m") == HeadState("m")
+
+
+async def test_a_drained_ring_that_breaks_is_not_built_again(setup: Setup) -> None:
+    FakeBuild.script = [None, None]
+    await setup.keep(wish())
+    await setup.until("ready")
+    setup.rings.drop("m")
+    head = FakeBuild.made[0].head
+    assert head is not None
+    head.end.set_result(EngineError("stage 1 was killed"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert FakeBuild.made[0].is_down
+    setup.drained.set()
+    await setup.until("")
+    assert len(FakeBuild.made) == 1
+
+
+async def test_more_than_fit_a_record_are_refused(setup: Setup) -> None:
+    FakeBuild.script = [None] * 20
+    with pytest.raises(UsageError, match="do not fit"):
+        for number in range(20):
+            await setup.keep(wish(name=f"{number:060}"))
     await setup.rings.stop()

@@ -20,10 +20,12 @@ from agent.deploy.messages import (
 from agent.errors import CoveyError, EngineError, MembershipError, PeerError, UsageError
 from agent.identity.addresses import overlay_ipv6
 from agent.identity.keys import NodeId, NodeKey
+from agent.ownership.lease import Token
 
 MESH = bytes(32)
 HEAD, OTHER, OWN = (NodeKey(bytes([n]) * 32).id for n in (1, 2, 3))
 RING = "ab" * 16
+OLD, TOKEN, NEW = (Token(epoch, OTHER.ed25519) for epoch in (6, 7, 8))
 
 
 def address(node: NodeId) -> str:
@@ -73,7 +75,8 @@ class FakeEngines:
 
 def load(**changes: Any) -> LoadStage:
     fields: dict[str, Any] = {
-        "ring": RING, "epoch": 5, "index": 1, "stages": 2, "sha256": "00" * 32, "size": 10,
+        "ring": RING, "token": TOKEN, "epoch": 5, "index": 1, "stages": 2, "sha256": "00" * 32,
+        "size": 10,
         "source": f"http://[{address(HEAD)}]:7070", "predecessor": str(HEAD), "context": 64,
         "frames": "f32",
     }  # fmt: skip
@@ -127,13 +130,15 @@ async def test_a_stage_loads_listens_connects_and_is_ready(
 ) -> None:
     await host.answer(HEAD, load())
     assert (await phase(host, "listening")).port == 7100
-    request = ConnectStage(ring=RING, epoch=5, index=1, successor=str(OTHER), port=7101)
+    request = ConnectStage(
+        ring=RING, token=TOKEN, epoch=5, index=1, successor=str(OTHER), port=7101
+    )
     await host.answer(HEAD, request)
     await phase(host, "ready")
     assert engines.engine is not None
     assert engines.engine.connected_to == (address(OTHER), 7101)
     assert [e["phase"] for e in host.engines()] == ["ready"]
-    await host.answer(HEAD, StopRing(ring=RING))
+    await host.answer(HEAD, StopRing(ring=RING, token=TOKEN))
     assert engines.engine.stopped
     assert host.engines() == []
 
@@ -143,7 +148,9 @@ async def test_a_broken_engine_is_told_with_its_reason(
 ) -> None:
     await host.answer(HEAD, load())
     await phase(host, "listening")
-    await host.answer(HEAD, ConnectStage(ring=RING, epoch=5, index=1, successor=str(OTHER), port=1))
+    await host.answer(
+        HEAD, ConnectStage(ring=RING, token=TOKEN, epoch=5, index=1, successor=str(OTHER), port=1)
+    )
     await phase(host, "ready")
     assert engines.engine is not None
     engines.engine.end.set_result(EngineError("it was killed", hint="Look."))
@@ -161,9 +168,9 @@ async def test_a_ring_belongs_to_who_loaded_it(host: stages.StageHost) -> None:
     await host.answer(HEAD, load())
     await phase(host, "listening")
     for request in (
-        StopRing(ring=RING),
+        StopRing(ring=RING, token=TOKEN),
         AskStage(ring=RING, epoch=5, index=1),
-        ConnectStage(ring=RING, epoch=5, index=1, successor=str(OTHER), port=1),
+        ConnectStage(ring=RING, token=TOKEN, epoch=5, index=1, successor=str(OTHER), port=1),
         load(epoch=9, source=f"http://[{address(OTHER)}]:7070"),
     ):
         with pytest.raises(MembershipError, match="belongs to"):
@@ -208,5 +215,57 @@ async def test_a_hash_that_is_none_never_becomes_a_path(
 async def test_connecting_what_does_not_listen(host: stages.StageHost) -> None:
     with pytest.raises(UsageError, match="does not listen"):
         await host.answer(
-            HEAD, ConnectStage(ring=RING, epoch=5, index=1, successor=str(OTHER), port=1)
+            HEAD,
+            ConnectStage(ring=RING, token=TOKEN, epoch=5, index=1, successor=str(OTHER), port=1),
         )
+
+
+async def test_an_older_owners_commands_are_refused_once_a_newer_one_spoke(
+    host: stages.StageHost, engines: FakeEngines
+) -> None:
+    await host.answer(HEAD, load(token=OLD))
+    await phase(host, "listening")
+    connect = ConnectStage(ring=RING, token=NEW, epoch=5, index=1, successor=str(OTHER), port=7101)
+    await host.answer(HEAD, connect)
+    await phase(host, "ready")
+    for request in (
+        StopRing(ring=RING, token=TOKEN),
+        ConnectStage(ring=RING, token=OLD, epoch=5, index=1, successor=str(OTHER), port=1),
+        load(token=TOKEN, epoch=9),
+    ):
+        with pytest.raises(UsageError, match="newer owner"):
+            await host.answer(HEAD, request)
+    assert engines.engine is not None
+    assert not engines.engine.stopped
+    assert engines.engine.connected_to == (address(OTHER), 7101)
+    await host.answer(HEAD, StopRing(ring=RING, token=NEW))
+    with pytest.raises(UsageError, match="newer owner"):
+        await host.answer(HEAD, load(token=TOKEN))
+    assert host.engines() == []
+
+
+async def test_a_stage_whose_head_is_gone_while_it_loads_is_ended(
+    host: stages.StageHost, engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "ABANDONED_S", 0.05)
+    await host.answer(HEAD, load())
+    async with asyncio.timeout(10):
+        while [e["phase"] for e in host.engines()] != ["broken"]:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
+    assert "has gone" in host.engines()[0]["message"]
+    assert engines.engine is not None
+    assert engines.engine.stopped
+    await host.stop()
+
+
+async def test_a_broken_stage_is_forgotten_after_a_while(
+    host: stages.StageHost, engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_BROKEN_KEPT_S", 0.0)
+    engines.fault = PeerError("no bytes came")
+    await host.answer(HEAD, load())
+    await until(lambda: _true(host.engines() == []))
+
+
+async def _true(value: bool) -> bool:
+    return value

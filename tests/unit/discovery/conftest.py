@@ -15,6 +15,7 @@ from agent.discovery.node import Discovery
 from agent.discovery.record import MemberRecord, ServiceRecord, Verifier
 from agent.errors import MembershipError
 from agent.identity.keys import NodeId, NodeKey
+from agent.membership.networkkeys import NetworkKeys
 
 NOW = 1_800_000_000.0
 
@@ -26,6 +27,7 @@ class Root:
         self.key = key_of(f"root of {name}")
         self.mesh_id = hashlib.sha256(self.key.id.ed25519).digest()
         self.network_key = hashlib.sha256(b"network " + name.encode()).digest()
+        self.keys = NetworkKeys.single(self.network_key)
         self.revoked: set[NodeId] = set()
         self.verified = 0
 
@@ -87,7 +89,7 @@ class Mesh:
         node = Discovery(
             key,
             root.mesh_id,
-            options.pop("network_key", root.network_key),
+            options.pop("network_keys", root.keys),
             root.verify,
             options.pop("listen", ("127.0.0.1", 0)),
             options.pop("certificate", root.certify(key.id)),

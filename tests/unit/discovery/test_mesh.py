@@ -13,9 +13,10 @@ import pytest
 
 from agent.discovery import liveness, messages
 from agent.discovery.contact import Contact
+from agent.discovery.dhtkeys import member_key, service_key
 from agent.discovery.messages import Answered, Asked, Message
 from agent.discovery.node import Discovery
-from agent.discovery.record import member_key, service_key, sign
+from agent.discovery.record import sign
 from agent.discovery.seal import Opened, Seal
 from agent.errors import EnvironmentFault, NotRunning
 from agent.identity.keys import NodeId, NodeKey
@@ -37,6 +38,7 @@ def kill(node: Discovery) -> None:
     parts = node._parts
     assert parts is not None
     parts.maintenance.cancel()
+    parts.rejoin.close()
     parts.protocol.transport.abort()
     node._parts = None
 
@@ -219,7 +221,7 @@ async def test_a_stopped_node_remembers_whom_it_knew(mesh: Mesh) -> None:
     _, node = await mesh.add(), await mesh.add()
     await node.stop()
     await node.start()
-    node._endpoints = []
+    node._memory.endpoints = []
     assert await node.bootstrap([]) == 1
 
 
@@ -238,8 +240,8 @@ async def test_who_was_silent_and_speaks_again_is_asked_again(mesh: Mesh) -> Non
 async def test_when_all_were_gone_it_comes_back_by_itself(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.discovery.node.TICK_S", 0.02)
-    monkeypatch.setattr("agent.discovery.node.RETRY_MIN_S", 0.02)
+    monkeypatch.setattr("agent.discovery.upkeep.TICK_S", 0.02)
+    monkeypatch.setattr("agent.discovery.upkeep.RETRY_MIN_S", 0.02)
     first, second = await mesh.add(), await mesh.add()
     port = first.port
     await first.stop()
@@ -252,8 +254,8 @@ async def test_when_all_were_gone_it_comes_back_by_itself(
 async def test_quiet_contacts_are_asked_and_records_repeated(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.discovery.node.TICK_S", 0.02)
-    monkeypatch.setattr("agent.discovery.node.QUIET_S", 0.0)
+    monkeypatch.setattr("agent.discovery.upkeep.TICK_S", 0.02)
+    monkeypatch.setattr("agent.discovery.upkeep.QUIET_S", 0.0)
     first, second = await mesh.add(), await mesh.add()
     await first.announce("head", b"", 60)
     before = (await second.providers("head"))[0].seq
@@ -321,8 +323,8 @@ async def test_outsiders_and_replays_get_no_answer(mesh: Mesh, make_root: Any) -
     ) -> bytes:
         return (seal or inside).seal(payload, to, mesh.clock() - ago, rng.randbytes(24))
 
-    inside = Seal(member, root.mesh_id, root.network_key)
-    foreign = Seal(member, root.mesh_id, other.network_key)
+    inside = Seal(member, root.mesh_id, root.keys)
+    foreign = Seal(member, root.mesh_id, other.keys)
     greeting = ping(root.certify(member.id))
     genuine = sealed(greeting, to)
     hostile = [rng.randbytes(size) for size in (0, 1, 21, 22, 97, 500, 1232, 1400, 9000)]
@@ -330,7 +332,7 @@ async def test_outsiders_and_replays_get_no_answer(mesh: Mesh, make_root: Any) -
     hostile += [sealed(greeting, to, foreign), sealed(greeting, None, foreign)]
     hostile += [genuine, genuine[:-1], genuine + b"\0", bytes([genuine[0] ^ 1]) + genuine[1:]]
     hostile += [sealed(greeting, member.id)]  # to somebody else
-    hostile += [sealed(greeting, None, Seal(member, root.mesh_id, root.network_key), ago=500)]
+    hostile += [sealed(greeting, None, Seal(member, root.mesh_id, root.keys), ago=500)]
     hostile += [sealed(rng.randbytes(60), None), sealed(ping(bytes(330)), None)]
     hostile += [sealed(ping(other.certify(member.id)), to)]
 
@@ -356,7 +358,7 @@ async def test_outsiders_and_replays_get_no_answer(mesh: Mesh, make_root: Any) -
 @pytest.mark.usefixtures("impatient")
 async def test_a_mesh_with_another_network_key_stays_apart(mesh: Mesh, make_root: Any) -> None:
     here = await mesh.add()
-    there = await mesh.add(network_key=make_root("other").network_key, join=False)
+    there = await mesh.add(network_keys=make_root("other").keys, join=False)
     assert await there.bootstrap([mesh.endpoint(0)]) == 0
     assert here.counters == {"refused_foreign": 2}
     assert here.contacts() == there.contacts() == []
@@ -406,12 +408,12 @@ async def test_a_node_that_forgot_a_member_asks_for_its_certificate(mesh: Mesh) 
     await until(lambda: len(a.contacts()) == 1)
     protocol = a._parts.protocol  # type: ignore[union-attr]  # it runs
     for question in (messages.Ping(), messages.FindRecords(bytes(20), bytes(8), bytes(1000))):
-        protocol._certificates.clear()
+        protocol.roster._known.clear()
         reply = await b._parts.protocol.ask(  # type: ignore[union-attr]  # it runs
             mesh.keys[0].id, ("127.0.0.1", a.port), question
         )
         assert reply is not None
-        assert mesh.keys[1].id in protocol._certificates
+        assert protocol.roster.knows(mesh.keys[1].id)
     assert b.counters.get("timeouts", 0) == 0
 
 
@@ -425,7 +427,7 @@ def make_hostile(mesh: Mesh, number: int, stale: dict[bytes, bytes]) -> None:
     liar = NodeKey(b"l" * 32)
 
     def nobody() -> bytes:
-        return Contact(mesh.root.mesh_id, NodeId(rng.randbytes(32)), "127.0.0.1", 1).pack()
+        return Contact(mesh.root.mesh_id, NodeId(rng.randbytes(32)), "127.0.0.1", 1).packed
 
     def reply(sender: NodeId, address: Any, question: Any, room: int) -> Any:
         lies = tuple(nobody() for _ in range(10))
@@ -448,7 +450,7 @@ def make_hostile(mesh: Mesh, number: int, stale: dict[bytes, bytes]) -> None:
             case _:
                 return messages.Stored(True, 0)
 
-    protocol._reply = reply
+    protocol._answers.reply = reply
 
 
 async def test_twenty_nodes_with_three_hostile_and_then_a_third_gone(mesh: Mesh) -> None:
@@ -481,13 +483,13 @@ async def test_twenty_nodes_with_three_hostile_and_then_a_third_gone(mesh: Mesh)
 
     async with asyncio.timeout(HANG_S):
         await asyncio.gather(*map(change_and_find, honest[:6]))
-        everybody, providers, nobody = await asyncio.gather(
+        everybody, again, nobody = await asyncio.gather(
             mesh.nodes[1].members(),
-            mesh.nodes[2].providers("members"),
+            mesh.nodes[2].members(),
             mesh.nodes[4].providers("nothing"),
         )
     assert set(everybody) == everyone
-    assert {r.id for r in providers} == everyone
+    assert set(again) == everyone
     assert nobody == []
 
     # A third of all dies: what they said stays, what is new is found.
@@ -508,15 +510,15 @@ async def test_a_wrong_address_for_a_known_node_is_not_believed(mesh: Mesh) -> N
     nodes = [await mesh.add() for _ in range(3)]
     await until(lambda: all(len(node.contacts()) == 2 for node in nodes))
     liar = nodes[2]._parts.protocol  # type: ignore[union-attr]  # it runs
-    wrong = Contact(mesh.root.mesh_id, mesh.keys[1].id, "127.0.0.1", 1).pack()
-    liar._contacts_near = lambda *_: (wrong,)
+    wrong = Contact(mesh.root.mesh_id, mesh.keys[1].id, "127.0.0.1", 1).packed
+    liar._answers._near = lambda *_: (wrong,)
     await nodes[0].announce("head", b"", 60)
     await nodes[0].providers("head")
     assert nodes[0].counters.get("timeouts", 0) == 0
     right = ("127.0.0.1", nodes[1].port)
     assert dict(nodes[0].contacts())[mesh.keys[1].id] == right
     walker = nodes[0]._parts.walker  # type: ignore[union-attr]  # it runs
-    assert [contact.address for contact in walker._usable([wrong])] == [right]
+    assert [contact.address for contact in walker.usable([wrong])] == [right]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -525,10 +527,10 @@ async def test_one_member_cannot_answer_for_another(mesh: Mesh) -> None:
     protocol = node._parts.protocol  # type: ignore[union-attr]  # it runs
     root, absent, liar = mesh.root, NodeKey(b"x" * 32), NodeKey(b"z" * 32)
     future = protocol.ask(absent.id, ("127.0.0.1", 1), messages.Ping())
-    (ident,) = protocol._pending
+    (ident,) = protocol._questions._pending
     answer = Answered(messages.Pong(bytes(6)), True, root.certify(liar.id))
     payload = messages.encode(Message(ident, answer))
-    inside = Seal(liar, root.mesh_id, root.network_key)
+    inside = Seal(liar, root.mesh_id, root.keys)
     datagram = inside.seal(payload, node._key.id, mesh.clock(), bytes(24))
     protocol.datagram_received(datagram, ("127.0.0.1", 1))
     assert await future is None
@@ -539,21 +541,21 @@ async def test_a_flood_of_questions_from_one_member_leaves_bounded_state(mesh: M
     node = await mesh.add()
     protocol = node._parts.protocol  # type: ignore[union-attr]  # it runs
     root, member = mesh.root, NodeKey(b"z" * 32)
-    inside, rng = Seal(member, root.mesh_id, root.network_key), random.Random(1)
+    inside, rng = Seal(member, root.mesh_id, root.keys), random.Random(1)
     certificate = root.certify(member.id)
     for port in range(1, 200):
         datagram = inside.seal(ping(certificate), node._key.id, mesh.clock(), rng.randbytes(24))
         protocol.datagram_received(datagram, ("127.0.0.1", port))
     assert protocol._proving <= 16
     assert node.contacts() == []
-    assert len(protocol._certificates) == 1
+    assert len(protocol.roster) == 1
 
 
 async def test_an_answer_nobody_asked_for_changes_nothing(mesh: Mesh) -> None:
     node = await mesh.add()
     protocol = node._parts.protocol  # type: ignore[union-attr]  # it runs
     root, member = mesh.root, NodeKey(b"z" * 32)
-    inside = Seal(member, root.mesh_id, root.network_key)
+    inside = Seal(member, root.mesh_id, root.keys)
     answer = Answered(messages.Pong(bytes(6)), True, root.certify(member.id))
     payload = messages.encode(Message(b"12345678", answer))
     protocol.datagram_received(

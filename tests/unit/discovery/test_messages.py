@@ -19,10 +19,12 @@ CONTENTS = [
     Asked(messages.FindRecords(KEY, b"saltsalt", b"have"), False, True),
     Asked(messages.Store(KEY, b"record"), True, True),
     Answered(messages.Pong(messages.pack_address("192.0.2.1", 5)), True),
-    Answered(messages.Contacts((CONTACT.pack(),)), True, b"certificate"),
-    Answered(messages.Records((b"a", b"b"), 3, (CONTACT.pack(),)), False),
+    Answered(messages.Contacts((CONTACT.packed,)), True, b"certificate"),
+    Answered(messages.Records((b"a", b"b"), 3, (CONTACT.packed,)), False),
     Answered(messages.Stored(True, 2**62), True),
-    Answered(messages.Introduce(), True),
+    Answered(messages.Promise(True), True),
+    Asked(messages.TestMe(IDENT), True, True),
+    Asked(messages.Knock(bytes(32), messages.pack_address("192.0.2.1", 5), IDENT), True, True),
 ]
 
 
@@ -47,7 +49,7 @@ def test_the_largest_store_and_question_fit_a_datagram() -> None:
 
 def test_an_answer_filled_to_its_room_fits_a_datagram() -> None:
     certificate = bytes(330)
-    packed = CONTACT.pack()
+    packed = CONTACT.packed
     count = messages.room_for_records(certificate) // (len(packed) + 2)
     reply = messages.Records((), 256, (packed,) * min(count, messages.CONTACTS_MAX))
     assert messages.fits(Message(IDENT, Answered(reply, True, certificate)))
@@ -67,7 +69,7 @@ def test_an_answer_filled_to_its_room_fits_a_datagram() -> None:
         messages.encode(Message(IDENT, CONTENTS[0])) + b"\0",
         messages.encode(Message(IDENT, Asked(messages.FindNode(b"short"), True, True))),
         messages.encode(Message(IDENT, Answered(messages.Contacts((b"x" * 51,)), True))),
-        messages.encode(Message(IDENT, Answered(messages.Contacts((CONTACT.pack(),) * 17), True))),
+        messages.encode(Message(IDENT, Answered(messages.Contacts((CONTACT.packed,) * 17), True))),
         messages.encode(Message(IDENT, Asked(messages.Ping(), True, True, bytes(600)))),
         messages.encode(Message(IDENT, Answered(messages.Stored(True, -1), True))),
         b"A" + messages.encode(Message(IDENT, CONTENTS[0]))[1:],
@@ -90,7 +92,7 @@ def test_no_bytes_raise(kind: bytes, noise: bytes) -> None:
 def test_no_contact_raises_and_the_good_ones_come_back(packed: bytes) -> None:
     contact = Contact.unpack(b"m" * 32, packed)
     if contact is not None:
-        again = Contact.unpack(b"m" * 32, contact.pack())
+        again = Contact.unpack(b"m" * 32, contact.packed)
         assert again is not None
         assert again.place == contact.place
 

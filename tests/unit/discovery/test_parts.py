@@ -106,9 +106,11 @@ def test_the_table_returns_the_truly_nearest_of_those_it_holds(
     assert all(table.get(c.id) is c for c in held)
     wanted = int.from_bytes(target, "big")
     right = sorted(held, key=lambda c: c.long_id ^ wanted)[:4]
-    assert table.find_neighbors(Node(target)) == right
-    without = table.find_neighbors(Node(target), exclude=right[0])
-    assert right[0] not in without
+    assert table.nearest(target, 4) == right
+    assert (
+        table.nearest(target, 4, lambda c: c is not right[0])
+        == [c for c in sorted(held, key=lambda c: c.long_id ^ wanted) if c is not right[0]][:4]
+    )
 
 
 def test_a_contact_leaves_only_from_its_own_address() -> None:

@@ -7,6 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.discovery.dhtkeys import (
+    listing_below,
+    listing_key,
+    listing_path,
+    member_key,
+    news_key,
+    node_key,
+    service_key,
+)
 from agent.discovery.record import (
     CERTIFICATE_VERDICT_S,
     PAYLOAD_MAX_BYTES,
@@ -14,9 +23,6 @@ from agent.discovery.record import (
     SERVICE_NAME_MAX_BYTES,
     TTL_MAX_S,
     Signed,
-    member_key,
-    node_key,
-    service_key,
     sign,
 )
 from agent.identity.keys import NodeKey
@@ -56,8 +62,30 @@ def test_keys_are_apart(home: Root) -> None:
         node_key(home.mesh_id, A.id), node_key(home.mesh_id, B.id), node_key(b"x" * 32, A.id),
         member_key(home.mesh_id, A.id), member_key(b"x" * 32, A.id),
         service_key(home.mesh_id, "members"), service_key(home.mesh_id, "head"),
+        news_key(home.mesh_id), news_key(b"x" * 32), *listing_path(home.mesh_id, A.id),
+        listing_key(home.mesh_id, "0"), listing_key(b"x" * 32, "0"),
     }  # fmt: skip
-    assert len(keys) == 7
+    assert len(keys) == 14
+
+
+def test_the_listing_is_a_tree_of_sixteens(home: Root) -> None:
+    root, *below = listing_path(home.mesh_id, A.id)
+    assert root == listing_key(home.mesh_id, "")
+    prefix = ""
+    for key in below:
+        (prefix,) = [p for p in listing_below(prefix) if listing_key(home.mesh_id, p) == key]
+    assert node_key(home.mesh_id, A.id).hex().startswith(prefix)
+    assert listing_below(prefix) == ()
+
+
+def test_a_member_record_belongs_under_its_own_keys_alone(home: Root) -> None:
+    signed, verifier = member(home), home.verifier()
+    path = listing_path(home.mesh_id, A.id)
+    keys = (member_key(home.mesh_id, A.id), *path, news_key(home.mesh_id))
+    assert signed.keys == keys
+    assert all(verifier.record(signed.raw, key, NOW) == signed for key in keys)
+    others = {listing_key(home.mesh_id, prefix) for prefix in listing_below("")} - set(path)
+    assert all(verifier.record(signed.raw, key, NOW) is None for key in others)
     assert {len(key) for key in keys} == {20}
 
 

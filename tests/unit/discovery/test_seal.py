@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from agent.discovery.seal import (
     CLOCK_SKEW_S,
     DATAGRAM_MAX_BYTES,
+    GENERATIONS_MAX,
     PAYLOAD_MAX_BYTES,
     REPLAY_WINDOW_DATAGRAMS,
     Opened,
@@ -16,6 +17,7 @@ from agent.discovery.seal import (
     Seal,
 )
 from agent.identity.keys import NodeId, NodeKey
+from agent.membership.networkkeys import NetworkKeys
 
 NOW = 1_800_000_000.0
 MESH, NETWORK = b"m" * 32, b"n" * 32
@@ -24,7 +26,7 @@ RNG = random.Random(1)
 
 
 def seal_of(key: NodeKey, network: bytes = NETWORK, mesh: bytes = MESH) -> Seal:
-    return Seal(key, mesh, network)
+    return Seal(key, mesh, NetworkKeys.single(network))
 
 
 def sealed(by: Seal, to: NodeId | None, payload: bytes = b"hello", now: float = NOW) -> bytes:
@@ -87,9 +89,12 @@ def test_the_largest_payload_makes_the_largest_datagram() -> None:
     )
 
 
-def test_sealing_to_a_key_that_is_none_is_our_callers_fault() -> None:
+def test_what_cannot_be_a_mesh_or_its_keys_is_our_callers_fault() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
-        Seal(A, MESH, b"short")
+        seal_of(A, mesh=b"short")
+    too_many = tuple(bytes([n]) * 32 for n in range(GENERATIONS_MAX + 1))
+    with pytest.raises(ValueError, match="network keys"):
+        Seal(A, MESH, NetworkKeys(too_many[0], too_many))
 
 
 @settings(max_examples=60)
@@ -115,7 +120,7 @@ def test_no_content_of_a_key_holder_raises(plain: bytes) -> None:
 
     b = seal_of(B)
     datagram = b"n" * 24 + nacl.bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(
-        plain, None, b"n" * 24, b._outer
+        plain, None, b"n" * 24, b._generations[0].outer
     )
     assert isinstance(b.open(datagram, NOW), Refusal)
 

@@ -108,10 +108,8 @@ def test_one_node_cannot_fill_the_store(
     assert kept.put(other.key, other.raw, NOW).accepted
 
 
-def test_the_whole_store_is_bounded(
-    home: Root, kept: RecordStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_module, "RECORDS_MAX", 2)
+def test_the_whole_store_is_bounded(home: Root) -> None:
+    kept = RecordStore(home.verifier(), records_max=2)
     for node in range(4):
         signed = word(home, node, 1)
         kept.put(signed.key, signed.raw, NOW)
@@ -124,9 +122,10 @@ def test_the_asker_gets_only_what_it_lacks(home: Root, kept: RecordStore) -> Non
         kept.put(signed.key, signed.raw, NOW)
     key, rng = words[0].key, random.Random(1)
     have = digests(words[:3], SALT)
-    given_now, left_out = kept.missing(key, SALT, have, 10_000, NOW, rng)
-    assert (sorted(given_now), left_out) == (sorted(s.raw for s in words[3:]), 0)
-    assert kept.missing(key, SALT, digests(words, SALT), 10_000, NOW, rng) == ([], 0)
+    given_now, left_out, held = kept.missing(key, SALT, have, 10_000, NOW, rng)
+    assert (sorted(given_now), left_out, held) == (sorted(s.raw for s in words[3:]), 0, 5)
+    assert kept.missing(key, SALT, digests(words, SALT), 10_000, NOW, rng) == ([], 0, 5)
+    assert kept.missing(bytes(20), SALT, b"", 10_000, NOW, rng) == ([], 0, 0)
     assert len(kept.missing(key, b"othersal", have, 10_000, NOW, rng)[0]) == 5
 
 
@@ -136,8 +135,8 @@ def test_an_answer_keeps_to_its_budget_and_varies(home: Root, kept: RecordStore)
         kept.put(signed.key, signed.raw, NOW)
     budget, rng = 2 * (len(words[0].raw) + 3), random.Random(1)
     parts = [kept.missing(words[0].key, SALT, b"", budget, NOW, rng) for _ in range(30)]
-    assert {(len(raws), left_out) for raws, left_out in parts} == {(2, 4)}
-    assert {raw for raws, _ in parts for raw in raws} == {s.raw for s in words}
+    assert {(len(raws), left_out) for raws, left_out, _ in parts} == {(2, 4)}
+    assert {raw for raws, _, _ in parts for raw in raws} == {s.raw for s in words}
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import conftest as tiny
 import gguf
 import numpy as np
 import pytest
+import tiny_models as tiny
 
 from agent.engine import cut
 from agent.engine.gguf_file import GgufFile

@@ -6,8 +6,8 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import conftest as tiny
 import pytest
+import tiny_models as tiny
 from gguf.constants import GGUFValueType
 from hypothesis import given, settings
 from hypothesis import strategies as st

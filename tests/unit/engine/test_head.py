@@ -237,7 +237,7 @@ async def test_texts_and_tokens(
 def test_what_llama_cpp_cannot_load_is_said_in_its_words(
     models: Callable[..., Path], tmp_path: Path
 ) -> None:
-    import conftest as tiny
+    import tiny_models as tiny
 
     path = tiny.write_model(tmp_path / "alien.gguf", architecture="alien")
     with pytest.raises(ModelError, match=r"cannot load alien.gguf: .*architecture.*alien"):

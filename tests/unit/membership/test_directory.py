@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.errors import StateError
+from agent.identity.keys import NodeKey
 from agent.membership.join import JoinRequest
 from agent.membership.store import Membership, StateDir
 
 NOW = 1_800_000_000.0
 ROOT = Path(__file__).parents[3]
-JSON_FILES = ("mesh.json", "members.json", "invites.json")
+JSON_FILES = (
+    "mesh.json",
+    "members.json",
+    "invites.json",
+    "networkkeys.json",
+    "revocations.json",
+)
 HOLDER = """
 import pathlib, sys
 from agent.membership.directory import Directory
@@ -31,6 +40,8 @@ def state(tmp_path: Path) -> Iterator[StateDir]:
     with StateDir(tmp_path / "state").lock() as made:
         membership = made.create_mesh("home", "box", NOW)
         membership.invite(NOW, addresses=["192.0.2.1:4001"], ttl_s=60)
+        membership.revoke(NodeKey(b"x" * 32).id, "stolen", NOW)
+        membership.rotate(NOW, 3600)
         yield made
 
 
@@ -45,7 +56,7 @@ def use(state: StateDir) -> Membership | None:
         return state.create_mesh("home", "box", NOW)
     membership.add_member(membership.certificate, NOW, control_addresses=["192.0.2.2:4001"])
     ticket = membership.invite(NOW, addresses=["192.0.2.1:4001"], ttl_s=60)
-    membership.admit(JoinRequest.to(ticket, "box"), membership.mesh.root, NOW)
+    membership.admit(JoinRequest.to(ticket, "box", NodeKey(b"n" * 32)), NOW)
     return membership
 
 
@@ -145,7 +156,7 @@ def test_a_network_that_cannot_be_is_damage(state: StateDir) -> None:
 
 def test_a_damaged_certificate_among_the_members(state: StateDir) -> None:
     path = state.path / "members.json"
-    path.write_bytes(path.read_bytes().replace(b'"certificate": "m', b'"certificate": "n'))
+    path.write_bytes(path.read_bytes().replace(b'"certificate": "n', b'"certificate": "m'))
     with pytest.raises(StateError, match=r"members.json is damaged: the certificate is damaged"):
         use(state)
 
@@ -208,3 +219,55 @@ def test_a_child_process_does_not_keep_the_lock(tmp_path: Path) -> None:
                 assert child.poll() is None
         finally:
             child.kill()
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "words"),
+    [
+        ("networkkeys.json", b'"change": "', b'"change": "AAAA', "the key change is damaged"),
+        ("networkkeys.json", b'"pending": []', b'"pending": ["AAAA"]', "the key change is damaged"),
+        ("revocations.json", b'"lists": [\n    "', b'"lists": [\n    "AAAA', "list is damaged"),
+    ],
+)
+def test_damage_inside_signed_things(
+    state: StateDir, name: str, good: bytes, bad: bytes, words: str
+) -> None:
+    path = state.path / name
+    raw = path.read_bytes()
+    assert good in raw
+    path.write_bytes(raw.replace(good, bad))
+    with pytest.raises(StateError, match=words) as caught:
+        use(state)
+    assert caught.value.message.startswith(f"{path} is damaged: ")
+
+
+def test_a_key_that_is_not_its_changes(state: StateDir) -> None:
+    path = state.path / "networkkeys.json"
+    file = msgspec.json.decode(path.read_bytes())
+    file["keys"][0]["key"] = file["keys"][1]["key"]
+    path.write_bytes(msgspec.json.encode(file))
+    with pytest.raises(StateError, match="is damaged: the key is not the one that the change"):
+        use(state)
+    path.write_bytes(msgspec.json.encode(file | {"keys": []}))
+    with pytest.raises(StateError, match="is damaged: it holds no key"):
+        use(state)
+
+
+def test_keys_of_another_mesh_are_not_used(state: StateDir) -> None:
+    path = state.path / "networkkeys.json"
+    file = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode(file | {"root": base64.b64encode(b"o" * 32).decode()}))
+    with pytest.raises(StateError, match=r"networkkeys.json is missing"):
+        use(state)
+
+
+def test_a_wipe_leaves_no_secret(state: StateDir) -> None:
+    (state.path / "covey0.conf").write_bytes(b"PrivateKey = x")
+    (state.path / "agent.log").write_bytes(b"up")
+    (state.path / ".networkkeys.json.x1.tmp").write_bytes(b"half")
+    removed = state.wipe(("*.conf", "discovery"))
+    assert removed[0] == "mesh.json"
+    assert {"node.key", "root.key", "networkkeys.json", "covey0.conf"} <= set(removed)
+    assert sorted(path.name for path in state.path.iterdir()) == ["agent.log", "lock"]
+    assert state.membership() is None
+    assert state.wipe() == ()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agent.errors import TicketError, UsageError
 from agent.identity.keys import NodeId
+from agent.membership import ticket
 from agent.membership.invites import KEEP_EXPIRED_S, Invite, InviteBook
 
 NOW = 1_800_000_000.0
@@ -19,6 +20,15 @@ RANDOM = random.Random(1)
 
 def node(number: int) -> NodeId:
     return NodeId(number.to_bytes(32, "big"))
+
+
+def redeem(
+    book: InviteBook, invite_id: bytes, secret: bytes, who: NodeId, now: float
+) -> tuple[InviteBook, Invite]:
+    """What a newcomer with this secret achieves: it signs a message that names it."""
+    message = b"let me in: " + who.ed25519
+    signature = ticket.invite_key(secret).sign(message)
+    return book.redeem(invite_id, message, signature, who, now)
 
 
 def invited(uses: int = 1, ttl_s: float = 3600) -> tuple[InviteBook, Invite, bytes]:
@@ -37,24 +47,35 @@ def test_a_new_invite() -> None:
     assert invite.tags == ("a", "b")
 
 
-def test_the_secret_is_not_stored() -> None:
-    book, _, secret = invited()
-    assert secret not in msgspec.msgpack.encode(book)
+def test_what_is_stored_redeems_nothing() -> None:
+    book, invite, secret = invited()
+    stored = msgspec.msgpack.encode(book)
+    assert secret not in stored
+    assert ticket.invite_key(secret).seed not in stored
+    assert ticket.invite_key(secret).id.ed25519 == invite.key
+
+
+def test_a_signature_is_good_for_its_message_alone() -> None:
+    book, invite, secret = invited()
+    signature = ticket.invite_key(secret).sign(b"let 1 in")
+    with pytest.raises(TicketError, match="not known"):
+        book.redeem(invite.id, b"let 2 in", signature, node(2), NOW)
+    book.redeem(invite.id, b"let 1 in", signature, node(1), NOW)
 
 
 def test_one_use_lets_one_node_in() -> None:
     book, invite, secret = invited()
-    book, redeemed = book.redeem(invite.id, secret, node(1), NOW)
+    book, redeemed = redeem(book, invite.id, secret, node(1), NOW)
     assert redeemed.uses_left == 0
     assert redeemed.redeemed_by == (node(1).ed25519,)
     with pytest.raises(TicketError, match="this ticket is used up"):
-        book.redeem(invite.id, secret, node(2), NOW)
+        redeem(book, invite.id, secret, node(2), NOW)
 
 
 def test_a_node_whose_answer_was_lost_asks_again() -> None:
     book, invite, secret = invited(uses=2)
-    first, _ = book.redeem(invite.id, secret, node(1), NOW)
-    again, redeemed = first.redeem(invite.id, secret, node(1), NOW + 60)
+    first, _ = redeem(book, invite.id, secret, node(1), NOW)
+    again, redeemed = redeem(first, invite.id, secret, node(1), NOW + 60)
     assert again == first
     assert redeemed.uses_left == 1
 
@@ -64,7 +85,7 @@ def test_the_wrong_secret_and_the_wrong_id_read_alike() -> None:
     messages = []
     for invite_id, attempt in ((invite.id, bytes(16)), (bytes(8), secret), (b"", b"")):
         with pytest.raises(TicketError) as caught:
-            book.redeem(invite_id, attempt, node(1), NOW)
+            redeem(book, invite_id, attempt, node(1), NOW)
         messages.append(caught.value.line())
     assert len(set(messages)) == 1
     assert "not known" in messages[0]
@@ -74,33 +95,33 @@ def test_a_secret_opens_only_its_own_invite() -> None:
     book, one, _ = invited()
     book, _, two_secret = book.create(RANDOM.randbytes, NOW, ttl_s=60)
     with pytest.raises(TicketError, match="not known"):
-        book.redeem(one.id, two_secret, node(1), NOW)
+        redeem(book, one.id, two_secret, node(1), NOW)
 
 
 def test_an_expired_invite_says_how_long_ago() -> None:
     book, invite, secret = invited(ttl_s=60)
-    book.redeem(invite.id, secret, node(1), NOW + 60)
+    redeem(book, invite.id, secret, node(1), NOW + 60)
     with pytest.raises(TicketError, match="this ticket expired 5 minutes ago"):
-        book.redeem(invite.id, secret, node(1), NOW + 60 + 301)
+        redeem(book, invite.id, secret, node(1), NOW + 60 + 301)
 
 
 def test_who_does_not_know_the_secret_is_not_told_of_the_expiry() -> None:
     book, invite, _ = invited(ttl_s=60)
     with pytest.raises(TicketError, match="not known"):
-        book.redeem(invite.id, bytes(16), node(1), NOW + 1000)
+        redeem(book, invite.id, bytes(16), node(1), NOW + 1000)
 
 
 def test_time_ends_it_for_those_who_redeemed_it_too() -> None:
     book, invite, secret = invited(ttl_s=60)
-    book, _ = book.redeem(invite.id, secret, node(1), NOW)
+    book, _ = redeem(book, invite.id, secret, node(1), NOW)
     with pytest.raises(TicketError, match="expired"):
-        book.redeem(invite.id, secret, node(1), NOW + 100)
+        redeem(book, invite.id, secret, node(1), NOW + 100)
 
 
 def test_redeeming_one_leaves_the_others() -> None:
     book, one, secret = invited()
     book, two, _ = book.create(RANDOM.randbytes, NOW, ttl_s=60)
-    book, redeemed = book.redeem(one.id, secret, node(1), NOW)
+    book, redeemed = redeem(book, one.id, secret, node(1), NOW)
     assert book.invites == (redeemed, two)
 
 
@@ -156,8 +177,8 @@ def test_never_more_nodes_than_uses(
         room = len(let_in[which]) < uses[which]
         should = honest and after_s <= 60 and (room or who in let_in[which])
         try:
-            book, redeemed = book.redeem(
-                invite.id, secret if honest else bytes(16), node(who), NOW + after_s
+            book, redeemed = redeem(
+                book, invite.id, secret if honest else bytes(16), node(who), NOW + after_s
             )
         except TicketError:
             assert not should

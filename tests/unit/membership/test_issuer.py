@@ -12,14 +12,17 @@ from agent.errors import MembershipError, UsageError
 from agent.identity import addresses
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership import certificate as certificates
+from agent.membership import grant as grants
 from agent.membership import issuer
 from agent.membership.certificate import Certificate
+from agent.membership.grant import Signer
 
 ROOT = NodeKey(b"r" * 32)
 NOW = 1_800_000_000.5
 WIDE = IPv4Network("10.77.0.0/16")
 NARROW = IPv4Network("10.9.0.0/28")  # 14 addresses
-NODES = [NodeKey(number.to_bytes(32, "big")).id for number in range(20)]
+NODES_KEYS = [NodeKey(number.to_bytes(32, "big")) for number in range(20)]
+NODES = [key.id for key in NODES_KEYS]
 
 
 def issue(
@@ -29,7 +32,8 @@ def issue(
     network: IPv4Network = WIDE,
     root: NodeKey = ROOT,
 ) -> Certificate:
-    return issuer.issue(root, members, node, name, ["worker"], ["home"], network, NOW, 3600)
+    signer = Signer.of_root(root)
+    return issuer.issue(signer, members, node, name, ["worker"], ["home"], network, NOW, 3600)
 
 
 def test_what_is_issued_verifies() -> None:
@@ -82,11 +86,58 @@ def test_a_known_node_keeps_its_address_and_name() -> None:
 
 def test_a_known_node_whose_address_another_has_gets_a_new_one() -> None:
     # All with counter 0, as if issuers had not known of each other: some addresses are the same.
-    blind = [issue(node, [], network=NARROW) for node in NODES[:10]]
-    clash = next(c for c in blind if [o.ipv4(NARROW) for o in blind].count(c.ipv4(NARROW)) > 1)
-    settled = issue(clash.node_id, blind, network=NARROW)
-    others = {c.ipv4(NARROW) for c in blind if c.node != clash.node}
+    blind = [issue(node, [], str(node.short).lower(), NARROW) for node in NODES[:10]]
+    shared = [c for c in blind if [o.ipv4(NARROW) for o in blind].count(c.ipv4(NARROW)) > 1]
+    first = shared[0].ipv4(NARROW)
+    low, *_, high = sorted((c for c in shared if c.ipv4(NARROW) == first), key=lambda c: c.node)
+    assert issuer.collision(low, blind, NARROW) is None
+    assert issuer.collision(high, blind, NARROW) is not None
+    kept = issue(low.node_id, blind, low.name, NARROW)
+    assert kept.ipv4_counter == low.ipv4_counter
+    settled = issue(high.node_id, blind, high.name, NARROW)
+    others = {c.ipv4(NARROW) for c in blind if c.node != high.node}
     assert settled.ipv4(NARROW) not in others
+    assert issuer.collision(settled, blind, NARROW) is None
+
+
+def test_of_two_with_one_name_the_lower_key_keeps_it() -> None:
+    low, high = sorted(NODES[:2])
+    both = [issue(low, []), issue(high, [])]
+    assert both[0].name == both[1].name == "box"
+    assert issuer.collision(both[0], both, WIDE) is None
+    assert issuer.collision(both[1], both, WIDE) == both[0]
+    assert issue(low, both).name == "box"
+    assert issue(high, both).name == "box-2"
+    # a new name is not taken from anyone, whatever the keys
+    third = issue(NODES[2], both, name="pi")
+    assert issue(low, [*both, third], name="pi").name == "pi-2"
+
+
+def test_a_new_certificate_is_newer_even_within_the_second() -> None:
+    first = issue(NODES[0], [])
+    second = issue(NODES[0], [first])
+    assert second.not_before == first.not_before + 1
+    assert second.newer_than(first, NOW)
+
+
+def test_a_granted_issuer_ends_with_its_grant() -> None:
+    grant = grants.sign(ROOT, NODES_KEYS[0].id, int(NOW) - 50, int(NOW) + 100)
+    signer = Signer(NODES_KEYS[0], ROOT.id, grant)
+
+    def by_grant(now: float, lifetime_s: float | None = None) -> Certificate:
+        return issuer.issue(signer, [], NODES[1], "pi", ["worker"], [], WIDE, now, lifetime_s)
+
+    assert by_grant(NOW).not_after == int(NOW) + 100
+    assert by_grant(NOW, 60).not_after == int(NOW) + 60
+    assert by_grant(NOW - 90).not_before == int(NOW) - 50  # its clock went back
+    with pytest.raises(MembershipError, match="right to issue has ended") as caught:
+        by_grant(NOW + 200)
+    assert "--root-key" in caught.value.hint
+
+
+def test_what_only_the_root_renews_lasts_as_long_as_a_grant() -> None:
+    assert issuer.lifetime(["worker", "gateway"]) == 90 * 86400
+    assert issuer.lifetime(["worker", "admin"]) == issuer.lifetime(["issuer"]) == 365 * 86400
 
 
 def test_names_are_made_unique() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from agent.identity import addresses, privatefile
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership import certificate as certificates
 from agent.membership import issuer
+from agent.membership.grant import Signer
 from agent.membership.join import JoinReply, JoinRequest
 from agent.membership.store import Membership, StateDir
 from agent.membership.ticket import Ticket
@@ -62,8 +64,13 @@ def reopen_locked(state: StateDir) -> Membership:
 
 def joined(state: StateDir, issuing: Membership, now: float = NOW) -> Membership:
     ticket = Ticket.parse(invite(issuing, now=now).encode())
-    reply = issuing.admit(JoinRequest.to(ticket, "box"), state.node_key().id, now)
+    reply = issuing.admit(JoinRequest.to(ticket, "box", state.node_key()), now)
     return state.accept(ticket, JoinReply.decode(reply.encode()), now)
+
+
+def ask(ticket: Ticket, number: int, name: str = "pi") -> JoinRequest:
+    """The request of the node of a number."""
+    return JoinRequest.to(ticket, name, node(number))
 
 
 def contents(state: StateDir) -> dict[str, bytes]:
@@ -82,21 +89,24 @@ def test_a_founder_is_a_member_of_its_own_mesh(founder: StateDir) -> None:
     assert membership.root_key is not None
     assert membership.mesh.root == membership.root_key.id != membership.key.id
     assert membership.mesh.id == addresses.mesh_id(membership.root_key.id)
-    assert len(membership.mesh.network_key) == 32
+    assert len(membership.network_keys(NOW).sending) == 32
+    assert membership.network_keys(NOW).accepting == (membership.network_keys(NOW).sending,)
+    assert membership.can_issue(NOW)
+    assert membership.grant_left_s(NOW) == membership.certificate_left_s(NOW) == 365 * 86400
     assert (membership.mesh.name, mine.name) == ("home", "box")
     assert mine.roles == ("worker", "gateway", "issuer", "admin")
     assert membership.ipv6 in membership.mesh.ipv6_prefix
     assert membership.ipv4 in IPv4Network("10.77.0.0/16")
     assert [member.node_id for member in membership.members()] == [membership.key.id]
     assert membership.peers() == ()
-    assert repr(membership.mesh.network_key) not in repr(membership.mesh)
 
 
 def test_every_file_is_private(founder: StateDir) -> None:
     invite(create(founder))
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in founder.path.iterdir()}
-    names = ("certificate", "invites.json", "lock", "members.json", "mesh.json", "node.key")
-    assert modes == dict.fromkeys((*names, "root.key"), 0o600)
+    names = ("certificate", "invites.json", "lock", "members.json", "mesh.json", "node.key",
+             "networkkeys.json", "revocations.json", "root.key")  # fmt: skip
+    assert modes == dict.fromkeys(names, 0o600)
     assert stat.S_IMODE(founder.path.stat().st_mode) == 0o700
 
 
@@ -111,6 +121,8 @@ def test_a_restart_finds_everything_as_it_was(founder: StateDir, newcomer: State
         assert after.certificate == before.certificate
         assert after.members() == before.members()
         assert after.invites() == before.invites()
+        assert after.key_ring == before.key_ring
+        assert after.revocations == before.revocations
         assert (after.ipv4, after.ipv6) == (before.ipv4, before.ipv6)
 
 
@@ -121,6 +133,8 @@ def test_a_join_from_the_ticket_to_the_member(founder: StateDir, newcomer: State
     assert second.certificate.name == "box-2"
     assert second.root_key is None
     assert second.mesh == first.mesh
+    assert second.network_keys(NOW) == first.network_keys(NOW)
+    assert not second.can_issue(NOW)
     assert {member.node_id for member in second.members()} == {first.key.id, second.key.id}
     assert second.peers()[0].wireguard_endpoints == ("192.0.2.1:51820",)
     assert first.peers()[0].certificate == second.certificate
@@ -129,42 +143,45 @@ def test_a_join_from_the_ticket_to_the_member(founder: StateDir, newcomer: State
     assert first.ipv4 != second.ipv4
 
 
-def test_only_the_root_keys_node_lets_others_in(founder: StateDir, newcomer: StateDir) -> None:
-    second = joined(newcomer, create(founder))
-    request = JoinRequest(invite_id=bytes(8), secret=bytes(16), name="box")
-    with pytest.raises(MembershipError, match="root key is not here"):
+def test_only_an_issuer_lets_others_in(founder: StateDir, newcomer: StateDir) -> None:
+    first = create(founder)
+    second = joined(newcomer, first)
+    with pytest.raises(MembershipError, match="it is no issuer"):
         invite(second)
-    with pytest.raises(MembershipError, match="root key is not here"):
-        second.admit(request, node(1).id, NOW)
+    with pytest.raises(MembershipError, match=f"of another issuer, {first.key.id.short}"):
+        second.admit(ask(invite(first), 1), NOW)
     assert not (newcomer.path / "invites.json").exists()
 
 
 def test_bad_tickets_are_refused_and_change_nothing(founder: StateDir) -> None:
     membership = create(founder)
     ticket = invite(membership)
-    good = JoinRequest.to(ticket, "box")
+    good = ask(ticket, 1)
     before = contents(founder)
-    wrong = JoinRequest(invite_id=ticket.invite_id, secret=bytes(16), name="box")
+    wrong = msgspec.structs.replace(ticket, secret=bytes(16))
     with pytest.raises(TicketError, match="not known"):
-        membership.admit(wrong, node(1).id, NOW)
+        membership.admit(ask(wrong, 1), NOW)
     with pytest.raises(TicketError, match="expired 5 minutes ago"):
-        membership.admit(good, node(1).id, NOW + 600 + 310)
+        membership.admit(good, NOW + 600 + 310)
     with pytest.raises(UsageError, match="cannot be a name"):
-        membership.admit(JoinRequest.to(ticket, "No"), node(1).id, NOW)
+        membership.admit(ask(ticket, 1, "No"), NOW)
     with pytest.raises(MembershipError, match="need not join"):
-        membership.admit(good, membership.key.id, NOW)
+        membership.admit(JoinRequest.to(ticket, "box", membership.key), NOW)
+    for stolen in (node(2).id.ed25519, membership.mesh.root.ed25519):
+        with pytest.raises(MembershipError, match="not signed by the node"):
+            membership.admit(msgspec.structs.replace(good, node=stolen), NOW)
     assert contents(founder) == before
-    membership.admit(good, node(1).id, NOW)
+    membership.admit(good, NOW)
     with pytest.raises(TicketError, match="used up"):
-        membership.admit(good, node(2).id, NOW)
+        membership.admit(ask(ticket, 2), NOW)
     assert not membership.is_member(node(2).id, NOW)
 
 
 def test_a_lost_answer_is_given_again_with_the_same_address(founder: StateDir) -> None:
     membership = create(founder)
-    request = JoinRequest.to(invite(membership), "pi")
-    first = membership.admit(request, node(1).id, NOW)
-    again = reopen_locked(founder).admit(request, node(1).id, NOW + 30)
+    request = ask(invite(membership), 1)
+    first = membership.admit(request, NOW)
+    again = reopen_locked(founder).admit(request, NOW + 30)
     one = certificates.Certificate.decode(first.certificate)
     two = certificates.Certificate.decode(again.certificate)
     assert (one.name, one.ipv4_counter) == (two.name, two.ipv4_counter)
@@ -207,7 +224,7 @@ def test_a_reply_of_another_mesh_leaves_no_trace(
     key = newcomer.node_key()
     with StateDir(tmp_path / "other").lock() as other:
         foreign = other.create_mesh("work", "box", NOW)
-        reply = foreign.admit(JoinRequest.to(invite(foreign), "box"), key.id, NOW)
+        reply = foreign.admit(JoinRequest.to(invite(foreign), "box", key), NOW)
     with pytest.raises(MembershipError, match="another mesh than the ticket's"):
         newcomer.accept(invite(first), reply, NOW)
     assert newcomer.membership() is None
@@ -227,7 +244,7 @@ def test_impossible_meshes_leave_no_key(founder: StateDir) -> None:
 
 def test_members_are_remembered_with_what_is_new(founder: StateDir) -> None:
     membership = create(founder)
-    membership.admit(JoinRequest.to(invite(membership), "pi"), node(1).id, NOW)
+    membership.admit(ask(invite(membership), 1), NOW)
     certificate = membership.peers()[0].certificate
     member = membership.add_member(certificate, NOW, wireguard_endpoints=["192.0.2.9:51820"])
     assert member.wireguard_endpoints == ("192.0.2.9:51820",)
@@ -253,7 +270,8 @@ def test_a_newer_certificate_is_kept_and_an_older_one_is_not(founder: StateDir) 
         assert membership.root_key is not None
         known = [member.certificate for member in membership.members()]
         network = membership.mesh.ipv4_network
-        return issuer.issue(membership.root_key, known, who, "pi", ["worker"], [], network, now)
+        signer = Signer.of_root(membership.root_key)
+        return issuer.issue(signer, known, who, "pi", ["worker"], [], network, now)
 
     old, new = issued(NOW, node(1).id), issued(NOW + 10, node(1).id)
     for certificate in (old, new, old):
@@ -281,21 +299,22 @@ def test_strangers_are_not_added(founder: StateDir, newcomer: StateDir) -> None:
     with pytest.raises(MembershipError, match="another mesh"):
         membership.add_member(foreign.certificate, NOW)
     with pytest.raises(MembershipError, match="expired"):
-        membership.add_member(membership.certificate, NOW + certificates.LIFETIME_S + 60)
+        membership.add_member(membership.certificate, NOW + certificates.LONGEST_LIFETIME_S + 60)
     with pytest.raises(MembershipError, match="damaged"):
         membership.verify(b"junk", NOW)
     assert not membership.is_member(foreign.key.id, NOW)
-    assert not membership.is_member(membership.key.id, NOW + certificates.LIFETIME_S + 60)
+    assert not membership.is_member(membership.key.id, NOW + certificates.LONGEST_LIFETIME_S + 60)
 
 
 def test_a_lost_mesh_file_does_not_lose_the_root_key_or_the_addresses(founder: StateDir) -> None:
     before = create(founder)
-    before.admit(JoinRequest.to(invite(before), "pi"), node(1).id, NOW)
+    before.admit(ask(invite(before), 1), NOW)
     (founder.path / "mesh.json").unlink()
     after = create(founder, NOW + 10)
     assert after.mesh.id == before.mesh.id
     assert (after.ipv4, after.ipv6) == (before.ipv4, before.ipv6)
     assert after.is_member(node(1).id, NOW + 10)
+    assert after.network_keys(NOW) == before.network_keys(NOW)
 
 
 def test_a_root_key_of_another_mesh_is_not_used(founder: StateDir, newcomer: StateDir) -> None:
@@ -335,7 +354,7 @@ def test_no_crash_loses_a_member_or_lets_one_too_many_in(
     replace = privatefile.replace
     with StateDir(tmp_path_factory.mktemp("state") / "s").lock() as state:
         membership = create(state)
-        request = JoinRequest.to(invite(membership, uses), "pi")
+        ticket = invite(membership, uses)
         answered: dict[NodeId, certificates.Certificate] = {}
         for who, dies_before in asks:
             writes = 0
@@ -349,7 +368,7 @@ def test_no_crash_loses_a_member_or_lets_one_too_many_in(
 
             monkeypatch.setattr(privatefile, "replace", dying)
             try:
-                reply = membership.admit(request, node(who).id, NOW)
+                reply = membership.admit(ask(ticket, who), NOW)
             except TicketError:
                 pass
             except StateError:
@@ -367,18 +386,20 @@ def test_no_crash_loses_a_member_or_lets_one_too_many_in(
         taken = [member.certificate.ipv4(network) for member in membership.members()]
         assert len(set(taken)) == len(taken)
         # A use that a crash took still belongs to its node: it asks again, and is let in.
-        for redeemed in membership.invites().invites[0].redeemed_by:
-            membership.admit(request, NodeId(redeemed), NOW)
+        redeemed = membership.invites().invites[0].redeemed_by
+        for who in range(1, 6):
+            if node(who).id.ed25519 in redeemed:
+                membership.admit(ask(ticket, who), NOW)
         assert len(membership.peers()) <= uses
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2])
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 4])
 def test_a_join_that_dies_half_way_can_be_done_again(
     founder: StateDir, newcomer: StateDir, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     first = create(founder)
     ticket = invite(first)
-    reply = first.admit(JoinRequest.to(ticket, "pi"), newcomer.node_key().id, NOW)
+    reply = first.admit(JoinRequest.to(ticket, "pi", newcomer.node_key()), NOW)
     replace, left = privatefile.replace, [writes]
 
     def dying(path: Path, data: bytes) -> None:

@@ -57,6 +57,17 @@ async def test_start_peers_states_stop() -> None:
         await overlay.states()
 
 
+async def test_other_addresses_come_with_the_peers_that_there_are() -> None:
+    device = FakeDevice()
+    overlay = await started(device)
+    await overlay.set_peers([PEER])
+    others = (ADDRESSES[0], ip_interface("10.77.9.9/16"))
+    await overlay.set_addresses(others)
+    assert device.config.addresses == others
+    assert [state.public_key for state in await overlay.states()] == [PEER.node_public]
+    await overlay.stop()
+
+
 async def test_started_again_after_a_stop() -> None:
     device = FakeDevice()
     overlay = await started(device)

@@ -102,6 +102,25 @@ def test_who_cannot_be_asked_from_here_lives_as_long_as_it_is_heard() -> None:
     assert world.state(2) is State.GONE
 
 
+def test_one_that_never_answered_is_gone_when_others_doubt_it_and_it_stays_silent() -> None:
+    world = World(3)
+    world.dead.add(node(2))  # before anybody asked it
+    world.run(10.0)
+    assert world.changes == []
+    assert world.liveness.doubt(node(2), world.now)
+    world.run(SUSPECT_S + 1.0)
+    assert world.state(2) is State.GONE
+
+
+def test_a_newcomer_is_asked_at_once() -> None:
+    world = World(30)
+    world.run(8.0)
+    world.asked.clear()
+    world.liveness.set_members([*world.nodes, node(99)], world.now)
+    world.run(2 * STEP_S)
+    assert node(99) in world.asked
+
+
 def test_one_who_comes_back_is_alive_again() -> None:
     world = World(4)
     world.run(5.0)

@@ -1,0 +1,177 @@
+"""What the local API answers: this node, the mesh as it sees it, and the operator's wishes.
+
+Implements `api.Target` over the daemon's parts. Reading answers from memory; a wish is passed to
+the part that does it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from agent import endpoint, enrol
+from agent.acl.service import Acl, CheckRequest
+from agent.api import DeployRequest
+from agent.authority import Authority
+from agent.authority.wishes import (
+    GrantWish,
+    InviteWish,
+    LeaveWish,
+    MoveRootKeyWish,
+    RenameWish,
+    RevokeWish,
+    RotateWish,
+)
+from agent.company import Company
+from agent.config import Config
+from agent.control import ControlPlane
+from agent.deploy.deployments import Deployments
+from agent.discovery.node import Discovery
+from agent.errors import NotRunning
+from agent.health import Health
+from agent.identity.keys import NodeId
+from agent.membership.store import Membership
+from agent.neighbours import Neighbours
+from agent.overlay.shell import Overlay
+from agent.presence.service import Presence
+
+
+class Answers:
+    """Asks the parts, and puts what they say into the form of the API."""
+
+    def __init__(
+        self, settings: Config, membership: Membership, overlay: Overlay, control: ControlPlane,
+        discovery: Discovery, neighbours: Neighbours, company: Company, authority: Authority,
+        presence: Presence, acl: Acl, deployments: Deployments, health: Health,
+        request_stop: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._membership = membership
+        self._overlay = overlay
+        self._control = control
+        self._discovery = discovery
+        self._neighbours = neighbours
+        self._company = company
+        self._authority = authority
+        self._presence = presence
+        self._acl = acl
+        self._deployments = deployments
+        self._health = health
+        self._started = time.time()
+        self.request_stop = request_stop
+
+    # --------------------------------------------------------------- reading
+
+    async def status(self) -> dict[str, Any]:
+        """Describe this node."""
+        now, network = time.time(), self._settings.network
+        certificate = self._membership.certificate
+        contacts = len(self._discovery.contacts())
+        links = ", ".join(self._company.name_of(node) for node in self._presence.links())
+        control = f"TCP port {network.control_port}, links to {links or 'nobody'}"
+        served = "serves" if self._discovery.reachable else "client: not reached from outside"
+        return enrol.facts(self._membership) | {
+            "pid": os.getpid(),
+            "uptime_s": now - self._started,
+            "roles": list(certificate.roles),
+            "tags": list(certificate.tags),
+            "certificate_left_s": certificate.not_after - now,
+            "addresses": self._neighbours.addresses,
+            "parts": {
+                "overlay": f"{self._overlay.name} ({self._overlay.kind}), "
+                f"UDP port {self._overlay.listen_port}",
+                "control": control if self._control.running else "down",
+                "discovery": f"UDP port {network.discovery_port}, {contacts} contacts, {served}",
+            },
+            "peers": self._neighbours.count()
+            | {"alive": len(self._presence.alive()), "linked": len(self._presence.links())},
+            "engines": self._deployments.engines(),
+            "health": [msgspec.to_builtins(item) for item in self._health.items()],
+        }
+
+    async def peers(self) -> dict[str, Any]:
+        """Describe the other members: how WireGuard reaches them, and how they do."""
+        return {
+            "peers": [
+                peer | self._presence.describe(NodeId.parse(peer["node"]))
+                for peer in self._neighbours.describe()
+            ]
+        }
+
+    async def members(self) -> dict[str, Any]:
+        """Describe all who are or were members."""
+        return self._authority.members()
+
+    async def replicas(self) -> dict[str, Any]:
+        """List the heads that discovery knows."""
+        return {"replicas": self._company.heads}
+
+    async def deployments(self) -> dict[str, Any]:
+        """Describe the mesh's deployments."""
+        return {"deployments": await self._deployments.describe()}
+
+    async def events(self, after: int) -> dict[str, Any]:
+        """List what happened after an event's number."""
+        return self._presence.events.describe(after)
+
+    async def acl(self) -> dict[str, Any]:
+        """Describe the ACL in force, with its counters."""
+        return await self._acl.describe()
+
+    # ---------------------------------------------------------------- wishes
+
+    async def check_acl(self, request: CheckRequest) -> dict[str, Any]:
+        """Say whether and why one member may reach another's port."""
+        return self._acl.check(request.src, request.dst, request.port)
+
+    async def invite(self, wish: InviteWish) -> dict[str, Any]:
+        """Make a ticket that leads to this node, and to some others."""
+        if not self._control.running:
+            raise NotRunning(
+                "the control plane is not running, so nobody could join here",
+                hint="`agent status` says why.",
+            )
+        port = self._settings.network.control_port
+        ticket = await self._authority.invite(
+            wish, [endpoint.join(address, port) for address in self._neighbours.addresses]
+        )
+        return {"ticket": ticket.encode(), "mesh": ticket.mesh_name, "not_after": ticket.not_after,
+                "addresses": list(ticket.addresses), "uses": wish.uses}  # fmt: skip
+
+    async def revoke(self, wish: RevokeWish) -> dict[str, Any]:
+        """Put a node out of the mesh."""
+        return await self._authority.revoke(wish)
+
+    async def rename(self, wish: RenameWish) -> dict[str, Any]:
+        """Give a node another name."""
+        return await self._authority.rename(wish)
+
+    async def grant(self, wish: GrantWish) -> dict[str, Any]:
+        """Give a node roles and tags."""
+        return await self._authority.grant(wish)
+
+    async def rotate(self, wish: RotateWish) -> dict[str, Any]:
+        """Change the network key."""
+        return await self._authority.rotate(wish)
+
+    async def leave(self, wish: LeaveWish) -> dict[str, Any]:
+        """Take this node out of the mesh and stop; the caller wipes the state directory."""
+        left = await self._authority.leave(wish)
+        self.request_stop()
+        return left
+
+    async def move_root_key(self, wish: MoveRootKeyWish) -> dict[str, Any]:
+        """Move the root key to a file."""
+        return await self._authority.move_root_key(wish)
+
+    async def deploy(self, request: DeployRequest) -> dict[str, Any]:
+        """Say that a model shall run."""
+        return await self._deployments.deploy(request)
+
+    async def undeploy(self, name: str) -> dict[str, Any]:
+        """End a deployment."""
+        return await self._deployments.undeploy(name)

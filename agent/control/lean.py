@@ -1,0 +1,32 @@
+"""Import libp2p without what it brings for others.
+
+`import libp2p` runs a package module that imports everything: DHT, bitswap, mDNS, relays, HTTP
+clients; 60 MB. What we use needs 35. So `prepare` puts an empty package in its place, through which
+Python finds the same submodules. It is called in the control plane's thread, before `node.py` is
+imported; where libp2p has been imported whole, it does nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+
+_PACKAGE = "libp2p"
+# libp2p's modules import each other in circles; begun here, as its package module does, it works.
+_FIRST = "libp2p.transport.quic.utils"
+
+
+def prepare() -> None:
+    """Make libp2p's submodules importable one by one; raises ImportError if it is not installed."""
+    if _PACKAGE not in sys.modules:
+        spec = importlib.util.find_spec(_PACKAGE)
+        if spec is None or spec.submodule_search_locations is None:
+            raise ModuleNotFoundError(f"No module named {_PACKAGE!r}", name=_PACKAGE)
+        package = ModuleType(_PACKAGE, spec.name)
+        package.__spec__ = spec
+        package.__path__ = list(spec.submodule_search_locations)
+        package.__file__ = spec.origin
+        sys.modules[_PACKAGE] = package
+    importlib.import_module(_FIRST)

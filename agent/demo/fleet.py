@@ -1,0 +1,79 @@
+"""Agents on one LAN, in namespaces: for tests and benches of the mesh itself, without a model.
+
+Only works inside a sandbox.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from agent.demo.mesh import AgentLab
+from agent.demo.netlab import Lan
+from agent.errors import PeerError
+
+_LIMIT_S = 60.0
+_POLL_S = 0.05
+
+
+class Fleet(AgentLab):
+    """`count` machines n0, n1, … on one LAN; the first makes the mesh and is up."""
+
+    def __init__(self, root: Path, count: int) -> None:
+        super().__init__(root, Lan())
+        self.names = [f"n{number}" for number in range(count)]
+        for name in self.names:
+            self.lab.add(name)
+        self.founder = self.names[0]
+        self.agent(self.founder, "mesh", "create", "fleet")
+        self.agent(self.founder, "up")
+
+    def ticket(self, uses: int = 1) -> str:
+        """Return a ticket for so many workers."""
+        made: str = self.ask(self.founder, "invite", "--uses", str(uses))["ticket"]
+        return made
+
+    def join_all(self, parallel: int = 4) -> None:
+        """Let everyone join, a few at a time: each imports libp2p, a second of one core."""
+        ticket = self.ticket(len(self.names))
+        with ThreadPoolExecutor(parallel) as pool:
+            list(pool.map(lambda name: self.agent(name, "join", ticket), self.names[1:]))
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Return an agent's status."""
+        found: dict[str, Any] = self.get(name, "/v1/status")
+        return found
+
+    def peers(self, name: str) -> dict[str, dict[str, Any]]:
+        """Return the peers of an agent, by name."""
+        return {peer["name"]: peer for peer in self.get(name, "/v1/peers")["peers"]}
+
+    def members(self, name: str) -> dict[str, dict[str, Any]]:
+        """Return all who are or were members as an agent sees it, by name."""
+        return {one["name"]: one for one in self.get(name, "/v1/members")["members"]}
+
+    def pids(self, name: str) -> tuple[int, list[int]]:
+        """Return the pid of an agent, and those of its children."""
+        pid = int(self.status(name)["pid"])
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return pid, [int(child) for child in children]
+
+    def kill(self, name: str) -> None:
+        """End an agent and its children at once, as a power failure does."""
+        pid, children = self.pids(name)
+        for each in (pid, *children):
+            os.kill(each, signal.SIGKILL)
+
+
+def wait_until(what: str, true: Any, limit_s: float = _LIMIT_S) -> float:
+    """Wait until `true()` holds; return the seconds. Raises PeerError with `what` after a while."""
+    began = time.monotonic()
+    while not true():
+        if time.monotonic() - began > limit_s:
+            raise PeerError(f"{what}: not within {limit_s:g} s")
+        time.sleep(_POLL_S)
+    return time.monotonic() - began

@@ -1,0 +1,178 @@
+"""How every deployment of the mesh is, as this node can tell: `agent ps` on any node.
+
+What this node owns or runs it knows; for the rest it asks the owners, each at most once a second,
+and says so when one does not answer. Used by `deployments.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import msgspec
+
+from agent.deploy.executor import Ask, Executor
+from agent.deploy.mesh import Mesh
+from agent.deploy.messages import AskStatus, HeadState, Status, Statuses
+from agent.deploy.rings import Rings
+from agent.deploy.wish import Wish
+from agent.errors import CoveyError, PeerError, to_wire
+from agent.identity.keys import NodeId
+from agent.ownership.owner import View
+
+# A person cannot read faster, and a program that asks more often gets the same again.
+CACHED_S = 1.0
+_ASK_TIMEOUT_S = 2.0
+_HOPS = 2
+
+
+class Owners(Protocol):
+    """What the board needs of ownership."""
+
+    def view(self, name: str) -> View:
+        """Return what this node knows of a deployment's owner without asking anyone."""
+
+    def first(self, name: str) -> NodeId | None:
+        """Return who comes first for a deployment among the workers that are there."""
+
+
+class Board:
+    """Describes deployments for the local API, and answers other members who ask."""
+
+    def __init__(
+        self, own: NodeId, owners: Owners, executor: Executor, rings: Rings, mesh: Mesh, ask: Ask
+    ) -> None:
+        self._own = own
+        self._owners = owners
+        self._executor = executor
+        self._rings = rings
+        self._mesh = mesh
+        self._ask = ask
+        self._cache: dict[NodeId, tuple[float, dict[str, Status]]] = {}
+        self._asking = asyncio.Lock()
+
+    def answer(self, request: AskStatus) -> Statuses:
+        """Answer another member with what this node knows itself."""
+        return Statuses(tuple(self.status(name) for name in request.names))
+
+    def status(self, name: str) -> Status:
+        """Return what this node knows of a deployment without asking anyone."""
+        view = self._owners.view(name)
+        state = None
+        if view.head is not None:
+            state = self._executor.state(name, view.head)
+            if view.head == self._own:
+                state = self._rings.state(name)
+        return Status(
+            name, str(view.owner or ""), str(view.head or ""),
+            view.token.epoch if view.token else 0, state,
+        )  # fmt: skip
+
+    async def describe(self, wishes: Iterable[Wish]) -> list[dict[str, Any]]:
+        """Describe the deployments, asking owners where this node does not know."""
+        wishes = list(wishes)
+        found = {wish.name: self.status(wish.name) for wish in wishes}
+        silent: dict[str, NodeId] = {}
+        # Whoever is asked may know better whom to ask.
+        for _ in range(_HOPS):
+            ask: dict[NodeId, list[str]] = {}
+            for name, status in found.items():
+                owner = self._owner(name, status)
+                if (
+                    status.state is None
+                    and owner is not None
+                    and owner != self._own
+                    and (owner not in silent.values())
+                ):
+                    ask.setdefault(owner, []).append(name)
+            async with self._asking:
+                answers = await asyncio.gather(*(self._statuses(*item) for item in ask.items()))
+            for (node, names), statuses in zip(ask.items(), answers, strict=True):
+                for name in names:
+                    if statuses is None:
+                        silent[name] = node
+                    elif name in statuses and (statuses[name].owner or statuses[name].state):
+                        found[name] = statuses[name]
+                        silent.pop(name, None)
+        return [self._describe(wish, found[wish.name], silent.get(wish.name)) for wish in wishes]
+
+    def _owner(self, name: str, status: Status) -> NodeId | None:
+        return NodeId.parse(status.owner) if status.owner else self._owners.first(name)
+
+    async def _statuses(self, node: NodeId, names: list[str]) -> dict[str, Status] | None:
+        """Return what a node answers, or answered within a second; None if it does not."""
+        at, known = self._cache.get(node, (float("-inf"), {}))
+        now = time.monotonic()
+        if now - at < CACHED_S and known.keys() >= set(names):
+            return known
+        try:
+            answer = await self._ask(node, AskStatus(tuple(names)), _ASK_TIMEOUT_S)
+        except CoveyError:
+            return None
+        if not isinstance(answer, Statuses):
+            return None
+        known = {status.name: status for status in answer.statuses}
+        self._cache[node] = (time.monotonic(), known)
+        return known
+
+    # ------------------------------------------------------------------ as JSON
+
+    def _describe(self, wish: Wish, status: Status, silent: NodeId | None) -> dict[str, Any]:
+        state = status.state
+        if state is None or not state.phase:
+            state = self._without_ring(wish, status, silent)
+        return {
+            "name": wish.name,
+            "model": wish.model,
+            "generation": wish.generation,
+            "author": str(wish.author_id),
+            "owner": status.owner,
+            "owner_name": self._name(status.owner),
+            "owner_epoch": status.epoch,
+            "head": status.head,
+            "head_name": self._name(status.head),
+            "ring": state.ring,
+            "epoch": state.epoch,
+            "phase": state.phase,
+            "progress": state.progress,
+            "context": state.context,
+            "nodes": len({stage.node for stage in state.stages}),
+            "stages": [msgspec.to_builtins(stage) for stage in state.stages],
+            "reasons": list(state.reasons),
+            "url": state.url if state.phase == "ready" else "",
+            "error": state.error,
+        }
+
+    def _without_ring(self, wish: Wish, status: Status, silent: NodeId | None) -> HeadState:
+        """Say why nothing runs yet, or why nothing is known."""
+        if silent is not None:
+            name = self._name(str(silent))
+            return HeadState(wish.name, "unknown", f"its owner, {name}, does not answer")
+        error: CoveyError | None = None
+        live = {member.node_id for member in self._mesh.live_workers(time.time())}
+        if wish.source_id is not None and wish.source_id not in live:
+            error = PeerError(
+                f"{wish.model} lies on {self._name(str(wish.source_id))} alone, and that node is "
+                "not there",
+                hint="Start its agent, or deploy a file of another node.",
+            )
+        elif status.owner == str(self._own):
+            error = self._executor.error(wish.name)
+        if error is not None:
+            return HeadState(wish.name, "waiting", error.line(), error=to_wire(error))
+        if not status.owner:
+            words = "no owner has taken it up yet"
+        elif not status.epoch:
+            words = f"{self._name(status.owner)} is taking it up"
+        else:
+            words = f"{self._name(status.head)} is to be its head"
+        return HeadState(wish.name, "planning", words)
+
+    def _name(self, node: str) -> str:
+        """Return a node's name for people; its id's end for one that is not known."""
+        if not node:
+            return ""
+        member = self._mesh.find(NodeId.parse(node))
+        return member.certificate.name if member else f"…{node[-8:]}"

@@ -1,0 +1,302 @@
+"""Deployments, for the daemon: the one object that knows the parts and what each is asked.
+
+    deploy, undeploy ──▶ keeper (the book of wishes) ◀──▶ other members
+                              │
+    ownership (who coordinates) ──▶ executor ──Keep, Drop──▶ rings, here or on another node
+                                                               │
+                                                          stages, here or on others
+
+Every node has all of it: any may be asked, any worker may own, be head, and hold stages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agent.api import DeployRequest
+from agent.config import Config
+from agent.deploy import build, heads
+from agent.deploy.blobs import BlobServer
+from agent.deploy.board import Board
+from agent.deploy.engines import Engines
+from agent.deploy.executor import Executor
+from agent.deploy.heads import Head
+from agent.deploy.keeper import BookKeeper
+from agent.deploy.mesh import Mesh
+from agent.deploy.messages import (
+    Answer,
+    AskHead,
+    AskStatus,
+    CompareBook,
+    Drop,
+    ExchangeBook,
+    HeadState,
+    Keep,
+    Request,
+)
+from agent.deploy.rings import Rings
+from agent.deploy.stages import StageHost
+from agent.deploy.wish import Wish, check_name
+from agent.errors import CoveyError, MembershipError, NotRunning, UsageError
+from agent.identity.keys import NodeId, NodeKey
+from agent.models import bundled
+from agent.ownership.lease import Token
+from agent.ownership.owner import Want
+from agent.ownership.service import OwnershipService
+
+_log = logging.getLogger(__name__)
+
+# `agent undeploy` says that a deployment is ended once its head says so, within this time.
+_UNDEPLOY_WAIT_S = 6.0
+_POLL_S = 0.2
+_ASK_TIMEOUT_S = 2.0
+
+
+Note = Callable[[str, str, str], None]
+"""Called with an event's kind (deployment.owner, deployment.phase), the deployment, and words."""
+
+
+class Deployments:
+    """All that has to do with deployments on this node."""
+
+    def __init__(
+        self, settings: Config, key: NodeKey, name: str, mesh_id: bytes, engines: Engines,
+        blobs: BlobServer, mesh: Mesh, note: Note = lambda kind, name, text: None,
+    ) -> None:  # fmt: skip
+        """`note(kind, name, text)` hears of a new owner here, and of a new phase of a ring here."""
+        self._own = key.id
+        self._note = note
+        self._noted: dict[str, str] = {}
+        self._mesh = mesh
+        self._tasks: list[asyncio.Task[None]] = []
+        self._wants: dict[str, Want] = {}
+        self._keeper = BookKeeper(settings.state_dir, mesh_id, key, mesh, self._book_changed)
+        self._rings = Rings(settings, key.id, name, engines, blobs, mesh, self._rings_changed)
+        self._stages = StageHost(settings.state_dir / "stages", engines)
+        self._ownership = OwnershipService(
+            key.id, settings.state_dir, mesh, wants=self._wanted, running=self._rings.running,
+            changed=self._owned_changed,
+        )  # fmt: skip
+        self._executor = Executor(self._ownership, self._keeper, self._ask)
+        self._board = Board(key.id, self._ownership, self._executor, self._rings, mesh, self._ask)
+        self._news = asyncio.Event()
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self, host: str, beat_port: int) -> None:
+        """Read the book and take part, with beats on `host` (this node's overlay address).
+
+        Raises StateError for a damaged file, EnvironmentFault when the UDP port is taken.
+        """
+        self._keeper.restore()
+        self._read_wants()
+        await self._ownership.start(host, beat_port)
+        self._tasks = [
+            asyncio.create_task(self._keeper.follow(), name="deployments compare"),
+            asyncio.create_task(self._executor.follow(), name="deployments owned"),
+            asyncio.create_task(self._follow_removed(), name="deployments removed"),
+        ]
+
+    async def stop(self) -> None:
+        """Give back what this node owns, and end all rings and stages here."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks = []
+        await self._ownership.stop()
+        await self._rings.stop()
+        await self._stages.stop()
+
+    # ------------------------------------------------------------------ what the daemon passes on
+
+    async def on_gossip(self, author: NodeId, payload: bytes) -> bool:
+        """Take in what came on the topic `keeper.TOPIC`; False for what makes no sense."""
+        if not self._tasks:
+            return True  # the stored book is not read yet; what is missed is compared later
+        return await self._keeper.on_gossip(author, payload)
+
+    def on_link(self, node: NodeId, up: bool) -> None:
+        """Hear that a control connection to a member came up, or that the last one went."""
+        self._keeper.on_link(node, up)
+        if up:
+            self.trust(node)
+        else:
+            self.suspect(node)
+
+    def suspect(self, node: NodeId) -> None:
+        """Hear that a member may have died."""
+        self._ownership.suspect(node)
+
+    def trust(self, node: NodeId) -> None:
+        """Hear that a member is there (again)."""
+        self._ownership.trust(node)
+
+    async def answer(self, peer: NodeId, request: Request) -> Answer:
+        """Do what a member asks; raises a CoveyError, which reaches that member."""
+        if not self._tasks:
+            raise NotRunning("the node is starting or stopping", hint="Try again in a moment.")
+        match request:
+            case Keep() | Drop() | AskHead():
+                return await self._as_head(peer, request)
+            case AskStatus():
+                return self._board.answer(request)
+            case CompareBook() | ExchangeBook():
+                return self._keeper.answer(request)
+            case _:
+                return await self._stages.answer(peer, request)
+
+    # ------------------------------------------------------------------ the local API
+
+    async def deploy(self, request: DeployRequest) -> dict[str, Any]:
+        """Check the model, tell the mesh the wish, and describe it. Raises CoveyError."""
+        self._keeper.require_may_deploy()
+        path = build.model_path(request.model)
+        facts = await asyncio.to_thread(build.model_facts, path)
+        name = request.name or facts.name
+        check_name(name)
+        workers = [
+            member.node_id
+            for member in self._mesh.members(time.time())
+            if "worker" in member.certificate.roles
+        ]
+        if request.nodes is not None and request.nodes > len(workers):
+            raise UsageError(
+                f"a ring of {request.nodes} nodes was asked for, and this mesh has {len(workers)} "
+                "that could be in it",
+                hint="`agent invite` lets more machines join.",
+            )
+        if request.context > facts.context:
+            raise UsageError(
+                f"a context of {request.context} tokens was asked for, and {facts.name} was "
+                f"trained for {facts.context}"
+            )
+        is_bundled = request.model == bundled.NAME
+        if not is_bundled and self._own not in workers:
+            raise MembershipError(
+                f"{path} lies on this node, which is no worker, so nobody could be its head",
+                hint="Deploy it on a worker that has the file.",
+            )
+        here = {wish.name for wish in self._keeper.book.wishes() if wish.prefer_id == self._own}
+        heads.encode([Head(other, 65535, facts.context, "x" * 8) for other in {*here, name}])
+        wish = await self._keeper.add(
+            name=name,
+            # The path as it is now, so that the wish does not depend on where it was typed.
+            model=bundled.NAME if is_bundled else str(path),
+            source=None if is_bundled else self._own,
+            nodes=request.nodes,
+            context=request.context,
+        )
+        (described,) = await self._board.describe([wish])
+        return described
+
+    async def undeploy(self, name: str) -> dict[str, Any]:
+        """Tell the mesh that a deployment shall end, and wait a little until it has.
+
+        Returns its phase, "ended", or "ending" when its head has not said so in time.
+        """
+        self._keeper.require_may_deploy()
+        wish = self._keeper.book.find(name)
+        before = await self._board.describe([wish]) if wish and not wish.removed else []
+        await self._keeper.remove(name)
+        head = NodeId.parse(before[0]["head"]) if before and before[0]["head"] else None
+        ended = head is None or await self._ends(name, head)
+        return {"name": name, "phase": "ended" if ended else "ending"}
+
+    async def describe(self) -> list[dict[str, Any]]:
+        """Describe every deployment of the mesh."""
+        return await self._board.describe(self._keeper.book.wishes())
+
+    def engines(self) -> list[dict[str, Any]]:
+        """Describe the engines that run here, for `agent status`."""
+        return [*self._rings.engines(), *self._stages.engines()]
+
+    # ------------------------------------------------------------------ inside
+
+    async def _as_head(self, peer: NodeId, request: Keep | Drop | AskHead) -> HeadState:
+        if isinstance(request, AskHead):
+            return self._rings.state(request.name)
+        if isinstance(request, Drop):
+            self._check_token(peer, request.name, request.token)
+            return self._rings.drop(request.name)
+        wish = Wish.decode(request.wish)
+        self._check_token(peer, wish.name, request.token)
+        known = self._keeper.book.find(wish.name)
+        if known is None or known.rank < wish.rank:
+            # The owner heard of it first; it is checked as if it had come by gossip.
+            await self._keeper.on_gossip(peer, request.wish)
+            known = self._keeper.book.find(wish.name)
+        if known != wish:
+            raise UsageError(f"another wish for {wish.name} counts here")
+        if wish.removed:
+            raise UsageError(f"{wish.name} shall not run any more")
+        return await self._rings.keep(wish, request.token, proven=request.proven)
+
+    def _check_token(self, peer: NodeId, name: str, token: Token) -> None:
+        if token.owner_id != peer or not self._ownership.admits(name, token):
+            raise UsageError(
+                f"…{peer.short} does not own {name} here any more (epoch {token.epoch})",
+                hint="Nothing was changed; its present owner goes on.",
+            )
+
+    async def _ask(self, node: NodeId, request: Request, timeout_s: float) -> Answer:
+        if node == self._own:
+            return await self.answer(node, request)
+        return await self._mesh.ask(node, request, timeout_s)
+
+    async def _ends(self, name: str, head: NodeId) -> bool:
+        try:
+            async with asyncio.timeout(_UNDEPLOY_WAIT_S):
+                while True:
+                    state = await self._ask(head, AskHead(name), _ASK_TIMEOUT_S)
+                    if isinstance(state, HeadState) and not state.phase:
+                        return True
+                    await asyncio.sleep(_POLL_S)
+        except (TimeoutError, CoveyError):
+            return False
+
+    async def _follow_removed(self) -> None:
+        """End the rings here whose wishes were taken back, whether their owner says so or not."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            for name, kept in self._rings.names().items():
+                wish = self._keeper.book.find(name)
+                if wish is not None and wish.removed and wish.rank > kept.rank:
+                    await self._rings.end(name)
+
+    def _read_wants(self) -> None:
+        self._wants = {
+            wish.name: Want(wish.name, wish.prefer_id, wish.source_id, wish.removed)
+            for wish in self._keeper.book.entries()
+        }
+
+    def _wanted(self) -> Mapping[str, Want]:
+        return self._wants
+
+    def _book_changed(self) -> None:
+        self._read_wants()
+        self._news.set()
+        self._executor.changed()
+        self._ownership.kick()
+
+    def _rings_changed(self) -> None:
+        for name in self._rings.names():
+            self._note_once("deployment.phase", name, self._rings.state(name).phase)
+        self._ownership.kick()
+
+    def _owned_changed(self) -> None:
+        for name, holdings in self._ownership.owned().items():
+            epochs = [holding.token.epoch for holding in holdings if holding.main]
+            if epochs:
+                self._note_once("deployment.owner", name, f"owned here, epoch {epochs[0]}")
+        self._executor.changed()
+
+    def _note_once(self, kind: str, name: str, text: str) -> None:
+        if self._noted.get(f"{kind} {name}") != text:
+            self._noted[f"{kind} {name}"] = text
+            self._note(kind, name, text)

@@ -1,0 +1,104 @@
+"""A wish: one deployment as its author signed it, or that it shall be no more. A core.
+
+The signature covers the mesh's id and the exact bytes of the array without the signature, behind a
+prefix that no other signed thing has. Which of two wishes of the same name counts is decided by the
+higher generation, then the higher author id: the same on every node. Used by `book.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from agent.errors import PeerError, UsageError
+from agent.identity.keys import NodeId, NodeKey
+from agent.membership import wire
+from agent.ownership.lease import NodeBytes
+
+VERSION = 1
+MAX_NAME_CHARACTERS = 64
+_PREFIX = b"covey-deployment-v1\0"
+_MAX_NUMBER = 2**53
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_NUMBER)]
+# A node id, or nothing.
+_Node = Annotated[bytes, msgspec.Meta(max_length=32)]
+
+
+class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """What shall run, or not (`removed`). Made by `sign`; counts once `check` has passed.
+
+    `model` is a bundled name, or an absolute path on the node `source` (empty: every node has it).
+    `nodes` None: as few as it fits on; `context` 0: the model's own. `prefer` is the node that had
+    best be its head (empty: any). `at` is unix seconds, `signature` 64 bytes.
+    """
+
+    version: int = VERSION
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+    model: Annotated[str, msgspec.Meta(max_length=1024)]
+    source: _Node = b""
+    nodes: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
+    context: _Count = 0
+    prefer: _Node = b""
+    author: NodeBytes
+    generation: Annotated[int, msgspec.Meta(ge=1, le=_MAX_NUMBER)]
+    at: _Count
+    removed: bool = False
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
+
+    @property
+    def author_id(self) -> NodeId:
+        """Who signed it."""
+        return NodeId(self.author)
+
+    @property
+    def source_id(self) -> NodeId | None:
+        """The only node that has the model's file; None for a bundled model."""
+        return NodeId(self.source) if self.source else None
+
+    @property
+    def prefer_id(self) -> NodeId | None:
+        """The node that had best be the head."""
+        return NodeId(self.prefer) if self.prefer else None
+
+    @property
+    def rank(self) -> tuple[int, bytes, bytes]:
+        """What decides between two wishes of one name; the higher counts."""
+        return self.generation, self.author, self.signature
+
+    def signed_by(self, key: NodeKey, mesh_id: bytes) -> Wish:
+        """Return it with the signature of `key`, whose node is the author."""
+        blank = msgspec.structs.replace(self, author=key.id.ed25519, signature=b"")
+        signature = key.sign(blank._signed_bytes(mesh_id))
+        return msgspec.structs.replace(blank, signature=signature)
+
+    def check(self, mesh_id: bytes) -> None:
+        """Raise PeerError unless its author signed it for this mesh and it makes sense."""
+        if len(self.source) not in (0, 32) or len(self.prefer) not in (0, 32):
+            raise PeerError(f"the deployment {self.name!r} names a node that is none")
+        check_name(self.name, PeerError)
+        if not self.author_id.verify(self.signature, self._signed_bytes(mesh_id)):
+            raise PeerError(f"the deployment {self.name!r} is not signed by its author")
+
+    def encode(self) -> bytes:
+        """Return its bytes."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Wish:
+        """Read the bytes of `encode`, unchecked; raises PeerError for anything else."""
+        return wire.decode(raw, cls, "the deployment", VERSION, PeerError)
+
+    def _signed_bytes(self, mesh_id: bytes) -> bytes:
+        fields = msgspec.structs.astuple(self)[:-1]
+        return _PREFIX + mesh_id + msgspec.msgpack.encode(fields)
+
+
+def check_name(name: str, error: type[PeerError] | type[UsageError] = UsageError) -> None:
+    """Raise `error` for a name that could not stand in a URL's path or a table."""
+    if not 1 <= len(name) <= MAX_NAME_CHARACTERS or "/" in name or not name.isprintable():
+        raise error(
+            f"{name[:80]!r} cannot name a deployment",
+            hint=f"Give it a name (--name) of 1 to {MAX_NAME_CHARACTERS} characters without a /.",
+        )

@@ -1,0 +1,160 @@
+"""The book of wishes: signed, the same everywhere in the end, and closed to who may not deploy."""
+
+import itertools
+import random
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.deploy import book as books
+from agent.deploy.book import DeploymentBook
+from agent.deploy.wish import Wish, check_name
+from agent.errors import MembershipError, PeerError, UsageError
+from agent.identity.keys import NodeId, NodeKey
+
+MESH = bytes(range(32))
+KEYS = [NodeKey(bytes([n]) * 32) for n in range(1, 5)]
+A, B = KEYS[:2]
+NOW = 1_800_000_000.0
+
+
+def add(book: DeploymentBook, key: NodeKey = A, name: str = "m", **changes: Any) -> Wish:
+    fields: dict[str, Any] = {"model": "covey-mini", "source": None, "nodes": 2, "context": 64,
+                              "prefer": key.id}  # fmt: skip
+    return book.add(key, NOW, name=name, **fields | changes)
+
+
+def anyone(_: NodeId) -> bool:
+    return True
+
+
+def test_a_wish_is_read_as_it_was_signed_and_no_other_way() -> None:
+    wish = add(DeploymentBook(MESH), source=B.id)
+    assert Wish.decode(wish.encode()) == wish
+    wish.check(MESH)
+    assert (wish.author_id, wish.source_id, wish.prefer_id) == (A.id, B.id, A.id)
+    with pytest.raises(PeerError, match="not signed"):
+        wish.check(bytes(32))
+    for changes in ({"model": "/other"}, {"generation": 2}, {"removed": True}, {"nodes": 3},
+                    {"author": B.id.ed25519}, {"prefer": b""}, {"at": 1}):  # fmt: skip
+        with pytest.raises(PeerError, match="not signed"):
+            msgspec.structs.replace(wish, **changes).check(MESH)
+    for raw in (b"", wish.encode()[:-1], wish.encode() + b"\0", b"\x93\x01\xa1m\xa1x"):
+        with pytest.raises(PeerError, match="damaged"):
+            Wish.decode(raw)
+    with pytest.raises(PeerError, match="newer version"):
+        Wish.decode(msgspec.structs.replace(wish, version=2).encode())
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "a/b", "a\nb", "a\x1b[31m"])
+def test_names_that_cannot_be_shown_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot name"):
+        check_name(name)
+    if name:
+        wish = Wish(name=name, model="m", author=bytes(32), generation=1, at=1)
+        with pytest.raises(PeerError):
+            wish.signed_by(A, MESH).check(MESH)
+
+
+def test_a_name_is_taken_until_it_is_removed() -> None:
+    book = DeploymentBook(MESH)
+    first = add(book)
+    with pytest.raises(UsageError, match="already deployed"):
+        add(book, B)
+    gone = book.remove(B, NOW, "m")
+    assert (gone.generation, gone.removed, gone.author_id) == (2, True, B.id)
+    assert book.wishes() == ()
+    assert book.entries() == (gone,)
+    with pytest.raises(UsageError, match="not deployed"):
+        book.remove(B, NOW, "m")
+    again = add(book)
+    assert again.generation == 3 > first.generation
+    assert book.wishes() == (again,)
+
+
+def test_only_a_higher_rank_counts_and_only_of_who_may_deploy() -> None:
+    here, there = DeploymentBook(MESH), DeploymentBook(MESH)
+    first = add(there)
+    with pytest.raises(MembershipError, match="may not deploy"):
+        here.merge(first, lambda node: node != A.id, NOW)
+    assert here.merge(first, anyone, NOW)
+    assert not here.merge(first, anyone, NOW)
+    second = there.remove(B, NOW, "m")
+    assert here.merge(second, anyone, NOW)
+    assert not here.merge(first, anyone, NOW)
+    assert here.find("m") == second
+    forged = msgspec.structs.replace(second, generation=9, removed=False)
+    with pytest.raises(PeerError, match="not signed"):
+        here.merge(forged, anyone, NOW)
+    assert here.find("m") == second
+
+
+def test_times_far_ahead_and_floods_are_refused() -> None:
+    here, there = DeploymentBook(MESH), DeploymentBook(MESH)
+    with pytest.raises(PeerError, match="in the future"):
+        here.merge(add(there), anyone, NOW - 2 * 86400)
+    for number in range(books.MAX_BY_AUTHOR):
+        here.merge(add(there, name=f"m{number}"), anyone, NOW)
+    with pytest.raises(MembershipError, match="too many"):
+        here.merge(add(there, name="one-more"), anyone, NOW)
+    assert here.merge(there.remove(A, NOW, "m0"), anyone, NOW), "what is there may still change"
+    assert here.merge(add(there, B, name="other"), anyone, NOW)
+
+
+def test_marks_of_what_was_removed_go_after_a_month_and_do_not_come_back() -> None:
+    book, late = DeploymentBook(MESH), DeploymentBook(MESH)
+    add(book)
+    gone = book.remove(A, NOW, "m")
+    assert not book.prune(NOW + books.REMOVED_KEPT_S - 1)
+    assert book.prune(NOW + books.REMOVED_KEPT_S + 1)
+    assert book.entries() == ()
+    assert not late.merge(gone, anyone, NOW + books.REMOVED_KEPT_S + 1)
+
+
+def test_an_orphan_is_the_same_wish_of_another_author() -> None:
+    book = DeploymentBook(MESH)
+    before = add(book, prefer=B.id)
+    after = book.adopt(B, NOW + 5, "m")
+    after.check(MESH)
+    assert (after.author_id, after.generation) == (B.id, 2)
+    same = ("name", "model", "nodes", "context", "prefer", "source", "removed")
+    assert all(getattr(after, field) == getattr(before, field) for field in same)
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(st.integers(0, 2**32), st.integers(0, 25))
+def test_books_that_exchange_become_the_same(seed: int, steps: int) -> None:
+    rng = random.Random(seed)
+    shelf = [DeploymentBook(MESH) for _ in KEYS]
+    for _ in range(steps):
+        index = rng.randrange(len(KEYS))
+        name = rng.choice("abc")
+        known = shelf[index].find(name)
+        if known is None or known.removed:
+            add(shelf[index], KEYS[index], name)
+        else:
+            shelf[index].remove(KEYS[index], NOW, name)
+        if rng.random() < 0.3:
+            exchange(*rng.sample(shelf, 2))
+    for one, other in itertools.permutations(shelf, 2):
+        exchange(one, other)
+    for one, other in itertools.permutations(shelf, 2):
+        exchange(one, other)
+    assert len({book.digest() for book in shelf}) == 1
+    assert len({book.entries() for book in shelf}) == 1
+
+
+def exchange(asks: DeploymentBook, answers: DeploymentBook) -> None:
+    if asks.digest() == answers.digest():
+        assert asks.compare(answers.summary()) == ([], [])
+        return
+    newer, wanted = asks.compare(answers.summary())
+    given_back = [answers.find(name) for name in wanted]
+    for wish in newer:
+        answers.merge(wish, anyone, NOW)
+    for found in given_back:
+        assert found is not None
+        asks.merge(found, anyone, NOW)

@@ -1,0 +1,431 @@
+"""Whole nodes in one process: books, beats over loopback UDP, owners, heads and what people see.
+
+Only the engines and the control plane are fakes; requests cross it as bytes.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent import config
+from agent.api import DeployRequest
+from agent.deploy import keeper, messages, rings
+from agent.deploy.deployments import Deployments
+from agent.deploy.heads import Head
+from agent.deploy.messages import Drop, Keep
+from agent.deploy.wish import Wish
+from agent.errors import CoveyError, MembershipError, NotRunning, PeerError, StateError, UsageError
+from agent.identity.keys import NodeId, NodeKey
+from agent.models import bundled
+from agent.ownership import rendezvous
+from agent.ownership.lease import Token
+
+MESH = bytes(range(32))
+NAMES = ("alpha", "beta", "gamma")
+
+
+class FakeHead:
+    """A head engine that runs until it is stopped."""
+
+    http_port = 7101
+
+    async def wait_ended(self) -> CoveyError | None:
+        return await asyncio.get_running_loop().create_future()
+
+
+class FakeBuild:
+    """Stands for `Build`: it always succeeds."""
+
+    made: list[tuple[str, str]]
+
+    def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
+        self.plan, self.context, self.head = None, 64, FakeHead()
+        type(self).made.append((wish.name, more["own"].name))
+
+    async def up(self) -> FakeHead:
+        return self.head
+
+    async def down(self) -> None:
+        """Nothing is left of it."""
+
+
+class Node:
+    """One agent as far as deployments go; it is also the `Mesh` that its deployments see."""
+
+    def __init__(self, net: "Net", name: str, number: int, roles: Sequence[str]) -> None:
+        self.net, self.name = net, name
+        self.key = NodeKey(bytes([number]) * 32)
+        self.id = self.key.id
+        self.address = f"127.0.0.{20 + number}"
+        self.member: Any = SimpleNamespace(
+            node_id=self.id,
+            certificate=SimpleNamespace(ipv6=self.address, name=name, roles=tuple(roles)),
+        )
+        self.state = net.folder / name
+        self.state.mkdir(mode=0o700)
+        self.deployments: Deployments | None = None
+        self.announced: list[str] = []
+        self.notes: list[tuple[str, str, str]] = []
+
+    def _note(self, kind: str, name: str, text: str) -> None:
+        self.notes.append((kind, name, text))
+
+    @property
+    def up(self) -> Deployments:
+        assert self.deployments is not None, f"{self.name} does not run"
+        return self.deployments
+
+    async def start(self) -> None:
+        settings, _ = config.load(Path("/dev/null"), {}, [f"node.state_dir={self.state}"])
+        engines: Any = SimpleNamespace(own_address=self.address)
+        made = Deployments(settings, self.key, self.name, MESH, engines, Any, self, self._note)  # type: ignore[arg-type] # no blobs are served
+        await made.start(self.address, self.net.port)
+        # The quiet time after a start has tests of its own, on virtual time.
+        core = made._ownership._core
+        assert core is not None
+        core._ready_at = core.leases._quiet_until = 0.0
+        self.deployments = made
+
+    async def stop(self) -> None:
+        if self.deployments is not None:
+            ending, self.deployments = self.deployments, None
+            await ending.stop()
+
+    async def kill(self) -> None:
+        """End it without a word to anyone."""
+        if self.deployments is not None:
+            self.deployments._ownership._transport.close()  # type: ignore[union-attr] # it runs
+            self.deployments._ownership._transport = None
+            await self.stop()
+            for node in self.net.running():
+                node.up.on_link(self.id, False)
+
+    # what `Mesh` asks for
+
+    def members(self, now: float) -> list[Any]:
+        return [node.member for node in self.net.nodes.values()]
+
+    def live_workers(self, now: float) -> list[Any]:
+        running = [*self.net.running(), self]
+        nodes = {node.id: node.member for node in running if "worker" in node.roles}
+        return list(nodes.values())
+
+    def find(self, node: NodeId) -> Any:
+        return next((m for m in self.members(0) if m.node_id == node), None)
+
+    async def ask(
+        self, node: NodeId, request: messages.Request, timeout_s: float
+    ) -> messages.Answer:
+        assert node != self.id
+        other = next(n for n in self.net.nodes.values() if n.id == node)
+        if other.deployments is None or self.net.mute:
+            raise PeerError(f"{other.name} does not answer")
+        received = messages.decode_request(messages.encode(request))
+        answer = await other.deployments.answer(self.id, received)
+        return messages.decode_answer(messages.encode(answer))
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        assert topic == keeper.TOPIC
+        if self.net.no_gossip:
+            raise NotRunning("no gossip")
+        for node in self.net.running():
+            if node is not self:
+                assert await node.up.on_gossip(self.id, payload)
+
+    async def announce_heads(self, heads: Sequence[Head]) -> None:
+        self.announced = [head.model for head in heads]
+
+    # what tests ask for
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        roles: tuple[str, ...] = self.member.certificate.roles
+        return roles
+
+    async def see(self, name: str = "m") -> dict[str, Any]:
+        found = {d["name"]: d for d in await self.up.describe()}
+        return found.get(name, {"phase": "none"})
+
+
+class Net:
+    """Three workers and a gateway."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.no_gossip = self.mute = False
+        self.nodes: dict[str, Node] = {}
+        for number, name in enumerate(NAMES, 1):
+            self.nodes[name] = Node(self, name, number, ["worker"])
+        self.nodes["door"] = Node(self, "door", 9, ["gateway"])
+
+    def __getitem__(self, name: str) -> Node:
+        return self.nodes[name]
+
+    def running(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.deployments is not None]
+
+    def ranked(self, name: str) -> list[Node]:
+        """Return the workers in the order in which they own `name`."""
+        by_id = {node.id: node for node in self.nodes.values() if "worker" in node.roles}
+        return [by_id[node] for node in rendezvous.order(name, by_id)]
+
+
+@pytest.fixture
+async def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Net]:
+    monkeypatch.setattr(rings, "Build", FakeBuild)
+    monkeypatch.setattr(rings, "DRAIN_S", 0.0)
+    FakeBuild.made = []
+    made = Net(tmp_path)
+    for node in made.nodes.values():
+        await node.start()
+    yield made
+    for node in made.nodes.values():
+        await node.stop()
+
+
+async def until(what: Callable[[], Awaitable[Any]]) -> Any:
+    async with asyncio.timeout(30):
+        while True:
+            if found := await what():
+                return found
+            await asyncio.sleep(0.05)
+
+
+async def phase(node: Node, wanted: str, name: str = "m") -> dict[str, Any]:
+    async def look() -> dict[str, Any] | None:
+        seen = await node.see(name)
+        return seen if seen["phase"] == wanted else None
+
+    found: dict[str, Any] = await until(look)
+    return found
+
+
+def request(**changes: Any) -> DeployRequest:
+    return DeployRequest(**{"model": bundled.NAME, "name": "m"} | changes)
+
+
+async def test_deploy_anywhere_see_it_everywhere_lose_the_owner_end_it_anywhere(net: Net) -> None:
+    first, second, third = net.ranked("m")
+    begun = await third.up.deploy(request())
+    assert begun["phase"] == "planning"
+    seen = await phase(third, "ready")
+    assert (seen["owner_name"], seen["head_name"]) == (first.name, third.name)
+    assert seen["owner"] == str(first.id)
+    assert seen["url"] == f"http://{third.address}:7101"
+    for node in net.nodes.values():
+        there = await phase(node, "ready")
+        assert {k: there[k] for k in ("owner", "owner_epoch", "head", "ring", "epoch")} == {
+            k: seen[k] for k in ("owner", "owner_epoch", "head", "ring", "epoch")
+        }
+    assert third.announced == ["m"]
+    owned = [("deployment.owner", "m", f"owned here, epoch {seen['owner_epoch']}")]
+    assert first.notes == owned
+    phases = [text for kind, _, text in third.notes if kind == "deployment.phase"]
+    assert phases == ["planning", "ready"]
+
+    await first.kill()
+
+    async def taken() -> dict[str, Any] | None:
+        there = await second.see()
+        return there if there["owner"] == str(second.id) and there["owner_epoch"] else None
+
+    after = await until(taken)
+    assert after["owner_epoch"] > seen["owner_epoch"]
+    assert after["head"] == seen["head"]
+    state = await until(lambda: _adopted(third, second))
+    assert state["phase"] == "ready"
+    assert FakeBuild.made == [("m", third.name)], "the ring went on"
+
+    assert (await net["door"].see())["owner"] == str(second.id)
+    with pytest.raises(MembershipError, match="may not deploy"):
+        await net["door"].up.undeploy("m")
+    assert await second.up.undeploy("m") == {"name": "m", "phase": "ended"}
+    assert third.announced == []
+    assert await third.up.describe() == []
+    with pytest.raises(UsageError, match="not deployed in this mesh"):
+        await third.up.undeploy("m")
+
+
+async def _adopted(head: Node, owner: Node) -> dict[str, Any] | None:
+    token = head.up._rings.state("m").token
+    return await head.see() if token and token.owner_id == owner.id else None
+
+
+async def test_a_lost_head_is_replaced_and_everything_comes_back_after_a_restart(net: Net) -> None:
+    first, second, third = net.ranked("m")
+    await third.up.deploy(request())
+    await phase(first, "ready")
+    await third.kill()
+
+    async def moved() -> dict[str, Any] | None:
+        there = await first.see()
+        return there if there["phase"] == "ready" and there["head"] != str(third.id) else None
+
+    assert (await until(moved))["head"] == str(first.id)
+    for node in net.nodes.values():
+        await node.stop()
+    FakeBuild.made.clear()
+    for node in net.nodes.values():
+        await node.start()
+    back = await phase(second, "ready")
+    assert (back["owner"], back["head"]) == (str(first.id), str(third.id))
+    assert FakeBuild.made == [("m", third.name)]
+
+
+async def test_a_file_runs_where_it_lies_or_waits(net: Net, tmp_path: Path) -> None:
+    first, second, third = net.ranked("file")
+    model = tmp_path / "own.gguf"
+    model.write_bytes(bundled.path().read_bytes())
+    await third.up.deploy(request(model=str(model), name="file"))
+    seen = await phase(first, "ready", "file")
+    assert (seen["head"], seen["model"]) == (str(third.id), str(model))
+    await third.kill()
+    gone = await phase(second, "waiting", "file")
+    assert gone["error"]["message"].startswith(f"{model} lies on {third.name} alone")
+    await third.start()
+    await phase(second, "ready", "file")
+    assert {head for _, head in FakeBuild.made} == {third.name}
+
+
+async def test_what_gossip_lost_is_found_when_a_link_comes_up(net: Net) -> None:
+    net.no_gossip = True
+    alpha, beta = net["alpha"], net["beta"]
+    await alpha.up.deploy(request())
+    assert (await beta.see())["phase"] == "none"
+    beta.up.on_link(alpha.id, True)
+    await until(lambda: _knows(beta))
+    assert (alpha.state / "deployments.json").stat().st_mode & 0o777 == 0o600
+    stored = msgspec.json.decode((beta.state / "deployments.json").read_bytes())
+    assert len(stored["wishes"]) == 1
+
+
+async def _knows(node: Node) -> bool:
+    return bool(await node.up.describe())
+
+
+async def test_impossible_wishes_are_refused_before_anything_is_told(net: Net) -> None:
+    alpha, door = net["alpha"], net["door"]
+    for changes, words in (
+        ({"nodes": 4}, "this mesh has 3"),
+        ({"context": 10**6}, "was trained for"),
+        ({"model": "/none.gguf"}, "there is no model"),
+        ({"name": "a/b"}, "cannot name"),
+    ):
+        with pytest.raises(CoveyError, match=words):
+            await alpha.up.deploy(request(**changes))
+    with pytest.raises(MembershipError, match="may not deploy"):
+        await door.up.deploy(request())
+    assert not (alpha.state / "deployments.json").exists()
+    await alpha.up.deploy(request())
+    with pytest.raises(UsageError, match="already deployed"):
+        await net["beta"].up.deploy(request())
+
+
+async def test_an_admin_that_is_no_worker_deploys_what_all_have(net: Net) -> None:
+    door = net["door"]
+    door.member.certificate.roles = ("admin",)
+    with pytest.raises(MembershipError, match="is no worker"):
+        await door.up.deploy(request(model=str(bundled.path())))
+    await door.up.deploy(request())
+    seen = await phase(door, "ready")
+    assert seen["head"] == seen["owner"] == str(net.ranked("m")[0].id)
+
+
+async def test_a_head_obeys_its_present_owner_alone(net: Net) -> None:
+    first, second, third = net.ranked("m")
+    await third.up.deploy(request())
+    await phase(first, "ready")
+    token = third.up._rings.state("m").token
+    wish = third.up._keeper.book.find("m")
+    assert token is not None
+    assert wish is not None
+    stolen = Token(token.epoch, second.id.ed25519)
+    older = Token(token.epoch - 1, first.id.ed25519)
+    for peer, wrong in ((second, token), (second, stolen), (first, older)):
+        for command in (Keep(wish.encode(), wrong, True), Drop("m", wrong)):
+            with pytest.raises(UsageError, match="does not own m here any more"):
+                await third.up.answer(peer.id, command)
+    assert (await third.see())["phase"] == "ready"
+    forged = msgspec.structs.replace(wish, generation=9)
+    with pytest.raises(UsageError, match="another wish"):
+        await third.up.answer(first.id, Keep(forged.encode(), token, True))
+    await second.up.undeploy("m")
+    with pytest.raises(UsageError, match="another wish"):
+        await third.up.answer(first.id, Keep(wish.encode(), token, True))
+
+
+async def test_an_owner_that_does_not_answer_is_said_to(net: Net) -> None:
+    first, _, third = net.ranked("m")
+    await third.up.deploy(request())
+    await phase(first, "ready")
+    net.mute = True
+    door = await net["door"].see()
+    assert door["phase"] == "unknown"
+    assert door["progress"] == f"its owner, {first.name}, does not answer"
+
+
+async def test_bad_gossip_is_not_passed_on(net: Net) -> None:
+    alpha, beta, door = net["alpha"], net["beta"], net["door"]
+    blank = Wish(name="m", model="m", author=door.id.ed25519, generation=1, at=1)
+    for payload in (b"", b"nonsense", blank.encode(), blank.signed_by(door.key, MESH).encode()):
+        assert not await beta.up.on_gossip(alpha.id, payload)
+    assert await beta.up.describe() == []
+
+
+async def test_an_orphan_is_signed_anew_by_its_owner(net: Net) -> None:
+    first, second, third = net.ranked("m")
+    await third.up.deploy(request())
+    await phase(first, "ready")
+    await third.kill()
+    del net.nodes[third.name]
+    await first.up._keeper.adopt_orphans(["m"])
+    for node in (first, second):
+        wish = node.up._keeper.book.find("m")
+        assert wish is not None
+        assert (wish.author_id, wish.generation) == (first.id, 2)
+    await third.stop()
+
+
+async def test_what_comes_before_the_start_cannot_overwrite_the_stored_book(net: Net) -> None:
+    alpha, beta = net["alpha"], net["beta"]
+    await alpha.up.deploy(request())
+    wish = alpha.up._keeper.book.find("m")
+    assert wish is not None
+    ended = alpha.up
+    await alpha.stop()
+    stored = (alpha.state / "deployments.json").read_bytes()
+    other = await beta.up._keeper.add(name="n", model="covey-mini", source=None, nodes=1, context=0)
+    assert await ended.on_gossip(beta.id, other.encode())
+    with pytest.raises(NotRunning, match="starting or stopping"):
+        await ended.answer(beta.id, messages.AskFacts())
+    assert (alpha.state / "deployments.json").read_bytes() == stored
+
+
+async def test_a_damaged_book_is_named_and_left_alone(net: Net) -> None:
+    alpha = net["alpha"]
+    await alpha.up.deploy(request())
+    await alpha.stop()
+    file = alpha.state / "deployments.json"
+    good = file.read_bytes()
+    for content in (
+        good[:-5],
+        good.replace(b"version", b"versoin"),
+        b'{"version":1,"wishes":["AA=="]}',
+    ):
+        file.write_bytes(content)
+        with pytest.raises(StateError, match=r"deployments\.json is damaged"):
+            await alpha.start()
+        assert file.read_bytes() == content
+    file.write_bytes(b'{"version":2,"wishes":[]}')
+    with pytest.raises(StateError, match="format 2"):
+        await alpha.start()
+    file.write_bytes(good)

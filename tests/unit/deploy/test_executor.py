@@ -1,0 +1,169 @@
+"""What an owner commands, when it holds back, and what it says when a head refuses."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agent.deploy import executor
+from agent.deploy.executor import Executor
+from agent.deploy.messages import AskHead, Drop, Facts, HeadState, Keep, Request
+from agent.deploy.wish import Wish
+from agent.errors import PeerError
+from agent.identity.keys import NodeId, NodeKey
+from agent.ownership.lease import Token
+from agent.ownership.owner import Holding, Phase, Report
+
+OWN, HEAD, OTHER = (NodeKey(bytes([n]) * 32).id for n in (1, 2, 3))
+TOKEN, LATER = Token(4, OWN.ed25519), Token(5, OWN.ed25519)
+
+
+class Setup:
+    """An executor with leases to set and heads that answer from a script."""
+
+    def __init__(self) -> None:
+        self.holdings: tuple[Holding, ...] = ()
+        self.wish = Wish(name="m", model="covey-mini", author=bytes(32), generation=1, at=2**40)
+        self.asked: list[tuple[NodeId, Request]] = []
+        self.answers: dict[NodeId, Any] = {}
+        self.adopted: list[str] = []
+        self.is_restored = False
+        keeper: Any = SimpleNamespace(
+            book=SimpleNamespace(find=lambda _: self.wish), adopt_orphans=self._adopt,
+            restored=lambda _: self.is_restored,
+        )  # fmt: skip
+        self.executor = Executor(self, keeper, self._ask)
+        self.task = asyncio.create_task(self.executor.follow())
+
+    def owned(self) -> dict[str, tuple[Holding, ...]]:
+        return {"m": self.holdings} if self.holdings else {}
+
+    def hold(self, *holdings: Holding) -> None:
+        self.holdings = holdings
+        self.executor.changed()
+
+    async def _adopt(self, names: Any) -> None:
+        self.adopted += names
+
+    async def _ask(self, node: NodeId, request: Request, timeout_s: float) -> Any:
+        self.asked.append((node, request))
+        answer = self.answers.get(node, HeadState("m", "ready", revision=7))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def until(self, what: Callable[[], Any]) -> Any:
+        async with asyncio.timeout(20):
+            while True:
+                if found := what():
+                    return found
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def setup(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
+    monkeypatch.setattr(executor, "_POLL_S", 0.01)
+    monkeypatch.setattr(executor, "_RETRY_S", 0.01)
+    monkeypatch.setattr(executor, "_ADOPT_INTERVAL_S", 0.0)
+    made = Setup()
+    yield made
+    made.task.cancel()
+    await asyncio.wait([made.task])
+
+
+def holding(phase: Phase = Phase.READY, revision: int = 7, **changes: Any) -> Holding:
+    fields = {"head": HEAD, "token": TOKEN, "main": True, "sure": True}
+    return Holding(report=Report(phase, revision), **fields | changes)
+
+
+async def several_polls() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0.01)
+
+
+async def test_a_head_is_told_once_by_each_token_and_asked_when_it_changed(setup: Setup) -> None:
+    setup.hold(holding())
+    await setup.until(lambda: setup.executor.state("m", HEAD))
+    await several_polls()
+    assert setup.asked == [(HEAD, Keep(setup.wish.encode(), TOKEN, False))]
+    assert set(setup.adopted) == {"m"}
+    setup.is_restored = True
+    setup.hold(holding(token=LATER))
+    await setup.until(lambda: len(setup.asked) == 2)
+    assert setup.asked[1] == (HEAD, Keep(setup.wish.encode(), LATER, True))
+    setup.answers[HEAD] = HeadState("m", "waiting", revision=8)
+    setup.hold(holding(Phase.WAITING, 8, token=LATER))
+    await setup.until(lambda: len(setup.asked) == 3)
+    assert setup.asked[2] == (HEAD, AskHead("m"))
+    await several_polls()
+    assert len(setup.asked) == 3
+    state = setup.executor.state("m", HEAD)
+    assert state is not None
+    assert state.phase == "waiting"
+
+
+async def test_a_surplus_ring_is_dropped_and_what_runs_nowhere_is_left_alone(
+    setup: Setup,
+) -> None:
+    setup.hold(holding(), holding(head=OTHER, main=False))
+    await setup.until(lambda: (OTHER, Drop("m", TOKEN)) in setup.asked)
+    await several_polls()
+    assert len(setup.asked) == 2
+    setup.hold(holding(), holding(Phase.NONE, head=OTHER, main=False))
+    await several_polls()
+    assert len(setup.asked) == 2
+
+
+async def test_a_new_head_is_not_built_while_the_old_one_may_be_there(setup: Setup) -> None:
+    setup.hold(holding(Phase.NONE, sure=False))
+    await several_polls()
+    assert setup.asked == []
+    setup.hold(holding(Phase.NONE, sure=True))
+    await setup.until(lambda: setup.asked)
+
+
+async def test_without_a_lease_nothing_is_commanded(setup: Setup) -> None:
+    setup.hold(holding())
+    await setup.until(lambda: setup.asked)
+    setup.hold()
+    await setup.until(lambda: setup.executor.state("m", HEAD) is None)
+    setup.asked.clear()
+    await several_polls()
+    assert setup.asked == []
+    setup.hold(holding())
+    await setup.until(lambda: setup.asked)
+
+
+async def test_a_head_that_forgot_is_told_again(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_REPEAT_S", 0.02)
+    setup.hold(holding(Phase.NONE))
+    await setup.until(lambda: len([r for _, r in setup.asked if isinstance(r, Keep)]) >= 3)
+
+
+@pytest.mark.parametrize("answer", [PeerError("no way through"), Facts(1, 1)])
+async def test_a_head_that_refuses_is_asked_again_and_the_reason_is_told_in_the_end(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    setup.answers[HEAD] = answer
+    setup.hold(holding(Phase.NONE))
+    await setup.until(lambda: len(setup.asked) >= 3)
+    assert setup.executor.error("m") is None, "it may be the change of owners"
+    monkeypatch.setattr(executor, "_PATIENCE_S", 0.0)
+    error = setup.executor.error("m")
+    assert error is not None
+    assert error.message in ("no way through", f"node …{HEAD.short} answered Facts")
+    setup.answers[HEAD] = HeadState("m", "planning", revision=1)
+    await setup.until(lambda: setup.executor.error("m") is None)
+
+
+async def test_what_is_removed_is_dropped(setup: Setup) -> None:
+    setup.wish = Wish(
+        name="m", model="", author=bytes(32), generation=2, at=1, removed=True
+    )  # fmt: skip
+    setup.hold(holding(main=False))
+    await setup.until(lambda: setup.asked)
+    assert setup.asked[0] == (HEAD, Drop("m", TOKEN))

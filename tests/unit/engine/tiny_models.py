@@ -1,0 +1,92 @@
+"""Random-weight llama models, small enough to make in a blink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+LAYERS = 12
+N_EMBD = 64
+HEADS = 4
+KV_HEADS = 2
+FEED_FORWARD = 96
+VOCABULARY = 400
+CONTEXT = 512
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+def write_model(
+    path: Path,
+    *,
+    weight_type: str = "F32",
+    tied: bool = False,
+    seed: int = 0,
+    architecture: str = "llama",
+    layers: int = LAYERS,
+    rope_freqs: bool = False,
+    extra: Callable[[gguf.GGUFWriter], None] = lambda _: None,
+) -> Path:
+    """Write a model with random weights of one type, and an SPM vocabulary with byte fallback."""
+    random = np.random.default_rng(seed)
+    kind = gguf.GGMLQuantizationType[weight_type]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(N_EMBD // HEADS)
+    writer.add_vocab_size(VOCABULARY)
+    tokens = [b"<unk>", b"<s>", b"</s>"] + [b"<0x%02X>" % byte for byte in range(256)]
+    types = [2, 3, 3] + [6] * 256
+    words = ["\u2581" + word for word in ("the", "a", "ring", "of", "stages")]
+    words += [chr(letter) for letter in range(ord("a"), ord("z") + 1)] + ["\u2581"]
+    tokens += [word.encode() for word in words]
+    tokens += [b"w%d" % number for number in range(VOCABULARY - len(tokens))]
+    types += [1] * (VOCABULARY - len(types))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(index) for index in range(VOCABULARY)])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_chat_template(TEMPLATE)
+    extra(writer)
+
+    def matrix(name: str, rows: int, columns: int, scale: float) -> None:
+        values = random.standard_normal((rows, columns), dtype=np.float32) * np.float32(scale)
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    narrow = N_EMBD**-0.5
+    matrix("token_embd.weight", VOCABULARY, N_EMBD, 1.0)
+    writer.add_tensor("output_norm.weight", np.ones(N_EMBD, np.float32))
+    if not tied:
+        matrix("output.weight", VOCABULARY, N_EMBD, narrow)
+    if rope_freqs:
+        factors = np.linspace(1.0, 4.0, N_EMBD // HEADS // 2, dtype=np.float32)
+        writer.add_tensor("rope_freqs.weight", factors)
+    for layer in range(layers):
+        prefix = f"blk.{layer}."
+        for norm in ("attn_norm", "ffn_norm"):
+            values = 1 + 0.1 * random.standard_normal(N_EMBD, dtype=np.float32)
+            writer.add_tensor(f"{prefix}{norm}.weight", values)
+        head = N_EMBD // HEADS
+        matrix(prefix + "attn_q.weight", HEADS * head, N_EMBD, narrow)
+        matrix(prefix + "attn_k.weight", KV_HEADS * head, N_EMBD, narrow)
+        matrix(prefix + "attn_v.weight", KV_HEADS * head, N_EMBD, narrow)
+        matrix(prefix + "attn_output.weight", N_EMBD, HEADS * head, narrow)
+        matrix(prefix + "ffn_gate.weight", FEED_FORWARD, N_EMBD, narrow)
+        matrix(prefix + "ffn_up.weight", FEED_FORWARD, N_EMBD, narrow)
+        matrix(prefix + "ffn_down.weight", N_EMBD, FEED_FORWARD, FEED_FORWARD**-0.5)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
