@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 BENCHES := main_job mesh
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: help demo test check lint unit lab vm bench setup lock clean
+.PHONY: help demo test check lint unit lab fuzz vm bench setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -31,6 +31,9 @@ unit: $(READY) ## Run the unit tests.
 
 lab: $(READY) ## Run the tests that need namespaces, in a sandbox.
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/lab
+
+fuzz: $(READY) ## Feed a million random and mutated inputs to all decoders (ARGS="--seed 2").
+	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 vm: $(READY) ## Run the tests that need a kernel of their own, in qemu.
 	@sh requirements/system.sh vm

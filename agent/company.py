@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 # How often discovery is asked for heads. A node that has a new one says so by gossip, after which
 # all look; this is for what was missed.
-_HEADS_INTERVAL_S = 10.0
+_HEADS_INTERVAL_S = 20.0
 # A head that died without a word is believed for so long at most.
 _HEAD_TTL_S = 30.0
 # A newcomer's first connections go over the overlay, which takes a moment to come up.

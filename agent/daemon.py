@@ -417,11 +417,20 @@ class Agent:
 
     def _found_on_lan(self, peer: LanPeer) -> None:
         """Greet a neighbour that announced itself; discovery then says whether it is a member."""
-        self._spawn(
-            self._discovery.bootstrap(
+        contacts = {node for node, _ in self._discovery.contacts()}
+        if peer.node not in contacts:
+            self._spawn(self._greet(peer, come_in=not contacts))
+
+    async def _greet(self, peer: LanPeer, *, come_in: bool) -> None:
+        if come_in:
+            await self._discovery.bootstrap(
                 [endpoint.join(address, peer.discovery_port) for address in peer.addresses]
             )
-        )
+            return
+        for address in peer.addresses:
+            place = (address, peer.discovery_port)
+            if await self._discovery.ping(peer.node, place) is not None:
+                return
 
     def _lan_fault(self, fault: EnvironmentFault | None) -> None:
         if fault is None:

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 # How often discovery is asked for members. Newcomers are told by gossip, and seen by whoever stores
 # their records, at once; this finds who was missed.
-DISCOVER_INTERVAL_S = 10.0
+DISCOVER_INTERVAL_S = 20.0
 # How often WireGuard's view (handshakes, endpoints) is read and corrected: while someone is not
 # connected, and while all are.
 OVERLAY_INTERVAL_S = 1.0

@@ -21,8 +21,8 @@ from agent.cli.common import ago, call, echo_json, json_option, table, with_conf
 from agent.config import Config
 from agent.errors import CoveyError, EnvironmentFault, StateError, from_wire
 
-# Importing libp2p and opening WireGuard take about 3 s on a slow machine; this is ten times that.
-_START_TIMEOUT_S = 30.0
+# Importing libp2p and opening WireGuard take 3 s on a slow machine, and far more on a busy one.
+_START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 20.0
 
 

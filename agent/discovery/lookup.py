@@ -12,9 +12,10 @@ the others; its answer still counts if it comes.
 A lookup is over when those `closest` to the target that may still answer have all answered, when it
 has asked ASKED_MAX, or when the shell says so (its deadline, or enough found).
 
-Who offers contacts has credit: so many of those may be asked and not have answered. A liar that
-invents nodes nearer to the target than any real one uses its credit up, and its other claims wait
-until nobody else's are left. They then get a little more, once: many real nodes may have died.
+Who offers contacts has credit: so many of those may be asked and not have answered, and one more
+for each that has. A liar that invents nodes nearer to the target than any real one uses its credit
+up, and its other claims wait until nobody else's are left. They then get a little more, once: many
+real nodes may have died.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ CANDIDATES_MAX = 256
 WAKE_MIN_S = 0.001
 # One node may be offered under several addresses (LAN, public), or wrong ones.
 ADDRESSES_PER_NODE = 8
-# Claims of one source that are asked in vain, at first and when nobody else's are left. Where 30 %
-# are dead, four of twelve are.
-CREDIT, MORE_CREDIT = 4, 3
+# Claims of one source that are asked in vain: at first, for each that answered, and when nobody
+# else's are left.
+CREDIT, EARNED, MORE_CREDIT = 2, 1, 3
 
 
 class State(enum.Enum):
@@ -154,20 +155,21 @@ class Lookup:
 
     def _choose(self, now: float) -> list[Contact]:
         chosen: list[Contact] = []
-        short = self._shortlist(now)
         in_flight = self._in_flight(now)
-        for candidate in short:
-            if in_flight >= PARALLEL or self._asked >= ASKED_MAX:
+        while in_flight < PARALLEL and self._asked < ASKED_MAX:
+            # Each that is asked takes credit, so that others come into the shortlist.
+            new = (c for c in self._shortlist(now) if c.state is State.NEW)
+            candidate = next(new, None)
+            if candidate is None:
                 break
-            if candidate.state is State.NEW and candidate.vouched:
-                candidate.state, candidate.asked_at = State.ASKED, now
-                for source in candidate.sources:
-                    source.credit -= 1
-                self._short = None
-                self._asked += 1
-                in_flight += 1
-                self._flying.append(candidate)
-                chosen.append(candidate.contact)
+            candidate.state, candidate.asked_at = State.ASKED, now
+            for source in candidate.sources:
+                source.credit -= 1
+            self._short = None
+            self._asked += 1
+            in_flight += 1
+            self._flying.append(candidate)
+            chosen.append(candidate.contact)
         return chosen
 
     def widen(self, closest: int) -> None:
@@ -179,7 +181,7 @@ class Lookup:
         candidate = self._candidates[contact.place]
         candidate.state = State.ANSWERED
         for source in candidate.sources:
-            source.credit += 1
+            source.credit += 1 + EARNED
         self._short = None
 
     def failed(self, contact: Contact) -> None:

@@ -3,9 +3,9 @@
 The daemon uses it; it knows nothing of tickets, WireGuard or models. What it returns is verified:
 the node signed it, its certificate stands now, it has not expired, and it is the newest found.
 
-Nothing here raises for what others do or fail to do: a lookup takes some 2 s at most and returns
-what was found. A mesh of one finds its own records. Only the publisher repeats its records, at a
-third of their lives, and at once to a newcomer that should store them.
+Nothing here raises for what others do or fail to do: a lookup ends 2.5 s after its last find at
+most and returns what was found. A mesh of one finds its own records. Only the publisher repeats its
+records, at a third of their lives, and at once to a newcomer that should store them.
 """
 
 from __future__ import annotations

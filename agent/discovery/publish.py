@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from agent.discovery import messages
@@ -149,7 +149,7 @@ class Publisher:
         publication.said_at = asyncio.get_running_loop().time()
         publication.due = publication.said_at + publication.ttl_s / 3
         publication.contacts = max(len(self._protocol.router.contacts()), REPLICAS)
-        kept = _Kept(False, 0, 0, 0)
+        kept, nearest = _Kept(False, 0, 0, 0), list[Contact]()
         for _ in range(2):
             now = self._clock()
             publication.seq = max(publication.seq + 1, int(now * 1000))
@@ -158,7 +158,8 @@ class Publisher:
             record = publication.make(publication.seq, expiry)
             signed = publication.signed = sign(self._key, self._mesh_id, record)
             publication.stands = (signed.key,)
-            kept = await self._store(signed, signed.key)
+            nearest = nearest or await self._walker.nodes(signed.key)
+            kept = await self._store(signed, signed.key, nearest)
             if kept.newest <= publication.seq:
                 break
             publication.seq = min(kept.newest, int((now + CLOCK_SKEW_S) * 1000))
@@ -175,20 +176,19 @@ class Publisher:
         """
         own, root, *below, recent = signed.keys
         publication.stands = (own, root)
-        if not (await self._store(signed, root)).has_room:
+        if not (await self._store(signed, root, await self._walker.nodes(root))).has_room:
             publication.stands = (own,)
             if news:
-                await self._store(signed, recent)
+                await self._store(signed, recent, await self._walker.nodes(recent))
         for key in below:
-            if (await self._store(signed, key)).has_room:
+            if (await self._store(signed, key, await self._walker.nodes(key))).has_room:
                 publication.stands += (key,)
                 return
         log.warning("discovery.listing_full node=%s", self._key.id)
 
-    async def _store(self, signed: Signed, key: bytes) -> _Kept:
+    async def _store(self, signed: Signed, key: bytes, nearest: Sequence[Contact]) -> _Kept:
         here = self._stored.put(key, signed.raw, self._clock())
         question = messages.Store(key, signed.raw)
-        nearest = await self._walker.nodes(key)
         answers = await asyncio.gather(
             *(self._protocol.ask(c.node, c.address, question) for c in nearest)
         )

@@ -3,7 +3,8 @@
     each tick     one ping, to whoever was not heard of for longest, if that is long enough; repeat
                   what is due of our own records; tell others when it changed whether we serve
     each 30 s     forget records that hold no more
-    each 5 min    walk towards our own key and one other; greet someone who is not in the table
+    each 5 min,   walk towards our own key and one other; greet someone who is not in the table
+    first in 30 s
     nobody known  try to come back, less and less often
 
 One ping a second is the bound whatever the size of the table: with the 30 contacts of a small mesh
@@ -34,6 +35,8 @@ QUIET_S = 30.0
 PINGS_PER_TICK = 1
 PURGE_S = 30.0
 REFRESH_S = 300.0
+# The first comes soon: whoever was misled when it came meets others then.
+FIRST_REFRESH_S = 30.0
 # Tries to come back when nobody is known: the first after 2 s, then doubling to 30 s.
 RETRY_MIN_S, RETRY_MAX_S = 2.0, 30.0
 REMEMBERED_MAX = 64
@@ -79,7 +82,7 @@ class Upkeep:
         self._purge = purge
         now = asyncio.get_running_loop().time()
         self._purge_at = now + PURGE_S
-        self._refresh_at = now + REFRESH_S * rng.uniform(0.5, 1.0)
+        self._refresh_at = now + FIRST_REFRESH_S * rng.uniform(0.5, 1.5)
         self._retry_at, self._retry_s = 0.0, RETRY_MIN_S
 
     async def run(self) -> None:

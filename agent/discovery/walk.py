@@ -27,8 +27,9 @@ from agent.discovery.questions import Future
 from agent.discovery.record import Signed
 from agent.discovery.store import DIGEST_BYTES, PROVIDERS_MAX, RecordStore, digest, digests
 
-# A walk's end when nothing new comes: two rounds of timeouts and some.
-WALK_S = 2.0
+# A walk's end when nothing new comes: a round of timeouts and some for who looks where to store, so
+# that all is done within 2 s; two rounds for who looks for a record.
+WALK_S, FIND_S = 1.6, 2.5
 # Its end whatever comes: 128 records at one a datagram, from slow nodes.
 LONG_WALK_S = 10.0
 # Pages of a set that one node may give in one walk: 256 records at one a datagram.
@@ -60,6 +61,11 @@ class _Hunt:
         self._have = None if known is None else digests(known, self._salt)
         self.pages: Counter[Contact] = Counter()
         self.idle: Counter[Contact] = Counter()
+
+    @property
+    def finds(self) -> bool:
+        """Whether records are looked for, and not only where they belong."""
+        return self._have is not None
 
     def question(self) -> messages.Question:
         if self._have is None:
@@ -100,7 +106,7 @@ class Walk:
         self._held: dict[Contact, int] = {}
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
-        self._deadline = self._loop.time() + WALK_S
+        self._deadline = self._loop.time() + (FIND_S if hunt.finds else WALK_S)
         self._last = self._loop.time() + LONG_WALK_S
 
     async def done(self) -> Lookup:
@@ -179,7 +185,7 @@ class Walk:
                 if holds and self.quorum:
                     self._held[contact] = self._walker.newest(self.key, raws)
                 if new:
-                    self._deadline = min(self._loop.time() + WALK_S, self._last)
+                    self._deadline = min(self._loop.time() + FIND_S, self._last)
                 if closer:
                     lookup.offer(self._walker.usable(contacts))
                 # A page may be empty for want of room beside a certificate, or bring what another

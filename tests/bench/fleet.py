@@ -67,7 +67,7 @@ def join_rows(quick: bool) -> list[Row]:
 def owner_rows(quick: bool) -> list[Row]:
     """Kill the agent that owns a deployment and time until another owns it; start it again."""
     fleet = Fleet(ROOT, 5)
-    fleet.join_all()
+    fleet.join_all(2)
     fleet.wait_connected(fleet.founder, 4)
     # The head stays where it was deployed, and is never killed: owners are what is measured.
     head = fleet.founder
@@ -109,7 +109,7 @@ def idle_rows(quick: bool) -> list[Row]:
     """Let 30 agents settle, then measure each one's memory and CPU over a minute or more."""
     count, settle_s, watch_s = 30, (20 if quick else 90), (30 if quick else 180)
     fleet = Fleet(ROOT, count)
-    fleet.join_all()
+    fleet.join_all(2)
     fleet.wait_connected(fleet.founder, count - 1)
     time.sleep(settle_s)
     agents = {name: fleet.pids(name) for name in fleet.names}

@@ -3,9 +3,9 @@
     python tests/bench/mesh.py --only dht [--quick]
 
 Every node puts (announces a service of its own) and another gets it (looks up that service for the
-first time), one after another. Then 30 % of the nodes are killed without a word, and the rest do the
-same at once, and again after a while. The kademlia library does the same with the same numbers; its
-times with dead nodes are so long that fewer are measured.
+first time), one after another. Then 30 % of the nodes are killed without a word, and the rest do
+the same at once, and again after a while. The kademlia library does the same with the same numbers;
+its times with dead nodes are so long that fewer are measured.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 
 from kademlia.network import Server
+from report import Row, percentiles, row
 
 from agent.discovery.node import Discovery
 from agent.identity.keys import NodeKey
 from dht.root import Root, key_of
-from report import Row, percentiles, row
 
 NODES = 50
 DEAD = 0.3

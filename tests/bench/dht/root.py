@@ -1,10 +1,10 @@
 """A mesh's root for measurements: small certificates, real signatures.
 
-`remembered_arithmetic` lets a process that holds thousands of nodes do each signature check once for
-all of them: every distinct signature is verified with Ed25519, but what one node has verified another
-finds verified. The shared X25519 secret of a pair, which would be computed twice for each of a
-million pairs, is a hash of both names. All checks run; only an attacker who computes these hashes
-could profit, and the hostile nodes here do not.
+`remembered_arithmetic` lets a process that holds thousands of nodes do each signature check once
+for all of them: every distinct signature is verified with Ed25519, but what one node has verified
+another finds verified. The shared X25519 secret of a pair, which would be computed twice for each
+of a million pairs, is a hash of both names. All checks run; only an attacker who computes these
+hashes could profit, and the hostile nodes here do not.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def remembered_arithmetic() -> Iterator[None]:
         ends = b"".join(sorted((seal._key.id.ed25519, peer.ed25519)))
         return hashlib.sha256(b"stand-in" + ends).digest() + ends
 
-    NodeId.verify = lambda node, signature, message: remembered(node, signature, message)  # type: ignore[method-assign]  # for this process
+    def verify_once(node: NodeId, signature: bytes, message: bytes) -> bool:
+        return remembered(node, signature, message)
+
+    NodeId.verify = verify_once  # type: ignore[method-assign]  # for this process
     Seal._agree = stand_in  # type: ignore[method-assign]  # likewise
     try:
         yield

@@ -1,10 +1,10 @@
 """A network on virtual time: an event loop whose clock jumps, and datagrams that travel in it.
 
-For simulations and tests of discovery: the real `Discovery` runs here unchanged. A loop never waits;
-when nothing is ready, the clock jumps to the next timer. A datagram takes a delay that follows from
-where its two ends lie on a map, some jitter, and may be lost. A NAT maps and filters by address and
-port, as most home routers do (RFC 4787: endpoint-independent mapping, address and port-dependent
-filtering), or also maps by destination (`symmetric`).
+For simulations and tests of discovery: the real `Discovery` runs here unchanged. A loop never
+waits; when nothing is ready, the clock jumps to the next timer. A datagram takes a delay that
+follows from where its two ends lie on a map, some jitter, and may be lost. A NAT maps and filters
+by address and port, as most home routers do (RFC 4787: endpoint-independent mapping, address and
+port-dependent filtering), or also maps by destination (`symmetric`).
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import random
 import struct
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,9 @@ from agent.discovery.record import MemberRecord, ServiceRecord, Verifier
 from agent.errors import MembershipError
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
+
+# The simulated network of the benches, and the fuzz.
+sys.path += [str(Path(__file__).parents[2] / folder) for folder in ("bench", "fuzz")]
 
 NOW = 1_800_000_000.0
 

@@ -8,7 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from agent.discovery.contact import Contact
-from agent.discovery.lookup import ASKED_MAX, CANDIDATES_MAX, PARALLEL, REPLICAS, Lookup
+from agent.discovery.lookup import (
+    ASKED_MAX,
+    CANDIDATES_MAX,
+    CREDIT,
+    EARNED,
+    MORE_CREDIT,
+    PARALLEL,
+    REPLICAS,
+    Lookup,
+)
 from agent.identity.keys import NodeId
 
 MESH = b"m" * 32
@@ -163,3 +172,63 @@ def test_a_slow_answer_still_counts() -> None:
     lookup.answered(slow)
     assert lookup.finished(SLOW_S)
     assert lookup.nearest() == [slow, fast]
+
+
+def test_a_liars_claims_wait_for_everyone_elses() -> None:
+    lookup = Lookup(bytes(20), b"o" * 20, SLOW_S)
+    ordered = sorted(map(contact, range(1, 40)), key=lambda c: c.long_id)
+    invented, known, real = ordered[:20], ordered[20:22], ordered[22:30]
+    lookup.offer(known, known=True)
+    assert lookup.ask(0.0) == known, "what the asker knows itself needs no credit"
+    lookup.answered(known[0])
+    lookup.offer(invented)
+    lookup.answered(known[1])
+    lookup.offer(real)
+    # The liar's are the nearest, but it has credit for two; the rest of the places go to others.
+    asked = lookup.ask(0.1)
+    assert [c for c in asked if c in invented] == invented[:CREDIT]
+    assert [c for c in asked if c in real] == real[:CREDIT]
+    for one in real[:CREDIT]:
+        lookup.answered(one)
+    # Whoever answers earns credit for who offered it, whoever does not earns nothing.
+    earned = CREDIT * (1 + EARNED)
+    assert lookup.ask(0.1 + SLOW_S) == real[CREDIT : CREDIT + earned]
+
+
+def test_when_nobody_elses_are_left_a_source_gets_a_little_more() -> None:
+    lookup = Lookup(bytes(20), b"o" * 20, SLOW_S)
+    one, *claims = sorted(map(contact, range(1, 20)), key=lambda c: c.long_id)
+    lookup.offer([one], known=True)
+    lookup.ask(0.0)
+    lookup.answered(one)
+    lookup.offer(claims)
+    asked, now = list[Contact](), 0.0
+    while chosen := lookup.ask(now):
+        asked += chosen
+        for silent in chosen:
+            lookup.failed(silent)
+        now += 1
+    assert len(asked) == CREDIT + MORE_CREDIT
+    assert lookup.finished(now)
+
+
+def test_one_answer_names_a_node_once() -> None:
+    lookup = Lookup(bytes(20), b"o" * 20, SLOW_S)
+    lookup.offer([contact(1, port) for port in range(1, 9)])
+    lookup.offer([contact(1, 77)])
+    assert [c.contact.port for c in lookup._order] == [1, 77]
+
+
+def test_a_wider_lookup_goes_on_where_it_ended() -> None:
+    contacts = sorted(map(contact, range(1, 31)), key=lambda c: c.long_id)
+    lookup, now = Lookup(bytes(20), b"o" * 20, SLOW_S), 0.0
+    lookup.offer(contacts, known=True)
+    for closest in (REPLICAS, 2 * REPLICAS):
+        lookup.widen(closest)
+        while chosen := lookup.ask(now):
+            for one in chosen:
+                lookup.answered(one)
+            now += 0.01
+        assert lookup.finished(now)
+        assert lookup.nearest() == contacts[:closest]
+        assert lookup.asked == closest

@@ -16,7 +16,6 @@ from agent.discovery.contact import Contact
 from agent.discovery.dhtkeys import member_key, service_key
 from agent.discovery.messages import Answered, Asked, Message
 from agent.discovery.node import Discovery
-from agent.discovery.record import sign
 from agent.discovery.seal import Opened, Seal
 from agent.errors import EnvironmentFault, NotRunning
 from agent.identity.keys import NodeId, NodeKey
@@ -73,8 +72,8 @@ def ping(certificate: bytes = b"", question: Any = None) -> bytes:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon, for tests whose peers are never going to answer."""
-    monkeypatch.setattr(liveness, "REPEAT_MIN_S", 0.02)
-    monkeypatch.setattr(liveness, "TIMEOUT_MIN_S", 0.05)
+    monkeypatch.setattr(liveness, "REPEAT_MIN_S", 0.1)
+    monkeypatch.setattr(liveness, "TIMEOUT_MIN_S", 0.3)
 
 
 # -- one and two nodes
@@ -417,7 +416,7 @@ async def test_a_node_that_forgot_a_member_asks_for_its_certificate(mesh: Mesh) 
     assert b.counters.get("timeouts", 0) == 0
 
 
-# -- twenty nodes
+# -- members that mean harm
 
 
 def make_hostile(mesh: Mesh, number: int, stale: dict[bytes, bytes]) -> None:
@@ -451,58 +450,6 @@ def make_hostile(mesh: Mesh, number: int, stale: dict[bytes, bytes]) -> None:
                 return messages.Stored(True, 0)
 
     protocol._answers.reply = reply
-
-
-async def test_twenty_nodes_with_three_hostile_and_then_a_third_gone(mesh: Mesh) -> None:
-    for _ in range(20):
-        await mesh.add()
-    for number, node in enumerate(mesh.nodes):
-        assert await node.publish_member(mesh.record(number)) >= 10
-    everyone = {key.id for key in mesh.keys}
-    for number in (0, 7, 19):
-        assert set(await mesh.nodes[number].members()) == everyone
-    assert sum(node.counters.get("timeouts", 0) for node in mesh.nodes) == 0
-
-    # Three lie; they know the old records and give those out as the newest.
-    stale = {}
-    for key in mesh.keys:
-        old = mesh.root.member(key, 1, mesh.clock() + 600, port=9)
-        signed = sign(key, mesh.root.mesh_id, old)
-        stale[signed.key] = signed.raw
-    hostile = (3, 9, 15)
-    for number in hostile:
-        make_hostile(mesh, number, stale)
-    honest = [n for n in range(20) if n not in hostile]
-
-    async def change_and_find(number: int) -> None:
-        node, asker = mesh.nodes[number], mesh.nodes[honest[-1 - number // 3]]
-        assert await node.publish_member(mesh.record(number, port=2)) >= 7
-        found = await asker.member(mesh.keys[number].id)
-        assert found is not None
-        assert found.wireguard_endpoints == ("192.0.2.1:2",)
-
-    async with asyncio.timeout(HANG_S):
-        await asyncio.gather(*map(change_and_find, honest[:6]))
-        everybody, again, nobody = await asyncio.gather(
-            mesh.nodes[1].members(),
-            mesh.nodes[2].members(),
-            mesh.nodes[4].providers("nothing"),
-        )
-    assert set(everybody) == everyone
-    assert set(again) == everyone
-    assert nobody == []
-
-    # A third of all dies: what they said stays, what is new is found.
-    for number in (0, 4, 6, 8, 11, 14, 17):
-        kill(mesh.nodes[number])
-    async with asyncio.timeout(HANG_S):
-        kept, found_by = await asyncio.gather(
-            mesh.nodes[1].announce("head", b"after", 60), mesh.nodes[10].member(mesh.keys[5].id)
-        )
-        assert kept >= 5
-        assert found_by is not None
-        for found in await asyncio.gather(*(mesh.nodes[n].providers("head") for n in (2, 18))):
-            assert [r.payload for r in found] == [b"after"]
 
 
 @pytest.mark.usefixtures("impatient")

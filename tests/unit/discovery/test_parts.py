@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,13 +11,15 @@ from hypothesis import strategies as st
 from kademlia.node import Node
 
 from agent.discovery import liveness, saved
+from agent.discovery.allowance import Allowance
 from agent.discovery.contact import Contact
 from agent.discovery.endpoints import resolve
 from agent.discovery.liveness import Liveness
 from agent.discovery.port import open_port
+from agent.discovery.roster import Roster
 from agent.discovery.routing import Table
 from agent.errors import EnvironmentFault, StateError
-from agent.identity.keys import NodeId
+from agent.identity.keys import NodeId, NodeKey
 
 MESH = b"m" * 32
 PLACE = (b"i" * 20, "192.0.2.1", 4002)
@@ -205,3 +208,63 @@ def test_without_ipv6_all_addresses_are_the_ipv4_ones(monkeypatch: pytest.Monkey
     monkeypatch.setattr("agent.discovery.port.socket.socket", without)
     with open_port("::", 0) as opened:
         assert opened.getsockname()[0] == "0.0.0.0"
+
+
+# -- allowances and the roster
+
+
+def test_an_allowance_saves_up_and_no_more() -> None:
+    allowance = Allowance(rate=2.0, burst=3.0)
+    assert [allowance.take(10.0) for _ in range(4)] == [True, True, True, False]
+    assert not allowance.take(10.4)
+    assert allowance.take(10.5)
+    assert not allowance.take(10.6)
+    assert [allowance.take(99.0) for _ in range(4)] == [True, True, True, False]
+    assert not allowance.take(98.0), "a clock that goes back gives nothing"
+
+
+def test_the_roster_keeps_those_who_spoke_last(make_root: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("agent.discovery.roster.SENDERS_MAX", 3)
+    root = make_root()
+    now = 1_800_000_000.0
+    roster = Roster(root.verifier(), b"ours")
+    nodes = [NodeKey(bytes([n]) * 32).id for n in range(1, 6)]
+    for node in nodes[:3]:
+        assert roster.learn(node, root.certify(node), 0, now)
+    assert roster.learn(nodes[0], b"", 7, now), "it is known"
+    assert roster.generation(nodes[0]) == 7
+    assert roster.learn(nodes[3], root.certify(nodes[3]), 0, now)
+    assert [roster.knows(node) for node in nodes] == [True, False, True, True, False]
+    assert not roster.learn(nodes[1], b"", 0, now), "it has to show its certificate again"
+    assert not roster.learn(nodes[1], root.certify(nodes[2]), 0, now)
+    root.revoked.add(nodes[2])
+    assert not roster.is_member(nodes[2], now + 10)
+    roster.recheck(now + 10)
+    assert len(roster) == 2
+
+
+def test_a_new_certificate_is_shown_to_all_again(make_root: Any) -> None:
+    roster = Roster(make_root().verifier(), b"ours")
+    node = NodeKey(b"k" * 32).id
+    roster.showed(node)
+    roster.set_certificate(b"ours")
+    assert roster.has_ours(node)
+    roster.set_certificate(b"newer")
+    assert not roster.has_ours(node)
+    assert roster.certificate == b"newer"
+
+
+def test_a_table_stays_small_and_keeps_few_replacements() -> None:
+    table = Table(None, 16, Node(b"o" * 20))
+    contacts = [contact(number) for number in range(1, 3001)]
+    for one in contacts:
+        table.add_contact(one)
+    assert 100 < len(table.contacts()) < 16 * 14
+    assert all(len(bucket.replacement_nodes) <= 4 for bucket in table.buckets)
+    out = [one for one in contacts if table.get(one.id) is None]
+    assert not any(table.has_room(one) for one in out), "none of them would be kept"
+    gone = table.remove_all(lambda c: c.node.ed25519[-1] % 2 == 0)
+    assert gone
+    assert all(c.node.ed25519[-1] % 2 for c in table.contacts())
+    left = [c for b in table.buckets for c in b.replacement_nodes.values()]
+    assert all(c.node.ed25519[-1] % 2 for c in left)

@@ -137,3 +137,58 @@ def test_a_window_accepts_nothing_twice_and_newer_always(sent: list[int]) -> Non
         else:
             assert number <= newest
     assert len(window._seen) <= REPLAY_WINDOW_DATAGRAMS
+
+
+# -- while the network key changes
+
+OLD, NEW = b"o" * 32, b"n" * 32
+BOTH_OLD, BOTH_NEW = (NetworkKeys(key, (NEW, OLD)) for key in (OLD, NEW))
+
+
+def opened(found: object) -> Opened:
+    assert isinstance(found, Opened)
+    return found
+
+
+@pytest.mark.parametrize("to", [B.id, None], ids=["pairwise", "signed"])
+def test_any_accepted_key_opens_and_the_sending_one_seals(to: NodeId | None) -> None:
+    a, b = Seal(A, MESH, BOTH_OLD), Seal(B, MESH, NetworkKeys.single(OLD))
+    assert opened(b.open(sealed(a, to), NOW)).sender == A.id
+    a.set_network_keys(BOTH_NEW)
+    assert b.open(sealed(a, to), NOW) is Refusal.FOREIGN
+    for keys in (BOTH_OLD, BOTH_NEW, NetworkKeys.single(NEW)):
+        b.set_network_keys(keys)
+        assert opened(b.open(sealed(a, to), NOW)).payload == b"hello"
+    a.set_network_keys(NetworkKeys.single(OLD))
+    assert b.open(sealed(a, to), NOW) is Refusal.FOREIGN
+
+
+def test_an_answer_may_go_under_the_key_that_the_question_came_under() -> None:
+    late, here = Seal(A, MESH, NetworkKeys.single(OLD)), Seal(B, MESH, BOTH_NEW)
+    question = opened(here.open(sealed(late, B.id), NOW))
+    answer = here.seal(b"answer", A.id, NOW, bytes(24), question.generation)
+    assert opened(late.open(answer, NOW)).payload == b"answer"
+    here.set_network_keys(NetworkKeys.single(NEW))
+    retired = here.seal(b"answer", A.id, NOW, bytes(24), question.generation)
+    assert late.open(retired, NOW) is Refusal.FOREIGN
+    assert here.other is None
+
+
+def test_the_replay_window_holds_across_keys() -> None:
+    a, b = Seal(A, MESH, BOTH_OLD), Seal(B, MESH, BOTH_OLD)
+    first, second = sealed(a, B.id), sealed(a, B.id)
+    assert opened(b.open(first, NOW))
+    b.set_network_keys(BOTH_NEW)
+    assert b.open(first, NOW) is Refusal.REPLAY
+    b.set_network_keys(NetworkKeys.single(NEW))
+    b.set_network_keys(BOTH_NEW)
+    assert b.open(first, NOW) is Refusal.REPLAY
+    assert opened(b.open(second, NOW))
+
+
+def test_what_is_old_leaves_the_window_and_stays_refused() -> None:
+    window = ReplayWindow()
+    assert all(window.accept(sent) for sent in (10, 30, 20))
+    assert window.accept(100, oldest=25)
+    assert window._seen == [30, 100]
+    assert not any(window.accept(sent) for sent in (10, 20, 15, 30))

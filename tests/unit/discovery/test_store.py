@@ -169,3 +169,64 @@ def test_it_holds_the_newest_genuine_word_of_each(
         assert fate == "good" or not put.accepted
     assert seqs(store, home) == expected
     assert len(store) == len(expected)
+
+
+# -- the listing
+
+
+def member(root: Root, node: int, seq: int = 1, port: int = 1) -> Signed:
+    return sign(KEYS[node], root.mesh_id, root.member(KEYS[node], seq, NOW + 60, port))
+
+
+def holders(store: RecordStore, key: bytes) -> list[int]:
+    nodes = [signed.record.id for signed in store.records(key, NOW)]
+    return [next(n for n, k in enumerate(KEYS) if k.id == node) for node in nodes]
+
+
+def test_the_listing_takes_no_newcomer_when_full_and_the_news_forgets_the_first(
+    home: Root, kept: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "LISTING_MAX", 3)
+    records = [member(home, node) for node in range(5)]
+    root, news = records[0].keys[1], records[0].keys[-1]
+    assert [kept.put(root, r.raw, NOW).accepted for r in records] == [True] * 3 + [False] * 2
+    assert [kept.put(news, r.raw, NOW).accepted for r in records] == [True] * 5
+    assert holders(kept, root) == [0, 1, 2]
+    assert holders(kept, news) == [2, 3, 4]
+    # Who says something new stands last again.
+    assert kept.put(news, member(home, 2, seq=2).raw, NOW).accepted
+    assert kept.put(news, records[0].raw, NOW).accepted
+    assert holders(kept, news) == [4, 2, 0]
+    assert len(kept) == 6
+
+
+def test_a_member_is_listed_only_on_its_own_path(home: Root, kept: RecordStore) -> None:
+    one, other = member(home, 0), member(home, 1)
+    assert all(kept.put(key, one.raw, NOW).accepted for key in one.keys)
+    foreign = set(other.keys) - set(one.keys)
+    assert foreign
+    assert not any(kept.put(key, one.raw, NOW).accepted for key in foreign)
+
+
+def test_changes_are_told_and_repeats_are_not(home: Root) -> None:
+    told: list[int] = []
+    store = RecordStore(home.verifier(), lambda signed: told.append(signed.record.seq))
+    puts = []
+    for seq in (5, 5, 4, 6):
+        signed = word(home, 0, seq)
+        puts.append(store.put(signed.key, signed.raw, NOW))
+    assert [(put.accepted, put.new) for put in puts] == [
+        (True, True), (True, False), (False, False), (True, True),
+    ]  # fmt: skip
+    assert told == [5, 6]
+
+
+def test_what_is_found_may_be_more_than_one_node_stores(
+    home: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "PROVIDERS_MAX", 2)
+    found = RecordStore(home.verifier(), sets=2)
+    for node in range(5):
+        signed = word(home, node, 1)
+        found.put(signed.key, signed.raw, NOW)
+    assert len(found) == 4
