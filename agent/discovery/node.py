@@ -34,13 +34,13 @@ from agent.discovery.record import (
     MemberRecord,
     Record,
     ServiceRecord,
-    Signed,
     Verifier,
     VerifyCertificate,
 )
 from agent.discovery.rejoin import Rejoin
 from agent.discovery.seal import Seal
 from agent.discovery.store import FOUND_MAX, FOUND_SETS, RecordStore
+from agent.discovery.told import OnMember, Told
 from agent.discovery.upkeep import REMEMBERED_MAX, Memory, Upkeep
 from agent.discovery.walk import Walker
 from agent.errors import NotRunning
@@ -87,7 +87,7 @@ class Discovery:
         *,
         reachable: bool | None = None,
         is_member: IsMember | None = None,
-        on_member: Callable[[MemberRecord], None] | None = None,
+        on_member: OnMember | None = None,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         ports: Ports | None = None,
@@ -112,12 +112,12 @@ class Discovery:
         self._seal = Seal(key, mesh_id, network_keys)
         self._verifier = Verifier(mesh_id, verify_certificate, is_member)
         self._own_key = node_key(mesh_id, key.id)
-        self._store = RecordStore(self._verifier, self._on_record)
+        self._told = Told(key.id, self._verifier, on_member)
+        self._store = RecordStore(self._verifier, self._told.heard)
         self._found = RecordStore(
-            self._verifier, self._on_record, sets=FOUND_SETS, records_max=FOUND_MAX
+            self._verifier, self._told.heard, sets=FOUND_SETS, records_max=FOUND_MAX
         )
-        self._on_member = on_member
-        self._told: dict[NodeId, MemberRecord] = {}
+        self._fixed_reach = reachable
         self._reach = Reach(reachable)
         self._memory = Memory([], [])
         self._parts: _Parts | None = None
@@ -148,6 +148,7 @@ class Discovery:
         """Open the port and begin to serve. Raises EnvironmentFault when it cannot be opened."""
         if self._parts is not None:
             return
+        self._reach = Reach(self._fixed_reach)
         made: list[Protocol] = []
 
         def make() -> Protocol:
@@ -377,22 +378,6 @@ class Discovery:
         if self._parts is not None:
             self._parts.publisher.offer(contact)
 
-    def _on_record(self, signed: Signed) -> None:
-        """Tell of a member whose record says something that was not told before."""
-        record = signed.record
-        if self._on_member is None or not isinstance(record, MemberRecord):
-            return
-        told = self._told.get(record.id)
-        if record.id == self._key.id or (told is not None and told.seq >= record.seq):
-            return
-        self._told[record.id] = record
-        if told is not None and _words(told) == _words(record):
-            return
-        try:
-            self._on_member(record)
-        except Exception:
-            log.exception("discovery.on_member_failed node=%s", record.id)
-
     def _service(self, service: str, payload: bytes, seq: int, expiry: int) -> ServiceRecord:
         return ServiceRecord(
             node=self._key.id.ed25519,
@@ -408,13 +393,4 @@ class Discovery:
         now = self._clock()
         self._store.purge(now)
         self._found.purge(now)
-        self._told = {
-            node: record
-            for node, record in self._told.items()
-            if record.expiry > now and self._verifier.member(record.certificate, now) == node
-        }
-
-
-def _words(record: MemberRecord) -> MemberRecord:
-    """Return what a record says, without when it was said."""
-    return msgspec.structs.replace(record, seq=0, expiry=0)
+        self._told.purge(now)

@@ -193,11 +193,12 @@ class Verifier:
     def current(self, signed: Signed, now: float) -> bool:
         """Say whether a genuine record still holds: unexpired, and its node still a member."""
         record = signed.record
-        return (
-            now < record.expiry <= now + TTL_MAX_S + CLOCK_SKEW_S
-            and record.seq <= (now + 2 * CLOCK_SKEW_S) * 1000
-            and self.member(record.certificate, now) == record.id
-        )
+        if not now < record.expiry <= now + TTL_MAX_S + CLOCK_SKEW_S:
+            return False
+        if record.seq > (now + 2 * CLOCK_SKEW_S) * 1000:
+            return False
+        member = self.member(record.certificate, now)
+        return member is not None and member.ed25519 == record.node
 
     def _judge(self, raw: bytes, now: float) -> Signed | None:
         """Check form, limits, certificate and signature: all that does not change with time."""

@@ -6,9 +6,9 @@ another directly (an answer, something that it wrote and signed) is the only evi
 
     state     becomes                when
     -----     -------                ----
-    alive     suspect                two questions in a row were not answered, or its last link went
-                                     and one question was not answered, or nothing was heard for
-                                     SILENT_S
+    alive     suspect                two questions in a row were not answered, the first at once
+                                     after a hint (its last link went, others doubt it), or nothing
+                                     was heard for SILENT_S
     suspect   alive                  heard
     suspect   gone                   SUSPECT_S later
     gone      alive                  heard
@@ -31,8 +31,8 @@ from agent.identity.keys import NodeId
 PROBE_INTERVAL_S = 1.0
 # Newcomers are asked sooner than their turn comes, so many in one call of `due`.
 FRESH_PER_CALL = 2
-# A suspect is asked this often; it has five chances before it counts as gone.
-SUSPECT_INTERVAL_S = 0.5
+# A suspect is asked this often; it has four chances before it counts as gone.
+SUSPECT_INTERVAL_S = 0.7
 SUSPECT_S = 3.0
 MISSES = 2
 # Reports come each 60 s at most, so this is three of them and a margin.
@@ -64,6 +64,7 @@ class _Member:
     misses: int = 0
     allowed_misses: int = MISSES
     asked_at: float = _NEVER
+    urgent: bool = False
 
 
 class Liveness:
@@ -113,14 +114,16 @@ class Liveness:
     def doubt(self, node: NodeId, now: float) -> bool:
         """Take a hint that a member may have died (its last link went, others suspect it).
 
-        It is asked at once, and one question without an answer is enough. Returns whether the hint
-        is of use: the member is alive by what was known.
+        It is asked at once; links are closed for want of use as well, so one lost answer is not
+        enough, unless the member never answered from here. Returns whether the hint is of use: the
+        member is alive by what was known.
         """
         member = self._members.get(node)
         if member is None or member.state is not State.ALIVE:
             return False
-        member.allowed_misses = 1
-        member.asked_at = _LONG_AGO
+        if not member.answers:
+            member.allowed_misses = 1
+        member.urgent = True
         self._next_at = now
         return True
 
@@ -138,17 +141,14 @@ class Liveness:
         """
         asked = []
         for node, member in self._members.items():
-            hinted = member.state is State.ALIVE and (
-                member.misses > 0 or member.allowed_misses < MISSES
-            )
+            missing = member.state is State.ALIVE and member.misses > 0
             if member.state is State.ALIVE and now - member.heard_at > SILENT_S:
                 self._to(node, member, State.SUSPECT, now)
             elif member.state is State.SUSPECT and now - member.since >= SUSPECT_S:
                 self._to(node, member, State.GONE, now)
                 member.answers = False
-            if (hinted or member.state is State.SUSPECT) and (
-                now - member.asked_at >= SUSPECT_INTERVAL_S
-            ):
+            again = missing or member.state is State.SUSPECT
+            if member.urgent or (again and now - member.asked_at >= SUSPECT_INTERVAL_S):
                 asked.append(node)
         fresh = (n for n, m in self._members.items() if m.asked_at == _NEVER and n not in asked)
         asked += itertools.islice(fresh, FRESH_PER_CALL)
@@ -163,6 +163,7 @@ class Liveness:
                 asked.append(self._rng.choice(gone))
         for node in asked:
             self._members[node].asked_at = now
+            self._members[node].urgent = False
         return asked
 
     def answered(self, node: NodeId, now: float) -> None:

@@ -31,12 +31,13 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.5
 # On a LAN an answer takes a millisecond, over relays and satellites one second.
 _PING_TIMEOUT_S = 1.0
-# After a hint that a node died the answer decides over a takeover: it must come soon.
-_HINTED_PING_TIMEOUT_S = 0.4
 _LINKS_INTERVAL_S = 2.0
 _MODELS_EACH_BEATS = 5
 # A change is told at once, but not more often than this.
 _CHANGE_INTERVAL_S = 2.0
+# Doubts are told this far apart, and by nobody who suspects more than these or a quarter of all.
+_DOUBT_INTERVAL_S = 5.0
+_FEW_SUSPECTS = 2
 # What others say in events is kept for this many different authors a minute at most each.
 _EVENTS_PER_MINUTE = 30
 
@@ -118,8 +119,8 @@ class Presence:
         self._liveness = Liveness(self._rng, self._state_changed)
         self._chooser = LinkChooser(own)
         self._linked: set[NodeId] = set()
-        self._hinted: set[NodeId] = set()
         self._doubted: dict[NodeId, float] = {}
+        self._doubted_at = self._spoke_up_at = float("-inf")
         self._heard: dict[NodeId, _Heard] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
@@ -176,7 +177,6 @@ class Presence:
     def doubt(self, node: NodeId) -> None:
         """Take a hint that a member may have died: it is asked at once."""
         if self._liveness.doubt(node, time.monotonic()):
-            self._hinted.add(node)
             self._stirred.set()
 
     def models_changed(self) -> None:
@@ -220,13 +220,10 @@ class Presence:
 
     async def _ask_due(self) -> None:
         for node in self._liveness.due(time.monotonic()):
-            hinted = node in self._hinted
-            self._hinted.discard(node)
-            timeout_s = _HINTED_PING_TIMEOUT_S if hinted else _PING_TIMEOUT_S
-            self._spawn(self._ask(node, timeout_s))
+            self._spawn(self._ask(node))
 
-    async def _ask(self, node: NodeId, timeout_s: float) -> None:
-        rtt_s = await self._ping(node, timeout_s)
+    async def _ask(self, node: NodeId) -> None:
+        rtt_s = await self._ping(node, _PING_TIMEOUT_S)
         now = time.monotonic()
         if rtt_s is None:
             self._liveness.missed(node, now)
@@ -243,11 +240,20 @@ class Presence:
         self._on_changed(node, state)
 
     async def _tell_doubt(self, node: NodeId) -> None:
-        """Have others ask as well; one voice is enough, so not when another told it just now."""
+        """Have others ask as well; one voice is enough, so not when another told it just now.
+
+        Who doubts many at once is slow or cut off itself, and keeps quiet: else a busy moment
+        would make everyone ask everyone, and be a busier one.
+        """
         now = time.monotonic()
-        if now - self._doubted.get(node, float("-inf")) < _PING_TIMEOUT_S * 5:
+        lately = now - _DOUBT_INTERVAL_S
+        others = self._liveness.alive()
+        silent = sum(self._liveness.state(one) is State.SUSPECT for one in others)
+        if self._doubted.get(node, float("-inf")) > lately or self._doubted_at > lately:
             return
-        self._doubted[node] = now
+        if silent > max(_FEW_SUSPECTS, len(others) // 4):
+            return
+        self._doubted[node] = self._doubted_at = now
         await self._publish(report.HEALTH, Doubt(node.ed25519))
 
     def _on_link(self, node: NodeId, up: bool) -> None:
@@ -350,7 +356,9 @@ class Presence:
             case Doubt():
                 node = NodeId(message.node)
                 if node == self._own:
-                    self._spawn(self._publish(report.HEALTH, self._beat()))
+                    if now - self._spoke_up_at > _CHANGE_INTERVAL_S:
+                        self._spoke_up_at = now
+                        self._spawn(self._publish(report.HEALTH, self._beat()))
                 elif self._liveness.state(node) is not None:
                     self._doubted[node] = now
                     self.doubt(node)

@@ -43,6 +43,8 @@ BOOTSTRAPS = 6
 GROW_S = 80.0
 # Noise from outsiders, datagrams a second for each 1,000 nodes.
 NOISE_PER_S = 20.0
+# Calls of `members` until each set of the listing of 1,000 has been asked for twice.
+LISTED_POLLS = 34
 # A node takes part in lookups when it, or what it said, has been there for so long.
 SETTLED_S = 10.0
 
@@ -130,12 +132,17 @@ class Simulation:
         self.found.datagrams_per_s = (self.network.sent - sent) / plan.seconds / plan.size
 
     async def list_all(self) -> None:
-        """Have some nodes list the members; note which part of the living each found."""
-        for asker in self.rng.sample(self._settled(), self.plan.listers):
-            settled = self.loop.time() - SETTLED_S
-            there = {p.key.id for p in self._settled() if p.published < settled}
-            listed = set(await asker.node.members())
-            self.found.listed.append(100 * len(there & listed) / len(there))
+        """Have some nodes list the members, as an agent does, once a second for a while.
+
+        Note which part of the living each found.
+        """
+        settled = self.loop.time() - SETTLED_S
+        askers = self.rng.sample(self._settled(), self.plan.listers)
+        for _ in range(LISTED_POLLS):
+            listed = await asyncio.gather(*(asker.node.members() for asker in askers))
+            await asyncio.sleep(1.0)
+        there = {p.key.id for p in self._settled() if p.published < settled}
+        self.found.listed += [100 * len(there & set(found)) / len(there) for found in listed]
 
     def close(self) -> None:
         """End all nodes."""

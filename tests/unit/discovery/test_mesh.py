@@ -8,11 +8,9 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 
 from agent.discovery import liveness, messages
-from agent.discovery.contact import Contact
 from agent.discovery.dhtkeys import member_key, service_key
 from agent.discovery.messages import Answered, Asked, Message
 from agent.discovery.node import Discovery
@@ -21,7 +19,7 @@ from agent.errors import EnvironmentFault, NotRunning
 from agent.identity.keys import NodeId, NodeKey
 
 if TYPE_CHECKING:
-    from conftest import Mesh, Root
+    from conftest import Mesh
 
 HANG_S = 20.0
 
@@ -203,19 +201,6 @@ async def test_a_restarted_node_is_found_at_its_new_port(mesh: Mesh) -> None:
     await until(lambda: first.contacts() == [(key.id, ("127.0.0.1", again.port))])
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_a_restart_needs_no_bootstrap(mesh: Mesh) -> None:
-    for _ in range(3):
-        await mesh.add()
-    saved = mesh.nodes[2].save()
-    await mesh.nodes[2].stop()
-    await mesh.nodes[0].stop()
-    again = await mesh.add(key=mesh.keys[2], join=False)
-    again.load(saved)
-    assert await again.bootstrap([]) == 1
-    assert [node for node, _ in again.contacts()] == [mesh.keys[1].id]
-
-
 async def test_a_stopped_node_remembers_whom_it_knew(mesh: Mesh) -> None:
     _, node = await mesh.add(), await mesh.add()
     await node.stop()
@@ -234,36 +219,6 @@ async def test_who_was_silent_and_speaks_again_is_asked_again(mesh: Mesh) -> Non
     assert a.contacts() == []
     await b.providers("head")
     assert not protocol.is_dead(contact)
-
-
-async def test_when_all_were_gone_it_comes_back_by_itself(
-    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.discovery.upkeep.TICK_S", 0.02)
-    monkeypatch.setattr("agent.discovery.upkeep.RETRY_MIN_S", 0.02)
-    first, second = await mesh.add(), await mesh.add()
-    port = first.port
-    await first.stop()
-    await until(lambda: second.contacts() == [])
-    await mesh.add(key=mesh.keys[0], listen=("127.0.0.1", port), join=False)
-    await until(lambda: len(second.contacts()) == 1)
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_quiet_contacts_are_asked_and_records_repeated(
-    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.discovery.upkeep.TICK_S", 0.02)
-    monkeypatch.setattr("agent.discovery.upkeep.QUIET_S", 0.0)
-    first, second = await mesh.add(), await mesh.add()
-    await first.announce("head", b"", 60)
-    before = (await second.providers("head"))[0].seq
-    publisher = first._parts.publisher  # type: ignore[union-attr]  # it runs
-    publisher._publications["service:head"].due = 0.0
-    key = service_key(mesh.root.mesh_id, "head")
-    await until(lambda: second._store.records(key, mesh.clock())[0].record.seq > before)
-    kill(second)
-    await until(lambda: first.contacts() == [])
 
 
 async def test_goodbye_empties_tables_at_once(mesh: Mesh) -> None:
@@ -374,98 +329,7 @@ async def test_without_a_certificate_the_network_key_is_worth_nothing(mesh: Mesh
     assert here.contacts() == []
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_a_revoked_node_is_answered_no_more_and_its_words_are_gone(mesh: Mesh) -> None:
-    a, b, c = [await mesh.add() for _ in range(3)]
-    await b.announce("head", b"", 60)
-    assert len(await a.providers("head")) == 1
-    mesh.root.revoked.add(mesh.keys[1].id)
-    mesh.ahead_s += 3
-    assert await a.providers("head") == []
-    assert await c.providers("head") == []
-    sent = a.counters["sent"]
-    assert await b.providers("other") == []
-    assert a.counters["refused_not_member"] > 0
-    assert mesh.keys[1].id not in {node for node, _ in a.contacts()}
-    assert a.counters["sent"] == sent
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_a_renewed_certificate_is_shown_to_all(mesh: Mesh) -> None:
-    a, b = (
-        await mesh.add(),
-        await mesh.add(certificate=mesh.root.certify(NodeId(bytes(32))), join=False),
-    )
-    assert await b.bootstrap([mesh.endpoint(0)]) == 0
-    await b.publish_member(mesh.record(1))
-    assert await b.bootstrap([mesh.endpoint(0)]) == 1
-    assert mesh.keys[1].id in {node for node, _ in a.contacts()}
-
-
-async def test_a_node_that_forgot_a_member_asks_for_its_certificate(mesh: Mesh) -> None:
-    a, b = await mesh.add(), await mesh.add()
-    await until(lambda: len(a.contacts()) == 1)
-    protocol = a._parts.protocol  # type: ignore[union-attr]  # it runs
-    for question in (messages.Ping(), messages.FindRecords(bytes(20), bytes(8), bytes(1000))):
-        protocol.roster._known.clear()
-        reply = await b._parts.protocol.ask(  # type: ignore[union-attr]  # it runs
-            mesh.keys[0].id, ("127.0.0.1", a.port), question
-        )
-        assert reply is not None
-        assert protocol.roster.knows(mesh.keys[1].id)
-    assert b.counters.get("timeouts", 0) == 0
-
-
 # -- members that mean harm
-
-
-def make_hostile(mesh: Mesh, number: int, stale: dict[bytes, bytes]) -> None:
-    """Make a member lie: wrong nodes, forged, old, foreign and oversized records, wrong answers."""
-    protocol = mesh.nodes[number]._parts.protocol  # type: ignore[union-attr]  # it runs
-    rng = random.Random(number)
-    liar = NodeKey(b"l" * 32)
-
-    def nobody() -> bytes:
-        return Contact(mesh.root.mesh_id, NodeId(rng.randbytes(32)), "127.0.0.1", 1).packed
-
-    def reply(sender: NodeId, address: Any, question: Any, room: int) -> Any:
-        lies = tuple(nobody() for _ in range(10))
-        match question:
-            case messages.FindNode():
-                return messages.Contacts(lies)
-            case messages.FindRecords(key):
-                forged = mesh.root.service(liar, "members", 1, mesh.clock() + 60)
-                forged = msgspec.structs.replace(forged, node=mesh.keys[5].id.ed25519)
-                own = msgspec.msgpack.encode(forged)
-                raws = [
-                    b"S" + rng.randbytes(64) + own[:300],
-                    rng.randbytes(60),
-                    b"",
-                    stale.get(key, b""),
-                ]
-                return messages.Records(tuple(raws), 256, ())
-            case messages.Store():
-                return messages.Stored(number % 2 == 0, 2**63 - 1)
-            case _:
-                return messages.Stored(True, 0)
-
-    protocol._answers.reply = reply
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_a_wrong_address_for_a_known_node_is_not_believed(mesh: Mesh) -> None:
-    nodes = [await mesh.add() for _ in range(3)]
-    await until(lambda: all(len(node.contacts()) == 2 for node in nodes))
-    liar = nodes[2]._parts.protocol  # type: ignore[union-attr]  # it runs
-    wrong = Contact(mesh.root.mesh_id, mesh.keys[1].id, "127.0.0.1", 1).packed
-    liar._answers._near = lambda *_: (wrong,)
-    await nodes[0].announce("head", b"", 60)
-    await nodes[0].providers("head")
-    assert nodes[0].counters.get("timeouts", 0) == 0
-    right = ("127.0.0.1", nodes[1].port)
-    assert dict(nodes[0].contacts())[mesh.keys[1].id] == right
-    walker = nodes[0]._parts.walker  # type: ignore[union-attr]  # it runs
-    assert [contact.address for contact in walker.usable([wrong])] == [right]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -512,13 +376,3 @@ async def test_an_answer_nobody_asked_for_changes_nothing(mesh: Mesh) -> None:
     assert node.contacts() == []
     with pytest.raises(AttributeError):
         protocol.no_such_remote_call  # noqa: B018  # the attribute is the test
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_a_hostile_sequence_hint_does_not_use_up_the_numbers(mesh: Mesh, root: Root) -> None:
-    node, _ = await mesh.add(), await mesh.add()
-    make_hostile(mesh, 1, {})
-    await node.announce("head", b"", 60)
-    found = await node.providers("head")
-    assert [r.id for r in found] == [mesh.keys[0].id]
-    assert found[0].seq <= (mesh.clock() + 121) * 1000

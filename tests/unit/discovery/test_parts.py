@@ -15,7 +15,7 @@ from agent.discovery.allowance import Allowance
 from agent.discovery.contact import Contact
 from agent.discovery.endpoints import resolve
 from agent.discovery.liveness import Liveness
-from agent.discovery.port import open_port
+from agent.discovery.port import SystemPorts, open_port
 from agent.discovery.roster import Roster
 from agent.discovery.routing import Table
 from agent.errors import EnvironmentFault, StateError
@@ -268,3 +268,23 @@ def test_a_table_stays_small_and_keeps_few_replacements() -> None:
     assert all(c.node.ed25519[-1] % 2 for c in table.contacts())
     left = [c for b in table.buckets for c in b.replacement_nodes.values()]
     assert all(c.node.ed25519[-1] % 2 for c in left)
+
+
+# -- a port of its own for one datagram
+
+
+def test_a_probe_leaves_from_a_port_of_its_own() -> None:
+    with open_port("127.0.0.1", 0) as opened:
+        opened.settimeout(5)
+        sources = set()
+        for _ in range(3):
+            SystemPorts().send_once(b"probe", opened.getsockname())
+            datagram, source = opened.recvfrom(10)
+            assert datagram == b"probe"
+            sources.add(source)
+        assert opened.getsockname() not in sources
+
+
+def test_what_the_system_cannot_send_is_lost() -> None:
+    SystemPorts().send_once(b"x", ("255.255.255.255", 9))
+    SystemPorts().send_once(bytes(70_000), ("127.0.0.1", 9))

@@ -66,12 +66,14 @@ def test_a_dead_member_is_suspect_then_gone_without_an_operator() -> None:
     assert node(3) not in world.liveness.alive()
 
 
-def test_a_hint_makes_a_dead_member_suspect_with_one_question() -> None:
+def test_a_hint_makes_a_dead_member_suspect_with_two_questions() -> None:
     world = World(30)
     world.run(31.0)
     world.dead.add(node(7))
     assert world.liveness.doubt(node(7), world.now)
-    world.run(2 * STEP_S)
+    world.run(STEP_S)
+    assert world.state(7) is State.ALIVE
+    world.run(1.0)
     assert world.state(7) is State.SUSPECT
 
 
