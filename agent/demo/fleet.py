@@ -24,7 +24,8 @@ class Fleet(AgentLab):
     """`count` machines n0, n1, … on one LAN; the first makes the mesh and is up."""
 
     def __init__(self, root: Path, count: int) -> None:
-        super().__init__(root, Lan())
+        # Beside a LAN that tests of the LAN itself have made, or have left.
+        super().__init__(root, Lan(2))
         self.names = [f"n{number}" for number in range(count)]
         for name in self.names:
             self.lab.add(name)

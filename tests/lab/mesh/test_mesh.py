@@ -188,7 +188,7 @@ def test_a_newcomer_with_a_ticket_of_no_use_but_its_word_finds_the_mesh_on_the_l
     wait_until("n0 knows that n4 left", lambda: "n4" not in fleet.peers("n0"), LOST_WITHIN_S)
     assert not (ROOT / "n4" / "node.key").exists()
     assert not (ROOT / "n4" / "mesh.json").exists()
-    facts = join(fleet, "n4", "--bootstrap", "198.19.1.250", "--ticket", fleet.ticket())
+    facts = join(fleet, "n4", "--bootstrap", "198.19.2.250", "--ticket", fleet.ticket())
     assert facts["mesh"] == "fleet"
     fleet.wait_connected("n4", 4)
 
