@@ -328,6 +328,12 @@ class Links:
 
 
 async def _close(link: Link) -> None:
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_LIMIT_S):
-        await link.connection.close()
-    link.tcp.abort()
+    """Say goodbye and close. Whatever libp2p raises must not leave: it would end the whole host."""
+    try:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_LIMIT_S):
+            await link.connection.close()
+    except Exception as error:
+        # As a rule the socket was closed meanwhile: by the peer, or since it is no member now.
+        log.debug("a link was closed without a goodbye, node=%s: %r", link.node, error)
+    finally:
+        link.tcp.abort()

@@ -38,7 +38,7 @@ def fleet() -> Iterator[Fleet]:
         yield made
     finally:
         for log in sorted(ROOT.glob("*/agent.log")):
-            print(f"== {log}\n{log.read_text()[-3000:]}")
+            print(f"== {log}\n{log.read_text()[-12000:]}")
 
 
 def wireguard_peers(fleet: Fleet, name: str) -> set[str]:
