@@ -351,11 +351,23 @@ class Agent:
             self._stirred.clear()
             now = time.time()
             await self._acl.tick(now)
+            self._look_at_control_plane()
             live = frozenset(m.node_id for m in self._membership.live_members(now))
             keys = self._membership.network_keys(now)
             if self._membership.revision != revision or live != self._members or keys != self._keys:
                 revision = self._membership.revision
                 await self.follow_membership()
+
+    def _look_at_control_plane(self) -> None:
+        """Say so when the control plane ended by a fault: the node runs on without it."""
+        if self._control.addresses and not self._control.running and not self._stop.is_set():
+            self._health.set(
+                HealthItem(
+                    "control-plane-down", "error", "No control plane",
+                    "libp2p ended by a fault, which the log tells.",
+                    "`agent down` and `agent up` start it anew.",
+                )
+            )  # fmt: skip
 
     async def _follow_revocations(self) -> None:
         """Say in the DHT which revocation list is here, and look at what others say."""
