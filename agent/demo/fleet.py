@@ -60,8 +60,9 @@ class Fleet(AgentLab):
     def pids(self, name: str) -> tuple[int, list[int]]:
         """Return the pid of an agent, and those of its children."""
         pid = int(self.status(name)["pid"])
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return pid, [int(child) for child in children]
+        # Children stand under the thread that started them, and wireguard-go's is not the first.
+        tasks = Path(f"/proc/{pid}/task").glob("*/children")
+        return pid, [int(child) for task in tasks for child in task.read_text().split()]
 
     def kill(self, name: str) -> None:
         """End an agent and its children at once, as a power failure does."""

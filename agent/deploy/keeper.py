@@ -35,7 +35,8 @@ _log = logging.getLogger(__name__)
 TOPIC = "deployments"
 FILE = "deployments.json"
 _VERSION = 1
-COMPARE_INTERVAL_S = 10.0
+# Books are compared with each new link and gossip carries what changes; this is for what was missed.
+COMPARE_INTERVAL_S = 30.0
 _ASK_TIMEOUT_S = 5.0
 _DEPLOYERS = frozenset({"worker", "admin"})
 
@@ -60,7 +61,8 @@ class BookKeeper:
         self._rng = rng or random.SystemRandom()
         self._restored: set[bytes] = set()
         self._linked: set[NodeId] = set()
-        self._linked_news = asyncio.Event()
+        self._to_compare: set[NodeId] = set()
+        self._to_compare_news = asyncio.Event()
         self.book = DeploymentBook(mesh_id)
 
     def restore(self) -> None:
@@ -131,9 +133,12 @@ class BookKeeper:
 
     def on_link(self, node: NodeId, up: bool) -> None:
         """Compare with a member whose connection just came up."""
-        if up:
-            self._linked.add(node)
-            self._linked_news.set()
+        if not up:
+            self._linked.discard(node)
+            return
+        self._linked.add(node)
+        self._to_compare.add(node)
+        self._to_compare_news.set()
 
     def answer(self, request: CompareBook | ExchangeBook) -> Answer:
         """Answer a member that compares."""
@@ -149,14 +154,14 @@ class BookKeeper:
         while True:
             try:
                 async with asyncio.timeout(COMPARE_INTERVAL_S):
-                    await self._linked_news.wait()
-                self._linked_news.clear()
+                    await self._to_compare_news.wait()
+                self._to_compare_news.clear()
             except TimeoutError:
-                self._linked |= self._someone()
+                self._to_compare |= self._someone()
                 if self.book.prune(time.time()):
                     self._settle(True)
-            while self._linked:
-                node = self._linked.pop()
+            while self._to_compare:
+                node = self._to_compare.pop()
                 try:
                     await self.compare(node)
                 except CoveyError as error:
@@ -181,7 +186,11 @@ class BookKeeper:
     # ------------------------------------------------------------------ inside
 
     def _someone(self) -> set[NodeId]:
-        others = [m.node_id for m in self._mesh.live_workers(time.time())]
+        """Return one member to compare with: a linked one, for the links alone connect all.
+
+        A connection made just to compare would carry gossip too, until it is idle for long.
+        """
+        others = sorted(self._linked) or [m.node_id for m in self._mesh.live_workers(time.time())]
         others = [node for node in others if node != self._key.id]
         return {self._rng.choice(others)} if others else set()
 
