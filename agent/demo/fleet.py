@@ -5,9 +5,11 @@ Only works inside a sandbox.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,14 @@ class Fleet(AgentLab):
     def kill(self, name: str) -> None:
         """End an agent and its children at once, as a power failure does."""
         pid, children = self.pids(name)
-        for each in (pid, *children):
-            os.kill(each, signal.SIGKILL)
+        kill_all([pid, *children])
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """Kill these processes; wireguard-go may have ended with its agent by itself."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def wait_until(what: str, true: Any, limit_s: float = _LIMIT_S) -> float:

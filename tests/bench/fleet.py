@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from typing import Any
 from report import Row, percentiles, row
 
 from agent.client import CoveyError
-from agent.demo.fleet import Fleet
+from agent.demo.fleet import Fleet, kill_all
 
 ROOT = Path("/run/covey-fleet")
 PING = Path(__file__).parent / "first_ping.py"
@@ -86,15 +85,14 @@ def owner_rows(quick: bool) -> list[Row]:
         time.sleep(SETTLED_S)
         pid, children = fleet.pids(names[owner])
         began = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
+        kill_all([pid])
         while (new := _owner(fleet, head)) in (owner, ""):
             if time.monotonic() - began > _LIMIT_S:
                 raise SystemExit(f"nobody took over from {names[owner]}")
             time.sleep(0.01)
         times.append(time.monotonic() - began)
         print(f"  {names[owner]} → {names[new]} in {times[-1]:.2f} s", file=sys.stderr)
-        for child in children:
-            os.kill(child, signal.SIGKILL)
+        kill_all(children)
         fleet.agent(names[owner], "up")
         # It is the rightful owner again once it is back.
         while _owner(fleet, head) != owner and time.monotonic() - began < _LIMIT_S:
