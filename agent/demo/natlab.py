@@ -270,12 +270,17 @@ class NatLab:
 
     # -- what happens to sites
 
-    def remap(self, site: Site) -> None:
-        """Let the site's NATs forget their flows; those that begin now have other outer ports."""
+    def forget(self, site: Site) -> None:
+        """Let the site's NATs forget all flows, as routers do that are restarted."""
         for gateway in self._nats(site):
-            gateway.remaps += 1
             gateway.apply()
             gateway.forget()
+
+    def remap(self, site: Site) -> None:
+        """Let the site's NATs forget all flows; those that begin now have other outer ports."""
+        for gateway in self._nats(site):
+            gateway.remaps += 1
+        self.forget(site)
 
     def change_address(self, site: Site) -> str:
         """Give the site another IPv4 address, as providers do overnight, and return it."""
@@ -289,8 +294,7 @@ class NatLab:
         _ip("-n", INTERNET, "route", "delete", f"{old}/32", "dev", site.link)
         if site.gateways:
             site.gateways[0].address = site.address
-            site.gateways[0].apply()
-            site.gateways[0].forget()
+            self.forget(site)
         else:
             site.machines[0] = replace(site.machines[0], address=site.address)
         return site.address

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 
 import pytest
 from nat_sockets import ARRIVES_S, all_come, come, crosses, on, seen_as, send, udp
@@ -155,10 +156,9 @@ def test_two_machines_with_one_port_get_two(internet: NatLab, rendezvous: Rendez
 def test_a_stranger_takes_the_port_of_a_bare_router(
     internet: NatLab, rendezvous: Rendezvous
 ) -> None:
-    """What comes before the inside has sent decides: the port is held, and the answer has another.
+    """What comes before the inside has sent decides: its port is held, and the answer has another.
 
-    So a side that waits a moment with its first probe only loses by it here; behind a firewall the
-    stranger's packet leaves nothing.
+    Behind a firewall the stranger's packet leaves nothing. So whose router is bare must send first.
     """
     first, _ = rendezvous
     kept = {}
@@ -168,6 +168,32 @@ def test_a_stranger_takes_the_port_of_a_bare_router(
             assert not crosses(one, inside, (site.address, 50150), NEVER_S)
             kept[name] = seen_as(inside, one, (first.address, ONE))[1] == 50150
     assert kept == {"bare": False, "easy": True}
+
+
+def test_a_held_port_is_free_after_silence(internet: NatLab, rendezvous: Rendezvous) -> None:
+    site, (first, _) = internet.sites["bare"], rendezvous
+    internet.udp_timeout(site, 1)
+    try:
+        with udp(site.machines[0], 50151) as inside, udp(first.machines[0], ONE) as one:
+            assert not crosses(one, inside, (site.address, 50151), NEVER_S)
+            assert seen_as(inside, one, (first.address, ONE))[1] != 50151
+            time.sleep(1.2)
+            assert seen_as(inside, one, (first.address, ONE))[1] == 50151
+    finally:
+        internet.udp_timeout(site, 120)
+
+
+def test_a_datagram_that_dies_on_the_way_opens_a_bare_router(
+    internet: NatLab, rendezvous: Rendezvous
+) -> None:
+    """One with a TTL that ends at the internet's router takes the port before anybody else can."""
+    site, (first, _) = internet.sites["bare"], rendezvous
+    with udp(site.machines[0], 50152) as inside, udp(first.machines[0], ONE) as one:
+        inside.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 2)
+        assert not crosses(inside, one, (first.address, ONE), NEVER_S)
+        inside.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 64)
+        assert crosses(one, inside, (site.address, 50152), ARRIVES_S)
+        assert seen_as(inside, one, (first.address, ONE)) == (site.address, 50152)
 
 
 def test_blocked(internet: NatLab, rendezvous: Rendezvous) -> None:
