@@ -1,0 +1,127 @@
+"""Brings signals to a peer that no packet reaches yet, over the control plane. A shell.
+
+A request, where the peer can be asked: it is linked, or others reach it from outside. Else gossip:
+every member passes the signal on and the one that it names takes it. Signals are sealed for their
+peer, so that nobody on the way reads them (agent/paths/wire.py). Both may lose one; the engine
+repeats what is not acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from agent.errors import CoveyError, PeerError
+from agent.identity.keys import NodeId
+from agent.paths.wire import SIGNAL_MAX_BYTES
+
+_log = logging.getLogger(__name__)
+
+PROTOCOL = "/covey/paths/1"
+TOPIC = "signals"
+# A signal is repeated after 0.4 s; a request that takes longer is of no use.
+_REQUEST_LIMIT_S = 2.0
+# After a request that failed the peer gets its signals by gossip for so long.
+_GOSSIP_S = 30.0
+_KEY_BYTES = 32
+# Signals under way at once; a mesh of 1,000 that comes up has some tens.
+_UNDER_WAY_MAX = 256
+
+
+class Control(Protocol):
+    """What is needed of the control plane."""
+
+    def serve(
+        self, protocol: str, handler: Callable[[NodeId, bytes], Awaitable[bytes]]
+    ) -> None:
+        """Answer a protocol."""
+
+    def subscribe(self, topic: str, handler: Callable[[NodeId, bytes], Awaitable[bool]]) -> None:
+        """Hear a topic."""
+
+    async def request(
+        self, peer: NodeId, addresses: Sequence[str], protocol: str, payload: bytes, *,
+        timeout_s: float,
+    ) -> bytes:  # fmt: skip
+        """Ask a member."""
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Tell every member."""
+
+
+class Carrier:
+    """Carries this node's signals, and gives `take` those for it: (who brought it, bytes)."""
+
+    def __init__(
+        self,
+        own: NodeId,
+        control: Control,
+        addresses: Callable[[NodeId], Sequence[str] | None],
+        take: Callable[[NodeId, bytes], None],
+    ) -> None:
+        """`addresses`: a peer's control addresses; None when it is not to be asked directly."""
+        self._own = own
+        self._control = control
+        self._addresses = addresses
+        self._take = take
+        self._gossip_until: dict[NodeId, float] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def begin(self) -> None:
+        """Hear signals from now on."""
+        self._control.serve(PROTOCOL, self._on_request)
+        self._control.subscribe(TOPIC, self._on_gossip)
+
+    def send(self, peer: NodeId, sealed: bytes) -> None:
+        """Send a signal; it may be lost."""
+        if len(self._tasks) >= _UNDER_WAY_MAX:
+            return
+        task = asyncio.get_running_loop().create_task(self._send(peer, sealed))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def forget(self, members: frozenset[NodeId]) -> None:
+        """Keep nothing of those who are no members."""
+        for node in self._gossip_until.keys() - members:
+            del self._gossip_until[node]
+
+    async def stop(self) -> None:
+        """End what is under way."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _send(self, peer: NodeId, sealed: bytes) -> None:
+        now = asyncio.get_running_loop().time()
+        try:
+            if now >= self._gossip_until.get(peer, 0.0):
+                addresses = self._addresses(peer)
+                if addresses is not None:
+                    try:
+                        await self._control.request(
+                            peer, addresses, PROTOCOL, sealed, timeout_s=_REQUEST_LIMIT_S
+                        )
+                    except PeerError as error:
+                        _log.debug("signal not delivered node=%s: %s", peer, error.message)
+                        self._gossip_until[peer] = now + _GOSSIP_S
+                    else:
+                        return
+            await self._control.publish(TOPIC, peer.ed25519 + sealed)
+        except CoveyError as error:
+            _log.debug("no signal node=%s: %s", peer, error.line())
+
+    async def _on_request(self, peer: NodeId, payload: bytes) -> bytes:
+        if len(payload) > SIGNAL_MAX_BYTES:
+            raise PeerError("a signal is too long")
+        self._take(peer, payload)
+        return b""
+
+    async def _on_gossip(self, author: NodeId, payload: bytes) -> bool:
+        if not _KEY_BYTES < len(payload) <= _KEY_BYTES + SIGNAL_MAX_BYTES:
+            return False
+        if payload[:_KEY_BYTES] == self._own.ed25519:
+            self._take(author, payload[_KEY_BYTES:])
+        return True

@@ -1,0 +1,521 @@
+"""Finds a way to each member and tells WireGuard: the path engine's shell. Used by the daemon.
+
+    traversal = Traversal(…)
+    await traversal.start(port)            # raises EnvironmentFault without CAP_NET_RAW
+    traversal.set_members(…); traversal.introduce(…); traversal.observe(states)
+    traversal.endpoint(node)               # what WireGuard is to have; `changed` says that it is new
+    await traversal.stop()
+
+Everything is decided in `agent/paths`. This gives it datagrams, signals, time and what this machine
+knows, and carries out what it wants. Monotonic time, except where relays count unix time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from random import SystemRandom
+from typing import Any
+
+from agent import endpoint as endpoints
+from agent.errors import CoveyError, EnvironmentFault, PeerError
+from agent.health import Health, HealthItem
+from agent.identity.keys import NodeId, NodeKey
+from agent.membership.networkkeys import NetworkKeys
+from agent.overlay.device import PeerState
+from agent.paths.candidates import PathClass, Surroundings, is_private
+from agent.paths.engine import PathEngine
+from agent.paths.messages import (
+    PROBE_BYTES,
+    Observe,
+    Ping,
+    Place,
+    Probe,
+    RelayOffer,
+    WireError,
+)
+from agent.paths.outputs import (
+    AddSnat,
+    CloseRelay,
+    MtuFound,
+    OpenRelay,
+    Output,
+    PathChanged,
+    RemoveSnat,
+    SendProbe,
+    SendSignal,
+    SetEndpoint,
+    StartBirthday,
+    StopBirthday,
+)
+from agent.paths.own import RelayNode, Rendezvous
+from agent.paths.wire import NONCE_BYTES, PathSeal
+from agent.portmap.service import PortMapper
+from agent.portmap.words import Mapping
+from agent.probing.changes import UnderlayChanges
+from agent.probing.plainport import PlainPort
+from agent.probing.port import Port
+from agent.probing.rawport import RawPort
+from agent.probing.rendezvous import Asked
+from agent.probing.rendezvous import Rendezvous as Answering
+from agent.probing.snat import BirthdayRules
+from agent.relay import messages as relay_messages
+from agent.traversal.carrier import Carrier, Control
+from agent.traversal.birthdays import Birthdays
+from agent.traversal.relayuse import Listener, RelayUse
+from agent.traversal.surroundings import underlay_interfaces
+
+_log = logging.getLogger(__name__)
+
+# The rendezvous' second port is the one beside WireGuard's.
+SECOND_PORT_OFFSET = 1
+_RELAY_ASK_S = 3.0
+# The engine's timers are rounded up to this, so that several are one wake-up.
+_GRAIN_S = 0.02
+_WORDS = {
+    PathClass.LAN: "lan", PathClass.IPV6: "ipv6", PathClass.PUBLIC: "public",
+    PathClass.PUNCHED: "punched", PathClass.RELAYED: "relayed",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator can set: addresses of this node, whether to map a port at the router."""
+
+    interface: str
+    overlay_networks: tuple[IPv4Network | IPv6Network, ...]
+    addresses: tuple[str, ...] = ()
+    port_mapping: bool = True
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """Members of use to the others: who says where we are seen, and who relays, nearest first."""
+
+    rendezvous: tuple[tuple[NodeId, str, int], ...] = ()
+    """Node, address, WireGuard's port there."""
+    relays: tuple[tuple[NodeId, tuple[str, ...]], ...] = ()
+
+
+@dataclass
+class _Set:
+    """What WireGuard is to have for a peer; `order` grows so that the same may be set again."""
+
+    place: Place
+    relay: NodeId | None
+    order: int = 0
+    mtu: int = 0
+
+
+@dataclass
+class _Parts:
+    """What is there between `start` and `stop`."""
+
+    port: Port
+    answering: Answering
+    relays: RelayUse
+    birthdays: Birthdays
+    mapper: PortMapper
+    changes: UnderlayChanges
+    wireguard_port: int
+    seen: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
+
+
+class Traversal:
+    """One node's ways to the others. All methods belong to the asyncio loop."""
+
+    def __init__(
+        self,
+        key: NodeKey,
+        mesh_id: bytes,
+        keys: NetworkKeys,
+        control: Control,
+        settings: Settings,
+        health: Health,
+        *,
+        control_addresses: Callable[[NodeId], Sequence[str]],
+        signal_addresses: Callable[[NodeId], Sequence[str] | None],
+        changed: Callable[[], None],
+        note: Callable[[NodeId, str], None] = lambda node, text: None,
+        make_port: Callable[[int], Port] = RawPort,
+    ) -> None:
+        """`changed`: WireGuard is to get another endpoint. `note`: a path changed, for people.
+
+        `control_addresses` of a relay; `signal_addresses` as for `Carrier`.
+        """
+        self._key = key
+        self._mesh_id = mesh_id
+        self._keys = keys
+        self._control = control
+        self._settings = settings
+        self._health = health
+        self._control_addresses = control_addresses
+        self._changed = changed
+        self._note = note
+        self._make_port = make_port
+        self._seal = PathSeal(key, mesh_id, keys, secrets.randbits(62))
+        self._engine = PathEngine(key.id, SystemRandom(), time.time_ns() // 1_000_000)
+        self._carrier = Carrier(key.id, control, signal_addresses, self._signal)
+        self._members: frozenset[NodeId] = frozenset()
+        self._helpers = Helpers()
+        self._hosts: dict[NodeId, tuple[str, ...]] = {}
+        self._mapping: Mapping | None = None
+        self._sets: dict[NodeId, _Set] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._parts: _Parts | None = None
+
+    # ------------------------------------------------------------------ life
+
+    def begin(self) -> None:
+        """Have signals heard from the control plane's first moment."""
+        self._carrier.begin()
+
+    @property
+    def running(self) -> bool:
+        """Whether paths are looked for; without it WireGuard's endpoints are others' business."""
+        return self._parts is not None
+
+    async def start(self, wireguard_port: int) -> None:
+        """Begin; WireGuard holds its port. Raises EnvironmentFault where that cannot be shared."""
+        port = self._make_port(wireguard_port)
+        second = PlainPort(wireguard_port + SECOND_PORT_OFFSET)
+        answering = Answering(port, second, self._answer)
+        port.open(self._heard)
+        try:
+            relays = RelayUse(
+                self._key, self._mesh_id, self._keys, wireguard_port, self._ask_relay,
+                lambda place, datagram: void(port.send(place, datagram)), self._relay_host,
+                Listener(self._relay_opened, self._relay_failed),
+            )  # fmt: skip
+            rules = BirthdayRules(self._settings.interface, wireguard_port)
+            birthdays = Birthdays(rules, self._unseal, self._met)
+            await birthdays.start()
+            secret = self._key.derive(b"covey port mapping")
+            mapper = PortMapper(
+                wireguard_port, secret, self._mapped, enabled=self._settings.port_mapping,
+                excluded_interface=self._settings.interface,
+            )  # fmt: skip
+            changes = UnderlayChanges(self._settings.interface, self._underlay_changed)
+        except BaseException:
+            port.close()
+            raise
+        self._parts = _Parts(port, answering, relays, birthdays, mapper, changes, wireguard_port)
+        try:
+            answering.start()
+        except EnvironmentFault as fault:
+            _log.warning("no second rendezvous port: %s", fault.line())
+        try:
+            changes.start()
+        except EnvironmentFault as fault:
+            _log.warning("%s", fault.line())
+        await mapper.start()
+        self._tell_local()
+        self._after()
+
+    async def stop(self) -> None:
+        """Give back relays, mappings and rules, and close the ports."""
+        parts, self._parts = self._parts, None
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._carrier.stop()
+        if parts is None:
+            return
+        await parts.changes.stop()
+        await asyncio.gather(parts.mapper.stop(), parts.relays.stop(), parts.birthdays.stop())
+        parts.answering.stop()
+        parts.port.close()
+
+    # ---------------------------------------------------- what the daemon says
+
+    def set_members(self, members: Iterable[NodeId]) -> None:
+        """Replace who is a member: nobody else is heard, and all are looked for."""
+        self._members = frozenset(members) - {self._key.id}
+        self._seal.set_members(self._members)
+        self._carrier.forget(self._members)
+        now = _now()
+        for node in [peer for peer in self._engine.peers() if peer not in self._members]:
+            self._engine.forget(node, now)
+            self._sets.pop(node, None)
+        self._after()
+
+    def set_network_keys(self, keys: NetworkKeys) -> None:
+        """Replace the network keys."""
+        self._keys = keys
+        self._seal.set_network_keys(keys)
+        if self._parts is not None:
+            self._parts.relays.set_network_keys(keys)
+
+    def set_helpers(self, helpers: Helpers) -> None:
+        """Say who is of use."""
+        if helpers != self._helpers:
+            self._helpers = helpers
+            self._tell_local()
+
+    def introduce(self, node: NodeId, places: Sequence[Place]) -> None:
+        """Say where a member says it is, by its record; it is looked for from now on."""
+        if node not in self._members or self._parts is None:
+            return
+        now = _now()
+        self._engine.introduce(node, places, now)
+        self._engine.want(node, now)
+        self._after()
+
+    def observe(self, states: Sequence[PeerState]) -> bool:
+        """Take what WireGuard shows of its peers; say whether packets flow to any."""
+        parts = self._parts
+        if parts is None:
+            return False
+        now, flows = _now(), False
+        by_key = {node.wireguard_public: node for node in self._engine.peers()}
+        for state in states:
+            node = by_key.get(state.public_key)
+            if node is None:
+                continue
+            rx, tx = parts.seen.get(node, (0, 0))
+            flows |= state.rx_bytes - rx + state.tx_bytes - tx >= FLOW_BYTES
+            parts.seen[node] = state.rx_bytes, state.tx_bytes
+            self._engine.wireguard_seen(
+                node, state.endpoint, state.last_handshake, state.rx_bytes, state.tx_bytes, now
+            )
+        self._after()
+        return flows
+
+    # ------------------------------------------------------- what is asked
+
+    def endpoint(self, node: NodeId) -> tuple[Place | None, int]:
+        """Return where WireGuard shall send what is for a node, and the number of that order."""
+        known = self._sets.get(node)
+        return (None, 0) if known is None else (known.place, known.order)
+
+    def describe(self, node: NodeId) -> dict[str, Any]:
+        """Describe the path to a node: class, RTT, since when, and why it is relayed if it is."""
+        now = _now()
+        view = self._engine.describe(node, now)
+        if view is None:
+            return {}
+        known = self._sets.get(node)
+        return {
+            "route": _WORDS[view.path_class] if view.path_class is not None else "none",
+            "path_rtt_ms": None if view.rtt_s is None else 1000 * view.rtt_s,
+            "path_age_s": max(0.0, now - view.since),
+            "relay": str(view.relay) if view.relay is not None else None,
+            "why": view.why,
+            "path_mtu": known.mtu or None if known is not None else None,
+        }
+
+    def network(self) -> dict[str, Any]:
+        """Describe this node's own network: NAT, where it is seen, port mapping."""
+        now = _now()
+        mapping = self._parts.mapper.describe() if self._parts is not None else None
+        return {
+            "nat": self._engine.nat.name.lower(),
+            "seen_as": [endpoints.join(*place) for place in self._engine.places(now)],
+            "port_mapping": mapping.summary if mapping is not None else "not running",
+            "port_mapping_tried": [a.text() for a in mapping.attempts] if mapping else [],
+            "rendezvous": [str(node) for node, _, _ in self._helpers.rendezvous],
+            "relays": [str(node) for node, _ in self._helpers.relays],
+        }
+
+    # ----------------------------------------------------------- what comes in
+
+    def _heard(self, place: Place, datagram: bytes, local: str) -> None:
+        parts = self._parts
+        if parts is None:
+            return
+        if len(datagram) < PROBE_BYTES:
+            parts.relays.received(place, datagram)
+            return
+        try:
+            peer, probe = self._seal.open_probe(datagram)
+        except WireError as error:
+            _log.debug("datagram from %s dropped: %s", place, error.message)
+            return
+        self._feed(peer, place, probe, 0)
+
+    def _feed(self, peer: NodeId, place: Place, probe: Probe, local_port: int) -> None:
+        self._engine.probe_received(peer, place, probe, _now(), local_port)
+        self._after()
+
+    def _answer(self, place: Place, payload: bytes, asked: Asked) -> bytes | None:
+        """Answer a rendezvous question that came to the second port."""
+        if asked is Asked.WIREGUARD:
+            return None  # heard by `_heard`
+        try:
+            peer, probe = self._seal.open_probe(payload)
+        except WireError:
+            return None
+        if not isinstance(probe, Observe):
+            return None
+        answer = self._engine.observed(probe, place)
+        return self._seal.seal_probe(peer, answer, secrets.token_bytes(NONCE_BYTES))
+
+    def _unseal(self, peer: NodeId, datagram: bytes) -> Probe | None:
+        try:
+            sender, probe = self._seal.open_probe(datagram)
+        except WireError:
+            return None
+        return probe if sender == peer else None
+
+    def _met(self, peer: NodeId, place: Place, probe: Probe, local_port: int) -> None:
+        self._feed(peer, place, probe, local_port)
+
+    def _signal(self, bringer: NodeId, sealed: bytes) -> None:
+        if self._parts is None:
+            return
+        try:
+            peer, signal = self._seal.open_signal(sealed)
+        except WireError as error:
+            _log.debug("signal by node=%s dropped: %s", bringer, error.message)
+            return
+        self._engine.signal_received(peer, signal, _now())
+        self._after()
+
+    def _relay_opened(
+        self, peer: NodeId, relay: NodeId, place: Place, offer: RelayOffer | None
+    ) -> None:
+        self._engine.relay_opened(peer, relay, place, offer, _now())
+        self._after()
+
+    def _relay_failed(self, peer: NodeId, relay: NodeId) -> None:
+        self._engine.relay_failed(peer, relay, _now())
+        self._after()
+
+    def _mapped(self, mapping: Mapping | None) -> None:
+        self._mapping = mapping
+        self._tell_local()
+
+    async def _underlay_changed(self) -> None:
+        parts = self._parts
+        if parts is None:
+            return
+        if isinstance(parts.port, RawPort):
+            parts.port.forget_sources()
+        parts.mapper.network_changed()
+        parts.relays.network_changed()
+        self._tell_local()
+        self._engine.network_changed(_now())
+        self._after()
+
+    # -------------------------------------------------------------- inside
+
+    def _tell_local(self) -> None:
+        """Tell the engine what this machine knows of its network."""
+        parts, settings = self._parts, self._settings
+        if parts is None:
+            return
+        mapped = self._mapping
+        around = Surroundings(
+            interfaces=underlay_interfaces(settings.interface, settings.overlay_networks),
+            overlay=settings.overlay_networks,
+            port=parts.wireguard_port,
+            mapped=(mapped.place,) if mapped is not None and mapped.public else (),
+            configured=tuple((host, parts.wireguard_port) for host in settings.addresses),
+        )
+        rendezvous = [
+            Rendezvous(node, (host, port), (host, port + SECOND_PORT_OFFSET))
+            for node, host, port in self._helpers.rendezvous
+        ]
+        relays = [RelayNode(node, frozenset(hosts)) for node, hosts in self._helpers.relays]
+        self._engine.set_local(around, rendezvous, relays, _now())
+        self._after()
+
+    def _after(self) -> None:
+        """Carry out what the engine wants, and have it woken when it wants to be."""
+        if self._parts is None:
+            return
+        for output in self._engine.take():
+            self._carry_out(self._parts, output)
+        due = self._engine.wake_at()
+        if due == self._timer_at and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = due
+        if due != float("inf"):
+            loop = asyncio.get_running_loop()
+            wait_s = max(0.0, due - _now())
+            self._timer = loop.call_later(wait_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._timer_at = None, float("inf")
+        self._engine.tick(_now() + _GRAIN_S / 2)
+        self._after()
+
+    def _carry_out(self, parts: _Parts, output: Output) -> None:
+        peer = output.peer
+        match output:
+            case SendProbe():
+                self._send_probe(parts, output)
+            case SendSignal():
+                nonce = secrets.token_bytes(NONCE_BYTES)
+                self._carrier.send(peer, self._seal.seal_signal(peer, output.signal, nonce))
+            case SetEndpoint():
+                before = self._sets.get(peer)
+                order = before.order + 1 if before is not None else 1
+                mtu = before.mtu if before is not None else 0
+                self._sets[peer] = _Set(output.place, output.relay, order, mtu)
+                self._changed()
+            case OpenRelay():
+                parts.relays.open(peer, output.relay, tunnel=output.tunnel, ticket=output.ticket)
+            case CloseRelay():
+                parts.relays.close(peer, output.relay)
+            case StartBirthday():
+                parts.birthdays.begin(peer, output.place, output.sockets, lambda: self._opening(peer))
+            case StopBirthday():
+                parts.birthdays.end(peer)
+            case AddSnat():
+                parts.birthdays.open_way(peer, output.place, output.local_port)
+            case RemoveSnat():
+                parts.birthdays.close_way(output.place)
+            case MtuFound():
+                known = self._sets.get(peer)
+                if known is not None:
+                    known.mtu = output.mtu
+            case PathChanged():
+                new = output.new
+                route = _WORDS[new.path_class] if new.path_class is not None else "none"
+                _log.info("path node=%s route=%s place=%s reason=%s", peer, route, new.place,
+                          output.reason)  # fmt: skip
+                self._note(peer, f"is reached {route}: {output.reason}")
+
+    def _send_probe(self, parts: _Parts, output: SendProbe) -> None:
+        probe = output.probe
+        datagram = self._seal.seal_probe(output.peer, probe, secrets.token_bytes(NONCE_BYTES))
+        if output.local_port:
+            parts.birthdays.send(output.peer, output.local_port, datagram)
+            return
+        parts.port.send(output.place, datagram, whole=len(datagram) > PROBE_BYTES)
+
+    def _opening(self, peer: NodeId) -> bytes:
+        """Return what birthday sockets send: it only opens the NAT."""
+        ping = Ping(secrets.randbits(62), answer=False)
+        return self._seal.seal_probe(peer, ping, secrets.token_bytes(NONCE_BYTES))
+
+    def _relay_host(self, relay: NodeId) -> str | None:
+        """Return the address at which a relay serves us: a public one if it has one."""
+        hosts = next((hosts for node, hosts in self._helpers.relays if node == relay), ())
+        return min(hosts, key=lambda host: (":" in host, is_private(host)), default=None)
+
+    async def _ask_relay(self, relay: NodeId, request: bytes) -> bytes:
+        addresses = self._control_addresses(relay)
+        return await self._control.request(
+            relay, addresses, relay_messages.PROTOCOL, request, timeout_s=_RELAY_ASK_S
+        )
+
+
+FLOW_BYTES = 4096
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def void(_: object) -> None:
+    """Take what somebody returns, and return nothing."""
