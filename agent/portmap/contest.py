@@ -24,8 +24,9 @@ _JITTER = 0.1
 # How long a worse way that is ready waits for a better one's first answer. Gateways are one hop
 # away and answer within milliseconds.
 PATIENCE_S = 1.0
-# Between two series of probes when what was held is lost; doubled each time that it is lost again
-# within PROBE_INTERVAL_S, so a gateway that grants and refuses in turn is not followed.
+# Between two series of probes when what was held is lost, or when the network or a gateway calls;
+# doubled each time up to PROBE_INTERVAL_S, so nobody has us probe without end. After a series that
+# came in its time it is this again.
 _FIRST_GAP_S = 10.0
 
 
@@ -39,7 +40,6 @@ class Contest:
         self._probed_at = -math.inf
         self._gap = _FIRST_GAP_S
         self._held: Way | None = None
-        self._held_since = math.inf
 
     @property
     def ways(self) -> list[Way]:
@@ -98,21 +98,17 @@ class Contest:
         return None
 
     def _note_held(self, now: float) -> None:
-        held = next((way for way in self._ways if way.state is State.MAPPED), None)
-        if held is self._held:
-            return
-        lost, since = self._held, self._held_since
-        self._held, self._held_since = held, now
-        if lost is None or held is not None:
-            return
-        short = now - since < PROBE_INTERVAL_S
-        self._gap = min(self._gap * 2, PROBE_INTERVAL_S) if short else _FIRST_GAP_S
-        self._probe_at(max(now, self._probed_at + self._gap))
+        before = self._held
+        self._held = next((way for way in self._ways if way.state is State.MAPPED), None)
+        if before is not None and self._held is None:
+            self._probe_at(max(now, self._probed_at + self._gap))
 
     def _probe_at(self, when: float) -> None:
         self._next_probe_at = min(self._next_probe_at, when)
 
     def _probe(self, now: float) -> None:
+        early = now - self._probed_at < PROBE_INTERVAL_S * (1 - _JITTER)
+        self._gap = min(self._gap * 2, PROBE_INTERVAL_S) if early else _FIRST_GAP_S
         self._next_probe_at = math.inf
         self._probed_at = now
         for way in self._ways:

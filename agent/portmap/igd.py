@@ -11,7 +11,7 @@ import contextlib
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 
 import msgspec
@@ -40,11 +40,21 @@ _SEARCH_WAIT_S, _SEARCHES = 1.5, 2
 _SEARCH_READS = 64
 _REPLY_BYTES_MAX = 4096
 # Way's only waits: one order, and the one before it that it may have to stand behind.
-WAITS_S = (_SEARCHES * _SEARCH_WAIT_S + _DEADLINE_S + 1.0,)
+_WAIT_S = _SEARCHES * _SEARCH_WAIT_S + _DEADLINE_S + 1.0
 RELEASE_WAITS_S = (_DEADLINE_S + _RELEASE_DEADLINE_S + 1.0,)
 # If another machine has our port outside, these are tried; high, where routers map nothing else.
 _OTHER_PORTS, _LOWEST_PORT, _HIGHEST_PORT = 3, 20000, 59999
 NO_ADDRESS = "it has no external address itself at present"
+
+
+def waits(rng: Random) -> Iterator[float]:
+    """Yield how long to wait for an order, once (s): HTTP repeats by itself what is lost."""
+    return iter((_WAIT_S,))
+
+
+def lost_state(previous: int, heard_at: float, epoch: int, now: float) -> bool:
+    """UPnP tells no clock, so a restart shows only when a check finds the mapping gone."""
+    return False
 
 
 class Igd:

@@ -7,7 +7,9 @@ which is connected to the gateway, by the operation and by the internal port.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from ipaddress import IPv4Address
+from random import Random
 
 from agent.portmap.words import (
     LOOKING,
@@ -32,7 +34,7 @@ _MAP_ANSWER = struct.Struct("!BBHIHHI")
 _HEAD = struct.Struct("!BBH")
 _EPOCH = struct.Struct("!4xI")
 # Section 3: the first wait is 250 ms, each next is doubled, the ninth try is the last.
-WAITS_S = tuple(0.25 * 2**n for n in range(9))
+_FIRST_WAIT_S, _TRIES = 0.25, 9
 # Section 3.6: our clocks may differ by an eighth and 2 s before a gateway has lost its state.
 _CLOCK_SLACK_S = 2.0
 
@@ -76,13 +78,6 @@ class NatPmp:
             return _address(data)
         return self._mapped(data)
 
-    def announced(self, data: bytes) -> Alive | None:
-        """Return the gateway's clock and address that it told all hosts."""
-        if len(data) != _ADDRESS_ANSWER.size or data[:4] != bytes([VERSION, _ANSWER, 0, 0]):
-            return None
-        answer = _address(data)
-        return answer if isinstance(answer, Alive) else None
-
     def _mapped(self, data: bytes) -> Answer | None:
         if len(data) != _MAP_ANSWER.size:
             return None
@@ -101,6 +96,16 @@ class NatPmp:
         epoch = _EPOCH.unpack_from(data)[0] if len(data) >= _EPOCH.size else None
         kinds = LOOKING if operation == _OP_ADDRESS else MAPPING
         return Refused(_WHY.get(result, f"it gave the unknown reason {result}"), kinds, epoch)
+
+
+def is_announcement(data: bytes) -> bool:
+    """Say whether this is what a gateway tells all hosts: its clock and address (section 3.2.1)."""
+    return len(data) == _ADDRESS_ANSWER.size and data[:2] == bytes([VERSION, _ANSWER])
+
+
+def waits(rng: Random) -> Iterator[float]:
+    """Yield how long to wait after each try (s), without chance; it is given up after the last."""
+    return (_FIRST_WAIT_S * 2**n for n in range(_TRIES))
 
 
 def lost_state(previous: int, heard_at: float, epoch: int, now: float) -> bool:

@@ -92,14 +92,6 @@ class Pcp:
             return None
         return self._map_answer(data, result, lifetime, epoch)
 
-    def announced(self, data: bytes) -> Alive | None:
-        """Return the gateway's clock that it told all hosts."""
-        if len(data) != _ANSWER_HEAD.size:
-            return None
-        version, operation, _, result, _, epoch = _ANSWER_HEAD.unpack(data)
-        ours = (version, operation, result) == (VERSION, _ANSWER + _ANNOUNCE, 0)
-        return Alive(epoch) if ours else None
-
     def _map_answer(self, data: bytes, result: int, lifetime: int, epoch: int) -> Answer | None:
         nonce, protocol, internal, external, packed = _MAP_DATA.unpack_from(data, _ANSWER_HEAD.size)
         if (nonce, protocol, internal) != (self._nonce, _UDP, self._port):
@@ -118,6 +110,11 @@ def nonce(secret: bytes, gateway: str, client: str, internal_port: int) -> bytes
     """Return the nonce of the mapping of this port at this gateway: the same after a restart."""
     about = f"{gateway} {client} {internal_port}".encode()
     return hashlib.blake2b(about, key=secret, digest_size=NONCE_BYTES, person=b"covey pcp").digest()
+
+
+def is_announcement(data: bytes) -> bool:
+    """Say whether this is what a gateway tells all hosts when it starts (section 14.1)."""
+    return len(data) == _ANSWER_HEAD.size and data[:2] == bytes([VERSION, _ANSWER + _ANNOUNCE])
 
 
 def waits(rng: Random) -> Iterator[float]:

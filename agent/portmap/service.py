@@ -22,11 +22,11 @@ from random import Random, SystemRandom
 
 import msgspec
 
-from agent.portmap import igd, natpmp, pcp
+from agent.portmap import igd, natpmp, pcp, words
 from agent.portmap.contest import PROBE_INTERVAL_S, Contest
 from agent.portmap.igd import Igd
 from agent.portmap.routes import Gateway, default_gateways
-from agent.portmap.way import CHECK_S, RELEASE_WAITS_S, Pace, State, Way
+from agent.portmap.way import CHECK_S, LIFETIME_S, RELEASE_WAITS_S, Pace, State, Way
 from agent.portmap.wire import Announcements, Wire
 from agent.portmap.words import NATPMP, PCP, UPNP, Answer, Mapping
 
@@ -91,6 +91,7 @@ class PortMapper:
         excluded_interface: str = "",
         list_gateways: ListGateways = default_gateways,
         check_s: float = CHECK_S,
+        lifetime_s: int = LIFETIME_S,
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -98,7 +99,7 @@ class PortMapper:
         self._on_change = on_change
         self._enabled, self._protocols = enabled, tuple(protocols)
         self._excluded_interface, self._list_gateways = excluded_interface, list_gateways
-        self._check_s = check_s
+        self._check_s, self._lifetime_s = check_s, lifetime_s
         self._rng = rng or SystemRandom()
         self._clock = clock
         self._contest = Contest((), self._rng)
@@ -170,7 +171,7 @@ class PortMapper:
         if self.mapping is not None:
             return f"mapped to {self.mapping.text()}"
         if not self._branches:
-            return "this machine has no IPv4 default gateway to ask"
+            return "no IPv4 default gateway is known to ask"
         if any(b.way.state in {State.PROBING, State.READY, State.ASKING} for b in self._branches):
             return "asking the gateway"
         return "no gateway maps ports for us"
@@ -248,27 +249,26 @@ class PortMapper:
         return _Branch(gateway, way, carrier)
 
     def _pace(self, protocol: str) -> Pace:
-        if protocol == PCP:
-            return Pace(pcp.waits, pcp.lost_state, RELEASE_WAITS_S, self._check_s)
-        if protocol == NATPMP:
-            return Pace(
-                lambda _: natpmp.WAITS_S, natpmp.lost_state, RELEASE_WAITS_S, self._check_s
-            )  # fmt: skip
-        return Pace(lambda _: igd.WAITS_S, _no_clock, igd.RELEASE_WAITS_S, self._check_s)
+        release: Iterable[float]
+        match protocol:
+            case words.PCP:
+                waits, lost, release = pcp.waits, pcp.lost_state, RELEASE_WAITS_S
+            case words.NATPMP:
+                waits, lost, release = natpmp.waits, natpmp.lost_state, RELEASE_WAITS_S
+            case _:
+                waits, lost, release = igd.waits, igd.lost_state, igd.RELEASE_WAITS_S
+        return Pace(waits, lost, release, self._check_s, self._lifetime_s)
 
     def _announced(self, gateway: str, data: bytes) -> None:
         """Take what a gateway told all hosts; others are not listened to."""
-        for branch in self._branches:
-            if branch.way.gateway != gateway or isinstance(branch.carrier, Igd):
-                continue
-            alive = branch.carrier.dialect.announced(data)
-            if alive is None:
-                continue
-            if self._contest.held is None:
-                self._contest.look_again(self._clock())
-            else:
-                branch.way.announced(alive, self._clock())
-            self._wake.set()
+        if not natpmp.is_announcement(data) and not pcp.is_announcement(data):
+            return
+        held = self._contest.held
+        if held is not None and held.gateway == gateway:
+            held.announced(self._clock())
+        elif held is None and any(branch.way.gateway == gateway for branch in self._branches):
+            self._contest.look_again(self._clock())
+        self._wake.set()
 
     def _leave(self, branches: Iterable[_Branch]) -> None:
         """Take back what may be mapped there, as long as it takes."""
@@ -299,11 +299,6 @@ def _carry(branch: _Branch) -> None:
         branch.carrier.send(request)
     if isinstance(branch.carrier, Wire) and not branch.way.waiting:
         branch.carrier.close()
-
-
-def _no_clock(previous: int, heard_at: float, epoch: int, now: float) -> bool:
-    """UPnP tells no clock."""
-    return False
 
 
 def _log_unless_cancelled(task: asyncio.Task[None]) -> None:

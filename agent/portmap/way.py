@@ -78,8 +78,9 @@ class Pace:
 
     waits: Callable[[Random], Iterable[float]]
     lost_state: Callable[[int, float, int, float], bool]
-    release_waits: tuple[float, ...] = RELEASE_WAITS_S
+    release_waits: Iterable[float] = RELEASE_WAITS_S
     check_s: float = CHECK_S
+    lifetime_s: int = LIFETIME_S
 
 
 class _Exchange:
@@ -150,7 +151,8 @@ class Way:
 
     def look_again(self, now: float) -> None:
         """Check soon that the mapping is still there."""
-        self._check_at = min(self._check_at, max(now, self._checked_at + _ASK_GAP_S))
+        if self.state is State.MAPPED:
+            self._check_at = min(self._check_at, max(now, self._checked_at + _ASK_GAP_S))
 
     def release(self, now: float) -> None:
         """Take back what may be mapped, and rest."""
@@ -199,10 +201,12 @@ class Way:
         if self.state is State.PROBING:
             self._rest(NOT_LISTENING)
 
-    def announced(self, alive: Alive, now: float) -> None:
-        """Take what the gateway told all hosts: only a reason to check, for it proves nothing."""
-        if self.state is State.MAPPED and self._news(alive, now):
-            self.look_again(now + self._rng.uniform(0, _ANNOUNCED_SPREAD_S))
+    def announced(self, now: float) -> None:
+        """Take that the gateway told all hosts of itself: a reason to check, for it proves nothing.
+
+        So it does not matter in which protocol: miniupnpd announces a start in PCP only.
+        """
+        self.look_again(now + self._rng.uniform(0, _ANNOUNCED_SPREAD_S))
 
     def received(self, answer: Answer, now: float) -> None:
         """Take an answer; one that nothing waits for changes nothing."""
@@ -247,7 +251,7 @@ class Way:
         self._asked_at = now
         self._ask_at = math.inf
         self._may_be_mapped = True
-        self._begin(self._request(Kind.ASK, LIFETIME_S), now)
+        self._begin(self._request(Kind.ASK, self._pace.lifetime_s), now)
 
     def _request(self, kind: Kind, lifetime_s: int = 0) -> Request:
         """Return a request about the mapping that there is; about a first one, our own port."""
@@ -277,7 +281,7 @@ class Way:
         self._address = address
         self._doubted = False
         self._expires_at = math.inf if lifetime is None else now + lifetime
-        self._ask_at = now + max(_ASK_GAP_S, (lifetime or LIFETIME_S) / 2)
+        self._ask_at = now + max(_ASK_GAP_S, (lifetime or self._pace.lifetime_s) / 2)
         self._check_at = now + self._pace.check_s
 
     def _refused(self, kind: Kind, refused: Refused, now: float) -> None:
@@ -304,17 +308,6 @@ class Way:
         self._out.clear()
         self._doubted = False
         self._check_at = self._ask_at = self._expires_at = math.inf
-
-    def _news(self, alive: Alive, now: float) -> bool:
-        """Say whether an announcement tells of a new start or another address."""
-        before = self._epoch
-        restarted = (
-            before is not None
-            and alive.epoch is not None
-            and self._pace.lost_state(*before, alive.epoch, now)
-        )
-        held = self.mapping.external[0] if self.mapping else None
-        return restarted or (alive.address is not None and alive.address != held)
 
     def _restarted(self, epoch: int | None, now: float) -> bool:
         if epoch is None:

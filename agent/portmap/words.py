@@ -92,9 +92,6 @@ class Dialect(Protocol):
     def read(self, data: bytes) -> Answer | None:
         """Return what the datagram says; None if it is not an answer to us."""
 
-    def announced(self, data: bytes) -> Alive | None:
-        """Return what a datagram to all hosts says of the gateway's clock; None if it is none."""
-
 
 class Mapping(msgspec.Struct, frozen=True):
     """A port that a gateway opened for us.
