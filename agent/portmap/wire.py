@@ -41,9 +41,12 @@ class Wire:
         self._answered, self._unreachable = answered, unreachable
         self._socket: socket.socket | None = None
         self._reads_left = 0
+        self._flooded = False
 
     def send(self, request: Request) -> None:
         """Send; what cannot be sent counts as lost."""
+        if self._flooded:
+            self.close()  # what waits in it is not worth reading: begin with an empty one
         try:
             if self._socket is None:
                 self._socket = self._open()
@@ -57,6 +60,7 @@ class Wire:
 
     def close(self) -> None:
         """Hear nothing more; may be called at any time."""
+        self._flooded = False
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -74,10 +78,11 @@ class Wire:
         return opened
 
     def _readable(self, reading: socket.socket) -> None:
-        self._reads_left -= 1
-        if self._reads_left < 0:
+        if self._reads_left == 0:
+            self._flooded = True
             asyncio.get_running_loop().remove_reader(reading)
             return
+        self._reads_left -= 1
         try:
             data = reading.recv(_READ_BYTES)
         except BlockingIOError:
