@@ -52,6 +52,7 @@ class Router:
     speaks: frozenset[str] = frozenset({PCP, NATPMP})
     until: dict[int, float] = field(default_factory=dict)
     heard: list[tuple[float, bytes]] = field(default_factory=list)
+    nonce: bytes | None = None  # of the mapping, which PCP gives to nobody else (section 11.3)
 
     def restart(self, now: float) -> None:
         self.started_at = now
@@ -76,6 +77,9 @@ class Router:
 
     def _pcp(self, data: bytes, epoch: int, now: float, packed: bytes) -> bytes:
         (asked,) = struct.unpack_from("!I", data, 4)
+        if data[1] and self.nonce not in {None, data[24:36]} and self.mapped(now):
+            return struct.pack("!BBBBII12x", 2, 129, 0, 2, 60, epoch) + data[24:]
+        self.nonce = data[24:36] if data[1] else self.nonce
         head = struct.pack("!BBBB", 2, 128 + data[1], 0, self.result if data[1] else 0)
         if data[1] == 0:
             return head + struct.pack("!II12x", 0, epoch)
@@ -99,13 +103,18 @@ class World:
     """Ways and their contest, joined to a router by a lossy link."""
 
     def __init__(
-        self, *protocols: str, seed: int = 1, loss: float = 0.0, router: Router | None = None
+        self,
+        *protocols: str,
+        seed: int = 1,
+        loss: float = 0.0,
+        router: Router | None = None,
+        nonce: bytes = b"twelve bytes",
     ) -> None:
         rng = Random(seed)
         self.now, self.loss, self.chance = 0.0, loss, Random(seed + 1)
         self.router = router or Router()
         self.dialects: dict[str, Dialect] = {
-            PCP: pcp.Pcp(HOME, PORT, b"twelve bytes"),
+            PCP: pcp.Pcp(HOME, PORT, nonce),
             NATPMP: natpmp.NatPmp(PORT),
         }
         self.ways = [Way(name, ROUTER, PORT, PACES[name], rng) for name in protocols]
@@ -349,6 +358,16 @@ def test_a_mapping_whose_grant_was_lost_is_released_too(protocol: str) -> None:
     assert world.mapping is None
     world.release()
     assert not world.router.mapped(world.now)
+
+
+def test_after_a_crash_the_same_nonce_takes_the_mapping_over() -> None:
+    """With another it would be refused until the old mapping ends."""
+    router = Router()
+    World(PCP, router=router)
+    assert World(PCP, router=router).mapping is not None
+    stranger = World(PCP, router=router, nonce=b"other twelve")
+    assert stranger.mapping is None
+    assert "does not allow" in stranger.way.why
 
 
 def test_nothing_is_sent_at_the_end_where_nothing_was_asked() -> None:
