@@ -6,6 +6,7 @@ the part that does it.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import msgspec
 
 from agent import endpoint, enrol
 from agent.acl.service import Acl, CheckRequest
-from agent.api import DeployRequest
+from agent.api import DeployRequest, PingRequest
 from agent.authority import Authority
 from agent.authority.wishes import (
     GrantWish,
@@ -31,13 +32,15 @@ from agent.config import Config
 from agent.control import ControlPlane
 from agent.deploy.deployments import Deployments
 from agent.discovery.node import Discovery
-from agent.errors import NotRunning
+from agent.errors import NotRunning, UsageError
 from agent.health import Health
 from agent.identity.keys import NodeId
 from agent.membership.store import Membership
 from agent.neighbours import Neighbours
 from agent.overlay.shell import Overlay
 from agent.presence.service import Presence
+from agent.relay.service import Relay
+from agent.traversal.service import Traversal
 
 
 class Answers:
@@ -46,7 +49,8 @@ class Answers:
     def __init__(
         self, settings: Config, membership: Membership, overlay: Overlay, control: ControlPlane,
         discovery: Discovery, neighbours: Neighbours, company: Company, authority: Authority,
-        presence: Presence, acl: Acl, deployments: Deployments, health: Health,
+        presence: Presence, acl: Acl, deployments: Deployments, traversal: Traversal,
+        relay: Relay, health: Health,
         request_stop: Callable[[], None],
     ) -> None:  # fmt: skip
         self._settings = settings
@@ -60,6 +64,8 @@ class Answers:
         self._presence = presence
         self._acl = acl
         self._deployments = deployments
+        self._traversal = traversal
+        self._relay = relay
         self._health = health
         self._started = time.time()
         self.request_stop = request_stop
@@ -101,6 +107,43 @@ class Answers:
                 for peer in self._neighbours.describe()
             ]
         }
+
+    async def netcheck(self) -> dict[str, Any]:
+        """Check what this node's network lets through."""
+        contacts = dict(self._discovery.contacts())
+        found = await self._traversal.netcheck()
+        asked = [(node, place) for node, place in found.pop("rendezvous") if node in contacts]
+        rtts = await asyncio.gather(
+            *(self._discovery.ping(node, contacts[node]) for node, _ in asked)
+        )
+        return found | {
+            "relays": [self._company.name_of(node) for node in found["relays"]],
+            "rendezvous": [
+                {"name": self._company.name_of(node), "place": endpoint.join(*place),
+                 "rtt_ms": None if rtt_s is None else 1000 * rtt_s}
+                for (node, place), rtt_s in zip(asked, rtts, strict=True)
+            ],
+        }  # fmt: skip
+
+    async def ping(self, request: PingRequest) -> dict[str, Any]:
+        """Ask a member over the overlay, and say how it is reached."""
+        member = self._membership.resolve(request.peer, time.time())
+        node = member.node_id
+        if node == self._membership.key.id:
+            raise UsageError("that is this node itself", hint="`agent members` lists the others.")
+        port = self._settings.network.discovery_port
+        rtt_s = await self._discovery.ping(node, (str(member.certificate.ipv6), port))
+        described = next(
+            (peer for peer in self._neighbours.describe() if peer["node"] == str(node)), {}
+        )
+        relay = described.get("relay")
+        return {
+            "name": member.certificate.name, "node": str(node),
+            "rtt_ms": None if rtt_s is None else 1000 * rtt_s,
+            "route": described.get("route", "none"), "why": described.get("why", ""),
+            "endpoint": described.get("endpoint"),
+            "relay": self._company.name_of(NodeId.parse(relay)) if relay else None,
+        }  # fmt: skip
 
     async def members(self) -> dict[str, Any]:
         """Describe all who are or were members."""

@@ -40,6 +40,12 @@ class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: int = 0
 
 
+class PingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/ping: a member's name, or the end of its node id."""
+
+    peer: str
+
+
 class Target(Protocol):
     """What the daemon answers; every method returns what becomes JSON."""
 
@@ -48,6 +54,12 @@ class Target(Protocol):
 
     async def peers(self) -> dict[str, Any]:
         """Describe the other members: how they are reached, and how they do."""
+
+    async def netcheck(self) -> dict[str, Any]:
+        """Check what this node's network lets through."""
+
+    async def ping(self, request: PingRequest) -> dict[str, Any]:
+        """Ask a member whether it is there, and say how it is reached."""
 
     async def members(self) -> dict[str, Any]:
         """Describe all who are or were members."""
@@ -114,6 +126,7 @@ class LocalApi:
             ("status", target.status),
             ("peers", target.peers),
             ("members", target.members),
+            ("netcheck", target.netcheck),
             ("replicas", target.replicas),
             ("deployments", target.deployments),
             ("acl", target.acl),
@@ -121,6 +134,7 @@ class LocalApi:
             app.router.add_get(f"/v1/{path}", _read(read))
         app.router.add_get("/v1/events", self._events)
         app.router.add_post("/v1/acl/check", _write(target.check_acl, CheckRequest))
+        app.router.add_post("/v1/ping", _write(target.ping, PingRequest))
         app.router.add_post("/v1/invite", _write(target.invite, InviteWish))
         app.router.add_post("/v1/revoke", _write(target.revoke, RevokeWish))
         app.router.add_post("/v1/rename", _write(target.rename, RenameWish))

@@ -74,6 +74,20 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "HOST:PORT of members' discovery, asked at each start beside those remembered; names are "
         "resolved anew at each try.",
     ] = ()
+    port_mapping: Annotated[
+        bool, "Whether to ask the router to forward WireGuard's port (PCP, NAT-PMP, UPnP)."
+    ] = True
+    relay: Annotated[
+        bool, "Whether this node, if others reach it from outside, passes on the sealed packets of "
+        "members that cannot reach each other."
+    ] = True  # fmt: skip
+    relay_ports: Annotated[
+        str, "The UDP ports for what is relayed, two for each pair of members: FIRST-LAST."
+    ] = "51840-52039"
+    tunnel_port: Annotated[
+        Port, "The TCP port on which a node with the role relay takes in members whose UDP is "
+        "blocked (WebSocket over TLS)."
+    ] = 443  # fmt: skip
     mdns: Annotated[
         bool, "Whether members on the same LAN find each other by multicast DNS (sealed)."
     ] = True
@@ -125,19 +139,25 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def engine_ports(self) -> range:
         """The ports for stages and heads; raises ConfigError when they are no range."""
-        first, dash, last = self.network.engine_ports.partition("-")
-        if not (dash and first.isdecimal() and last.isdecimal()):
-            raise ConfigError(
-                f"network.engine_ports is {self.network.engine_ports!r}",
-                hint="Write two ports with a dash: 7100-7199.",
-            )
-        ports = range(int(first), int(last) + 1)
-        if not ports or ports[0] < 1 or ports[-1] > 65535:
-            raise ConfigError(
-                f"network.engine_ports {self.network.engine_ports!r} holds no port",
-                hint="Write two ports, the lower one first: 7100-7199.",
-            )
-        return ports
+        return _ports("network.engine_ports", self.network.engine_ports, "7100-7199")
+
+    @property
+    def relay_ports(self) -> range:
+        """The ports for what is relayed; raises ConfigError when they are no range."""
+        return _ports("network.relay_ports", self.network.relay_ports, "51840-52039")
+
+
+def _ports(key: str, value: str, example: str) -> range:
+    first, dash, last = value.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal()):
+        raise ConfigError(f"{key} is {value!r}", hint=f"Write two ports with a dash: {example}.")
+    ports = range(int(first), int(last) + 1)
+    if not ports or ports[0] < 1 or ports[-1] > 65535:
+        raise ConfigError(
+            f"{key} {value!r} holds no port",
+            hint=f"Write two ports, the lower one first: {example}.",
+        )
+    return ports
 
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {"node": Node, "network": Network, "engine": Engine}

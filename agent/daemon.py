@@ -58,6 +58,14 @@ from agent.overlay.shell import Overlay
 from agent.presence.liveness import State
 from agent.presence.report import Load, Model
 from agent.presence.service import Presence, Sources
+from agent.relay import messages as relay_messages
+from agent.relay.allocation import Limits
+from agent.relay.service import Relay
+from agent.relay.service import Settings as RelaySettings
+from agent.traversal import helpers
+from agent.traversal.helpers import Reachable
+from agent.traversal.service import Settings as TraversalSettings
+from agent.traversal.service import Traversal
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +75,8 @@ _MEMBERSHIP_INTERVAL_S = 1.0
 _REVOCATIONS_TTL_S = 900.0
 _REVOCATIONS_INTERVAL_S = 30.0
 _CATCH_UP_INTERVAL_S = 5.0
+# Who is reached from outside, and how far away: looked at this often, at once while nobody is.
+_HELPERS_INTERVAL_S, _HELPERS_FIRST_S = 5.0, 0.3
 
 
 class Starter:
@@ -170,9 +180,29 @@ class Agent:
             listen=("::", network.discovery_port), certificate=membership.certificate.encode(),
             is_member=membership.is_member, on_member=lambda record: self._neighbours.found(record),
         )  # fmt: skip
+        self._traversal = Traversal(
+            membership.key, membership.mesh.id, self._keys, self._control,
+            TraversalSettings(
+                network.interface, (membership.mesh.ipv6_prefix, membership.mesh.ipv4_network),
+                network.addresses, network.port_mapping,
+            ),
+            control_addresses=lambda node: self._company.control_addresses(node),
+            signal_addresses=self._signal_addresses,
+            changed=lambda: self._neighbours.endpoint_changed(),
+            note=lambda node, text: self._presence.note("path.changed", node, text),
+        )  # fmt: skip
         self._neighbours = Neighbours(
-            settings, membership, self._overlay, self._discovery, self._health,
+            settings, membership, self._overlay, self._discovery, self._traversal, self._health,
             learnt=self._stirred.set,
+        )  # fmt: skip
+        self._relay = Relay(
+            membership.key, membership.mesh.id, self._keys, network.interface,
+            RelaySettings(
+                Limits(ports=settings.relay_ports),
+                tunnel_port=(
+                    network.tunnel_port if "relay" in membership.certificate.roles else None
+                ),
+            ),
         )  # fmt: skip
         self._company = Company(
             membership, self._neighbours, self._discovery, self._control, network.control_port,
@@ -204,7 +234,7 @@ class Agent:
         answers = Answers(
             settings, membership, self._overlay, self._control, self._discovery, self._neighbours,
             self._company, self._authority, self._presence, self._acl, self._deployments,
-            self._health, self.request_stop,
+            self._traversal, self._relay, self._health, self.request_stop,
         )  # fmt: skip
         self._api = LocalApi(answers, settings.socket)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -227,6 +257,7 @@ class Agent:
                         ("heads", self._company.follow_heads()),
                         ("revocations", self._follow_revocations()),
                         ("late", self._catch_up()),
+                        ("helpers", self._follow_helpers()),
                     )
                 ]
                 await self._stop.wait()
@@ -252,6 +283,9 @@ class Agent:
         for follower in (self._authority.link_changed, self._deployments.on_link):
             self._control.on_link(follower)
         self._authority.begin()
+        self._traversal.begin()
+        if network.relay:
+            self._control.serve(relay_messages.PROTOCOL, self._on_relay_message)
         # Who is a member stands before anyone can ask: the gate, the peers, the DHT's own list.
         await self.follow_membership()
         try:
@@ -265,6 +299,9 @@ class Agent:
                 )
             )
         await self._discovery.start()
+        if network.relay:
+            await self._relay.start()
+        await self._start_traversal()
         address = str(membership.ipv6)
         keys = overlaykeys.route(membership, self._authority.keys_answer)
         await self._blobs.start(address, network.overlay_port, [keys])
@@ -279,13 +316,28 @@ class Agent:
         _log.info("agent up name=%s node=%s ipv6=%s", membership.certificate.name, self._own,
                   membership.ipv6)  # fmt: skip
 
+    async def _start_traversal(self) -> None:
+        """Look for paths; without the right to, endpoints are tried one after another."""
+        try:
+            await self._traversal.start(self._overlay.listen_port)
+        except EnvironmentFault as fault:
+            self._health.set(
+                HealthItem(
+                    "no-path-engine", "warning", "No way through NATs",
+                    f"{fault.message}; members behind routers are not reached.", fault.hint,
+                )
+            )  # fmt: skip
+        else:
+            await self._neighbours.follow_membership()
+
     async def _shut_down(self) -> None:
         """Take down what is up, in reverse; one part's failure must not keep the next one up."""
         for task in self._tasks:
             task.cancel()
         self._neighbours.remember()
         for part in (self._api, self._deployments, self._lan, self._presence, self._blobs,
-                     self._discovery, self._control, self._overlay, self._acl):  # fmt: skip
+                     self._discovery, self._traversal, self._relay, self._control, self._overlay,
+                     self._acl):  # fmt: skip
             try:
                 await part.stop()
             except Exception:
@@ -306,7 +358,7 @@ class Agent:
         keys = membership.network_keys(now)
         if keys != self._keys:
             self._keys = keys
-            for part in (self._control, self._discovery, self._lan):
+            for part in (self._control, self._discovery, self._lan, self._traversal, self._relay):
                 part.set_network_keys(keys)
             self._presence.note("key.changed", self._own, "the mesh has a new network key")
         gone, new = self._members - members, members - self._members
@@ -314,6 +366,8 @@ class Agent:
         if gone or new:
             self._control.set_members(members)
             self._presence.set_members(members)
+            self._traversal.set_members(members)
+            self._relay.set_members(members)
         if gone:
             self._discovery.recheck()
         for node in gone:
@@ -403,7 +457,30 @@ class Agent:
             port = self._settings.network.overlay_port
             await overlaykeys.fetch_from_any(reached, port, self._authority.take_keys)
 
+    async def _follow_helpers(self) -> None:
+        """Tell the path engine who of those that are reached from outside helps it."""
+        while True:
+            found = []
+            for node, (host, _) in self._discovery.contacts():
+                member = self._membership.find(node)
+                if member is not None and self._membership.is_member(node, time.time()):
+                    rtt_ms = self._presence.describe(node)["rtt_ms"]
+                    places = tuple(endpoint.split(text) for text in member.wireguard_endpoints)
+                    found.append(
+                        Reachable(node, host, places, member.certificate.roles,
+                                  None if rtt_ms is None else rtt_ms / 1000)
+                    )  # fmt: skip
+            self._traversal.set_helpers(helpers.choose(found))
+            await asyncio.sleep(_HELPERS_INTERVAL_S if found else _HELPERS_FIRST_S)
+
     # ------------------------------------------------------- what parts ask
+
+    def _signal_addresses(self, node: NodeId) -> list[str] | None:
+        """Return where a signal can be brought to a node directly; None: let all pass it on."""
+        linked = node in self._presence.links() or self._company.overlay_address(node) is not None
+        if linked or any(node == contact for contact, _ in self._discovery.contacts()):
+            return self._company.control_addresses(node)
+        return None
 
     async def _ping(self, node: NodeId, timeout_s: float) -> float | None:
         """Ask a member by discovery's own datagrams, over the overlay where that is up."""
@@ -463,6 +540,11 @@ class Agent:
 
     async def _on_record(self, author: NodeId, payload: bytes) -> bool:
         return self._discovery.take_member(payload)
+
+    async def _on_relay_message(self, peer: NodeId, payload: bytes) -> bytes:
+        if not self._membership.is_member(peer, time.time()):
+            raise MembershipError(f"{peer} is no member of this mesh")
+        return await self._relay.answer(peer, payload)
 
     async def _on_deploy_message(self, peer: NodeId, payload: bytes) -> bytes:
         if not self._membership.is_member(peer, time.time()):

@@ -29,6 +29,7 @@ from agent.overlay.device import DeviceConfig, Interface, PeerConfig
 from agent.overlay.shell import Overlay
 from agent.overlay.wgquick import WgQuickFile
 from agent.peers import PeerTable
+from agent.traversal.service import Traversal
 from agent.underlay import own_addresses
 
 _log = logging.getLogger(__name__)
@@ -36,8 +37,9 @@ _log = logging.getLogger(__name__)
 # How often discovery is asked for members. Newcomers are told by gossip, and seen by whoever stores
 # their records, at once; this finds who was missed.
 DISCOVER_INTERVAL_S = 20.0
-# How often WireGuard's view (handshakes, endpoints) is read and corrected: while someone is not
-# connected, and while all are.
+# How often WireGuard's view (handshakes, endpoints) is read and corrected: while packets flow, so
+# that a path that dies is noticed; while someone is not connected; and while all are.
+OVERLAY_FLOW_INTERVAL_S = 0.5
 OVERLAY_INTERVAL_S = 1.0
 OVERLAY_CALM_INTERVAL_S = 5.0
 # A node that has just started looks as often as each second for so long.
@@ -57,6 +59,7 @@ class Neighbours:
         membership: Membership,
         overlay: Overlay,
         discovery: Discovery,
+        traversal: Traversal,
         health: Health,
         *,
         learnt: Callable[[], None] = lambda: None,
@@ -66,6 +69,7 @@ class Neighbours:
         self._membership = membership
         self._overlay = overlay
         self._discovery = discovery
+        self._traversal = traversal
         self._health = health
         self._tell_learnt = learnt
         self._table = PeerTable()
@@ -73,6 +77,7 @@ class Neighbours:
         self._news = asyncio.Event()  # a member or an endpoint was learnt: WireGuard must follow
         self._routing_file = settings.state_dir / "discovery"
         self._quick_file: WgQuickFile | None = None
+        self._flows = False  # packets flow to some peer
         self.addresses = _underlay_addresses(settings, membership)
 
     def interfaces(self) -> tuple[Interface, ...]:
@@ -165,10 +170,8 @@ class Neighbours:
     async def follow_overlay(self) -> None:
         """Keep the device in step, at once after news; runs until it is cancelled."""
         while True:
-            count = self.count()
-            calm = count["connected"] == count["known"]
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(OVERLAY_CALM_INTERVAL_S if calm else OVERLAY_INTERVAL_S):
+                async with asyncio.timeout(self._look_again_s()):
                     await self._news.wait()
             self._news.clear()
             try:
@@ -180,6 +183,17 @@ class Neighbours:
                         "overlay-down", "error", "WireGuard fails", error.message, error.hint
                     )
                 )
+
+    def _look_again_s(self) -> float:
+        if self._flows:
+            return OVERLAY_FLOW_INTERVAL_S
+        count = self.count()
+        calm = count["connected"] == count["known"]
+        return OVERLAY_CALM_INTERVAL_S if calm else OVERLAY_INTERVAL_S
+
+    def endpoint_changed(self) -> None:
+        """Give WireGuard another endpoint now: the path engine chose one."""
+        self._news.set()
 
     async def follow_discovery(self) -> None:
         """Learn members as discovery finds them; runs until it is cancelled."""
@@ -214,6 +228,7 @@ class Neighbours:
                 "roles": list(member.certificate.roles),
                 "tags": list(member.certificate.tags),
                 **self._table.describe(member.node_id, now),
+                **self._traversal.describe(member.node_id),
             }
             for member in sorted(self._others(now), key=lambda m: m.certificate.name)
         ]
@@ -224,8 +239,13 @@ class Neighbours:
 
     async def _apply(self) -> None:
         now = time.time()
-        self._table.observe(await self._overlay.states(), now)
-        configs = self._table.configs(lambda node: self._membership.is_member(node, now), now)
+        states = await self._overlay.states()
+        self._table.observe(states, now)
+        self._flows = self._traversal.observe(states)
+        configs = self._table.configs(
+            lambda node: self._membership.is_member(node, now), now,
+            self._traversal.endpoint if self._traversal.running else None,
+        )  # fmt: skip
         await self._overlay.set_peers(configs)
         self._write_quick_file(configs)
 
@@ -270,6 +290,7 @@ class Neighbours:
             certificate.ipv4(self._membership.mesh.ipv4_network),
             [(host, port) for host, port in candidates if _is_address(host)],
         )
+        self._traversal.introduce(member.node_id, self._table.candidates(member.node_id))
 
 
 def _is_address(host: str) -> bool:

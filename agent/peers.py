@@ -1,7 +1,8 @@
 """Which WireGuard peers this node has, where they may be, and whether they are there. A core.
 
 The daemon feeds it what discovery and the certificates say (`learn`) and what the device shows
-(`observe`), and gives its `configs` to the device. Direct endpoints only.
+(`observe`), and gives its `configs` to the device. Endpoints are the path engine's choice; without
+it (no CAP_NET_RAW) they are tried one after another, which gets through no NAT.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from agent.overlay.endpoints import FRESH_HANDSHAKE_S, Choice, advance
 KEEPALIVE_S = 15
 # Both sides send a keepalive each 15 s, so two lost ones in a row mean that nobody is there.
 HEARD_LIMIT_S = 40.0
+
+
+Chosen = Callable[[NodeId], tuple[Endpoint | None, int]]
+"""Which endpoint a peer shall have, and the number of that order (see `PeerConfig`)."""
 
 
 @dataclass
@@ -61,24 +66,33 @@ class PeerTable:
                 peer.heard_at = now
             peer.state = state
 
-    def configs(self, is_member: Callable[[NodeId], bool], now: float) -> list[PeerConfig]:
-        """Return the peers that the device shall have at `now`: the members, no one else."""
+    def configs(
+        self, is_member: Callable[[NodeId], bool], now: float, chosen: Chosen | None = None
+    ) -> list[PeerConfig]:
+        """Return the peers that the device shall have at `now`: the members, no one else.
+
+        `chosen` says which endpoint; without it the candidates are tried one after another.
+        """
         wanted = []
         for peer in self._peers.values():
             if not is_member(peer.node):
                 continue
-            # A fresh session with a silent peer is stale all the same: try its other endpoints.
-            handshake = self._handshake(peer) if self.connected(peer.node, now) else None
-            peer.choice = advance(peer.choice, peer.candidates, handshake, now)
+            endpoint, order = chosen(peer.node) if chosen else (self._next(peer, now), 0)
             wanted.append(
                 PeerConfig(
                     node_public=peer.node.wireguard_public,
-                    endpoint=peer.choice.endpoint,
+                    endpoint=endpoint,
                     allowed_ips=(IPv6Network(peer.ipv6), IPv4Network(peer.ipv4)),
                     keepalive_s=KEEPALIVE_S,
+                    order=order,
                 )
             )
         return wanted
+
+    def candidates(self, node: NodeId) -> tuple[Endpoint, ...]:
+        """Return where a node says it is, best first."""
+        peer = self._peers.get(node)
+        return peer.candidates if peer is not None else ()
 
     def connected(self, node: NodeId, now: float) -> bool:
         """Say whether there is a session with the node and it was heard lately."""
@@ -106,6 +120,12 @@ class PeerTable:
             "rx_bytes": state.rx_bytes if state else 0,
             "tx_bytes": state.tx_bytes if state else 0,
         }
+
+    def _next(self, peer: _Peer, now: float) -> Endpoint | None:
+        # A fresh session with a silent peer is stale all the same: try its other endpoints.
+        handshake = self._handshake(peer) if self.connected(peer.node, now) else None
+        peer.choice = advance(peer.choice, peer.candidates, handshake, now)
+        return peer.choice.endpoint
 
     @staticmethod
     def _handshake(peer: _Peer) -> float | None:

@@ -11,7 +11,17 @@ import sys
 import click
 
 from agent import __version__
-from agent.cli import acl, configuration, demo, deployments, events, members, mesh, service
+from agent.cli import (
+    acl,
+    configuration,
+    demo,
+    deployments,
+    events,
+    members,
+    mesh,
+    network,
+    service,
+)
 from agent.errors import CoveyError
 
 
@@ -28,7 +38,8 @@ def cli() -> None:
 
 
 for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, service.status,
-                service.peers, members.members, members.rename, members.grant, members.revoke,
+                service.peers, network.ping, network.netcheck, members.members, members.rename,
+                members.grant, members.revoke,
                 members.leave, members.rotate, acl.acl, events.events, deployments.deploy,
                 deployments.undeploy, deployments.ps, configuration.config, demo.demo):  # fmt: skip
     cli.add_command(command)

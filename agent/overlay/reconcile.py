@@ -1,7 +1,7 @@
 """The difference between the peers a device has and the peers it shall have. A core.
 
 Used by every device's `apply`. Endpoints are compared with what *we* last asked for, not with what
-the device shows: WireGuard roams, and repeating an old wish must not undo that.
+the device shows: WireGuard roams, and repeating an old wish must not undo that. A new `order` does.
 """
 
 from __future__ import annotations
@@ -59,7 +59,11 @@ def _change(before: PeerConfig | None, peer: PeerConfig) -> SetPeer | None:
         return SetPeer(peer.node_public, peer.endpoint, peer.allowed_ips, peer.keepalive_s)
     change = SetPeer(
         peer.node_public,
-        endpoint=peer.endpoint if peer.endpoint != before.endpoint else None,
+        endpoint=(
+            peer.endpoint
+            if (peer.endpoint, peer.order) != (before.endpoint, before.order)
+            else None
+        ),
         allowed_ips=(
             peer.allowed_ips if set(peer.allowed_ips) != set(before.allowed_ips) else None
         ),

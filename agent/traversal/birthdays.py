@@ -120,7 +120,9 @@ class Birthdays:
             self._hits[peer] = hit
             self._met(peer, hit.place, said[hit.payload], hit.local_port)
 
-    def _change(self, change: Coroutine[Any, Any, None], what: str, then: Hit | None = None) -> None:
+    def _change(
+        self, change: Coroutine[Any, Any, None], what: str, then: Hit | None = None
+    ) -> None:
         """Change the rules, one change after another in the order in which they were asked for."""
 
         async def apply() -> None:

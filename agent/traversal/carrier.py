@@ -33,9 +33,7 @@ _UNDER_WAY_MAX = 256
 class Control(Protocol):
     """What is needed of the control plane."""
 
-    def serve(
-        self, protocol: str, handler: Callable[[NodeId, bytes], Awaitable[bytes]]
-    ) -> None:
+    def serve(self, protocol: str, handler: Callable[[NodeId, bytes], Awaitable[bytes]]) -> None:
         """Answer a protocol."""
 
     def subscribe(self, topic: str, handler: Callable[[NodeId, bytes], Awaitable[bool]]) -> None:

@@ -29,7 +29,7 @@ from agent.traversal.relayticket import RelayTicket
 _log = logging.getLogger(__name__)
 
 _ASK_LIMIT_S = 5.0
-# A joiner does not refresh: who allocated does. It believes in its ports for as long as they answer.
+# A joiner does not refresh: who allocated does. It believes in its ports while they answer.
 _JOINED_S = 3600.0
 
 Ask = Callable[[NodeId, bytes], Awaitable[bytes]]

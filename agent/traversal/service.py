@@ -3,7 +3,7 @@
     traversal = Traversal(…)
     await traversal.start(port)            # raises EnvironmentFault without CAP_NET_RAW
     traversal.set_members(…); traversal.introduce(…); traversal.observe(states)
-    traversal.endpoint(node)               # what WireGuard is to have; `changed` says that it is new
+    traversal.endpoint(node)               # what WireGuard is to have; `changed` says: it is new
     await traversal.stop()
 
 Everything is decided in `agent/paths`. This gives it datagrams, signals, time and what this machine
@@ -13,8 +13,10 @@ knows, and carries out what it wants. Monotonic time, except where relays count 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +25,7 @@ from random import SystemRandom
 from typing import Any
 
 from agent import endpoint as endpoints
-from agent.errors import CoveyError, EnvironmentFault, PeerError
-from agent.health import Health, HealthItem
+from agent.errors import EnvironmentFault
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
 from agent.overlay.device import PeerState
@@ -32,6 +33,7 @@ from agent.paths.candidates import PathClass, Surroundings, is_private
 from agent.paths.engine import PathEngine
 from agent.paths.messages import (
     PROBE_BYTES,
+    NatKind,
     Observe,
     Ping,
     Place,
@@ -54,7 +56,7 @@ from agent.paths.outputs import (
     StopBirthday,
 )
 from agent.paths.own import RelayNode, Rendezvous
-from agent.paths.wire import NONCE_BYTES, PathSeal
+from agent.paths.wire import MAGIC, NONCE_BYTES, PathSeal
 from agent.portmap.service import PortMapper
 from agent.portmap.words import Mapping
 from agent.probing.changes import UnderlayChanges
@@ -65,8 +67,10 @@ from agent.probing.rendezvous import Asked
 from agent.probing.rendezvous import Rendezvous as Answering
 from agent.probing.snat import BirthdayRules
 from agent.relay import messages as relay_messages
-from agent.traversal.carrier import Carrier, Control
+from agent.traversal import verdict
 from agent.traversal.birthdays import Birthdays
+from agent.traversal.carrier import Carrier, Control
+from agent.traversal.helpers import Helpers
 from agent.traversal.relayuse import Listener, RelayUse
 from agent.traversal.surroundings import underlay_interfaces
 
@@ -75,8 +79,12 @@ _log = logging.getLogger(__name__)
 # The rendezvous' second port is the one beside WireGuard's.
 SECOND_PORT_OFFSET = 1
 _RELAY_ASK_S = 3.0
+# More than this between two looks at WireGuard, and packets flow: presence and gossip stay below.
+FLOW_BYTES = 4096
 # The engine's timers are rounded up to this, so that several are one wake-up.
 _GRAIN_S = 0.02
+# What netcheck sends to itself: no probe is so short. A router turns it around in a millisecond.
+_HAIRPIN_BYTES, _HAIRPIN_S, _HAIRPIN_TRIES = 28, 0.3, 2
 _WORDS = {
     PathClass.LAN: "lan", PathClass.IPV6: "ipv6", PathClass.PUBLIC: "public",
     PathClass.PUNCHED: "punched", PathClass.RELAYED: "relayed",
@@ -91,15 +99,6 @@ class Settings:
     overlay_networks: tuple[IPv4Network | IPv6Network, ...]
     addresses: tuple[str, ...] = ()
     port_mapping: bool = True
-
-
-@dataclass(frozen=True)
-class Helpers:
-    """Members of use to the others: who says where we are seen, and who relays, nearest first."""
-
-    rendezvous: tuple[tuple[NodeId, str, int], ...] = ()
-    """Node, address, WireGuard's port there."""
-    relays: tuple[tuple[NodeId, tuple[str, ...]], ...] = ()
 
 
 @dataclass
@@ -124,6 +123,9 @@ class _Parts:
     changes: UnderlayChanges
     wireguard_port: int
     seen: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
+    # What netcheck sends to our own outside place, and whether it came back.
+    hairpin: bytes = b""
+    hairpinned: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Traversal:
@@ -136,7 +138,6 @@ class Traversal:
         keys: NetworkKeys,
         control: Control,
         settings: Settings,
-        health: Health,
         *,
         control_addresses: Callable[[NodeId], Sequence[str]],
         signal_addresses: Callable[[NodeId], Sequence[str] | None],
@@ -153,7 +154,6 @@ class Traversal:
         self._keys = keys
         self._control = control
         self._settings = settings
-        self._health = health
         self._control_addresses = control_addresses
         self._changed = changed
         self._note = note
@@ -309,24 +309,59 @@ class Traversal:
             "path_mtu": known.mtu or None if known is not None else None,
         }
 
-    def network(self) -> dict[str, Any]:
-        """Describe this node's own network: NAT, where it is seen, port mapping."""
-        now = _now()
-        mapping = self._parts.mapper.describe() if self._parts is not None else None
+    async def netcheck(self) -> dict[str, Any]:
+        """Describe this node's own network, with what follows from it."""
+        parts, now, nat = self._parts, _now(), self._engine.nat
+        mapping = parts.mapper.describe() if parts is not None else None
+        interfaces = underlay_interfaces(self._settings.interface, self._settings.overlay_networks)
+        seen = self._engine.places(now)
+        mtus = [known.mtu for known in self._sets.values() if known.mtu]
+        relays = [node for node, _ in self._helpers.relays]
+        public = mapping is not None and mapping.mapping is not None and mapping.mapping.public
         return {
-            "nat": self._engine.nat.name.lower(),
-            "seen_as": [endpoints.join(*place) for place in self._engine.places(now)],
+            "udp": {NatKind.UNKNOWN: None, NatKind.BLOCKED: False}.get(nat, True),
+            "ipv4": [str(each.ip) for each in interfaces if each.version == 4],
+            "ipv6": [str(each.ip) for each in interfaces if each.version == 6],
+            "nat": nat.name.lower(),
+            "seen_as": [endpoints.join(*place) for place in seen],
             "port_mapping": mapping.summary if mapping is not None else "not running",
-            "port_mapping_tried": [a.text() for a in mapping.attempts] if mapping else [],
-            "rendezvous": [str(node) for node, _, _ in self._helpers.rendezvous],
-            "relays": [str(node) for node, _ in self._helpers.relays],
-        }
+            "port_mapping_tried": [each.text() for each in mapping.attempts] if mapping else [],
+            "hairpin": await self._hairpins(parts, seen) if parts is not None else None,
+            "path_mtu": max(mtus, default=None),
+            "rendezvous": list(self._helpers.rendezvous),
+            "relays": relays,
+            "verdict": verdict.sentence(
+                nat, port=parts.wireguard_port if parts is not None else 0, mapped=public,
+                helpers=len(self._helpers.rendezvous), relays=len(relays),
+            ),
+        }  # fmt: skip
+
+    async def _hairpins(self, parts: _Parts, seen: Sequence[Place]) -> bool | None:
+        """Say whether the router turns around what we send to our own outside place."""
+        outside = [place for place in seen if ":" not in place[0]]
+        if not outside or self._engine.nat is NatKind.NONE:
+            return None
+        token = secrets.token_bytes(_HAIRPIN_BYTES)
+        parts.hairpin, parts.hairpinned = MAGIC + token, asyncio.Event()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            for _ in range(_HAIRPIN_TRIES):
+                with contextlib.suppress(OSError):
+                    sender.sendto(parts.hairpin, outside[0])
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_HAIRPIN_S):
+                        await parts.hairpinned.wait()
+                        return True
+        return False
 
     # ----------------------------------------------------------- what comes in
 
     def _heard(self, place: Place, datagram: bytes, local: str) -> None:
         parts = self._parts
         if parts is None:
+            return
+        if datagram == parts.hairpin:
+            parts.hairpinned.set()
             return
         if len(datagram) < PROBE_BYTES:
             parts.relays.received(place, datagram)
@@ -414,12 +449,12 @@ class Traversal:
             interfaces=underlay_interfaces(settings.interface, settings.overlay_networks),
             overlay=settings.overlay_networks,
             port=parts.wireguard_port,
-            mapped=(mapped.place,) if mapped is not None and mapped.public else (),
+            mapped=(mapped.external,) if mapped is not None and mapped.public else (),
             configured=tuple((host, parts.wireguard_port) for host in settings.addresses),
         )
         rendezvous = [
-            Rendezvous(node, (host, port), (host, port + SECOND_PORT_OFFSET))
-            for node, host, port in self._helpers.rendezvous
+            Rendezvous(node, place, (place[0], place[1] + SECOND_PORT_OFFSET))
+            for node, place in self._helpers.rendezvous
         ]
         relays = [RelayNode(node, frozenset(hosts)) for node, hosts in self._helpers.relays]
         self._engine.set_local(around, rendezvous, relays, _now())
@@ -467,7 +502,9 @@ class Traversal:
             case CloseRelay():
                 parts.relays.close(peer, output.relay)
             case StartBirthday():
-                parts.birthdays.begin(peer, output.place, output.sockets, lambda: self._opening(peer))
+                parts.birthdays.begin(
+                    peer, output.place, output.sockets, lambda: self._opening(peer)
+                )
             case StopBirthday():
                 parts.birthdays.end(peer)
             case AddSnat():
@@ -508,9 +545,6 @@ class Traversal:
         return await self._control.request(
             relay, addresses, relay_messages.PROTOCOL, request, timeout_s=_RELAY_ASK_S
         )
-
-
-FLOW_BYTES = 4096
 
 
 def _now() -> float:
