@@ -28,7 +28,7 @@ SALVO_S = 8.0
 # The signal's way, and the answer's, are within the difference.
 HOLD_S = 10.0
 # An attempt is 1,600 packets, so a NAT that is not as we think is not hammered.
-PAUSE_FIRST_S, PAUSE_MAX_S = 20.0, 600.0
+PAUSE_FIRST_S, PAUSE_MAX_S = 5.0, 600.0
 _PORTS = range(1024, 65536)
 _BATCH_MAX = 20
 _NEVER = float("inf")
@@ -71,7 +71,7 @@ class Salvo:
 
 
 class Pauses:
-    """When the hard side may try again: after 20 s, then twice as long each time."""
+    """When the hard side may try again: after 5 s, then twice as long each time."""
 
     def __init__(self) -> None:
         self.attempt = 0

@@ -165,9 +165,9 @@ class Signal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """All that one end of a pair tells the other; the newest replaces those before.
 
     `epoch` says which start of the sender, `sequence` grows with each signal. `heard_epoch` and
-    `heard` name the newest that it has from the receiver. `call_me`: probe me now, and answer.
-    `birthday`: the attempt for which the sender, behind a hard NAT, keeps its
-    sockets open; 0: none.
+    `heard` name the newest that it has from the receiver. `answer`: this is repeated until it is
+    heard. `call_me`: probe me now. `birthday`: the attempt for which the sender, behind a hard NAT,
+    keeps its sockets open; 0: none.
     """
 
     epoch: _Count
@@ -175,6 +175,7 @@ class Signal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     heard_epoch: _Count = 0
     heard: _Count = 0
     nat: NatKind = NatKind.UNKNOWN
+    answer: bool = False
     call_me: bool = False
     candidates: Annotated[tuple[Candidate, ...], msgspec.Meta(max_length=CANDIDATES_MAX)] = ()
     offers: Annotated[tuple[RelayOffer, ...], msgspec.Meta(max_length=OFFERS_MAX)] = ()

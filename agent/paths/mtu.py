@@ -42,7 +42,7 @@ class MtuSearch:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._steps = STEPS_IPV4
+        self._steps: tuple[int, ...] = STEPS_IPV4
         self._held = 0
         self._too_large = len(self._steps)
         self._testing: int | None = None
@@ -89,8 +89,8 @@ class MtuSearch:
                 self._search(now)
             else:
                 self._testing, self._tries = self._held, 0
-        if self._tries >= TRIES:
-            self._failed(now)
+        if self._testing is not None and self._tries >= TRIES:
+            self._failed(self._testing, now)
         if self._testing is None:
             return
         self._tries += 1
@@ -114,19 +114,15 @@ class MtuSearch:
         self._search_at = now + SEARCH_S
         self._next_step(now)
 
-    def _failed(self, now: float) -> None:
-        assert self._testing is not None
-        failed = self._testing
+    def _failed(self, failed: int, now: float) -> None:
         if failed == 0:
             self.fragmented = True
             self._hold(now)
-        elif failed <= self._held:
+            return
+        if failed <= self._held:
             self._held = 0
-            self._too_large = failed
-            self._next_step(now)
-        else:
-            self._too_large = failed
-            self._next_step(now)
+        self._too_large = failed
+        self._next_step(now)
 
     def _next_step(self, now: float) -> None:
         """Test the middle of what is open; the least size first proves nothing and comes last."""

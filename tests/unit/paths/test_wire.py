@@ -63,6 +63,7 @@ def full_signal() -> Signal:
         heard_epoch=2**63 - 1,
         heard=2**63 - 1,
         nat=NatKind.HARD,
+        answer=True,
         call_me=True,
         candidates=(Candidate(Kind.IPV6, SEEN),) * CANDIDATES_MAX,
         offers=(RelayOffer(IDS[0].ed25519, SEEN, b"t" * 64),) * OFFERS_MAX,
