@@ -74,10 +74,9 @@ class _Sender:
 
 @dataclass
 class _Kept:
-    """A pair, whether somebody here wants it, and when its peer or its packets were last seen."""
+    """A pair, and when its peer last called or packets last flowed."""
 
     pair: Pair
-    wanted: bool
     used_at: float
     wake_at: float = _LONG_AGO
     counters: tuple[int, int] = (0, 0)
@@ -125,13 +124,11 @@ class PathEngine:
     def want(self, peer: NodeId, now: float) -> None:
         """Find and keep the best path to a peer; again for one that is wanted does nothing."""
         kept = self._kept.get(peer)
-        if peer == self._own.id or (kept is not None and kept.wanted):
+        if peer == self._own.id or (kept is not None and kept.pair.wanted):
             return
         if kept is None:
-            kept = self._kept[peer] = _Kept(Pair(peer, self._own, now), True, now)
-        kept.wanted = True
-        if not kept.pair.view.direct:
-            kept.pair.call(now)
+            kept = self._kept[peer] = _Kept(Pair(peer, self._own, now), now)
+        kept.pair.call(now)
         self._run(kept, now)
 
     def forget(self, peer: NodeId, now: float) -> None:
@@ -162,10 +159,11 @@ class PathEngine:
             return
         kept = self._kept.get(peer)
         if kept is None:
-            if not self._room(now):
+            if not signal.call_me or not self._room(now):
                 return
-            kept = self._kept[peer] = _Kept(Pair(peer, self._own, now), False, now)
-        kept.used_at = now
+            kept = self._kept[peer] = _Kept(Pair(peer, self._own, now), now)
+        if signal.call_me:
+            kept.used_at = now
         kept.pair.signal(signal, now)
         self._run(kept, now)
 
@@ -248,7 +246,7 @@ class PathEngine:
                 kept.pair.local_changed(now)
                 self._run(kept, now)
         for peer, kept in list(self._kept.items()):
-            if not kept.wanted and now - kept.used_at > GUEST_S:
+            if not kept.pair.wanted and now - kept.used_at > GUEST_S:
                 self.forget(peer, now)
             elif now >= kept.wake_at:
                 self._run(kept, now)
@@ -256,7 +254,7 @@ class PathEngine:
     def wake_at(self) -> float:
         """When `tick` has something to do."""
         due = min((kept.wake_at for kept in self._kept.values()), default=_NEVER)
-        guests = (kept.used_at + GUEST_S + 1 for kept in self._kept.values() if not kept.wanted)
+        guests = (k.used_at + GUEST_S + 1 for k in self._kept.values() if not k.pair.wanted)
         return min(due, self._observe_at, self._tell_at, min(guests, default=_NEVER))
 
     def take(self) -> list[Output]:
@@ -305,7 +303,7 @@ class PathEngine:
 
     def _room(self, now: float) -> bool:
         """Make room for one that calls us: the guest that was idle longest goes."""
-        guests = {peer: kept for peer, kept in self._kept.items() if not kept.wanted}
+        guests = {peer: kept for peer, kept in self._kept.items() if not kept.pair.wanted}
         if len(guests) < GUESTS_MAX:
             return True
         idle = min(guests, key=lambda peer: guests[peer].used_at)

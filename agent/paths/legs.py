@@ -9,7 +9,8 @@
                                                    that one may die
     asked      no word for ASK_TIMEOUT_S, refused ask the next; this one again after RETRY_S
     open       its path failed                    close it, ask the next
-    any        the peer offers one                join it; by WebSocket if no UDP gets through here
+    any        the peer offers one                join it; by WebSocket if no UDP gets through here;
+                                                   one that failed not before RETRY_S
     any        the peer offers it no more         gone
 
 At most OWN_MAX of our own and OFFERS_MAX of the peer's. A place that the peer offers on a relay
@@ -39,14 +40,15 @@ _NEVER = float("inf")
 
 @dataclass
 class Leg:
-    """Our place on one relay. `offer`: what the peer gets; None when the peer made it."""
+    """Our place on one relay. `offer`: what the peer gets, of an allocation that we made."""
 
     relay: NodeId
     asked_at: float
     tunnel: bool = False
     place: Place | None = None
     offer: RelayOffer | None = None
-    ticket: bytes | None = None
+    ticket: bytes | None = None  # ours, on an allocation that the peer made
+    udp_place: Place | None = None
     offered: bool = False
     trusted: bool = True
 
@@ -59,6 +61,7 @@ class Legs:
         self._own = own
         self._legs: dict[NodeId, Leg] = {}
         self._not_before: dict[NodeId, float] = {}
+        self._dead_ticket: dict[NodeId, bytes | None] = {}
         self.wake_at = _NEVER
 
     def open_legs(self) -> list[Leg]:
@@ -103,9 +106,8 @@ class Legs:
             self._own.out(CloseRelay(self._peer, relay))
             return False
         leg.place = place
-        leg.offer = None if leg.offered else offer
-        if offer is not None and not leg.offered:
-            leg.ticket = offer.ticket
+        if not leg.offered:
+            leg.offer = offer
         return True
 
     def failed(self, relay: NodeId, now: float) -> None:
@@ -114,6 +116,7 @@ class Legs:
         if leg is None:
             return
         self._not_before[relay] = now + RETRY_S
+        self._dead_ticket[relay] = leg.ticket
         if leg.place is not None and (not leg.offered or leg.tunnel):
             self._own.out(CloseRelay(self._peer, relay))
 
@@ -131,8 +134,11 @@ class Legs:
                 if not known.offered and not self._yields(known):
                     continue
                 same = known.offered and known.ticket == offer.ticket
-                if same and (known.tunnel or known.place == offer.place):
+                if same and known.udp_place == offer.place:
                     continue
+            dead = self._dead_ticket.get(relay) == offer.ticket
+            if dead and now < self._not_before.get(relay, 0.0):
+                continue
             if relay != self._own.id:
                 self._join(relay, offer, now)
 
@@ -140,8 +146,20 @@ class Legs:
         """No UDP gets through here: reach the relays by WebSocket."""
         for leg in self._legs.values():
             if not leg.tunnel:
-                leg.tunnel, leg.place, leg.asked_at = True, None, now
+                leg.tunnel, leg.place, leg.offer, leg.asked_at = True, None, None, now
                 self._own.out(OpenRelay(self._peer, leg.relay, True, leg.ticket))
+
+    def unblocked(self) -> None:
+        """UDP gets through again: no need to go by WebSocket, which is slower."""
+        for leg in self._legs.values():
+            if not leg.tunnel:
+                continue
+            leg.tunnel = False
+            if leg.udp_place is not None:
+                self._own.out(CloseRelay(self._peer, leg.relay))
+                leg.place = leg.udp_place
+            else:
+                self._own.out(OpenRelay(self._peer, leg.relay))
 
     def close(self) -> None:
         """The pair ends."""
@@ -166,6 +184,7 @@ class Legs:
         if not known and is_private(host) and not self._own.around.on_link(host):
             return
         leg = Leg(relay, now, ticket=offer.ticket, offered=True, trusted=known)
+        leg.udp_place = offer.place
         self._legs[relay] = leg
         if self._own.nat is NatKind.BLOCKED:
             leg.tunnel = True

@@ -166,8 +166,8 @@ class Signal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     `epoch` says which start of the sender, `sequence` grows with each signal. `heard_epoch` and
     `heard` name the newest that it has from the receiver. `answer`: this is repeated until it is
-    heard. `call_me`: probe me now. `birthday`: the attempt for which the sender, behind a hard NAT,
-    keeps its sockets open; 0: none.
+    heard. `call_me`: answer, and get ready to probe. `go`: begin now. `birthday`: the attempt for
+    which the sender, behind a hard NAT, keeps its sockets open; 0: none.
     """
 
     epoch: _Count
@@ -177,6 +177,7 @@ class Signal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     nat: NatKind = NatKind.UNKNOWN
     answer: bool = False
     call_me: bool = False
+    go: bool = False
     candidates: Annotated[tuple[Candidate, ...], msgspec.Meta(max_length=CANDIDATES_MAX)] = ()
     offers: Annotated[tuple[RelayOffer, ...], msgspec.Meta(max_length=OFFERS_MAX)] = ()
     birthday: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0

@@ -37,8 +37,9 @@ class SetEndpoint(_Output, frozen=True):
 class OpenRelay(_Output, frozen=True):
     """Get a place on a relay for the pair, and report `relay_opened` or `relay_failed`.
 
-    `ticket` None: make an allocation. Else join the one that the peer made. `tunnel`: no UDP gets
-    through here, go by WebSocket; the place to report is then the tunnel's end on this machine.
+    `ticket` None: make an allocation, in place of any that the pair has there. Else join the one
+    that the peer made. `tunnel`: no UDP gets through here, go by WebSocket; the place to report is
+    then the tunnel's end on this machine.
     """
 
     relay: NodeId

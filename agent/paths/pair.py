@@ -3,8 +3,9 @@
     event                         what happens
     -----                         ------------
     the peer is wanted            signal our candidates and call; ask for a relay
-    it signals and calls          burst at its places, a little later than it does (ANSWER_DELAY_S);
-                                   signal ours in answer
+    it calls                      signal ours in answer, burst at its places that no NAT guards
+    it answers our call           signal "go", burst half the signals' round trip later
+    it says go                    burst at once, which then is at the same moment
     a relay's place is there      ping it; if there is no path it is WireGuard's endpoint when the
                                    peer answers over it, unproved after PATIENCE_S (`book.py`)
     a ping came                   answer; a place that we did not know is pinged back
@@ -58,9 +59,10 @@ from agent.paths.rhythm import ACTIVE_S, RETRY_S, Rhythm
 from agent.paths.talk import Talk
 from agent.paths.why import why_not_direct
 
-# Linux makes a state for what comes in before we sent; our own packet then gets another port. The
-# side that called sends when our signal reaches it, so we let it be first.
-ANSWER_DELAY_S = 0.12
+# Linux makes a state for what comes in unasked, and our own packet to that place then leaves from
+# another port than the peer expects. So both sides have to send before the other's arrives: at the
+# same moment. Without a "go" they begin this long after the call.
+UNSYNCHRONISED_S = 0.6
 SWITCH_S, SWITCH_PINGS = 1.0, 4
 GIVE_UP_S, GIVE_UP_PINGS = 1.6, 5
 # While WireGuard receives on the path, the pings may be unlucky: lost packets, not a lost path.
@@ -93,6 +95,7 @@ class Pair:
 
     def __init__(self, peer: NodeId, own: Own, now: float) -> None:
         self.peer = peer
+        self.wanted = False  # somebody here does; else the peer wants us
         self._own = own
         self._book = Book(peer, own)
         self._legs = Legs(peer, own)
@@ -103,7 +106,8 @@ class Pair:
         self._rhythm = Rhythm(own.rng)
         self._leads = own.id < peer
         self._since = self._called_at = now
-        self._calls = False  # our signals ask the peer to probe us now
+        self._calls = False  # our signals ask the peer to answer and to probe us
+        self._go = False  # the next one says: now
         self._used: Path | None = None
         self._view = PathView(since=now)
         self._lost_at: float | None = None
@@ -113,12 +117,14 @@ class Pair:
         self._set_at = _LONG_AGO
         self._round = 0
         self._round_at = _NEVER
+        self._rounded_at = now
         self._chance_at = _NEVER
 
     # What the engine says.
 
     def call(self, now: float) -> None:
         """Somebody here wants the peer: find it."""
+        self.wanted = True
         self._calls = True
         self._called_at = now
         self._begin_rounds(now)
@@ -129,7 +135,9 @@ class Pair:
         self._talk.say(now)
         if self._own.nat is NatKind.BLOCKED:
             self._legs.blocked(now)
-            self._sync_relays(now)
+        elif self._own.nat is not NatKind.UNKNOWN:
+            self._legs.unblocked()
+        self._sync_relays(now)
         for path in self._book.set_candidates(self._book.candidates, now):
             path.burst(now)
         self._show(now, "what we know of our network changed")
@@ -139,7 +147,6 @@ class Pair:
         self._book.network_changed()
         self._chance.network_changed()
         self._alarm(now)
-        self._burst_all(now)
 
     def signal(self, signal: Signal, now: float) -> None:
         """Take what the peer tells."""
@@ -154,11 +161,19 @@ class Pair:
         self._book.nat = signal.nat
         self._legs.set_offers(signal.offers, now)
         self._sync_relays(now)
-        if signal.call_me or new or first:
-            crossing = signal.call_me and now - self._talk.called_at < SETTLED_S
-            answering = signal.call_me and not (crossing and self._leads)
-            self._burst_all(now + ANSWER_DELAY_S if answering else now)
+        rtt = self._talk.call_rtt(signal, self._own.epoch, now)
+        if signal.go:
+            self._burst_all(now)
+        elif rtt is not None and (self._leads or not signal.call_me):
+            self._go = True
+            self._talk.say(now)
+            self._make_ready(now, min(rtt / 2, UNSYNCHRONISED_S))
+        elif signal.call_me or new or first:
+            self._make_ready(now, UNSYNCHRONISED_S)
+        if new or first:
             self._begin_rounds(now)
+        elif signal.call_me and not self._direct(now):
+            self._round_passed(now)  # its round is ours: not each of us one
         if signal.answer or signal.call_me:
             self._talk.answer(now)
         if self._chance_at == _NEVER or first:
@@ -403,11 +418,16 @@ class Pair:
     def _alarm(self, now: float) -> None:
         """Something is wrong with the path in use: do at once all that may find another."""
         self._alarmed = True
-        self._burst_all(now)
+        self._make_ready(now, UNSYNCHRONISED_S)
         self._own.observe_soon(now)
-        self._calls = True
-        self._called_at = now
-        self._talk.say(now)
+        self._call_again(now)
+
+    def _call_again(self, now: float) -> None:
+        """Ask the peer to probe us, unless nobody here wants it and nothing flows."""
+        if self.wanted or self._rhythm.active(now):
+            self._calls = True
+            self._called_at = now
+            self._talk.say(now)
 
     def _burst_all(self, at: float) -> None:
         for path in self._book.all():
@@ -415,6 +435,16 @@ class Pair:
                 path.burst(at)
             else:
                 path.next_at = min(path.next_at, at)
+
+    def _make_ready(self, now: float, wait_s: float) -> None:
+        """Burst at what no NAT guards, or what worked before; at all else after `wait_s`."""
+        natted = self._own.nat is not NatKind.NONE and self._book.nat is not NatKind.NONE
+        for path in self._book.all():
+            guarded = natted and path.relay is None and path.kind in (Kind.OBSERVED, Kind.WIREGUARD)
+            if path is self._used:
+                path.next_at = min(path.next_at, now)
+            else:
+                path.burst(now + wait_s if guarded and path.rtt is None else now)
 
     def _expect(self, place: Place, now: float) -> None:
         """A birthday hit: this place is about to become a path."""
@@ -447,6 +477,7 @@ class Pair:
     def _begin_rounds(self, now: float) -> None:
         self._round = 0
         self._round_at = now + ROUNDS_S[0]
+        self._rounded_at = now
 
     def _next_round(self, now: float) -> None:
         if now < self._round_at:
@@ -455,14 +486,19 @@ class Pair:
         if used is not None and used.relay is None:
             limit = self._book.path_class(used)
             for path in self._book.all():
-                if path is not used and self._book.path_class(path) <= limit:
+                if self._book.path_class(path) < limit:
                     path.burst(now)
             self._round_at = now + BETTER_S if limit is not PathClass.LAN else _NEVER
             return
-        self._burst_all(now)
-        self._calls = True
-        self._talk.say(now)
-        self._round = min(self._round + 1, len(ROUNDS_S) - 1)
+        self._make_ready(now, UNSYNCHRONISED_S)
+        self._call_again(now)
+        self._round_passed(now)
+
+    def _round_passed(self, now: float) -> None:
+        # One that was just begun by both sides counts once.
+        if now - self._rounded_at > ROUNDS_S[0] / 2:
+            self._round = min(self._round + 1, len(ROUNDS_S) - 1)
+            self._rounded_at = now
         self._round_at = now + ROUNDS_S[self._round] * self._own.rng.uniform(0.9, 1.1)
 
     def _try_chance(self, now: float) -> None:
@@ -503,7 +539,7 @@ class Pair:
         if not self._talk.due(now):
             return
         call = self._calls and not self._direct(now)
-        sequence = self._talk.sent(now, call=call)
+        sequence = self._talk.sent(now, call=call and not self._go)
         signal = Signal(
             epoch=self._own.epoch,
             sequence=sequence,
@@ -511,11 +547,13 @@ class Pair:
             heard=self._talk.heard,
             nat=self._own.nat,
             answer=self._talk.unheard,
-            call_me=call,
+            call_me=call and not self._go,
+            go=self._go,
             candidates=self._own.candidates,
             offers=self._legs.offers(),
             birthday=self._chance.attempt,
         )
+        self._go = False
         self._own.out(SendSignal(self.peer, signal))
 
     def _search_mtu(self, now: float) -> None:

@@ -86,8 +86,11 @@ class Path:
         return self.step < len(BURST_S)
 
     def burst(self, at: float) -> None:
-        """Begin a burst at `at`; one that is in its first half goes on as it is."""
-        if self.step < len(BURST_S) // 2:
+        """Begin a burst at `at`, or sooner if one was to begin sooner.
+
+        One that is under way goes on, and begins again only in its second half.
+        """
+        if 0 < self.step < len(BURST_S) // 2:
             return
         self.step = 0
         self.next_at = min(at, self.next_at)

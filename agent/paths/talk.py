@@ -16,6 +16,8 @@ matter. Contents are `pair.py`'s.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from agent.paths.allowance import Allowance
 from agent.paths.messages import Signal
 
@@ -38,6 +40,7 @@ class Talk:
         self.heard = 0
         self.heard_at = _LONG_AGO
         self.called_at = _LONG_AGO
+        self._calls: OrderedDict[int, float] = OrderedDict()
         self._news = 0  # the first sequence that carried what the peer has to know
         self._acknowledged = 0
         self._tries = 0
@@ -79,6 +82,19 @@ class Talk:
             self._tries, self._next_at = 0, _NEVER
         return True
 
+    def call_rtt(self, signal: Signal, own_epoch: int, now: float) -> float | None:
+        """Return how long a call of ours and this answer to it took; None if it answers none.
+
+        Each call is measured once.
+        """
+        if signal.heard_epoch != own_epoch:
+            return None
+        sent_at = self._calls.get(signal.heard)
+        if sent_at is not None:
+            self._calls.clear()
+            return now - sent_at
+        return None
+
     def due(self, now: float) -> bool:
         """Say whether to send one now; then call `sent`."""
         if now < self._next_at:
@@ -92,7 +108,9 @@ class Talk:
         """Count a transmission and return its sequence."""
         self.sequence += 1
         if call:
-            self.called_at = now
+            self.called_at = self._calls[self.sequence] = now
+            if len(self._calls) > len(REPEAT_S):
+                self._calls.popitem(last=False)
         self._next_at = _NEVER
         if self.unheard and self._tries < len(REPEAT_S):
             self._next_at = now + REPEAT_S[self._tries]

@@ -74,6 +74,10 @@ class Duet:
         """Say whether both sides are direct."""
         return all(found is not None and found is not PathClass.RELAYED for found in self.classes())
 
+    def direct_or_relayed(self) -> bool:
+        """Say whether both sides have a path."""
+        return None not in self.classes()
+
     def classes(self) -> tuple[PathClass | None, PathClass | None]:
         return path(self.starter, self.other), path(self.other, self.starter)
 

@@ -29,7 +29,7 @@ def test_every_pair_carries_traffic_in_two_seconds(a: str, b: str, starts_b: boo
     duet = Duet(world, a, b, starts_b=starts_b)
     duet.settle()
     duet.start()
-    found = duet.measure(for_s=8.0)
+    found = duet.measure(for_s=9.0)
     assert found.first_s is not None
     assert found.first_s <= 2.0
     if stays_relayed(a, b):
@@ -37,7 +37,8 @@ def test_every_pair_carries_traffic_in_two_seconds(a: str, b: str, starts_b: boo
     else:
         assert found.direct_s is not None
         guess = "hard" in (a, b) and {a, b} & {"easy", "double"}
-        assert found.direct_s <= (6.0 if guess else 1.0)
+        # One guess in twenty takes longer than 6 s (`test_guessing` counts).
+        assert found.direct_s <= (8.5 if guess else 1.0)
     if b == LAN and a != "public":
         assert found.classes == (PathClass.LAN,) * 2
     check(duet.starter, duet.other)
@@ -76,6 +77,17 @@ def test_no_relay_at_all(a: str, b: str) -> None:
     duet.start()
     assert duet.measure(for_s=8.0).direct_s is not None
     check(duet.starter, duet.other)
+
+
+def test_guessing_a_hard_nat_s_port_takes_six_seconds_in_nineteen_of_twenty() -> None:
+    times = []
+    for seed in range(60):
+        duet = Duet(World(seed), "easy", "hard", starts_b=seed % 2 == 1)
+        duet.settle()
+        duet.start()
+        times.append(duet.measure(for_s=30.0).direct_s or 30.0)
+    assert sum(at <= 6.0 for at in times) >= 57
+    assert max(times) < 30.0
 
 
 def test_bad_links() -> None:
