@@ -34,6 +34,25 @@ class SetEndpoint(_Output, frozen=True):
     relay: NodeId | None = None
 
 
+class HoldEndpoint(_Output, frozen=True):
+    """For a moment, what comes from `old` to WireGuard's port must not move its endpoint there.
+
+    WireGuard takes for the endpoint whatever its last packet came from. Two ends that move to a new
+    path while packets flow pull each other back to the old one, for as long as they flow: what is
+    under way, and what the other still sends there. The shell rewrites the source of such packets to
+    `new` (nftables, without conntrack), or drops them where it cannot.
+    """
+
+    old: Place
+    new: Place
+
+
+class ReleaseEndpoint(_Output, frozen=True):
+    """Undo that."""
+
+    old: Place
+
+
 class OpenRelay(_Output, frozen=True):
     """Get a place on a relay for the pair, and report `relay_opened` or `relay_failed`.
 
@@ -117,6 +136,8 @@ Output = (
     SendProbe
     | SendSignal
     | SetEndpoint
+    | HoldEndpoint
+    | ReleaseEndpoint
     | OpenRelay
     | CloseRelay
     | StartBirthday

@@ -21,7 +21,8 @@
     relayed, one NAT is hard      birthday probing (`chance.py`)
     WireGuard roamed              to a direct path that is sound: the higher id follows, the lower
                                    sets its own again; to an unknown place: ping it; from a
-                                   sound direct path to a relay: set again
+                                   sound direct path to a relay: set again (INSIST_S). After
+                                   a move it is kept from following the old path (HOLD_S)
     our network or places changed all is unproved or told anew
 
 Better is: by class, then by RTT, and among equals what is in use stays unless another is quicker by
@@ -52,7 +53,16 @@ from agent.paths.messages import (
     unpack,
 )
 from agent.paths.mtu import MtuSearch
-from agent.paths.outputs import MtuFound, PathChanged, PathView, SendProbe, SendSignal, SetEndpoint
+from agent.paths.outputs import (
+    HoldEndpoint,
+    MtuFound,
+    PathChanged,
+    PathView,
+    ReleaseEndpoint,
+    SendProbe,
+    SendSignal,
+    SetEndpoint,
+)
 from agent.paths.own import Own
 from agent.paths.path import Path
 from agent.paths.rhythm import ACTIVE_S, RETRY_S, Rhythm
@@ -76,7 +86,12 @@ ROUNDS_S = (2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0)
 BETTER_S = 60.0
 BETTER_RTT, BETTER_RTT_S = 0.8, 0.005
 SETTLED_S = 3.0
-SET_AGAIN_S = 2.0
+# After a move what still comes by the old path may not pull WireGuard back (outputs.HoldEndpoint):
+# that is an RTT of the old path, and what the other side needs to move as well.
+HOLD_S = 1.5
+# Where the shell cannot see to that, the endpoint set again may help.
+INSIST_S = (0.1, 0.5, 1.0)
+INSIST_AGAIN_S = 2.0
 # Birthday probing begins when plain probing had its chance; a machine without a NAT is reached
 # plainly unless it has a firewall.
 CHANCE_AFTER_S = {NatKind.EASY: 0.4, NatKind.NONE: 2.0}
@@ -115,6 +130,9 @@ class Pair:
         self._nominated: Place | None = None
         self._nominated_at = _LONG_AGO
         self._set_at = _LONG_AGO
+        self._insisted = len(INSIST_S)
+        self._held: Place | None = None
+        self._held_until = _NEVER
         self._round = 0
         self._round_at = _NEVER
         self._rounded_at = now
@@ -246,11 +264,11 @@ class Pair:
             if path is not None and path.relay is None and now - path.asked_at > 1.0:
                 path.next_at = min(path.next_at, now)
             if used is not None and used.sound(now) and (path is None or path.relay is not None):
-                self._set_again(used, now)
+                self._set_again(now)
         elif used is None or not used.sound(now) or not self._leads or used.relay is not None:
             self._use(path, "WireGuard roamed to it", now)
         else:
-            self._set_again(used, now)
+            self._set_again(now)
 
     def relay_opened(
         self, relay: NodeId, place: Place, offer: RelayOffer | None, now: float
@@ -268,6 +286,7 @@ class Pair:
 
     def close(self) -> None:
         """Undo what stands outside: relays, sockets, rules."""
+        self._release()
         self._legs.close()
         self._chance.close()
 
@@ -304,6 +323,8 @@ class Pair:
             self._chance_at,
             self._round_at,
             self._mtu.wake_at,
+            self._insist_at,
+            self._held_until,
         )
 
     def tick(self, now: float) -> None:
@@ -321,6 +342,9 @@ class Pair:
         self._chance.tick(now)
         self._try_chance(now)
         self._next_round(now)
+        if now >= self._held_until:
+            self._release()
+        self._insist_due(now)
         self._ping_due(now)
         self._signal_due(now)
         self._search_mtu(now)
@@ -359,9 +383,10 @@ class Pair:
     def _use(self, path: Path, reason: str, now: float) -> None:
         if path is self._used:
             return
+        self._hold(self._used, path, now)
         self._used = path
         self._alarmed = False
-        self._set_at = now
+        self._insist(now)
         self._own.out(SetEndpoint(self.peer, path.place, path.relay))
         path.next_at = min(path.next_at, now if self._leads else now + ACTIVE_S)
         self._show(now, reason, moved=True)
@@ -570,10 +595,36 @@ class Pair:
             self._told_mtu = found
             self._own.out(MtuFound(self.peer, *found))
 
-    def _set_again(self, used: Path, now: float) -> None:
-        if now - self._set_at >= SET_AGAIN_S:
-            self._set_at = now
-            self._own.out(SetEndpoint(self.peer, used.place, used.relay))
+    def _hold(self, old: Path | None, new: Path, now: float) -> None:
+        """Keep WireGuard from going back to the path that it just left."""
+        self._release()
+        if old is not None and not old.failed:
+            self._held, self._held_until = old.place, now + HOLD_S
+            self._own.out(HoldEndpoint(self.peer, old.place, new.place))
+
+    def _release(self) -> None:
+        if self._held is not None:
+            self._own.out(ReleaseEndpoint(self.peer, self._held))
+        self._held, self._held_until = None, _NEVER
+
+    def _insist(self, now: float) -> None:
+        self._set_at, self._insisted = now, 0
+
+    def _set_again(self, now: float) -> None:
+        """WireGuard roamed away from a path that is sound: begin to set it again."""
+        if now - self._set_at >= INSIST_AGAIN_S:
+            self._insist(now - INSIST_S[0])
+
+    @property
+    def _insist_at(self) -> float:
+        return self._set_at + INSIST_S[self._insisted] if self._insisted < len(INSIST_S) else _NEVER
+
+    def _insist_due(self, now: float) -> None:
+        used = self._used
+        if now >= self._insist_at:
+            self._insisted += 1
+            if used is not None:
+                self._own.out(SetEndpoint(self.peer, used.place, used.relay))
 
     def _show(self, now: float, reason: str, *, moved: bool = False) -> None:
         """Say how the peer is reached, if that is another way than before."""

@@ -232,7 +232,6 @@ class Node:
         self.engine = PathEngine(self.id, random.Random(world.rng.random()), epoch=world.epoch())
         self.wires: dict[NodeId, Wire] = {}
         self.dead = False
-        self.deaf = False  # a firewall of the operator's drops all UDP but what was asked for
         self.probes = Counter[tuple[NodeId, int]]()
         self.signals = Counter[NodeId]()
         self.answered: set[tuple[NodeId, Place]] = set()
@@ -241,7 +240,8 @@ class Node:
         self.birthday: dict[int, NodeId] = {}
         self.allocations: dict[int, _Allocation] = {}
         self.tunnels: dict[int, tuple[_Allocation, int]] = {}
-        self.tunnelled: set[NodeId] = set()
+        self.holds: dict[Place, Place] = {}
+        self.tunnel_peers: dict[int, NodeId] = {}
         self.mtus: dict[NodeId, int] = {}
         self.pinged: dict[int, tuple[NodeId, Place]] = {}
         self.mapped: tuple[Place, ...] = ()
@@ -299,6 +299,16 @@ class Node:
                     self.handshake(peer)
             case out.OpenRelay(relay=relay, tunnel=tunnel, ticket=ticket):
                 world.later(0.05, lambda: self._open(peer, relay, tunnel, ticket))
+            case out.HoldEndpoint(old=old, new=new):
+                assert old not in self.holds
+                self.holds[old] = new
+            case out.ReleaseEndpoint(old=old):
+                del self.holds[old]
+            case out.CloseRelay(relay=relay):
+                gone = [p for p, (a, _) in self.tunnels.items() if a.relay.id == relay]
+                for port in gone:
+                    if self.tunnel_peers.get(port) == peer:
+                        del self.tunnels[port]
             case out.StartBirthday(place=place, sockets=sockets):
                 ports = world.rng.sample(range(20000, 60000), sockets)
                 self.birthday.update(dict.fromkeys(ports, peer))
@@ -334,6 +344,7 @@ class Node:
         place = (at.host, mine)
         if tunnel:
             self.tunnels[mine] = (allocation, mine)
+            self.tunnel_peers[mine] = peer
             allocation.tunnels[mine] = self
             place = ("127.0.0.1", mine)
         self.engine.relay_opened(peer, relay, place, offer, self.world.now)
@@ -353,7 +364,7 @@ class Node:
             port = WG
         if isinstance(payload, Data):
             if port == WG:
-                self._data(source, payload)
+                self._data(self.holds.get(source, source), payload)
             return
         if port not in (WG, WG + 1) and port not in self.birthday:
             return
@@ -502,7 +513,7 @@ class World:
         def send() -> None:
             state["n"] += 1
             a.data(b.id, state["n"])
-            if state["n"] % 5 == 0:
+            if state["n"] % max(1, round(0.5 / every_s)) == 0:
                 for x, y in ((a, b), (b, a)):
                     wire = x.wires.get(y.id)
                     if wire is not None:
@@ -513,9 +524,6 @@ class World:
             self.later(every_s, send)
 
         send()
-
-
-KINDS = ("public", "easy", "easy_address", "hard", "mapped", "double", "blocked", "firewalled")
 
 
 @dataclass

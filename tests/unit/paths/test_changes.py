@@ -322,5 +322,30 @@ def test_two_equal_ways_make_no_flapping() -> None:
     duet.start()
     world.run(60.0)
     assert len(duet.starter.changes) <= 2
-    sets = [s for n in (duet.starter, duet.other) for w in n.wires.values() for s in w.set_places]
-    assert len(sets) <= 4
+    for node, peer in sides(duet):
+        sets = node.wires[peer.id].set_places
+        assert len({place for _, place, _ in sets}) == 1
+        assert sets[-1][0] < duet.at + 3.0
+
+
+@pytest.mark.parametrize("every_s", [0.005, 0.03, 0.1])
+@pytest.mark.parametrize("kinds", [("easy", "easy"), ("easy", "hard"), ("mapped", "hard")])
+def test_wireguard_stays_on_the_path_though_it_roams(
+    kinds: tuple[str, str], every_s: float
+) -> None:
+    """Packets under way on the relay come after the move, and WireGuard follows them back."""
+    for seed in range(3):
+        world = World(seed)
+        duet = Duet(world, *kinds)
+        duet.settle()
+        duet.starter.engine.want(duet.other.id, world.now)
+        duet.starter.act()
+        world.traffic(duet.starter, duet.other, every_s)
+        world.run(15.0, until=duet.direct)
+        world.run(4.0)
+        for node, peer in sides(duet):
+            view = node.engine.describe(peer.id, world.now)
+            assert view is not None
+            assert view.direct
+            assert node.wires[peer.id].endpoint == view.place
+            assert not node.holds
