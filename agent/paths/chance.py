@@ -1,0 +1,148 @@
+"""One pair's attempts to get through a hard NAT by the birthday paradox. A core.
+
+The course of an attempt stands at the top of `birthday.py`; this is its state machine, for both
+sides. `pair.py` asks it and owns the paths.
+
+    side  state    event                                becomes    does
+    ----  -----    -----                                -------    ----
+    hard  idle     plain probing failed, pause is over  holding    StartBirthday, a signal
+    hard  holding  a socket hears a ping                hit        pong (provisional), AddSnat
+    hard  hit      the easy side's place answers        idle       StopBirthday; the rule stays
+    hard  hit      it does not for SETTLE_S             holding    RemoveSnat
+    hard  holding  HOLD_S passed                        idle       StopBirthday
+    hard  any      the path over the rule failed        any        RemoveSnat
+    easy  idle     a signal tells a new attempt         shooting   pings random ports
+    easy  shooting a pong, or SALVO_S passed            idle       that place is a path
+"""
+
+from __future__ import annotations
+
+from agent.identity.keys import NodeId
+from agent.paths.birthday import HOLD_S, SOCKETS, Pauses, Salvo
+from agent.paths.messages import Place
+from agent.paths.outputs import AddSnat, RemoveSnat, StartBirthday, StopBirthday
+from agent.paths.own import Own
+
+# The rule is installed within some 50 ms and a ping goes each 100 ms.
+SETTLE_S = 3.0
+_NEVER = float("inf")
+
+
+class Chance:
+    """The attempts of one pair, seen from one side."""
+
+    def __init__(self, peer: NodeId, own: Own) -> None:
+        self._peer = peer
+        self._own = own
+        self._pauses = Pauses()
+        self._hold_until: float | None = None
+        self._place: Place | None = None
+        self._hit: tuple[Place, int] | None = None
+        self._hit_at = 0.0
+        self._answered_attempt = 0
+        self.salvo: Salvo | None = None
+
+    @property
+    def wake_at(self) -> float:
+        """When something is due, attempts that could begin aside."""
+        times = [self._hold_until if self._hold_until is not None else _NEVER]
+        if self._hit is not None and self._hold_until is not None:
+            times.append(self._hit_at + SETTLE_S)
+        if self.salvo is not None:
+            times.append(self.salvo.wake_at)
+        return min(times)
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that is under way on the hard side; 0: none."""
+        return self._pauses.attempt if self._hold_until is not None else 0
+
+    @property
+    def trying(self) -> bool:
+        """Whether an attempt is under way on either side."""
+        return self._hold_until is not None or self.salvo is not None
+
+    @property
+    def tried(self) -> int:
+        """How many attempts were made on the hard side, or answered on the easy one."""
+        return max(self._pauses.attempt, self._answered_attempt)
+
+    @property
+    def may_begin_at(self) -> float:
+        """Before this the hard side may not begin."""
+        return self._pauses.next_at
+
+    @property
+    def rule_place(self) -> Place | None:
+        """The easy side's place for which a SNAT rule stands."""
+        return self._hit[0] if self._hit is not None else None
+
+    def begin(self, place: Place, now: float) -> bool:
+        """Hard side: open the sockets towards `place`; False when it is not our turn."""
+        if self.trying or now < self._pauses.next_at or not self._own.turns.take(self):
+            return False
+        self._remove()
+        self._pauses.begin(now)
+        self._hold_until, self._place = now + HOLD_S, place
+        self._own.out(StartBirthday(self._peer, place, SOCKETS))
+        return True
+
+    def shoot(self, attempt: int, host: str, now: float) -> bool:
+        """Easy side: the peer's sockets are open; False when this attempt is known."""
+        if attempt == self._answered_attempt or self.trying or not self._own.turns.take(self):
+            return False
+        self._answered_attempt = attempt
+        self.salvo = Salvo(host, self._own.rng, now)
+        return True
+
+    def heard(self, place: Place, local_port: int, now: float) -> bool:
+        """Hard side: a socket of ours heard the peer; say whether it is the first."""
+        if self._hold_until is None or place != self._place or self._hit is not None:
+            return False
+        self._hit, self._hit_at = (place, local_port), now
+        self._own.out(AddSnat(self._peer, place, local_port))
+        return True
+
+    def settled(self, place: Place) -> None:
+        """A direct path is there: what is under way ends, and the next attempt may come at once."""
+        if self._hit is not None and self._hit[0] != place:
+            self._remove()
+        self._end()
+        self._pauses.reset()
+
+    def path_failed(self, place: Place) -> None:
+        """The path to that place is dead; if it went over a rule, the rule goes."""
+        if self._hit is not None and self._hit[0] == place:
+            self._remove()
+
+    def tick(self, now: float) -> None:
+        """End what has had its time."""
+        unsettled = self._hit is not None and self._hold_until is not None
+        if unsettled and now - self._hit_at >= SETTLE_S:
+            self._remove()
+        if self._hold_until is not None and now >= self._hold_until:
+            self._remove()
+            self._end()
+        if self.salvo is not None and self.salvo.over(now):
+            self._end()
+
+    def network_changed(self) -> None:
+        """All mappings are gone, and the pauses with them."""
+        self.close()
+        self._pauses.reset()
+
+    def close(self) -> None:
+        """The pair ends."""
+        self._remove()
+        self._end()
+
+    def _end(self) -> None:
+        if self._hold_until is not None:
+            self._own.out(StopBirthday(self._peer))
+        self._hold_until = self._place = self.salvo = None
+        self._own.turns.give_back(self)
+
+    def _remove(self) -> None:
+        if self._hit is not None:
+            self._own.out(RemoveSnat(self._peer, *self._hit))
+        self._hit = None

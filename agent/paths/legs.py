@@ -1,0 +1,211 @@
+"""The relays of one pair: asked for, opened, offered by the other side. A core.
+
+    state      event                              what happens
+    -----      -----                              ------------
+    none       a path is wanted, and we called    ask our nearest relay for an allocation
+    none       we were called, and no offer came  the same, OFFER_WAIT_S later
+                within OFFER_WAIT_S
+    one        it works, or WARM_AFTER_S passed   the side with the lower id asks for a second, so
+                                                   that one may die
+    asked      no word for ASK_TIMEOUT_S, refused ask the next; this one again after RETRY_S
+    open       its path failed                    close it, ask the next
+    any        the peer offers one                join it; by WebSocket if no UDP gets through here;
+                                                   one that failed not before RETRY_S
+    any        the peer offers it no more         gone
+
+At most OWN_MAX of our own and OFFERS_MAX of the peer's. A place that the peer offers on a relay
+that we know, at that relay's address, may be used unproved; any other has to answer first, as the
+peer could send us anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.identity.keys import NodeId
+from agent.paths.candidates import is_private, permitted
+from agent.paths.messages import OFFERS_MAX, NatKind, Place, RelayOffer
+from agent.paths.outputs import CloseRelay, OpenRelay
+from agent.paths.own import Own
+
+OWN_MAX = 2
+OFFER_WAIT_S = 0.4
+WARM_AFTER_S = 1.5
+# The other side opens the second when the one whose turn it is has not.
+_OTHER_AFTER_S = 5.0
+ASK_TIMEOUT_S = 3.0
+RETRY_S = 20.0
+_NEVER = float("inf")
+
+
+@dataclass
+class Leg:
+    """Our place on one relay. `offer`: what the peer gets, of an allocation that we made."""
+
+    relay: NodeId
+    asked_at: float
+    tunnel: bool = False
+    place: Place | None = None
+    offer: RelayOffer | None = None
+    ticket: bytes | None = None  # ours, on an allocation that the peer made
+    udp_place: Place | None = None
+    offered: bool = False
+    trusted: bool = True
+
+
+class Legs:
+    """All relays of a pair."""
+
+    def __init__(self, peer: NodeId, own: Own) -> None:
+        self._peer = peer
+        self._own = own
+        self._legs: dict[NodeId, Leg] = {}
+        self._not_before: dict[NodeId, float] = {}
+        self._dead_ticket: dict[NodeId, bytes | None] = {}
+        self.wake_at = _NEVER
+
+    def open_legs(self) -> list[Leg]:
+        """Return those that have a place."""
+        return [leg for leg in self._legs.values() if leg.place is not None]
+
+    @property
+    def asking(self) -> bool:
+        """Whether a relay has been asked and has not said anything yet."""
+        return any(leg.place is None for leg in self._legs.values())
+
+    def offers(self) -> tuple[RelayOffer, ...]:
+        """Return what our signals offer."""
+        mine = [leg.offer for leg in self._legs.values() if leg.offer is not None]
+        return tuple(mine[:OFFERS_MAX])
+
+    def tick(self, now: float, since: float, *, called: bool, works: bool) -> None:
+        """Ask for what is missing. `since`: when the pair began; `works`: a relay has answered."""
+        for leg in list(self._legs.values()):
+            if leg.place is None and now - leg.asked_at >= ASK_TIMEOUT_S:
+                self.failed(leg.relay, now)
+        age, count = now - since, len(self._legs)
+        if count == 0:
+            due = since if called else since + OFFER_WAIT_S
+        elif count == 1 and not self.asking:
+            first = self._own.id < self._peer
+            due = since + (WARM_AFTER_S if first else _OTHER_AFTER_S)
+            if works and first:
+                due = now
+        else:
+            due = _NEVER
+        if age >= due - since:
+            due = self._open_next(now)
+        asked = min((e.asked_at for e in self._legs.values() if e.place is None), default=_NEVER)
+        self.wake_at = min(due, asked + ASK_TIMEOUT_S)
+
+    def opened(self, relay: NodeId, place: Place, offer: RelayOffer | None, now: float) -> bool:
+        """Take the place that the shell got; False when it is not wanted any more."""
+        leg = self._legs.get(relay)
+        if leg is None or (leg.offered and not leg.tunnel):
+            # Meanwhile it failed, or the peer's allocation on it took the place of ours.
+            self._own.out(CloseRelay(self._peer, relay))
+            return False
+        leg.place = place
+        if not leg.offered:
+            leg.offer = offer
+        return True
+
+    def failed(self, relay: NodeId, now: float) -> None:
+        """The relay refused, or is dead."""
+        leg = self._legs.pop(relay, None)
+        if leg is None:
+            return
+        self._not_before[relay] = now + RETRY_S
+        self._dead_ticket[relay] = leg.ticket
+        if leg.place is not None and (not leg.offered or leg.tunnel):
+            self._own.out(CloseRelay(self._peer, relay))
+
+    def set_offers(self, offers: tuple[RelayOffer, ...], now: float) -> None:
+        """Take what the peer offers now."""
+        current = {offer.node: offer for offer in offers[:OFFERS_MAX]}
+        for relay, leg in list(self._legs.items()):
+            if leg.offered and relay not in current:
+                if leg.tunnel:
+                    self._own.out(CloseRelay(self._peer, relay))
+                del self._legs[relay]
+        for relay, offer in current.items():
+            known = self._legs.get(relay)
+            if known is not None:
+                if not known.offered and not self._yields(known):
+                    continue
+                same = known.offered and known.ticket == offer.ticket
+                if same and known.udp_place == offer.place:
+                    continue
+            dead = self._dead_ticket.get(relay) == offer.ticket
+            if dead and now < self._not_before.get(relay, 0.0):
+                continue
+            if relay != self._own.id:
+                self._join(relay, offer, now)
+
+    def blocked(self, now: float) -> None:
+        """No UDP gets through here: reach the relays by WebSocket."""
+        for leg in self._legs.values():
+            if not leg.tunnel:
+                leg.tunnel, leg.place, leg.offer, leg.asked_at = True, None, None, now
+                self._own.out(OpenRelay(self._peer, leg.relay, True, leg.ticket))
+
+    def unblocked(self) -> None:
+        """UDP gets through again: no need to go by WebSocket, which is slower."""
+        for leg in self._legs.values():
+            if not leg.tunnel:
+                continue
+            leg.tunnel = False
+            if leg.udp_place is not None:
+                self._own.out(CloseRelay(self._peer, leg.relay))
+                leg.place = leg.udp_place
+            else:
+                self._own.out(OpenRelay(self._peer, leg.relay))
+
+    def close(self) -> None:
+        """The pair ends."""
+        for leg in self._legs.values():
+            if not leg.offered or leg.tunnel:
+                self._own.out(CloseRelay(self._peer, leg.relay))
+        self._legs.clear()
+
+    def _yields(self, leg: Leg) -> bool:
+        """Both sides asked the same relay at once: the lower id's allocation holds."""
+        if self._peer > self._own.id:
+            return False
+        if leg.place is not None:
+            self._own.out(CloseRelay(self._peer, leg.relay))
+        return True
+
+    def _join(self, relay: NodeId, offer: RelayOffer, now: float) -> None:
+        host = offer.place[0]
+        known = any(relay == r.node and host in r.hosts for r in self._own.relays)
+        if not permitted(offer.place, self._own.around):
+            return
+        if not known and is_private(host) and not self._own.around.on_link(host):
+            return
+        leg = Leg(relay, now, ticket=offer.ticket, offered=True, trusted=known)
+        leg.udp_place = offer.place
+        self._legs[relay] = leg
+        if self._own.nat is NatKind.BLOCKED:
+            leg.tunnel = True
+            self._own.out(OpenRelay(self._peer, relay, True, offer.ticket))
+        else:
+            leg.place = offer.place
+
+    def _open_next(self, now: float) -> float:
+        """Ask the nearest relay that is not in use; return when to try again."""
+        if sum(not leg.offered for leg in self._legs.values()) >= OWN_MAX:
+            return _NEVER
+        again = _NEVER
+        for relay in self._own.relays:
+            if relay.node in self._legs or relay.node == self._own.id:
+                continue
+            not_before = self._not_before.get(relay.node, 0.0)
+            if now < not_before:
+                again = min(again, not_before)
+                continue
+            tunnel = self._own.nat is NatKind.BLOCKED
+            self._legs[relay.node] = Leg(relay.node, now, tunnel)
+            self._own.out(OpenRelay(self._peer, relay.node, tunnel))
+            return _NEVER
+        return again

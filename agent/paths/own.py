@@ -1,0 +1,57 @@
+"""What this node knows of itself and its network, as all its pairs see it. A core.
+
+`engine.py` keeps it up to date; the pairs read it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agent.identity.keys import NodeId
+from agent.paths.birthday import Turns
+from agent.paths.candidates import Surroundings
+from agent.paths.messages import Candidate, NatKind, Place
+from agent.paths.outputs import Output
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """A member that says where it sees us, on WireGuard's port and on `second`."""
+
+    node: NodeId
+    place: Place
+    second: Place | None = None
+
+
+@dataclass(frozen=True)
+class RelayNode:
+    """A member that relays, and its addresses."""
+
+    node: NodeId
+    hosts: frozenset[str]
+
+
+@dataclass
+class Own:
+    """One node, and `out`, which takes what is to be done.
+
+    `relays`: nearest first. `observe_soon(now)` has the rendezvous asked at once.
+    """
+
+    id: NodeId
+    epoch: int
+    rng: random.Random
+    out: Callable[[Output], None]
+    observe_soon: Callable[[float], None]
+    around: Surroundings = field(default_factory=Surroundings)
+    nat: NatKind = NatKind.UNKNOWN
+    public_hosts: frozenset[str] = frozenset()
+    candidates: tuple[Candidate, ...] = ()
+    relays: tuple[RelayNode, ...] = ()
+    turns: Turns = field(default_factory=Turns)
+
+    def relay_host(self, host: str) -> bool:
+        """Say whether an address is that of a relay we know."""
+        return any(host in relay.hosts for relay in self.relays)

@@ -1,0 +1,667 @@
+"""One peer: which path WireGuard uses to reach it, and what is done to find a better one. A core.
+
+    event                         what happens
+    -----                         ------------
+    the peer is wanted            signal our candidates and call; ask for a relay
+    it calls                      signal ours in answer, burst at its places that no NAT guards
+    it answers our call           signal "go", burst half the signals' round trip later
+    it says go                    burst at once, which then is at the same moment
+    a relay's place is there      ping it; if there is no path it is WireGuard's endpoint when the
+                                   peer answers over it, unproved after PATIENCE_S (`book.py`)
+    a ping came                   answer; a place that we did not know is pinged back
+    a pong came from the place    the path is proved; if it is better, WireGuard's endpoint
+     that was asked
+    the path in use is silent     alarm: ping it each FAST_S, burst at all others, ask rendezvous
+     for a timeout                 where they see us, signal and call
+    … and others answer           move to the best of them after SWITCH_S
+    … and nothing answers         after GIVE_UP_S it is no path any more; places that worked are
+                                   asked each RETRY_S for RETRY_FOR_S
+    relayed or nothing            a round (burst, call) by ROUNDS_S
+    direct, but not on the LAN    a burst at places that would be better, each BETTER_S
+    relayed, one NAT is hard      birthday probing (`chance.py`)
+    WireGuard roamed              to a direct path that is sound: the higher id follows, the lower
+                                   sets its own again; to an unknown place: ping it; from a
+                                   sound direct path to a relay: set again (INSIST_S). After
+                                   a move it is kept from following the old path (HOLD_S)
+    our network or places changed all is unproved or told anew
+
+Better is: by class, then by RTT, and among equals what is in use stays unless another is quicker by
+BETTER_RTT and BETTER_RTT_S. The lower id nominates: its pings say which path it uses, and the
+higher id uses that one as well, so that both send the same way. Make before break: an endpoint is
+set only to a place that answered, or to a relay; what was in use stays open until then.
+
+A silent path costs one keepalive at most (ACTIVE_S, while packets flow), a timeout and GIVE_UP_S.
+"""
+
+from __future__ import annotations
+
+from agent.identity.keys import NodeId
+from agent.paths.book import Book
+from agent.paths.candidates import PathClass, is_private
+from agent.paths.chance import SETTLE_S, Chance
+from agent.paths.legs import Legs
+from agent.paths.messages import (
+    Kind,
+    MtuAnswer,
+    NatKind,
+    Ping,
+    Place,
+    Pong,
+    RelayOffer,
+    Signal,
+    pack,
+    unpack,
+)
+from agent.paths.mtu import MtuSearch
+from agent.paths.outputs import (
+    HoldEndpoint,
+    MtuFound,
+    PathChanged,
+    PathView,
+    ReleaseEndpoint,
+    SendProbe,
+    SendSignal,
+    SetEndpoint,
+)
+from agent.paths.own import Own
+from agent.paths.path import Path
+from agent.paths.rhythm import ACTIVE_S, RETRY_S, Rhythm
+from agent.paths.talk import Talk
+from agent.paths.why import why_not_direct
+
+# Linux makes a state for what comes in unasked, and our own packet to that place then leaves from
+# another port than the peer expects. So both sides have to send before the other's arrives: at the
+# same moment. Without a "go" they begin this long after the call.
+UNSYNCHRONISED_S = 0.6
+SWITCH_S, SWITCH_PINGS = 1.0, 4
+GIVE_UP_S, GIVE_UP_PINGS = 1.6, 5
+# While WireGuard receives on the path, the pings may be unlucky: lost packets, not a lost path.
+RECEIVING_S, RECEIVING_PINGS = 2.4, 8
+# A relay that the peer may not have joined yet.
+UNPROVED_S = 6.0
+RETRY_FOR_S = 60.0
+# The first rounds find peers whose signals were slow; those from 40 s on leave conntrack its 30 s
+# to forget a race.
+ROUNDS_S = (2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0)
+BETTER_S = 60.0
+BETTER_RTT, BETTER_RTT_S = 0.8, 0.005
+SETTLED_S = 3.0
+# After a move what still comes by the old path may not pull WireGuard back (outputs.HoldEndpoint):
+# that is an RTT of the old path, and what the other side needs to move as well.
+HOLD_S = 1.5
+# Where the shell cannot see to that, the endpoint set again may help.
+INSIST_S = (0.1, 0.5, 1.0)
+INSIST_AGAIN_S = 2.0
+# Birthday probing begins when plain probing had its chance; a machine without a NAT is reached
+# plainly unless it has a firewall.
+CHANCE_AFTER_S = {NatKind.EASY: 0.4, NatKind.NONE: 2.0}
+# A path is used for a moment before its MTU is searched: it may be left again for a better one.
+MTU_AFTER_S = 2.0
+# A ping from a place that answered lately needs none back.
+_HEARD_FRESH_S = 5.0
+_HEARD_GAP_S = 0.08
+_NOMINATED_S = 40.0
+_NEVER = float("inf")
+_LONG_AGO = float("-inf")
+
+
+class Pair:
+    """This node and one peer."""
+
+    def __init__(self, peer: NodeId, own: Own, now: float) -> None:
+        self.peer = peer
+        self.wanted = False  # somebody here does; else the peer wants us
+        self._own = own
+        self._book = Book(peer, own)
+        self._legs = Legs(peer, own)
+        self._talk = Talk()
+        self._chance = Chance(peer, own)
+        self._mtu = MtuSearch(own.rng)
+        self._told_mtu = (0, False)
+        self._rhythm = Rhythm(own.rng)
+        self._leads = own.id < peer
+        self._since = self._called_at = now
+        self._calls = False  # our signals ask the peer to answer and to probe us
+        self._go = False  # the next one says: now
+        self._used: Path | None = None
+        self._view = PathView(since=now)
+        self._lost_at: float | None = None
+        self._alarmed = False
+        self._nominated: Place | None = None
+        self._nominated_at = _LONG_AGO
+        self._set_at = _LONG_AGO
+        self._insisted = len(INSIST_S)
+        self._held: Place | None = None
+        self._held_until = _NEVER
+        self._round = 0
+        self._round_at = _NEVER
+        self._rounded_at = now
+        self._chance_at = _NEVER
+
+    # What the engine says.
+
+    def call(self, now: float) -> None:
+        """Somebody here wants the peer: find it."""
+        self.wanted = True
+        self._calls = True
+        self._called_at = now
+        self._begin_rounds(now)
+        self._talk.say(now)
+
+    def local_changed(self, now: float) -> None:
+        """Our own places or our NAT's kind are others now."""
+        self._talk.say(now)
+        if self._own.nat is NatKind.BLOCKED:
+            self._legs.blocked(now)
+        elif self._own.nat is not NatKind.UNKNOWN:
+            self._legs.unblocked()
+        self._sync_relays(now)
+        for path in self._book.set_candidates(self._book.candidates, now):
+            path.burst(now)
+        self._show(now, "what we know of our network changed")
+
+    def network_changed(self, now: float) -> None:
+        """We are on another network: what is used is kept until something answers."""
+        self._book.network_changed()
+        self._chance.network_changed()
+        self._alarm(now)
+
+    def signal(self, signal: Signal, now: float) -> None:
+        """Take what the peer tells."""
+        first = self._talk.heard_epoch != signal.epoch
+        if not self._talk.accept(signal, self._own.epoch, now):
+            return
+        if not self._talk.unheard:
+            self._calls = False
+        if first and not self._talk.unheard and signal.heard_epoch != self._own.epoch:
+            self._talk.say(now)  # it has started again and knows nothing of us
+        new = self._book.set_candidates(signal.candidates, now)
+        self._book.nat = signal.nat
+        self._legs.set_offers(signal.offers, now)
+        self._sync_relays(now)
+        rtt = self._talk.call_rtt(signal, self._own.epoch, now)
+        if signal.go:
+            self._burst_all(now)
+        elif rtt is not None and (self._leads or not signal.call_me):
+            self._go = True
+            self._talk.say(now)
+            self._make_ready(now, min(rtt / 2, UNSYNCHRONISED_S))
+        elif signal.call_me or new or first:
+            self._make_ready(now, UNSYNCHRONISED_S)
+        if new or first:
+            self._begin_rounds(now)
+        elif signal.call_me and not self._direct(now):
+            self._round_passed(now)  # its round is ours: not each of us one
+        if signal.answer or signal.call_me:
+            self._talk.answer(now)
+        if self._chance_at == _NEVER or first:
+            self._chance_at = now + CHANCE_AFTER_S[NatKind.EASY]
+        host = self._public_host(signal)
+        shooter = self._own.nat in (NatKind.EASY, NatKind.NONE, NatKind.UNKNOWN)
+        if signal.birthday and host and shooter and not self._direct(now):
+            self._chance.shoot(signal.birthday, host, now)
+        self._show(now, "the peer told of its network")
+
+    def ping(self, place: Place, ping: Ping, local_port: int, now: float) -> None:
+        """Answer the peer's ping; `local_port`: the birthday socket that heard it, 0: WireGuard."""
+        if local_port and not self._chance.attempt:
+            return
+        if ping.answer:
+            pong = Pong(ping.token, pack(place), provisional=local_port != 0)
+            self._own.out(SendProbe(self.peer, place, pong, local_port))
+        if local_port:
+            if self._chance.heard(place, local_port, now):
+                self._expect(place, now)
+            return
+        path = self._book.get(place)
+        if path is None and not ping.relayed:
+            path = self._book.learn(place, now)
+        if path is None:
+            return
+        path.heard_at = now
+        if ping.nominates and not self._leads:
+            self._nominated, self._nominated_at = place, now
+        stale = now - path.answered_at > _HEARD_FRESH_S or path.silent_since is not None
+        if stale and now - path.asked_at > _HEARD_GAP_S:
+            path.next_at = min(path.next_at, now)
+        self._choose(now, "the peer nominated it")
+
+    def pong(self, place: Place, pong: Pong, now: float) -> None:
+        """Take an answer: from the place that was asked, it proves the path."""
+        sent_at = self._book.answered(pong.token, place)
+        if sent_at is None:
+            return
+        if pong.provisional:
+            self._expect(place, now)
+            return
+        path = self._book.learn(place, now)
+        if path is None:
+            return
+        if self._chance.salvo is not None and self._book.path_class(path) < PathClass.RELAYED:
+            self._chance.settled(place)
+        path.answered(sent_at, unpack(pong.seen), now)
+        path.next_at = self._rhythm.after_answer(path, path is self._used, now)
+        if path is self._used:
+            self._alarmed = False
+        self._choose(now, "it answered")
+        self._show(now, "it answered")
+
+    def mtu_answer(self, answer: MtuAnswer, now: float) -> None:
+        """Take the answer to an MTU probe."""
+        self._mtu.arrived(answer.token, answer.size, now)
+
+    def wireguard(self, endpoint: Place | None, rx: int, tx: int, now: float) -> None:
+        """Take what WireGuard says of the peer; about twice a second while packets flow."""
+        used = self._used
+        on_path = used is not None and endpoint == used.place
+        self._rhythm.traffic(rx, tx, on_path, now)
+        if used is not None:
+            used.next_at = min(used.next_at, self._rhythm.hasten(used, now))
+        if endpoint is None or on_path:
+            return
+        path = self._book.get(endpoint) or self._book.learn(endpoint, now)
+        if path is None or path.relay is not None or not path.sound(now):
+            if path is not None and path.relay is None and now - path.asked_at > 1.0:
+                path.next_at = min(path.next_at, now)
+            if used is not None and used.sound(now) and (path is None or path.relay is not None):
+                self._set_again(now)
+        elif used is None or not used.sound(now) or not self._leads or used.relay is not None:
+            self._use(path, "WireGuard roamed to it", now)
+        else:
+            self._set_again(now)
+
+    def relay_opened(
+        self, relay: NodeId, place: Place, offer: RelayOffer | None, now: float
+    ) -> None:
+        """A relay gave us a place, and what the peer has to know to join."""
+        if self._legs.opened(relay, place, offer, now):
+            self._sync_relays(now)
+            if offer is not None:
+                self._talk.say(now)
+
+    def relay_failed(self, relay: NodeId, now: float) -> None:
+        """A relay refused, or is gone."""
+        self._legs.failed(relay, now)
+        self._sync_relays(now)
+
+    def close(self) -> None:
+        """Undo what stands outside: relays, sockets, rules."""
+        self._release()
+        self._legs.close()
+        self._chance.close()
+
+    # What is asked of it.
+
+    @property
+    def view(self) -> PathView:
+        """How the peer is reached, without the sentence."""
+        return self._view
+
+    @property
+    def heard_at(self) -> float:
+        """When something of the peer came last: a signal or an answer."""
+        return max(self._talk.heard_at, max((p.answered_at for p in self._book.all()), default=0.0))
+
+    def describe(self, now: float) -> PathView:
+        """Return how the peer is reached, and why not directly if it is not."""
+        view = self._view
+        why = ""
+        if not view.direct:
+            why = why_not_direct(
+                self._own, self._book, self._chance, self._talk, self._lost_at, self._since, now
+            )
+        rtt = self._used.rtt if self._used is not None else None
+        return PathView(view.path_class, view.place, view.relay, rtt, view.since, why)
+
+    def wake_at(self) -> float:
+        """When `tick` has something to do."""
+        return min(
+            min((path.next_at for path in self._book.all()), default=_NEVER),
+            self._talk.wake_at,
+            self._legs.wake_at,
+            self._chance.wake_at,
+            self._chance_at,
+            self._round_at,
+            self._mtu.wake_at,
+            self._insist_at,
+            self._held_until,
+        )
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        self._judge(now)
+        relays = [path for path in self._book.all() if path.relay is not None]
+        self._legs.tick(
+            now,
+            self._called_at if self._calls else self._since,
+            called=self._calls,
+            works=any(path.proved(now) for path in relays),
+        )
+        if self._used is None:
+            self._use_relay("a relay is there", now)
+        self._chance.tick(now)
+        self._try_chance(now)
+        self._next_round(now)
+        if now >= self._held_until:
+            self._release()
+        self._insist_due(now)
+        self._ping_due(now)
+        self._signal_due(now)
+        self._search_mtu(now)
+
+    # The rules.
+
+    def _choose(self, now: float, reason: str) -> None:
+        used = self._used
+        sound = self._book.sound(now)
+        if not sound:
+            return
+        best = min(sound, key=lambda p: (self._book.path_class(p), p.rtt or 0.0))
+        nominated = self._book.get(self._nominated)
+        follows = (
+            nominated is not None
+            and nominated in sound
+            and now - self._nominated_at < _NOMINATED_S
+            and (nominated.relay is None or best.relay is not None)
+        )
+        if nominated is not None and follows:
+            best = nominated
+        if used is None or used.failed or not used.proved(now):
+            self._use(best, reason, now)
+        elif best is used or not best.fresh(now):
+            return
+        elif follows or self._book.path_class(best) < self._book.path_class(used):
+            self._use(best, reason, now)
+        elif self._book.path_class(best) == self._book.path_class(used):
+            settled = now - self._view.since >= SETTLED_S
+            quicker = (best.rtt or 0.0) < min(
+                (used.rtt or 0.0) * BETTER_RTT, (used.rtt or 0.0) - BETTER_RTT_S
+            )
+            if settled and quicker:
+                self._use(best, "it is quicker", now)
+
+    def _use(self, path: Path, reason: str, now: float) -> None:
+        if path is self._used:
+            return
+        self._hold(self._used, path, now)
+        self._used = path
+        self._alarmed = False
+        self._insist(now)
+        self._own.out(SetEndpoint(self.peer, path.place, path.relay))
+        path.next_at = min(path.next_at, now if self._leads else now + ACTIVE_S)
+        self._show(now, reason, moved=True)
+        self._mtu.restart(":" in path.place[0], now + MTU_AFTER_S)
+        self._tell_mtu()
+        if path.relay is None and path.proved(now):
+            self._chance.settled(path.place)
+            self._lost_at = None
+            self._round_at = now + BETTER_S
+        else:
+            self._begin_rounds(now)
+
+    def _judge(self, now: float) -> None:
+        """Leave the path in use when it is silent for too long."""
+        used = self._used
+        if used is None or not used.suspect(now):
+            return
+        if not self._alarmed:
+            self._alarm(now)
+        silent, pings = used.silent_for(now), used.unanswered
+        others = [p for p in self._book.all() if p is not used and p.fresh(now)]
+        proved = used.answered_at > _LONG_AGO
+        if not proved:
+            over = bool(others) or silent >= UNPROVED_S
+        elif self._rhythm.receiving(now):
+            over = silent >= RECEIVING_S and pings >= RECEIVING_PINGS
+        elif others:
+            over = silent >= max(SWITCH_S, 3 * (used.rtt or 0.0)) and pings >= SWITCH_PINGS
+        else:
+            over = silent >= max(GIVE_UP_S, 3 * (used.rtt or 0.0)) and pings >= GIVE_UP_PINGS
+        if over:
+            self._give_up(used, now)
+
+    def _give_up(self, used: Path, now: float) -> None:
+        used.fail(now)
+        self._used = None
+        if used.relay is None:
+            self._lost_at = now
+            used.retry_until = now + RETRY_FOR_S
+            used.next_at = min(used.next_at, now + RETRY_S)
+            self._chance.path_failed(used.place)
+            self._chance_at = now
+        else:
+            self._legs.failed(used.relay, now)
+            self._book.set_relays(self._legs.open_legs(), now)
+        self._begin_rounds(now)
+        self._choose(now, "the path before is silent")
+        if self._used is None:
+            self._use_relay("the path before is silent", now)
+        if self._used is None:
+            self._show(now, "nothing answers any more", moved=True)
+            self._mtu.stop()
+
+    def _alarm(self, now: float) -> None:
+        """Something is wrong with the path in use: do at once all that may find another."""
+        self._alarmed = True
+        self._make_ready(now, UNSYNCHRONISED_S)
+        self._own.observe_soon(now)
+        self._call_again(now)
+
+    def _call_again(self, now: float) -> None:
+        """Ask the peer to probe us, unless nobody here wants it and nothing flows."""
+        if self.wanted or self._rhythm.active(now):
+            self._calls = True
+            self._called_at = now
+            self._talk.say(now)
+
+    def _burst_all(self, at: float) -> None:
+        for path in self._book.all():
+            if path is not self._used:
+                path.burst(at)
+            else:
+                path.next_at = min(path.next_at, at)
+
+    def _make_ready(self, now: float, wait_s: float) -> None:
+        """Burst at what no NAT guards, or what worked before; at all else after `wait_s`."""
+        natted = self._own.nat is not NatKind.NONE and self._book.nat is not NatKind.NONE
+        for path in self._book.all():
+            guarded = natted and path.relay is None and path.kind in (Kind.OBSERVED, Kind.WIREGUARD)
+            if path is self._used:
+                path.next_at = min(path.next_at, now)
+            else:
+                path.burst(now + wait_s if guarded and path.rtt is None else now)
+
+    def _expect(self, place: Place, now: float) -> None:
+        """A birthday hit: this place is about to become a path."""
+        path = self._book.learn(place, now)
+        if path is None:
+            return
+        if self._chance.salvo is not None:
+            self._chance.settled(place)
+        path.provisional_until = now + SETTLE_S
+        path.next_at = min(path.next_at, now)
+
+    def _use_relay(self, reason: str, now: float) -> None:
+        """Take a relay unproved: better than nothing."""
+        relays = [p for p in self._book.all() if p.trusted and not p.failed and now >= p.usable_at]
+        if relays:
+            self._use(min(relays, key=lambda p: (not p.proved(now), p.rtt or 0.0)), reason, now)
+
+    def _sync_relays(self, now: float) -> None:
+        for path in self._book.set_relays(self._legs.open_legs(), now):
+            path.next_at = now
+        used = self._used
+        if used is not None and self._book.get(used.place) is not used:
+            self._used = None  # its relay is gone
+            self._choose(now, "the relay is gone")
+        if self._used is None:
+            self._use_relay("a relay is there", now)
+        if self._used is None and used is not None:
+            self._show(now, "the relay is gone", moved=True)
+
+    def _begin_rounds(self, now: float) -> None:
+        self._round = 0
+        self._round_at = now + ROUNDS_S[0]
+        self._rounded_at = now
+
+    def _next_round(self, now: float) -> None:
+        if now < self._round_at:
+            return
+        used = self._used
+        if used is not None and used.relay is None:
+            limit = self._book.path_class(used)
+            for path in self._book.all():
+                if self._book.path_class(path) < limit:
+                    path.burst(now)
+            self._round_at = now + BETTER_S if limit is not PathClass.LAN else _NEVER
+            return
+        self._make_ready(now, UNSYNCHRONISED_S)
+        self._call_again(now)
+        self._round_passed(now)
+
+    def _round_passed(self, now: float) -> None:
+        # One that was just begun by both sides counts once.
+        if now - self._rounded_at > ROUNDS_S[0] / 2:
+            self._round = min(self._round + 1, len(ROUNDS_S) - 1)
+            self._rounded_at = now
+        self._round_at = now + ROUNDS_S[self._round] * self._own.rng.uniform(0.9, 1.1)
+
+    def _try_chance(self, now: float) -> None:
+        """Begin a birthday attempt if we are the hard side and it is time."""
+        if now < self._chance_at:
+            return
+        self._chance_at = _NEVER
+        after = CHANCE_AFTER_S.get(self._book.nat)
+        if self._own.nat is not NatKind.HARD or after is None or self._direct(now):
+            return
+        place = self._easy_place()
+        if place is None or self._chance.trying:
+            return
+        begin_at = max(self._chance.may_begin_at, self._since + after)
+        if now < begin_at:
+            self._chance_at = begin_at
+        elif self._chance.begin(place, now):
+            self._talk.say(now)
+            self._chance_at = self._chance.may_begin_at
+        else:
+            self._chance_at = now + 1.0  # others of ours are at it
+
+    def _ping_due(self, now: float) -> None:
+        salvo = self._chance.salvo
+        if salvo is not None:
+            for port in salvo.due(now):
+                self._book.shoot((salvo.host, port), now)
+        for path in self._book.all():
+            if path.next_at > now:
+                continue
+            used = path is self._used
+            if self._book.ping(path, now, nominates=used and self._leads):
+                path.next_at = self._rhythm.after_ping(path, used, now)
+            else:
+                path.next_at = now + 0.1
+
+    def _signal_due(self, now: float) -> None:
+        if not self._talk.due(now):
+            return
+        call = self._calls and not self._direct(now)
+        sequence = self._talk.sent(now, call=call and not self._go)
+        signal = Signal(
+            epoch=self._own.epoch,
+            sequence=sequence,
+            heard_epoch=self._talk.heard_epoch,
+            heard=self._talk.heard,
+            nat=self._own.nat,
+            answer=self._talk.unheard,
+            call_me=call and not self._go,
+            go=self._go,
+            candidates=self._own.candidates,
+            offers=self._legs.offers(),
+            birthday=self._chance.attempt,
+        )
+        self._go = False
+        self._own.out(SendSignal(self.peer, signal))
+
+    def _search_mtu(self, now: float) -> None:
+        used = self._used
+        answering = used is not None and used.sound(now)
+        for probe in self._mtu.due(now, answering=answering):
+            if used is not None:
+                self._own.out(SendProbe(self.peer, used.place, probe))
+        self._tell_mtu()
+
+    def _tell_mtu(self) -> None:
+        found = (self._mtu.mtu, self._mtu.fragmented)
+        if found != self._told_mtu:
+            self._told_mtu = found
+            self._own.out(MtuFound(self.peer, *found))
+
+    def _hold(self, old: Path | None, new: Path, now: float) -> None:
+        """Keep WireGuard from going back to the path that it just left."""
+        self._release()
+        if old is not None and not old.failed:
+            self._held, self._held_until = old.place, now + HOLD_S
+            self._own.out(HoldEndpoint(self.peer, old.place, new.place))
+
+    def _release(self) -> None:
+        if self._held is not None:
+            self._own.out(ReleaseEndpoint(self.peer, self._held))
+        self._held, self._held_until = None, _NEVER
+
+    def _insist(self, now: float) -> None:
+        self._set_at, self._insisted = now, 0
+
+    def _set_again(self, now: float) -> None:
+        """WireGuard roamed away from a path that is sound: begin to set it again."""
+        if now - self._set_at >= INSIST_AGAIN_S:
+            self._insist(now - INSIST_S[0])
+
+    @property
+    def _insist_at(self) -> float:
+        return self._set_at + INSIST_S[self._insisted] if self._insisted < len(INSIST_S) else _NEVER
+
+    def _insist_due(self, now: float) -> None:
+        used = self._used
+        if now >= self._insist_at:
+            self._insisted += 1
+            if used is not None:
+                self._own.out(SetEndpoint(self.peer, used.place, used.relay))
+
+    def _show(self, now: float, reason: str, *, moved: bool = False) -> None:
+        """Say how the peer is reached, if that is another way than before."""
+        used, old = self._used, self._view
+        kind = self._book.path_class(used) if used is not None else None
+        place = used.place if used is not None else None
+        if (old.path_class, old.place) == (kind, place) and (moved is False or used is None):
+            return
+        relay = used.relay if used is not None else None
+        rtt = used.rtt if used is not None else None
+        since = now if old.place != place else old.since
+        self._view = PathView(kind, place, relay, rtt, since)
+        if (old.path_class, old.place) != (kind, place):
+            self._own.out(PathChanged(self.peer, old, self._view, reason))
+
+    def _direct(self, now: float) -> bool:
+        used = self._used
+        return used is not None and used.relay is None and not used.suspect(now)
+
+    def _easy_place(self) -> Place | None:
+        """Return where the peer's NAT shows it to all, if it is behind an easy one."""
+        for kind in (Kind.OBSERVED, Kind.WIREGUARD, Kind.LAN):
+            for candidate in self._book.candidates:
+                path = self._book.get(candidate.place)
+                public = ":" not in candidate.place[0] and not is_private(candidate.place[0])
+                if candidate.kind is kind and path is not None and public:
+                    return candidate.place
+        return None
+
+    def _public_host(self, signal: Signal) -> str | None:
+        """Return the address of the peer's NAT, at which random ports may be tried."""
+        for candidate in signal.candidates:
+            host = candidate.place[0]
+            if (
+                candidate.kind is Kind.OBSERVED
+                and ":" not in host
+                and self._book.get(candidate.place)
+            ):
+                return None if is_private(host) else host
+        return None
