@@ -16,17 +16,18 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
 import ifaddr
 
+from agent import rtnetlink
 from agent.lan.announcement import Address, usable
+from agent.rtnetlink import RouteEvents
 
 # A machine with more is a host of containers; the first ones are those that it booted with.
 INTERFACES_MAX = 16
 LOOPBACK = "lo"
-# linux/sockios.h, linux/if.h, linux/rtnetlink.h: not in Python's socket module.
+# linux/sockios.h and linux/if.h: not in Python's socket module.
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP, _IFF_LOOPBACK, _IFF_MULTICAST = 0x1, 0x8, 0x1000
 _IFREQ = struct.Struct("16sH22x")
-_NETLINK_ROUTE = 0
-_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+_ADDRESSES = rtnetlink.IPV4_ADDRESSES | rtnetlink.IPV6_ADDRESSES
 
 
 @dataclass(frozen=True)
@@ -88,38 +89,29 @@ class InterfaceChanges:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._socket: socket.socket | None = None
+        self._events: RouteEvents | None = None
 
     def start(self) -> bool:
         """Begin; False where the system does not tell (then only looking again helps)."""
         try:
-            listening = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_ROUTE
-            )
+            events = RouteEvents(rtnetlink.LINKS | _ADDRESSES)
         except OSError:
             return False
-        try:
-            listening.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
-        except OSError:
-            listening.close()
-            return False
-        self._socket = listening
-        asyncio.get_running_loop().add_reader(listening, self._drain, listening)
+        self._events = events
+        asyncio.get_running_loop().add_reader(events, self._drain, events)
         return True
 
     def stop(self) -> None:
         """End; may be called twice."""
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
+        if self._events is not None:
+            asyncio.get_running_loop().remove_reader(self._events)
+            self._events.close()
+            self._events = None
 
-    def _drain(self, listening: socket.socket) -> None:
+    def _drain(self, events: RouteEvents) -> None:
         """Take what there is; what it says does not matter, for the list is read anew."""
-        # OSError: nothing is left, or there was more than its buffer holds; news both.
         with contextlib.suppress(OSError):
-            while listening.recv(65536):
-                continue
+            events.read()
         self._changed()
 
 

@@ -25,6 +25,7 @@ import nacl.bindings
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from agent import rtnetlink
 from agent.errors import EnvironmentFault
 from agent.overlay.device import Interface
 
@@ -34,11 +35,6 @@ SETTLE_S = 3.0
 # A wireguard-go that ends with its killed agent may already be out of sight, but not off its port.
 _PORT_PATIENCE_S = 0.3
 _POLL_S = 0.01
-# linux/netlink.h and linux/rtnetlink.h: the family, and RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR.
-_NETLINK_ROUTE = 0
-_IPV4_ADDRESS_GROUP = 0x10
-_IPV6_ADDRESS_GROUP = 0x100
-_EVENT_BYTES = 65536
 _ROOT_HINT = (
     "Run the agent as root, or give its service AmbientCapabilities=CAP_NET_ADMIN,"
     " or start it in a user and network namespace."
@@ -68,26 +64,11 @@ class AddressChanges:
     """Tells whether an address of this machine came or went, without reading which."""
 
     def __init__(self) -> None:
-        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
-        try:
-            self._events.setblocking(False)
-            self._events.bind((0, _IPV4_ADDRESS_GROUP | _IPV6_ADDRESS_GROUP))
-        except BaseException:
-            self._events.close()
-            raise
+        self._events = rtnetlink.RouteEvents(rtnetlink.IPV4_ADDRESSES | rtnetlink.IPV6_ADDRESSES)
 
     def since_last(self) -> bool:
         """Say whether anything changed since the last call (or since we were made)."""
-        changed = False
-        while True:
-            try:
-                self._events.recv(_EVENT_BYTES)
-            except BlockingIOError:
-                return changed
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # more events than the kernel could keep
-                    raise
-            changed = True
+        return self._events.read() != []
 
     def close(self) -> None:
         """Close the socket."""

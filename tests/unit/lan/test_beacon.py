@@ -282,7 +282,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(monkeypatch: pytest.Monk
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    assert node.beacon._watch._changes._socket is None
+    assert node.beacon._watch._changes._events is None
     assert node.beacon._watch.links == []
     await node.beacon.stop()
 
