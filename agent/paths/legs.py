@@ -101,8 +101,8 @@ class Legs:
     def opened(self, relay: NodeId, place: Place, offer: RelayOffer | None, now: float) -> bool:
         """Take the place that the shell got; False when it is not wanted any more."""
         leg = self._legs.get(relay)
-        if leg is None or (leg.offered and not leg.tunnel):
-            # Meanwhile it failed, or the peer's allocation on it took the place of ours.
+        if leg is None:
+            # Meanwhile it failed.
             self._own.out(CloseRelay(self._peer, relay))
             return False
         leg.place = place
@@ -117,22 +117,20 @@ class Legs:
             return
         self._not_before[relay] = now + RETRY_S
         self._dead_ticket[relay] = leg.ticket
-        if leg.place is not None and (not leg.offered or leg.tunnel):
-            self._own.out(CloseRelay(self._peer, relay))
+        self._own.out(CloseRelay(self._peer, relay))
 
     def set_offers(self, offers: tuple[RelayOffer, ...], now: float) -> None:
         """Take what the peer offers now."""
         current = {offer.node: offer for offer in offers[:OFFERS_MAX]}
         for relay, leg in list(self._legs.items()):
             if leg.offered and relay not in current:
-                if leg.tunnel:
-                    self._own.out(CloseRelay(self._peer, relay))
+                self._own.out(CloseRelay(self._peer, relay))
                 del self._legs[relay]
         for relay, offer in current.items():
             known = self._legs.get(relay)
             if known is not None:
-                if not known.offered and not self._yields(known):
-                    continue
+                if not known.offered:
+                    continue  # both asked it, and got the two sides of one allocation
                 same = known.offered and known.ticket == offer.ticket
                 if same and known.udp_place == offer.place:
                     continue
@@ -149,32 +147,19 @@ class Legs:
                 leg.tunnel, leg.place, leg.offer, leg.asked_at = True, None, None, now
                 self._own.out(OpenRelay(self._peer, leg.relay, True, leg.ticket))
 
-    def unblocked(self) -> None:
+    def unblocked(self, now: float) -> None:
         """UDP gets through again: no need to go by WebSocket, which is slower."""
         for leg in self._legs.values():
             if not leg.tunnel:
                 continue
-            leg.tunnel = False
-            if leg.udp_place is not None:
-                self._own.out(CloseRelay(self._peer, leg.relay))
-                leg.place = leg.udp_place
-            else:
-                self._own.out(OpenRelay(self._peer, leg.relay))
+            leg.tunnel, leg.place, leg.offer, leg.asked_at = False, None, None, now
+            self._own.out(OpenRelay(self._peer, leg.relay, False, leg.ticket))
 
     def close(self) -> None:
         """The pair ends."""
         for leg in self._legs.values():
-            if not leg.offered or leg.tunnel:
-                self._own.out(CloseRelay(self._peer, leg.relay))
-        self._legs.clear()
-
-    def _yields(self, leg: Leg) -> bool:
-        """Both sides asked the same relay at once: the lower id's allocation holds."""
-        if self._peer > self._own.id:
-            return False
-        if leg.place is not None:
             self._own.out(CloseRelay(self._peer, leg.relay))
-        return True
+        self._legs.clear()
 
     def _join(self, relay: NodeId, offer: RelayOffer, now: float) -> None:
         host = offer.place[0]
@@ -183,14 +168,12 @@ class Legs:
             return
         if not known and is_private(host) and not self._own.around.on_link(host):
             return
-        leg = Leg(relay, now, ticket=offer.ticket, offered=True, trusted=known)
-        leg.udp_place = offer.place
-        self._legs[relay] = leg
-        if self._own.nat is NatKind.BLOCKED:
-            leg.tunnel = True
-            self._own.out(OpenRelay(self._peer, relay, True, offer.ticket))
-        else:
-            leg.place = offer.place
+        tunnel = self._own.nat is NatKind.BLOCKED
+        self._legs[relay] = Leg(
+            relay, now, tunnel, ticket=offer.ticket, offered=True, trusted=known,
+            udp_place=offer.place,
+        )  # fmt: skip
+        self._own.out(OpenRelay(self._peer, relay, tunnel, offer.ticket))
 
     def _open_next(self, now: float) -> float:
         """Ask the nearest relay that is not in use; return when to try again."""

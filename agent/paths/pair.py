@@ -154,7 +154,7 @@ class Pair:
         if self._own.nat is NatKind.BLOCKED:
             self._legs.blocked(now)
         elif self._own.nat is not NatKind.UNKNOWN:
-            self._legs.unblocked()
+            self._legs.unblocked(now)
         self._sync_relays(now)
         for path in self._book.set_candidates(self._book.candidates, now):
             path.burst(now)

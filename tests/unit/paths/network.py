@@ -239,6 +239,7 @@ class Node:
         self.snat: dict[Place, int] = {}
         self.birthday: dict[int, NodeId] = {}
         self.allocations: dict[int, _Allocation] = {}
+        self.pairs: dict[tuple[NodeId, NodeId], _Allocation] = {}
         self.tunnels: dict[int, tuple[_Allocation, int]] = {}
         self.holds: dict[Place, Place] = {}
         self.tunnel_peers: dict[int, NodeId] = {}
@@ -308,7 +309,7 @@ class Node:
                 gone = [p for p, (a, _) in self.tunnels.items() if a.relay.id == relay]
                 for port in gone:
                     if self.tunnel_peers.get(port) == peer:
-                        del self.tunnels[port]
+                        self.tunnels.pop(port)[0].tunnels.pop(port, None)
             case out.StartBirthday(place=place, sockets=sockets):
                 ports = world.rng.sample(range(20000, 60000), sockets)
                 self.birthday.update(dict.fromkeys(ports, peer))
@@ -332,11 +333,15 @@ class Node:
             self.act()
             return
         if ticket is None:
-            rng = self.world.rng
-            ports = (rng.randrange(10000, 20000) * 2, rng.randrange(10000, 20000) * 2 + 1)
-            allocation = _Allocation(at, ports)
-            at.allocations.update({ports[0]: allocation, ports[1]: allocation})
-            mine, theirs = ports
+            # Whoever of a pair asks first: both get the same allocation, each its own side.
+            first, second = sorted((self.id, peer))
+            allocation = at.pairs.get((first, second))
+            if allocation is None:
+                rng = self.world.rng
+                ports = (rng.randrange(10000, 20000) * 2, rng.randrange(10000, 20000) * 2 + 1)
+                allocation = at.pairs[first, second] = _Allocation(at, ports)
+                at.allocations.update({ports[0]: allocation, ports[1]: allocation})
+            mine, theirs = allocation.ports if self.id == first else allocation.ports[::-1]
             offer = RelayOffer(relay.ed25519, pack((at.host, theirs)), theirs.to_bytes(4, "big"))
         else:
             mine = int.from_bytes(ticket, "big")
