@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 from agent.identity.keys import NodeId
 from agent.paths.allowance import Allowance
-from agent.paths.candidates import Intake, PathClass, path_class, permitted, probeable
+from agent.paths.candidates import Intake, PathClass, is_private, path_class, permitted, probeable
 from agent.paths.legs import Leg
-from agent.paths.messages import Candidate, NatKind, Ping, Place
+from agent.paths.messages import Candidate, Kind, NatKind, Ping, Place
 from agent.paths.outputs import SendProbe
 from agent.paths.own import Own
 from agent.paths.path import Path
@@ -63,6 +63,21 @@ class Book:
             return PathClass.RELAYED
         own = self._own
         return path_class(path.place, path.kind, own.around, own.nat, self.nat, path.seen)
+
+    def shown_place(self) -> Place | None:
+        """Return the public IPv4 place at which the peer's NAT shows it, if we may probe it."""
+        for kind in (Kind.OBSERVED, Kind.WIREGUARD, Kind.LAN):
+            for candidate in self.candidates:
+                place = candidate.place
+                public = ":" not in place[0] and not is_private(place[0])
+                if candidate.kind is kind and public and place in self._paths:
+                    return place
+        return None
+
+    def shown_host(self) -> str | None:
+        """Return the address of the peer's NAT, at which random ports may be tried."""
+        place = self.shown_place()
+        return place[0] if place is not None else None
 
     def set_candidates(self, candidates: tuple[Candidate, ...], now: float) -> list[Path]:
         """Take the peer's word of where it is; return the paths that are new."""
