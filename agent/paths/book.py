@@ -74,11 +74,6 @@ class Book:
                     return place
         return None
 
-    def shown_host(self) -> str | None:
-        """Return the address of the peer's NAT, at which random ports may be tried."""
-        place = self.shown_place()
-        return place[0] if place is not None else None
-
     def set_candidates(self, candidates: tuple[Candidate, ...], now: float) -> list[Path]:
         """Take the peer's word of where it is; return the paths that are new."""
         self.candidates = candidates
@@ -115,6 +110,24 @@ class Book:
                 new.append(path)
             path.relay, path.trusted = leg.relay, leg.trusted
         return new
+
+    def burst(self, used: Path | None, at: float) -> None:
+        """Burst at every place but the one in use, which is pinged once."""
+        self.make_ready(used, at, 0.0)
+
+    def make_ready(self, used: Path | None, now: float, wait_s: float) -> None:
+        """Burst at what no NAT guards, or what worked before; at all else after `wait_s`.
+
+        What comes to a NAT unasked may spoil the peer's own way out, so it has to be sent when the
+        peer sends too.
+        """
+        natted = NatKind.NONE not in (self._own.nat, self.nat)
+        for path in self._paths.values():
+            guarded = natted and path.relay is None and path.kind in (Kind.OBSERVED, Kind.WIREGUARD)
+            if path is used:
+                path.next_at = min(path.next_at, now)
+            else:
+                path.burst(now + wait_s if guarded and path.rtt is None else now)
 
     def learn(self, place: Place, now: float) -> Path | None:
         """Take a place that the peer was heard from; None when it may not be probed."""

@@ -38,7 +38,6 @@ from agent.paths.chance import SETTLE_S, Chance
 from agent.paths.choice import NOMINATED_S, better, too_silent
 from agent.paths.legs import Legs
 from agent.paths.messages import (
-    Kind,
     MtuAnswer,
     NatKind,
     Ping,
@@ -50,10 +49,10 @@ from agent.paths.messages import (
     unpack,
 )
 from agent.paths.move import Mover
-from agent.paths.mtu import MtuSearch
-from agent.paths.outputs import MtuFound, PathChanged, PathView, SendProbe, SendSignal
+from agent.paths.outputs import PathChanged, PathView, SendProbe, SendSignal
 from agent.paths.own import Own
 from agent.paths.path import Path
+from agent.paths.pathmtu import PathMtu
 from agent.paths.rhythm import ACTIVE_S, RETRY_S, Rhythm
 from agent.paths.rounds import Rounds
 from agent.paths.talk import Talk
@@ -65,11 +64,6 @@ from agent.paths.why import why_not_direct
 UNSYNCHRONISED_S = 0.6
 # A direct path that failed is asked again this long, besides the rounds.
 RETRY_FOR_S = 60.0
-# Birthday probing begins when plain probing had its chance; a machine without a NAT is reached
-# plainly unless it has a firewall.
-CHANCE_AFTER_S = {NatKind.EASY: 0.4, NatKind.NONE: 2.0}
-# A path is used for a moment before its MTU is searched: it may be left again for a better one.
-MTU_AFTER_S = 2.0
 # A ping from a place that answered lately needs none back.
 _HEARD_FRESH_S = 5.0
 _HEARD_GAP_S = 0.08
@@ -88,8 +82,7 @@ class Pair:
         self._legs = Legs(peer, own)
         self._talk = Talk()
         self._chance = Chance(peer, own)
-        self._mtu = MtuSearch(own.rng)
-        self._told_mtu = (0, False)
+        self._mtu = PathMtu(peer, own)
         self._rhythm = Rhythm(own.rng)
         self._leads = own.id < peer
         self._since = self._called_at = now
@@ -103,7 +96,6 @@ class Pair:
         self._nominated_at = _LONG_AGO
         self._mover = Mover(peer, own)
         self._rounds = Rounds(own.rng)
-        self._chance_at = _NEVER
 
     # What the engine says.
 
@@ -148,25 +140,20 @@ class Pair:
         self._sync_relays(now)
         rtt = self._talk.call_rtt(signal, self._own.epoch, now)
         if signal.go:
-            self._burst_all(now)
+            self._book.burst(self._used, now)
         elif rtt is not None and (self._leads or not signal.call_me):
             self._go = True
             self._talk.say(now)
-            self._make_ready(now, min(rtt / 2, UNSYNCHRONISED_S))
+            self._book.make_ready(self._used, now, min(rtt / 2, UNSYNCHRONISED_S))
         elif signal.call_me or new or first:
-            self._make_ready(now, UNSYNCHRONISED_S)
+            self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
         if new or first:
             self._rounds.begin(now)
         elif signal.call_me and not self._direct(now):
             self._rounds.passed(now)  # its round is ours: not each of us one
         if signal.answer or signal.call_me:
             self._talk.answer(now)
-        if self._chance_at == _NEVER or first:
-            self._chance_at = now + CHANCE_AFTER_S[NatKind.EASY]
-        host = self._book.shown_host()
-        shooter = self._own.nat in (NatKind.EASY, NatKind.NONE, NatKind.UNKNOWN)
-        if signal.birthday and host and shooter and not self._direct(now):
-            self._chance.shoot(signal.birthday, host, now)
+        self._chance.told(signal.birthday, self._book.shown_place(), self._direct(now), now)
         self._show(now, "the peer told of its network")
 
     def ping(self, place: Place, ping: Ping, local_port: int, now: float) -> None:
@@ -215,7 +202,7 @@ class Pair:
 
     def mtu_answer(self, answer: MtuAnswer, now: float) -> None:
         """Take the answer to an MTU probe."""
-        self._mtu.arrived(answer.token, answer.size, now)
+        self._mtu.answered(answer, now)
 
     def wireguard(self, endpoint: Place | None, rx: int, tx: int, now: float) -> None:
         """Take what WireGuard says of the peer; about twice a second while packets flow."""
@@ -264,11 +251,6 @@ class Pair:
         """How the peer is reached, without the sentence."""
         return self._view
 
-    @property
-    def heard_at(self) -> float:
-        """When something of the peer came last: a signal or an answer."""
-        return max(self._talk.heard_at, max((p.answered_at for p in self._book.all()), default=0.0))
-
     def describe(self, now: float) -> PathView:
         """Return how the peer is reached, and why not directly if it is not."""
         view = self._view
@@ -287,7 +269,6 @@ class Pair:
             self._talk.wake_at,
             self._legs.wake_at,
             self._chance.wake_at,
-            self._chance_at,
             self._rounds.next_at,
             self._mtu.wake_at,
             self._mover.wake_at,
@@ -306,12 +287,13 @@ class Pair:
         if self._used is None:
             self._use_relay("a relay is there", now)
         self._chance.tick(now)
-        self._try_chance(now)
+        if self._chance.consider(self._book, self._since, self._direct(now), now):
+            self._talk.say(now)
         self._next_round(now)
         self._mover.tick(now)
         self._ping_due(now)
         self._signal_due(now)
-        self._search_mtu(now)
+        self._mtu.tick(self._used, now)
 
     # The rules.
 
@@ -330,8 +312,7 @@ class Pair:
         self._alarmed = False
         path.next_at = min(path.next_at, now if self._leads else now + ACTIVE_S)
         self._show(now, reason, moved=True)
-        self._mtu.restart(":" in path.place[0], now + MTU_AFTER_S)
-        self._tell_mtu()
+        self._mtu.restart(path, now)
         if path.relay is None and path.proved(now):
             self._chance.settled(path.place)
             self._lost_at = None
@@ -356,8 +337,7 @@ class Pair:
             self._lost_at = now
             used.retry_until = now + RETRY_FOR_S
             used.next_at = min(used.next_at, now + RETRY_S)
-            self._chance.path_failed(used.place)
-            self._chance_at = now
+            self._chance.path_failed(used.place, now)
         else:
             self._legs.failed(used.relay, now)
             self._book.set_relays(self._legs.open_legs(), now)
@@ -372,7 +352,7 @@ class Pair:
     def _alarm(self, now: float) -> None:
         """Something is wrong with the path in use: do at once all that may find another."""
         self._alarmed = True
-        self._make_ready(now, UNSYNCHRONISED_S)
+        self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
         self._own.observe_soon(now)
         self._call_again(now)
 
@@ -382,23 +362,6 @@ class Pair:
             self._calls = True
             self._called_at = now
             self._talk.say(now)
-
-    def _burst_all(self, at: float) -> None:
-        for path in self._book.all():
-            if path is not self._used:
-                path.burst(at)
-            else:
-                path.next_at = min(path.next_at, at)
-
-    def _make_ready(self, now: float, wait_s: float) -> None:
-        """Burst at what no NAT guards, or what worked before; at all else after `wait_s`."""
-        natted = self._own.nat is not NatKind.NONE and self._book.nat is not NatKind.NONE
-        for path in self._book.all():
-            guarded = natted and path.relay is None and path.kind in (Kind.OBSERVED, Kind.WIREGUARD)
-            if path is self._used:
-                path.next_at = min(path.next_at, now)
-            else:
-                path.burst(now + wait_s if guarded and path.rtt is None else now)
 
     def _expect(self, place: Place, now: float) -> None:
         """A birthday hit: this place is about to become a path."""
@@ -439,29 +402,9 @@ class Pair:
                     path.burst(now)
             self._rounds.direct(now, best=limit is PathClass.LAN)
             return
-        self._make_ready(now, UNSYNCHRONISED_S)
+        self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
         self._call_again(now)
         self._rounds.passed(now)
-
-    def _try_chance(self, now: float) -> None:
-        """Begin a birthday attempt if we are the hard side and it is time."""
-        if now < self._chance_at:
-            return
-        self._chance_at = _NEVER
-        after = CHANCE_AFTER_S.get(self._book.nat)
-        if self._own.nat is not NatKind.HARD or after is None or self._direct(now):
-            return
-        place = self._book.shown_place()
-        if place is None or self._chance.trying:
-            return
-        begin_at = max(self._chance.may_begin_at, self._since + after)
-        if now < begin_at:
-            self._chance_at = begin_at
-        elif self._chance.begin(place, now):
-            self._talk.say(now)
-            self._chance_at = self._chance.may_begin_at
-        else:
-            self._chance_at = now + 1.0  # others of ours are at it
 
     def _ping_due(self, now: float) -> None:
         salvo = self._chance.salvo
@@ -497,20 +440,6 @@ class Pair:
         )
         self._go = False
         self._own.out(SendSignal(self.peer, signal))
-
-    def _search_mtu(self, now: float) -> None:
-        used = self._used
-        answering = used is not None and used.sound(now)
-        for probe in self._mtu.due(now, answering=answering):
-            if used is not None:
-                self._own.out(SendProbe(self.peer, used.place, probe))
-        self._tell_mtu()
-
-    def _tell_mtu(self) -> None:
-        found = (self._mtu.mtu, self._mtu.fragmented)
-        if found != self._told_mtu:
-            self._told_mtu = found
-            self._own.out(MtuFound(self.peer, *found))
 
     def _show(self, now: float, reason: str, *, moved: bool = False) -> None:
         """Say how the peer is reached, if that is another way than before."""

@@ -95,9 +95,9 @@ def test_the_hard_side_from_sockets_to_a_rule() -> None:
         out.AddSnat(PEER, EASY, 30001),
         out.StopBirthday(PEER),
     ]
-    made.path_failed(OTHER)
+    made.path_failed(OTHER, 20.0)
     assert len(done) == 3
-    made.path_failed(EASY)
+    made.path_failed(EASY, 20.0)
     assert done[3:] == [out.RemoveSnat(PEER, EASY, 30001)]
 
 
