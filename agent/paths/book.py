@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 from agent.identity.keys import NodeId
 from agent.paths.allowance import Allowance
-from agent.paths.candidates import Intake, PathClass, path_class, permitted, probeable
+from agent.paths.candidates import Intake, PathClass, is_private, path_class, permitted, probeable
 from agent.paths.legs import Leg
-from agent.paths.messages import Candidate, NatKind, Ping, Place
+from agent.paths.messages import Candidate, Kind, NatKind, Ping, Place
 from agent.paths.outputs import SendProbe
 from agent.paths.own import Own
 from agent.paths.path import Path
@@ -64,6 +64,16 @@ class Book:
         own = self._own
         return path_class(path.place, path.kind, own.around, own.nat, self.nat, path.seen)
 
+    def shown_place(self) -> Place | None:
+        """Return the public IPv4 place at which the peer's NAT shows it, if we may probe it."""
+        for kind in (Kind.OBSERVED, Kind.WIREGUARD, Kind.LAN):
+            for candidate in self.candidates:
+                place = candidate.place
+                public = ":" not in place[0] and not is_private(place[0])
+                if candidate.kind is kind and public and place in self._paths:
+                    return place
+        return None
+
     def set_candidates(self, candidates: tuple[Candidate, ...], now: float) -> list[Path]:
         """Take the peer's word of where it is; return the paths that are new."""
         self.candidates = candidates
@@ -100,6 +110,24 @@ class Book:
                 new.append(path)
             path.relay, path.trusted = leg.relay, leg.trusted
         return new
+
+    def burst(self, used: Path | None, at: float) -> None:
+        """Burst at every place but the one in use, which is pinged once."""
+        self.make_ready(used, at, 0.0)
+
+    def make_ready(self, used: Path | None, now: float, wait_s: float) -> None:
+        """Burst at what no NAT guards, or what worked before; at all else after `wait_s`.
+
+        What comes to a NAT unasked may spoil the peer's own way out, so it has to be sent when the
+        peer sends too.
+        """
+        natted = NatKind.NONE not in (self._own.nat, self.nat)
+        for path in self._paths.values():
+            guarded = natted and path.relay is None and path.kind in (Kind.OBSERVED, Kind.WIREGUARD)
+            if path is used:
+                path.next_at = min(path.next_at, now)
+            else:
+                path.burst(now + wait_s if guarded and path.rtt is None else now)
 
     def learn(self, place: Place, now: float) -> Path | None:
         """Take a place that the peer was heard from; None when it may not be probed."""

@@ -19,12 +19,18 @@ from __future__ import annotations
 
 from agent.identity.keys import NodeId
 from agent.paths.birthday import HOLD_S, SOCKETS, Pauses, Salvo
-from agent.paths.messages import Place
+from agent.paths.book import Book
+from agent.paths.messages import NatKind, Place
 from agent.paths.outputs import AddSnat, RemoveSnat, StartBirthday, StopBirthday
 from agent.paths.own import Own
 
 # The rule is installed within some 50 ms and a ping goes each 100 ms.
 SETTLE_S = 3.0
+# Plain probing has its chance first; a machine without a NAT is reached plainly, unless it has a
+# firewall.
+AFTER_S = {NatKind.EASY: 0.4, NatKind.NONE: 2.0}
+# Others of ours are at it; or the NAT's kind may be known by then.
+_AGAIN_S = 1.0
 _NEVER = float("inf")
 
 
@@ -40,12 +46,13 @@ class Chance:
         self._hit: tuple[Place, int] | None = None
         self._hit_at = 0.0
         self._answered_attempt = 0
+        self._consider_at = _NEVER
         self.salvo: Salvo | None = None
 
     @property
     def wake_at(self) -> float:
-        """When something is due, attempts that could begin aside."""
-        times = [self._hold_until if self._hold_until is not None else _NEVER]
+        """When something is due."""
+        times = [self._hold_until if self._hold_until is not None else _NEVER, self._consider_at]
         if self._hit is not None and self._hold_until is not None:
             times.append(self._hit_at + SETTLE_S)
         if self.salvo is not None:
@@ -67,15 +74,28 @@ class Chance:
         """How many attempts were made on the hard side, or answered on the easy one."""
         return max(self._pauses.attempt, self._answered_attempt)
 
-    @property
-    def may_begin_at(self) -> float:
-        """Before this the hard side may not begin."""
-        return self._pauses.next_at
+    def told(self, attempt: int, shown: Place | None, direct: bool, now: float) -> None:
+        """Take a signal of the peer: its attempt (0: none), and where its NAT shows it."""
+        self._consider_at = min(self._consider_at, now + AFTER_S[NatKind.EASY])
+        easy = self._own.nat in (NatKind.EASY, NatKind.NONE, NatKind.UNKNOWN)
+        if attempt and shown is not None and easy and not direct:
+            self.shoot(attempt, shown[0], now)
 
-    @property
-    def rule_place(self) -> Place | None:
-        """The easy side's place for which a SNAT rule stands."""
-        return self._hit[0] if self._hit is not None else None
+    def consider(self, book: Book, since: float, direct: bool, now: float) -> bool:
+        """Hard side: begin an attempt if it is time; say whether one was begun."""
+        if now < self._consider_at:
+            return False
+        self._consider_at = _NEVER
+        after, place = AFTER_S.get(book.nat), book.shown_place()
+        if self._own.nat is not NatKind.HARD or after is None or place is None or direct:
+            return False
+        due = max(self._pauses.next_at, since + after)
+        if now < due:
+            self._consider_at = due
+            return False
+        begun = self.begin(place, now)
+        self._consider_at = self._pauses.next_at if begun else now + _AGAIN_S
+        return begun
 
     def begin(self, place: Place, now: float) -> bool:
         """Hard side: open the sockets towards `place`; False when it is not our turn."""
@@ -110,8 +130,9 @@ class Chance:
         self._end()
         self._pauses.reset()
 
-    def path_failed(self, place: Place) -> None:
+    def path_failed(self, place: Place, now: float) -> None:
         """The path to that place is dead; if it went over a rule, the rule goes."""
+        self._consider_at = now
         if self._hit is not None and self._hit[0] == place:
             self._remove()
 

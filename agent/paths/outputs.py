@@ -39,8 +39,8 @@ class HoldEndpoint(_Output, frozen=True):
 
     WireGuard takes for the endpoint whatever its last packet came from. Two ends that move to a new
     path while packets flow pull each other back to the old one, for as long as they flow: what is
-    under way, and what the other still sends there. The shell rewrites the source of such packets to
-    `new` (nftables, without conntrack), or drops them where it cannot.
+    under way, and what the other still sends there. The shell rewrites the source of such packets
+    to `new` (nftables, without conntrack), or drops them where it cannot.
     """
 
     old: Place

@@ -13,22 +13,18 @@
      that was asked
     the path in use is silent     alarm: ping it each FAST_S, burst at all others, ask rendezvous
      for a timeout                 where they see us, signal and call
-    … and others answer           move to the best of them after SWITCH_S
-    … and nothing answers         after GIVE_UP_S it is no path any more; places that worked are
-                                   asked each RETRY_S for RETRY_FOR_S
-    relayed or nothing            a round (burst, call) by ROUNDS_S
+    … too long                    move to the best that answers, or to a relay; if it was direct,
+                                   ask it each RETRY_S for RETRY_FOR_S
+    relayed or nothing            a round (call, burst), in pauses that grow (`rounds.py`)
     direct, but not on the LAN    a burst at places that would be better, each BETTER_S
     relayed, one NAT is hard      birthday probing (`chance.py`)
     WireGuard roamed              to a direct path that is sound: the higher id follows, the lower
                                    sets its own again; to an unknown place: ping it; from a
-                                   sound direct path to a relay: set again (INSIST_S). After
-                                   a move it is kept from following the old path (HOLD_S)
+                                   sound direct path to a relay: set again (`move.py`)
     our network or places changed all is unproved or told anew
 
-Better is: by class, then by RTT, and among equals what is in use stays unless another is quicker by
-BETTER_RTT and BETTER_RTT_S. The lower id nominates: its pings say which path it uses, and the
-higher id uses that one as well, so that both send the same way. Make before break: an endpoint is
-set only to a place that answered, or to a relay; what was in use stays open until then.
+Which path is better and how long a silent one is kept: `choice.py`. Make before break: an endpoint
+is set only to a place that answered, or to a relay; what was in use stays open until then.
 
 A silent path costs one keepalive at most (ACTIVE_S, while packets flow), a timeout and GIVE_UP_S.
 """
@@ -37,11 +33,11 @@ from __future__ import annotations
 
 from agent.identity.keys import NodeId
 from agent.paths.book import Book
-from agent.paths.candidates import PathClass, is_private
+from agent.paths.candidates import PathClass
 from agent.paths.chance import SETTLE_S, Chance
+from agent.paths.choice import NOMINATED_S, better, too_silent
 from agent.paths.legs import Legs
 from agent.paths.messages import (
-    Kind,
     MtuAnswer,
     NatKind,
     Ping,
@@ -52,20 +48,13 @@ from agent.paths.messages import (
     pack,
     unpack,
 )
-from agent.paths.mtu import MtuSearch
-from agent.paths.outputs import (
-    HoldEndpoint,
-    MtuFound,
-    PathChanged,
-    PathView,
-    ReleaseEndpoint,
-    SendProbe,
-    SendSignal,
-    SetEndpoint,
-)
+from agent.paths.move import Mover
+from agent.paths.outputs import PathChanged, PathView, SendProbe, SendSignal
 from agent.paths.own import Own
 from agent.paths.path import Path
+from agent.paths.pathmtu import PathMtu
 from agent.paths.rhythm import ACTIVE_S, RETRY_S, Rhythm
+from agent.paths.rounds import Rounds
 from agent.paths.talk import Talk
 from agent.paths.why import why_not_direct
 
@@ -73,34 +62,11 @@ from agent.paths.why import why_not_direct
 # another port than the peer expects. So both sides have to send before the other's arrives: at the
 # same moment. Without a "go" they begin this long after the call.
 UNSYNCHRONISED_S = 0.6
-SWITCH_S, SWITCH_PINGS = 1.0, 4
-GIVE_UP_S, GIVE_UP_PINGS = 1.6, 5
-# While WireGuard receives on the path, the pings may be unlucky: lost packets, not a lost path.
-RECEIVING_S, RECEIVING_PINGS = 2.4, 8
-# A relay that the peer may not have joined yet.
-UNPROVED_S = 6.0
+# A direct path that failed is asked again this long, besides the rounds.
 RETRY_FOR_S = 60.0
-# The first rounds find peers whose signals were slow; those from 40 s on leave conntrack its 30 s
-# to forget a race.
-ROUNDS_S = (2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0)
-BETTER_S = 60.0
-BETTER_RTT, BETTER_RTT_S = 0.8, 0.005
-SETTLED_S = 3.0
-# After a move what still comes by the old path may not pull WireGuard back (outputs.HoldEndpoint):
-# that is an RTT of the old path, and what the other side needs to move as well.
-HOLD_S = 1.5
-# Where the shell cannot see to that, the endpoint set again may help.
-INSIST_S = (0.1, 0.5, 1.0)
-INSIST_AGAIN_S = 2.0
-# Birthday probing begins when plain probing had its chance; a machine without a NAT is reached
-# plainly unless it has a firewall.
-CHANCE_AFTER_S = {NatKind.EASY: 0.4, NatKind.NONE: 2.0}
-# A path is used for a moment before its MTU is searched: it may be left again for a better one.
-MTU_AFTER_S = 2.0
 # A ping from a place that answered lately needs none back.
 _HEARD_FRESH_S = 5.0
 _HEARD_GAP_S = 0.08
-_NOMINATED_S = 40.0
 _NEVER = float("inf")
 _LONG_AGO = float("-inf")
 
@@ -116,8 +82,7 @@ class Pair:
         self._legs = Legs(peer, own)
         self._talk = Talk()
         self._chance = Chance(peer, own)
-        self._mtu = MtuSearch(own.rng)
-        self._told_mtu = (0, False)
+        self._mtu = PathMtu(peer, own)
         self._rhythm = Rhythm(own.rng)
         self._leads = own.id < peer
         self._since = self._called_at = now
@@ -129,14 +94,8 @@ class Pair:
         self._alarmed = False
         self._nominated: Place | None = None
         self._nominated_at = _LONG_AGO
-        self._set_at = _LONG_AGO
-        self._insisted = len(INSIST_S)
-        self._held: Place | None = None
-        self._held_until = _NEVER
-        self._round = 0
-        self._round_at = _NEVER
-        self._rounded_at = now
-        self._chance_at = _NEVER
+        self._mover = Mover(peer, own)
+        self._rounds = Rounds(own.rng)
 
     # What the engine says.
 
@@ -145,7 +104,7 @@ class Pair:
         self.wanted = True
         self._calls = True
         self._called_at = now
-        self._begin_rounds(now)
+        self._rounds.begin(now)
         self._talk.say(now)
 
     def local_changed(self, now: float) -> None:
@@ -181,25 +140,20 @@ class Pair:
         self._sync_relays(now)
         rtt = self._talk.call_rtt(signal, self._own.epoch, now)
         if signal.go:
-            self._burst_all(now)
+            self._book.burst(self._used, now)
         elif rtt is not None and (self._leads or not signal.call_me):
             self._go = True
             self._talk.say(now)
-            self._make_ready(now, min(rtt / 2, UNSYNCHRONISED_S))
+            self._book.make_ready(self._used, now, min(rtt / 2, UNSYNCHRONISED_S))
         elif signal.call_me or new or first:
-            self._make_ready(now, UNSYNCHRONISED_S)
+            self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
         if new or first:
-            self._begin_rounds(now)
+            self._rounds.begin(now)
         elif signal.call_me and not self._direct(now):
-            self._round_passed(now)  # its round is ours: not each of us one
+            self._rounds.passed(now)  # its round is ours: not each of us one
         if signal.answer or signal.call_me:
             self._talk.answer(now)
-        if self._chance_at == _NEVER or first:
-            self._chance_at = now + CHANCE_AFTER_S[NatKind.EASY]
-        host = self._public_host(signal)
-        shooter = self._own.nat in (NatKind.EASY, NatKind.NONE, NatKind.UNKNOWN)
-        if signal.birthday and host and shooter and not self._direct(now):
-            self._chance.shoot(signal.birthday, host, now)
+        self._chance.told(signal.birthday, self._book.shown_place(), self._direct(now), now)
         self._show(now, "the peer told of its network")
 
     def ping(self, place: Place, ping: Ping, local_port: int, now: float) -> None:
@@ -248,7 +202,7 @@ class Pair:
 
     def mtu_answer(self, answer: MtuAnswer, now: float) -> None:
         """Take the answer to an MTU probe."""
-        self._mtu.arrived(answer.token, answer.size, now)
+        self._mtu.answered(answer, now)
 
     def wireguard(self, endpoint: Place | None, rx: int, tx: int, now: float) -> None:
         """Take what WireGuard says of the peer; about twice a second while packets flow."""
@@ -264,11 +218,11 @@ class Pair:
             if path is not None and path.relay is None and now - path.asked_at > 1.0:
                 path.next_at = min(path.next_at, now)
             if used is not None and used.sound(now) and (path is None or path.relay is not None):
-                self._set_again(now)
+                self._mover.again(endpoint, now)
         elif used is None or not used.sound(now) or not self._leads or used.relay is not None:
             self._use(path, "WireGuard roamed to it", now)
         else:
-            self._set_again(now)
+            self._mover.again(endpoint, now)
 
     def relay_opened(
         self, relay: NodeId, place: Place, offer: RelayOffer | None, now: float
@@ -286,7 +240,7 @@ class Pair:
 
     def close(self) -> None:
         """Undo what stands outside: relays, sockets, rules."""
-        self._release()
+        self._mover.close()
         self._legs.close()
         self._chance.close()
 
@@ -296,11 +250,6 @@ class Pair:
     def view(self) -> PathView:
         """How the peer is reached, without the sentence."""
         return self._view
-
-    @property
-    def heard_at(self) -> float:
-        """When something of the peer came last: a signal or an answer."""
-        return max(self._talk.heard_at, max((p.answered_at for p in self._book.all()), default=0.0))
 
     def describe(self, now: float) -> PathView:
         """Return how the peer is reached, and why not directly if it is not."""
@@ -320,11 +269,9 @@ class Pair:
             self._talk.wake_at,
             self._legs.wake_at,
             self._chance.wake_at,
-            self._chance_at,
-            self._round_at,
+            self._rounds.next_at,
             self._mtu.wake_at,
-            self._insist_at,
-            self._held_until,
+            self._mover.wake_at,
         )
 
     def tick(self, now: float) -> None:
@@ -340,64 +287,38 @@ class Pair:
         if self._used is None:
             self._use_relay("a relay is there", now)
         self._chance.tick(now)
-        self._try_chance(now)
+        if self._chance.consider(self._book, self._since, self._direct(now), now):
+            self._talk.say(now)
         self._next_round(now)
-        if now >= self._held_until:
-            self._release()
-        self._insist_due(now)
+        self._mover.tick(now)
         self._ping_due(now)
         self._signal_due(now)
-        self._search_mtu(now)
+        self._mtu.tick(self._used, now)
 
     # The rules.
 
     def _choose(self, now: float, reason: str) -> None:
-        used = self._used
-        sound = self._book.sound(now)
-        if not sound:
-            return
-        best = min(sound, key=lambda p: (self._book.path_class(p), p.rtt or 0.0))
-        nominated = self._book.get(self._nominated)
-        follows = (
-            nominated is not None
-            and nominated in sound
-            and now - self._nominated_at < _NOMINATED_S
-            and (nominated.relay is None or best.relay is not None)
-        )
-        if nominated is not None and follows:
-            best = nominated
-        if used is None or used.failed or not used.proved(now):
-            self._use(best, reason, now)
-        elif best is used or not best.fresh(now):
-            return
-        elif follows or self._book.path_class(best) < self._book.path_class(used):
-            self._use(best, reason, now)
-        elif self._book.path_class(best) == self._book.path_class(used):
-            settled = now - self._view.since >= SETTLED_S
-            quicker = (best.rtt or 0.0) < min(
-                (used.rtt or 0.0) * BETTER_RTT, (used.rtt or 0.0) - BETTER_RTT_S
-            )
-            if settled and quicker:
-                self._use(best, "it is quicker", now)
+        recent = now - self._nominated_at < NOMINATED_S
+        nominated = self._book.get(self._nominated) if recent else None
+        path = better(self._book, self._used, nominated, self._view.since, now)
+        if path is not None:
+            self._use(path, reason, now)
 
     def _use(self, path: Path, reason: str, now: float) -> None:
         if path is self._used:
             return
-        self._hold(self._used, path, now)
+        self._mover.move(self._used, path, now)
         self._used = path
         self._alarmed = False
-        self._insist(now)
-        self._own.out(SetEndpoint(self.peer, path.place, path.relay))
         path.next_at = min(path.next_at, now if self._leads else now + ACTIVE_S)
         self._show(now, reason, moved=True)
-        self._mtu.restart(":" in path.place[0], now + MTU_AFTER_S)
-        self._tell_mtu()
+        self._mtu.restart(path, now)
         if path.relay is None and path.proved(now):
             self._chance.settled(path.place)
             self._lost_at = None
-            self._round_at = now + BETTER_S
+            self._rounds.direct(now, best=self._book.path_class(path) is PathClass.LAN)
         else:
-            self._begin_rounds(now)
+            self._rounds.begin(now)
 
     def _judge(self, now: float) -> None:
         """Leave the path in use when it is silent for too long."""
@@ -406,18 +327,7 @@ class Pair:
             return
         if not self._alarmed:
             self._alarm(now)
-        silent, pings = used.silent_for(now), used.unanswered
-        others = [p for p in self._book.all() if p is not used and p.fresh(now)]
-        proved = used.answered_at > _LONG_AGO
-        if not proved:
-            over = bool(others) or silent >= UNPROVED_S
-        elif self._rhythm.receiving(now):
-            over = silent >= RECEIVING_S and pings >= RECEIVING_PINGS
-        elif others:
-            over = silent >= max(SWITCH_S, 3 * (used.rtt or 0.0)) and pings >= SWITCH_PINGS
-        else:
-            over = silent >= max(GIVE_UP_S, 3 * (used.rtt or 0.0)) and pings >= GIVE_UP_PINGS
-        if over:
+        if too_silent(self._book, used, receiving=self._rhythm.receiving(now), now=now):
             self._give_up(used, now)
 
     def _give_up(self, used: Path, now: float) -> None:
@@ -427,12 +337,11 @@ class Pair:
             self._lost_at = now
             used.retry_until = now + RETRY_FOR_S
             used.next_at = min(used.next_at, now + RETRY_S)
-            self._chance.path_failed(used.place)
-            self._chance_at = now
+            self._chance.path_failed(used.place, now)
         else:
             self._legs.failed(used.relay, now)
             self._book.set_relays(self._legs.open_legs(), now)
-        self._begin_rounds(now)
+        self._rounds.begin(now)
         self._choose(now, "the path before is silent")
         if self._used is None:
             self._use_relay("the path before is silent", now)
@@ -443,7 +352,7 @@ class Pair:
     def _alarm(self, now: float) -> None:
         """Something is wrong with the path in use: do at once all that may find another."""
         self._alarmed = True
-        self._make_ready(now, UNSYNCHRONISED_S)
+        self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
         self._own.observe_soon(now)
         self._call_again(now)
 
@@ -453,23 +362,6 @@ class Pair:
             self._calls = True
             self._called_at = now
             self._talk.say(now)
-
-    def _burst_all(self, at: float) -> None:
-        for path in self._book.all():
-            if path is not self._used:
-                path.burst(at)
-            else:
-                path.next_at = min(path.next_at, at)
-
-    def _make_ready(self, now: float, wait_s: float) -> None:
-        """Burst at what no NAT guards, or what worked before; at all else after `wait_s`."""
-        natted = self._own.nat is not NatKind.NONE and self._book.nat is not NatKind.NONE
-        for path in self._book.all():
-            guarded = natted and path.relay is None and path.kind in (Kind.OBSERVED, Kind.WIREGUARD)
-            if path is self._used:
-                path.next_at = min(path.next_at, now)
-            else:
-                path.burst(now + wait_s if guarded and path.rtt is None else now)
 
     def _expect(self, place: Place, now: float) -> None:
         """A birthday hit: this place is about to become a path."""
@@ -499,13 +391,8 @@ class Pair:
         if self._used is None and used is not None:
             self._show(now, "the relay is gone", moved=True)
 
-    def _begin_rounds(self, now: float) -> None:
-        self._round = 0
-        self._round_at = now + ROUNDS_S[0]
-        self._rounded_at = now
-
     def _next_round(self, now: float) -> None:
-        if now < self._round_at:
+        if now < self._rounds.next_at:
             return
         used = self._used
         if used is not None and used.relay is None:
@@ -513,38 +400,11 @@ class Pair:
             for path in self._book.all():
                 if self._book.path_class(path) < limit:
                     path.burst(now)
-            self._round_at = now + BETTER_S if limit is not PathClass.LAN else _NEVER
+            self._rounds.direct(now, best=limit is PathClass.LAN)
             return
-        self._make_ready(now, UNSYNCHRONISED_S)
+        self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
         self._call_again(now)
-        self._round_passed(now)
-
-    def _round_passed(self, now: float) -> None:
-        # One that was just begun by both sides counts once.
-        if now - self._rounded_at > ROUNDS_S[0] / 2:
-            self._round = min(self._round + 1, len(ROUNDS_S) - 1)
-            self._rounded_at = now
-        self._round_at = now + ROUNDS_S[self._round] * self._own.rng.uniform(0.9, 1.1)
-
-    def _try_chance(self, now: float) -> None:
-        """Begin a birthday attempt if we are the hard side and it is time."""
-        if now < self._chance_at:
-            return
-        self._chance_at = _NEVER
-        after = CHANCE_AFTER_S.get(self._book.nat)
-        if self._own.nat is not NatKind.HARD or after is None or self._direct(now):
-            return
-        place = self._easy_place()
-        if place is None or self._chance.trying:
-            return
-        begin_at = max(self._chance.may_begin_at, self._since + after)
-        if now < begin_at:
-            self._chance_at = begin_at
-        elif self._chance.begin(place, now):
-            self._talk.say(now)
-            self._chance_at = self._chance.may_begin_at
-        else:
-            self._chance_at = now + 1.0  # others of ours are at it
+        self._rounds.passed(now)
 
     def _ping_due(self, now: float) -> None:
         salvo = self._chance.salvo
@@ -581,51 +441,6 @@ class Pair:
         self._go = False
         self._own.out(SendSignal(self.peer, signal))
 
-    def _search_mtu(self, now: float) -> None:
-        used = self._used
-        answering = used is not None and used.sound(now)
-        for probe in self._mtu.due(now, answering=answering):
-            if used is not None:
-                self._own.out(SendProbe(self.peer, used.place, probe))
-        self._tell_mtu()
-
-    def _tell_mtu(self) -> None:
-        found = (self._mtu.mtu, self._mtu.fragmented)
-        if found != self._told_mtu:
-            self._told_mtu = found
-            self._own.out(MtuFound(self.peer, *found))
-
-    def _hold(self, old: Path | None, new: Path, now: float) -> None:
-        """Keep WireGuard from going back to the path that it just left."""
-        self._release()
-        if old is not None and not old.failed:
-            self._held, self._held_until = old.place, now + HOLD_S
-            self._own.out(HoldEndpoint(self.peer, old.place, new.place))
-
-    def _release(self) -> None:
-        if self._held is not None:
-            self._own.out(ReleaseEndpoint(self.peer, self._held))
-        self._held, self._held_until = None, _NEVER
-
-    def _insist(self, now: float) -> None:
-        self._set_at, self._insisted = now, 0
-
-    def _set_again(self, now: float) -> None:
-        """WireGuard roamed away from a path that is sound: begin to set it again."""
-        if now - self._set_at >= INSIST_AGAIN_S:
-            self._insist(now - INSIST_S[0])
-
-    @property
-    def _insist_at(self) -> float:
-        return self._set_at + INSIST_S[self._insisted] if self._insisted < len(INSIST_S) else _NEVER
-
-    def _insist_due(self, now: float) -> None:
-        used = self._used
-        if now >= self._insist_at:
-            self._insisted += 1
-            if used is not None:
-                self._own.out(SetEndpoint(self.peer, used.place, used.relay))
-
     def _show(self, now: float, reason: str, *, moved: bool = False) -> None:
         """Say how the peer is reached, if that is another way than before."""
         used, old = self._used, self._view
@@ -643,25 +458,3 @@ class Pair:
     def _direct(self, now: float) -> bool:
         used = self._used
         return used is not None and used.relay is None and not used.suspect(now)
-
-    def _easy_place(self) -> Place | None:
-        """Return where the peer's NAT shows it to all, if it is behind an easy one."""
-        for kind in (Kind.OBSERVED, Kind.WIREGUARD, Kind.LAN):
-            for candidate in self._book.candidates:
-                path = self._book.get(candidate.place)
-                public = ":" not in candidate.place[0] and not is_private(candidate.place[0])
-                if candidate.kind is kind and path is not None and public:
-                    return candidate.place
-        return None
-
-    def _public_host(self, signal: Signal) -> str | None:
-        """Return the address of the peer's NAT, at which random ports may be tried."""
-        for candidate in signal.candidates:
-            host = candidate.place[0]
-            if (
-                candidate.kind is Kind.OBSERVED
-                and ":" not in host
-                and self._book.get(candidate.place)
-            ):
-                return None if is_private(host) else host
-        return None

@@ -33,11 +33,12 @@ def why_not_direct(
     hard = (own.nat is NatKind.HARD, book.nat is NatKind.HARD)
     if all(hard):
         return "Both sides are behind NATs that use another port for each destination."
-    if chance.trying or now - since < _TRYING_S:
+    failed = chance.tried - chance.trying
+    if (chance.trying and not failed) or now - since < _TRYING_S:
         return "A direct path is being tried."
     if any(hard):
         side = "This node" if hard[0] else "The peer"
-        tries = f"; {chance.tried} attempts to guess it failed" if chance.tried else ""
+        tries = f"; {failed} attempts to guess it failed" if failed else ""
         return f"{side} is behind a NAT that uses another port for each destination{tries}."
     if not book.candidates:
         return "The peer knows no address of its own yet."

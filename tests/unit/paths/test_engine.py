@@ -1,0 +1,392 @@
+"""The engine's surface: who costs what, hostile peers, floods, and what a person is told."""
+
+import random
+from ipaddress import ip_interface, ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.identity.keys import NodeId
+from agent.paths import outputs as out
+from agent.paths.book import PATIENCE_S
+from agent.paths.candidates import PathClass, Surroundings
+from agent.paths.engine import GUEST_S, GUESTS_MAX, PathEngine
+from agent.paths.messages import (
+    Candidate,
+    Kind,
+    MtuAnswer,
+    MtuProbe,
+    NatKind,
+    Observe,
+    Observed,
+    Ping,
+    Place,
+    Pong,
+    Probe,
+    RelayOffer,
+    Signal,
+    pack,
+)
+from agent.paths.own import RelayNode, Rendezvous
+
+ME, PEER, HELPER, RELAY = (NodeId(bytes([n]) * 32) for n in (5, 6, 7, 8))
+AROUND = Surroundings(
+    interfaces=(ip_interface("192.168.1.10/24"),), overlay=(ip_network("10.77.0.0/16"),)
+)
+THERE = ("203.0.113.9", 4000)
+RENDEZVOUS = Rendezvous(HELPER, ("198.51.100.1", 51820), ("198.51.100.1", 51821))
+RELAYS = [RelayNode(RELAY, frozenset({"198.51.100.11"}))]
+
+
+def engine(*, relays: bool = False) -> PathEngine:
+    made = PathEngine(ME, random.Random(1), epoch=1)
+    made.set_local(AROUND, [RENDEZVOUS], RELAYS if relays else [], 0.0)
+    made.tick(0.0)
+    for output in made.take():
+        assert isinstance(output, out.SendProbe)
+        seen = Observed(output.probe.token, pack(("198.51.100.77", 4000)))
+        made.probe_received(HELPER, output.place, seen, 0.05)
+    run(made, 0.05, 0.9)
+    assert made.nat is NatKind.EASY
+    return made
+
+
+def signal(*places: Place, sequence: int = 1, kind: Kind = Kind.OBSERVED, **more: object) -> Signal:
+    candidates = tuple(Candidate.of(kind, place) for place in places)
+    return Signal(
+        epoch=1,
+        sequence=sequence,
+        candidates=candidates,
+        call_me=True,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def run(made: PathEngine, start: float, end: float) -> list[tuple[float, out.Output]]:
+    """Let time pass; return what was wanted, with its time."""
+    done = [(start, output) for output in made.take()]
+    now = start
+    for _ in range(100_000):
+        now = max(now, made.wake_at())
+        if now > end:
+            return done
+        made.tick(now)
+        done += [(now, output) for output in made.take()]
+    raise AssertionError("a busy loop")
+
+
+def probes(done: list[tuple[float, out.Output]], kind: type = Ping) -> list[out.SendProbe]:
+    found = [output for _, output in done if isinstance(output, out.SendProbe)]
+    return [output for output in found if isinstance(output.probe, kind)]
+
+
+def prove(made: PathEngine, place: Place, now: float, peer: NodeId = PEER) -> None:
+    """Answer the pings that go to a place."""
+    for output in probes(run(made, now, now + 1.0)):
+        if output.place == place:
+            made.probe_received(peer, place, Pong(output.probe.token, pack(THERE)), now + 1.0)
+            return
+    raise AssertionError("it was not pinged")
+
+
+def test_an_engine_without_wishes_only_asks_its_rendezvous() -> None:
+    made = PathEngine(ME, random.Random(1), epoch=1)
+    made.set_local(AROUND, [RENDEZVOUS], RELAYS, 0.0)
+    done = run(made, 0.0, 100.0)
+    assert {type(output) for _, output in done} == {out.SendProbe}
+    assert len(probes(done, Observe)) == len(done) <= 60
+
+
+def test_a_ping_of_a_member_that_nobody_wants_is_answered_and_costs_no_more() -> None:
+    made = engine()
+    made.probe_received(PEER, THERE, Ping(7), 1.0)
+    assert made.take() == [out.SendProbe(PEER, THERE, Pong(7, pack(THERE)))]
+    made.probe_received(PEER, THERE, Ping(8, answer=False), 1.0)
+    assert made.take() == []
+    assert made.peers() == []
+
+
+def test_a_rendezvous_answers_from_the_port_that_heard_the_question() -> None:
+    made = engine()
+    made.probe_received(PEER, THERE, Observe(7), 1.0, local_port=51821)
+    assert made.take() == [out.SendProbe(PEER, THERE, Observed(7, pack(THERE)), 51821)]
+
+
+def test_an_mtu_probe_is_answered_with_its_size() -> None:
+    made = engine()
+    made.probe_received(PEER, THERE, MtuProbe(7, 1400), 1.0)
+    assert made.take() == [out.SendProbe(PEER, THERE, MtuAnswer(7, 1400))]
+
+
+@pytest.mark.parametrize("probe", [Ping(1), Observe(1), MtuProbe(1, 1400)])
+def test_a_flood_of_questions_gets_a_bounded_number_of_answers(probe: Probe) -> None:
+    made = engine()
+    for n in range(10_000):
+        made.probe_received(PEER, THERE, probe, 1.0 + n / 10_000)
+    assert len(made.take()) <= 261
+    other = NodeId(bytes([99]) * 32)
+    made.probe_received(other, THERE, probe, 2.0)
+    assert len(made.take()) == 1
+
+
+def test_a_flood_of_signals_is_bounded_work() -> None:
+    made = engine()
+    for n in range(5_000):
+        place = (f"203.0.{n % 200}.{n % 250 + 1}", 1 + n % 60000)
+        made.signal_received(PEER, signal(place, sequence=n + 1), 1.0 + n / 1000)
+    done = run(made, 6.0, 60.0)
+    places = {p.place for p in probes(done)}
+    assert len(places) <= 64
+    assert len(probes(done)) <= 54 * 40 + 80
+    assert sum(isinstance(output, out.SendSignal) for _, output in done) <= 40
+
+
+def test_strangers_that_call_are_bounded_in_number() -> None:
+    made = engine()
+    for n in range(1, 2 * GUESTS_MAX):
+        made.signal_received(NodeId(n.to_bytes(32, "big")), signal(THERE), 1.0)
+    assert len(made.peers()) == GUESTS_MAX
+    run(made, 1.0, 2.0 + GUEST_S)
+    assert made.peers() == []
+
+
+def test_hostile_candidates_are_not_probed() -> None:
+    made = engine()
+    hostile = [
+        ("127.0.0.1", 22),
+        ("10.0.0.1", 53),
+        ("10.77.1.1", 51820),
+        ("224.0.0.1", 5353),
+        ("192.168.1.255", 9),
+        ("192.168.1.10", 51820),
+        ("203.0.113.7", 0),
+        ("169.254.169.254", 80),
+        ("fe80::1", 1),
+    ]
+    made.signal_received(PEER, signal(*hostile, THERE), 1.0)
+    assert {p.place for p in probes(run(made, 1.0, 60.0))} == {THERE}
+
+
+def test_an_offer_can_send_us_to_a_relay_only_after_an_answer() -> None:
+    """The peer names a relay and a place that is not that relay's."""
+    made = engine(relays=True)
+    victim = ("203.0.113.66", 53)
+    made.want(PEER, 1.0)
+    offer = RelayOffer(RELAY.ed25519, pack(victim))
+    made.signal_received(PEER, signal(THERE, offers=(offer,)), 1.0)
+    done = run(made, 1.0, 30.0)
+    assert not any(isinstance(o, out.SetEndpoint) and o.place == victim for _, o in done)
+    inside = RelayOffer(RELAY.ed25519, pack(("10.1.1.1", 53)))
+    made.signal_received(PEER, signal(THERE, sequence=2, offers=(inside,)), 30.0)
+    assert ("10.1.1.1", 53) not in {p.place for p in probes(run(made, 30.0, 60.0))}
+
+
+def test_a_pong_from_another_place_or_with_another_token_proves_nothing() -> None:
+    made = engine()
+    made.want(PEER, 1.0)
+    made.signal_received(PEER, signal(THERE), 1.0)
+    asked = [p for p in probes(run(made, 1.0, 2.0)) if p.place == THERE]
+    elsewhere = ("203.0.113.10", 4000)
+    made.probe_received(PEER, elsewhere, Pong(asked[0].probe.token, pack(THERE)), 2.0)
+    made.probe_received(PEER, THERE, Pong(asked[0].probe.token ^ 1, pack(THERE)), 2.0)
+    other = NodeId(bytes([99]) * 32)
+    made.probe_received(other, THERE, Pong(asked[0].probe.token, pack(THERE)), 2.0)
+    assert not any(isinstance(output, out.SetEndpoint) for output in made.take())
+    made.probe_received(PEER, THERE, Pong(asked[0].probe.token, pack(THERE)), 2.0)
+    assert any(isinstance(output, out.SetEndpoint) for output in made.take())
+
+
+def test_old_and_doubled_signals_change_nothing() -> None:
+    made = engine()
+    made.want(PEER, 1.0)
+    newer = ("203.0.113.20", 4000)
+    made.signal_received(PEER, signal(newer, sequence=5), 1.0)
+    made.signal_received(PEER, signal(THERE, sequence=4), 1.1)
+    made.signal_received(PEER, signal(THERE, sequence=5), 1.2)
+    assert {p.place for p in probes(run(made, 1.2, 20.0))} == {newer}
+
+
+def test_a_relay_that_is_proved_is_used_and_left_for_a_direct_path() -> None:
+    made = engine(relays=True)
+    made.want(PEER, 1.0)
+    assert out.OpenRelay(PEER, RELAY) in made.take()
+    leg = ("198.51.100.11", 7000)
+    offer = RelayOffer(RELAY.ed25519, pack(("198.51.100.11", 7001)), b"t")
+    made.relay_opened(PEER, RELAY, leg, offer, 1.1)
+    prove(made, leg, 1.1)
+    done = made.take()
+    assert out.SetEndpoint(PEER, leg, RELAY) in done
+    made.signal_received(PEER, signal(THERE), 2.2)
+    prove(made, THERE, 2.2)
+    done = made.take()
+    assert out.SetEndpoint(PEER, THERE, None) in done
+    assert out.HoldEndpoint(PEER, leg, THERE) in done
+    view = made.describe(PEER, 3.3)
+    assert view is not None
+    assert (view.path_class, view.place, view.why) == (PathClass.PUNCHED, THERE, "")
+    assert view.rtt_s is not None
+    made.forget(PEER, 3.4)
+    done = made.take()
+    assert out.ReleaseEndpoint(PEER, leg) in done
+    assert out.CloseRelay(PEER, RELAY) in done
+    assert made.describe(PEER, 3.4) is None
+
+
+def test_a_relay_is_used_unproved_when_nothing_answers() -> None:
+    made = engine(relays=True)
+    made.want(PEER, 1.0)
+    leg = ("198.51.100.11", 7000)
+    made.relay_opened(PEER, RELAY, leg, None, 1.1)
+    done = run(made, 1.1, 6.0)
+    at = min(t for t, o in done if o == out.SetEndpoint(PEER, leg, RELAY))
+    assert at == pytest.approx(1.1 + PATIENCE_S, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "words"),
+    [
+        (NatKind.HARD, NatKind.HARD, "Both sides"),
+        (NatKind.HARD, NatKind.EASY, "This node is behind a NAT"),
+        (NatKind.EASY, NatKind.HARD, "The peer is behind a NAT"),
+        (NatKind.EASY, NatKind.BLOCKED, "The peer's network lets no UDP through"),
+        (NatKind.EASY, NatKind.EASY, "None of the peer's addresses answers"),
+    ],
+)
+def test_why_a_peer_is_relayed(own: NatKind, theirs: NatKind, words: str) -> None:
+    made = engine()
+    for n, output in enumerate(probes([(0, o) for o in observe(made)], Observe)):
+        seen = ("198.51.100.77", 4000 + (n if own is NatKind.HARD else 0))
+        made.probe_received(HELPER, output.place, Observed(output.probe.token, pack(seen)), 21.0)
+    made.want(PEER, 22.0)
+    made.signal_received(PEER, signal(THERE, nat=theirs), 22.0)
+    run(made, 22.0, 60.0)
+    view = made.describe(PEER, 60.0)
+    assert view is not None
+    assert words in view.why
+
+
+def observe(made: PathEngine) -> list[out.Output]:
+    """Return the questions of the round at 20 s."""
+    made.network_changed(20.0)
+    made.tick(20.0)
+    return made.take()
+
+
+def test_why_before_the_peer_has_said_anything() -> None:
+    made = engine()
+    made.want(PEER, 1.0)
+    view = made.describe(PEER, 2.0)
+    assert view is not None
+    assert view.path_class is None
+    assert view.why == "The peer has not answered our signals yet."
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            "want forget call go quiet ping pong stale_pong nominate wg roam open fail net local "
+            "birthday socket tick".split()
+        ),
+        st.integers(0, 3),
+        st.floats(0.0, 5.0),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(EVENTS)
+def test_any_order_of_events(events: list[tuple[str, int, float]]) -> None:
+    """Endpoints only where it answered or to a relay; what was opened is closed in the end."""
+    made = engine(relays=True)
+    places = [THERE, ("203.0.113.10", 5), ("192.168.1.20", 51820), ("198.51.100.11", 7002)]
+    peers = [PEER, NodeId(bytes([3]) * 32)]
+    sent: list[out.SendProbe] = []
+    answered: set[tuple[NodeId, Place]] = set()
+    legs: set[Place] = {("198.51.100.11", 7000 + n) for n in range(4)}
+    standing: set[object] = set()
+    now = 1.0
+
+    def absorb() -> None:
+        for output in made.take():
+            match output:
+                case out.SendProbe(probe=Ping()):
+                    sent.append(output)
+                case out.SetEndpoint(peer=peer, place=place, relay=relay):
+                    assert (peer, place) in answered or (relay == RELAY and place in legs)
+                case out.HoldEndpoint(peer=peer, old=old):
+                    assert ("hold", peer, old) not in standing
+                    standing.add(("hold", peer, old))
+                case out.ReleaseEndpoint(peer=peer, old=old):
+                    standing.remove(("hold", peer, old))
+                case out.AddSnat(peer=peer, place=place):
+                    assert ("snat", peer, place) not in standing
+                    standing.add(("snat", peer, place))
+                case out.RemoveSnat(peer=peer, place=place):
+                    standing.remove(("snat", peer, place))
+                case out.StartBirthday(peer=peer):
+                    assert ("sockets", peer) not in standing
+                    standing.add(("sockets", peer))
+                case out.StopBirthday(peer=peer):
+                    standing.remove(("sockets", peer))
+
+    for sequence, (name, n, wait) in enumerate(events, start=1):
+        peer, place = peers[n % 2], places[n]
+        match name:
+            case "want":
+                made.want(peer, now)
+            case "forget":
+                made.forget(peer, now)
+            case "call":
+                offer = RelayOffer(RELAY.ed25519, pack(("198.51.100.11", 7003)), bytes([n]))
+                made.signal_received(
+                    peer,
+                    signal(*places[: n + 1], sequence=sequence, offers=(offer,), nat=NatKind(n)),
+                    now,
+                )
+            case "go":
+                going = Signal(epoch=1, sequence=sequence, heard_epoch=1, heard=n, go=True)
+                made.signal_received(peer, going, now)
+            case "quiet":
+                made.signal_received(peer, Signal(epoch=n, sequence=n), now)
+            case "birthday":
+                made.signal_received(peer, signal(THERE, sequence=sequence, birthday=n), now)
+            case "ping" | "nominate":
+                made.probe_received(peer, place, Ping(n, nominates=name == "nominate"), now)
+            case "socket":
+                made.probe_received(peer, place, Ping(n), now, local_port=30000 + n)
+            case "pong" if sent:
+                last = sent[-1 - n % len(sent)]
+                answered.add((last.peer, last.place))
+                pong = Pong(last.probe.token, pack(THERE))
+                made.probe_received(last.peer, last.place, pong, now)
+            case "stale_pong":
+                made.probe_received(peer, place, Pong(n, pack(THERE)), now)
+            case "wg" | "roam":
+                endpoint = place if name == "roam" else None
+                made.wireguard_seen(peer, endpoint, now, sequence * n, sequence, now)
+            case "open":
+                leg = ("198.51.100.11", 7000 + n)
+                made.relay_opened(peer, RELAY, leg, RelayOffer(RELAY.ed25519, pack(leg)), now)
+            case "fail":
+                made.relay_failed(peer, RELAY, now)
+            case "net":
+                made.network_changed(now)
+            case "local":
+                made.set_local(AROUND, [RENDEZVOUS], RELAYS if n % 2 else [], now)
+        absorb()
+        end = now + wait
+        for _ in range(3000):
+            now = max(now, made.wake_at())
+            if now > end:
+                break
+            made.tick(now)
+            absorb()
+        else:
+            raise AssertionError("a busy loop")
+        now = end
+    for peer in peers:
+        made.forget(peer, now)
+    absorb()
+    assert standing == set()
