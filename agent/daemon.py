@@ -63,7 +63,7 @@ from agent.relay.allocation import Limits
 from agent.relay.service import Relay
 from agent.relay.service import Settings as RelaySettings
 from agent.traversal import helpers
-from agent.traversal.helpers import Reachable
+from agent.traversal.helpers import Outside
 from agent.traversal.service import Settings as TraversalSettings
 from agent.traversal.service import Traversal
 
@@ -459,17 +459,22 @@ class Agent:
 
     async def _follow_helpers(self) -> None:
         """Tell the path engine who of those that are reached from outside helps it."""
+        mesh = self._membership.mesh
+        outside = Outside((mesh.ipv6_prefix, mesh.ipv4_network))
         while True:
-            found = []
             for node, (host, _) in self._discovery.contacts():
-                member = self._membership.find(node)
-                if member is not None and self._membership.is_member(node, time.time()):
-                    rtt_ms = self._presence.describe(node)["rtt_ms"]
-                    places = tuple(endpoint.split(text) for text in member.wireguard_endpoints)
-                    found.append(
-                        Reachable(node, host, places, member.certificate.roles,
-                                  None if rtt_ms is None else rtt_ms / 1000)
-                    )  # fmt: skip
+                outside.answered(node, host)
+            hosts = outside.hosts(self._presence.alive())
+            found = []
+            for member in self._membership.live_members(time.time()):
+                rtt_ms = self._presence.describe(member.node_id)["rtt_ms"]
+                helper = helpers.reachable(
+                    member.node_id, hosts.get(member.node_id),
+                    [endpoint.split(text) for text in member.wireguard_endpoints],
+                    member.certificate.roles, None if rtt_ms is None else rtt_ms / 1000,
+                )  # fmt: skip
+                if helper is not None and member.node_id != self._own:
+                    found.append(helper)
             self._traversal.set_helpers(helpers.choose(found))
             await asyncio.sleep(_HELPERS_INTERVAL_S if found else _HELPERS_FIRST_S)
 

@@ -244,7 +244,7 @@ class Neighbours:
         self._flows = self._traversal.observe(states)
         configs = self._table.configs(
             lambda node: self._membership.is_member(node, now), now,
-            self._traversal.endpoint if self._traversal.running else None,
+            None if self._traversal.failed else self._traversal.endpoint,
         )  # fmt: skip
         await self._overlay.set_peers(configs)
         self._write_quick_file(configs)

@@ -45,8 +45,8 @@ class PeerConfig:
     """What a peer shall be: its WireGuard public key, where it is, and which addresses are its own.
 
     `node_public`: 32 bytes X25519 (`NodeId.wireguard_public`). `endpoint`: None leaves the peer
-    to call us first. `keepalive_s`: 0 … 65535 seconds, 0 sends none. `order`: another number has the
-    same endpoint set again, where WireGuard roamed from it and shall come back.
+    to call us first. `keepalive_s`: 0 … 65535 seconds, 0 sends none. `order`: another one has the
+    same endpoint set again, if WireGuard roamed from it and shall come back.
     """
 
     node_public: bytes

@@ -24,8 +24,11 @@ from dataclasses import dataclass
 
 from agent.identity.keys import NodeId
 from agent.paths.allowance import Allowance
-from agent.paths.candidates import Surroundings, own_candidates
+from agent.paths.candidates import Surroundings, is_private, own_candidates
 from agent.paths.messages import (
+    CANDIDATES_MAX,
+    Candidate,
+    Kind,
     MtuAnswer,
     MtuProbe,
     NatKind,
@@ -130,6 +133,16 @@ class PathEngine:
             kept = self._kept[peer] = _Kept(Pair(peer, self._own, now), now)
         kept.pair.call(now)
         self._run(kept, now)
+
+    def introduce(self, peer: NodeId, places: Sequence[Place], now: float) -> None:
+        """Say where a peer's record says that it is, and want it: see `want`."""
+        kept = self._kept.get(peer)
+        if kept is None and peer != self._own.id:
+            kept = self._kept[peer] = _Kept(Pair(peer, self._own, now), now)
+        if kept is not None:
+            kept.pair.know(tuple(_named(place) for place in places[:CANDIDATES_MAX]), now)
+            self.want(peer, now)
+            self._run(kept, now)
 
     def forget(self, peer: NodeId, now: float) -> None:
         """Nobody here wants the peer any more; what was opened for it is closed."""
@@ -363,3 +376,11 @@ class PathEngine:
             return
         own.nat, own.public_hosts, own.candidates = nat, hosts, candidates
         self._tell_at = min(self._tell_at, now + TELL_AFTER_S)
+
+
+def _named(place: Place) -> Candidate:
+    """Return a place of a record as a candidate: an interface's or the operator's word."""
+    host = place[0]
+    if ":" in host:
+        return Candidate.of(Kind.IPV6, place)
+    return Candidate.of(Kind.LAN if is_private(host) else Kind.CONFIGURED, place)

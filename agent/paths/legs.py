@@ -98,6 +98,12 @@ class Legs:
         asked = min((e.asked_at for e in self._legs.values() if e.place is None), default=_NEVER)
         self.wake_at = min(due, asked + ASK_TIMEOUT_S)
 
+    def rest(self, until: float, *, rested: bool) -> None:
+        """No relay is needed now; those that are open are closed if that is so for long."""
+        self.wake_at = until if self._legs and not rested else _NEVER
+        if rested:
+            self.close()
+
     def opened(self, relay: NodeId, place: Place, offer: RelayOffer | None, now: float) -> bool:
         """Take the place that the shell got; False when it is not wanted any more."""
         leg = self._legs.get(relay)

@@ -38,6 +38,7 @@ from agent.paths.chance import SETTLE_S, Chance
 from agent.paths.choice import NOMINATED_S, better, too_silent
 from agent.paths.legs import Legs
 from agent.paths.messages import (
+    Candidate,
     MtuAnswer,
     NatKind,
     Ping,
@@ -62,6 +63,11 @@ from agent.paths.why import why_not_direct
 # another port than the peer expects. So both sides have to send before the other's arrives: at the
 # same moment. Without a "go" they begin this long after the call.
 UNSYNCHRONISED_S = 0.6
+# A peer whose record says where it is gets a ping there before it is called and a relay is asked:
+# on a LAN, and where it has an address of its own, that is all. Its answer takes a round trip.
+HEAD_START_S = 0.4
+# Once a peer is reached without any NAT for this long, no relay is kept for it.
+REST_AFTER_S = 20.0
 # A direct path that failed is asked again this long, besides the rounds.
 RETRY_FOR_S = 60.0
 # A ping from a place that answered lately needs none back.
@@ -99,13 +105,21 @@ class Pair:
 
     # What the engine says.
 
+    def know(self, candidates: tuple[Candidate, ...], now: float) -> None:
+        """Take where the peer's record says that it is; its own signals are newer."""
+        if not self._talk.heard_epoch:
+            for path in self._book.set_candidates(candidates, now):
+                path.burst(now)
+
     def call(self, now: float) -> None:
         """Somebody here wants the peer: find it."""
         self.wanted = True
+        if self._direct(now):
+            return
         self._calls = True
-        self._called_at = now
+        self._called_at = now + HEAD_START_S if self._book.candidates else now
         self._rounds.begin(now)
-        self._talk.say(now)
+        self._talk.say(self._called_at)
 
     def local_changed(self, now: float) -> None:
         """Our own places or our NAT's kind are others now."""
@@ -277,13 +291,7 @@ class Pair:
     def tick(self, now: float) -> None:
         """Do what is due."""
         self._judge(now)
-        relays = [path for path in self._book.all() if path.relay is not None]
-        self._legs.tick(
-            now,
-            self._called_at if self._calls else self._since,
-            called=self._calls,
-            works=any(path.proved(now) for path in relays),
-        )
+        self._tend_relays(now)
         if self._used is None:
             self._use_relay("a relay is there", now)
         self._chance.tick(now)
@@ -296,6 +304,24 @@ class Pair:
         self._mtu.tick(self._used, now)
 
     # The rules.
+
+    def _tend_relays(self, now: float) -> None:
+        """See that there are relays, unless packets go the whole way without a NAT."""
+        used = self._used
+        direct = used is not None and self._direct(now)
+        if direct and used is not None and self._book.path_class(used) < PathClass.PUNCHED:
+            rested = now - self._view.since >= REST_AFTER_S
+            self._legs.rest(self._view.since + REST_AFTER_S, rested=rested)
+            if rested:
+                self._book.set_relays([], now)
+            return
+        relays = [path for path in self._book.all() if path.relay is not None]
+        self._legs.tick(
+            now,
+            self._called_at if self._calls else self._since,
+            called=self._calls,
+            works=any(path.proved(now) for path in relays),
+        )
 
     def _choose(self, now: float, reason: str) -> None:
         recent = now - self._nominated_at < NOMINATED_S
@@ -316,6 +342,9 @@ class Pair:
         if path.relay is None and path.proved(now):
             self._chance.settled(path.place)
             self._lost_at = None
+            if not self._talk.sequence:
+                self._calls = False
+                self._talk.hush()  # it was found by its record alone
             self._rounds.direct(now, best=self._book.path_class(path) is PathClass.LAN)
         else:
             self._rounds.begin(now)

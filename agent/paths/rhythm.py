@@ -26,6 +26,8 @@ IDLE_S = 14.0
 # While packets flow a path that went silent has to be noticed within a second.
 ACTIVE_S = 1.0
 ACTIVE_FOR_S = 10.0
+# What flows by itself stays below this: keepalives, presence, gossip.
+ACTIVE_BYTES_PER_S = 1000.0
 FAST_S, FAST_FOR_S, SLOW_S = 0.25, 4.0, 2.0
 EXPECT_S = 0.1
 RELAY_S, RELAY_PINGS = 0.4, 6
@@ -42,7 +44,7 @@ class Rhythm:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._rx = self._tx = 0
-        self._active_at = _LONG_AGO
+        self._active_at = self._looked_at = _LONG_AGO
         self._received_at = _LONG_AGO
         self._unanswered_tx_since: float | None = None
 
@@ -57,9 +59,10 @@ class Rhythm:
     def traffic(self, rx: int, tx: int, on_path: bool, now: float) -> None:
         """Take WireGuard's counters; `on_path`: its endpoint is the path in use."""
         received, sent = rx > self._rx, tx > self._tx
-        self._rx, self._tx = rx, tx
-        if received or sent:
+        carried = rx - self._rx + tx - self._tx
+        if carried >= ACTIVE_BYTES_PER_S * (now - self._looked_at):
             self._active_at = now
+        self._rx, self._tx, self._looked_at = rx, tx, now
         if received:
             self._unanswered_tx_since = None
             if on_path:

@@ -63,6 +63,11 @@ class Talk:
         self._tries = 0
         self._next_at = min(self._next_at, now)
 
+    def hush(self) -> None:
+        """Say nothing after all, and wait for nothing."""
+        self._acknowledged = self._news
+        self._tries, self._next_at = 0, _NEVER
+
     def answer(self, now: float) -> None:
         """Tell the peer that we heard it."""
         self._next_at = min(self._next_at, now + _ANSWER_DELAY_S)

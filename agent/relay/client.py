@@ -88,13 +88,19 @@ class RelayClient:
     """Our side of one pair at one relay."""
 
     def __init__(
-        self, peer: NodeId, relay: str, seal: PairSeal, random: Random, now: float
-    ) -> None:
-        """`relay`: the relay's address, a literal; `seal`: between this node and the relay."""
+        self, peer: NodeId, relay: str, seal: PairSeal, random: Random, now: float,
+        *, tunnelled: bool = False,
+    ) -> None:  # fmt: skip
+        """`relay`: the relay's address, a literal; `seal`: between this node and the relay.
+
+        `tunnelled`: a tunnel carries the packets and proves the side, so nothing is opened; the
+        allocation alone is asked for and kept.
+        """
         self._peer = peer
         self._relay = relay
         self._seal = seal
         self._random = random
+        self._tunnelled = tunnelled
         self._out: list[Output] = []
         self._allocated: Allocated | None = None
         self._cookie = NO_COOKIE
@@ -118,7 +124,7 @@ class RelayClient:
             case State.ASKING:
                 return self._next_at
             case State.OPENING | State.OPEN:
-                return min(self._next_at, self._refresh_at)
+                return self._refresh_at if self._tunnelled else min(self._next_at, self._refresh_at)
             case _:
                 return None
 
@@ -181,7 +187,7 @@ class RelayClient:
 
     def reopen(self, now: float) -> None:
         """Prove our place again, now: it may have changed, or the path went silent."""
-        if self.state in (State.OPENING, State.OPEN):
+        if self.state in (State.OPENING, State.OPEN) and not self._tunnelled:
             self._retry_s = RETRY_S
             self._open(now)
 
@@ -199,7 +205,7 @@ class RelayClient:
         if now >= self._refresh_at and self._allocated is not None:
             self._refresh_at = now + ASK_AGAIN_S
             self._out.append(Ask(messages.encode(Refresh(self._allocated.id))))
-        if now >= self._next_at:
+        if now >= self._next_at and not self._tunnelled:
             if self.state is State.OPEN and now >= self._heard_at + LOST_S:
                 self.state, self._told = State.OPENING, None
                 self._began_at = now
@@ -228,7 +234,10 @@ class RelayClient:
         if before is None or before.id != allocated.id:
             self.state, self._began_at, self._cookie = State.OPENING, now, NO_COOKIE
             self._retry_s = RETRY_S
-            self._open(now)
+            if self._tunnelled:
+                self.state = State.OPEN
+            else:
+                self._open(now)
 
     def _open(self, now: float) -> None:
         """Send an Open, and say when the next one is due: soon, then less and less often."""

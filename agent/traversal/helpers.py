@@ -6,12 +6,15 @@ anything there. Whoever says by its roles that it relays comes first, then who i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from agent.identity.keys import NodeId
 from agent.paths.candidates import is_private, is_unicast
 from agent.paths.messages import Place
+
+Network = IPv4Network | IPv6Network
 
 # As many as the engine asks; the next one of each steps in when one is gone.
 RENDEZVOUS_MAX = 4
@@ -34,7 +37,7 @@ class Helpers:
 
 @dataclass(frozen=True)
 class Reachable:
-    """A member that others reach: the address that answered, its WireGuard places, roles, RTT."""
+    """A member that others reach: its underlay address, WireGuard places, roles, RTT."""
 
     node: NodeId
     host: str
@@ -43,13 +46,52 @@ class Reachable:
     rtt_s: float | None
 
 
+class Outside:
+    """Where members answered on the underlay; over the overlay everyone does."""
+
+    def __init__(self, overlay: Sequence[Network]) -> None:
+        """`overlay`: the mesh's own networks."""
+        self._overlay = tuple(overlay)
+        self._hosts: dict[NodeId, str] = {}
+
+    def answered(self, node: NodeId, host: str) -> None:
+        """Note that discovery has a member at an address, of whichever network."""
+        address = ip_address(host)
+        if not any(address in net for net in self._overlay if net.version == address.version):
+            self._hosts[node] = host
+
+    def hosts(self, alive: Container[NodeId]) -> dict[NodeId, str]:
+        """Return the underlay addresses of those who are still there, and forget the others."""
+        self._hosts = {node: host for node, host in self._hosts.items() if node in alive}
+        return dict(self._hosts)
+
+
+def reachable(
+    node: NodeId, host: str | None, places: Sequence[Place], roles: tuple[str, ...],
+    rtt_s: float | None,
+) -> Reachable | None:  # fmt: skip
+    """Return a member that helps, or None for one that others do not reach.
+
+    `host`: where it answered. One that never did counts all the same if its role is to relay and
+    it has a public address: where no UDP gets out of here, nobody answers discovery.
+    """
+    if host is None and RELAY_ROLE in roles:
+        public = [each for each, _ in places if is_unicast(each) and not is_private(each)]
+        host = min(public, key=lambda each: ":" in each, default=None)
+    return None if host is None else Reachable(node, host, tuple(places), roles, rtt_s)
+
+
 def choose(members: Iterable[Reachable]) -> Helpers:
     """Return who helps; equal members in any order give equal helpers."""
     near = sorted(members, key=_distance)
     rendezvous = [(m.node, place) for m in near if (place := _place(m)) is not None]
-    relays = [(m.node, _hosts(m)) for m in near if _hosts(m)]
-    relays.sort(key=lambda each: RELAY_ROLE not in next(m.roles for m in near if m.node == each[0]))
-    return Helpers(tuple(rendezvous[:RENDEZVOUS_MAX]), tuple(relays[:RELAYS_MAX]))
+    # A relay on our own LAN is none for a peer elsewhere, and a peer here needs none.
+    relaying = [m for m in near if not is_private(m.host)]
+    relaying.sort(key=lambda m: RELAY_ROLE not in m.roles)
+    return Helpers(
+        tuple(rendezvous[:RENDEZVOUS_MAX]),
+        tuple((m.node, _hosts(m)) for m in relaying[:RELAYS_MAX]),
+    )
 
 
 def _distance(member: Reachable) -> tuple[bool, int, bytes]:
@@ -59,13 +101,14 @@ def _distance(member: Reachable) -> tuple[bool, int, bytes]:
 
 
 def _place(member: Reachable) -> Place | None:
-    """Return WireGuard's place at the address that answered."""
-    for host, port in member.places:
-        if host == member.host:
-            return host, port
-    # Behind a mapped or forwarded port its own word is another address than the one that answered.
-    port = member.places[0][1] if member.places else 0
-    return (member.host, port) if port and is_unicast(member.host) else None
+    """Return WireGuard's place at the member's address."""
+    if not is_unicast(member.host):
+        return None
+    # Behind a forwarded port it knows another address than the one that answers.
+    port = next((port for host, port in member.places if host == member.host), None)
+    if port is None:
+        port = member.places[0][1] if member.places else None
+    return None if port is None else (member.host, port)
 
 
 def _hosts(member: Reachable) -> tuple[str, ...]:

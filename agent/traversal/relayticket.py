@@ -1,6 +1,6 @@
 """What one end of a pair tells the other about a relay's allocation, in a signal. A core.
 
-    ticket = allocation 8 | the receiver's UDP port there 2 | the relay's TCP port for tunnels 2 or 0
+    ticket = allocation 8 | the receiver's UDP port there 2 | the relay's TCP tunnel port 2 (or 0)
 
 The relay's node and address stand beside it in the offer (agent/paths/messages.py).
 """

@@ -132,11 +132,10 @@ class _Use:
         self._ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._tunnelling: asyncio.Task[None] | None = None
-        self._tunnel_up = False
         self._endpoint: Place | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         seal = PairSeal(owner._key, relay, owner._mesh_id, owner._keys)
-        self._client = RelayClient(peer, host, seal, owner._random, time.time())
+        self._client = RelayClient(peer, host, seal, owner._random, time.time(), tunnelled=tunnel)
 
     def begin(self, ticket: bytes | None) -> None:
         if ticket:
@@ -180,8 +179,7 @@ class _Use:
                     if self._own:
                         self._spawn(self._request(output.request))
                 case client.Send():
-                    if not self._tunnel:
-                        self._owner._send(output.to, output.datagram)
+                    self._owner._send(output.to, output.datagram)
                 case client.Ready():
                     self._ready(output.endpoint)
                 case client.Lost():
@@ -192,13 +190,10 @@ class _Use:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        wakes_at = self._wakes_at()
+        wakes_at = self._client.wakes_at
         if wakes_at is not None and not self._ended:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.0, wakes_at - time.time()), self._tick)
-
-    def _wakes_at(self) -> float | None:
-        return self._client.wakes_at
 
     def _tick(self) -> None:
         self._client.tick(time.time())
@@ -232,8 +227,6 @@ class _Use:
         return RelayOffer(self._relay.ed25519, pack((self._host, port)), ticket.encode())
 
     def _lost(self, reason: str) -> None:
-        if self._tunnel and self._tunnel_up:
-            return  # the client's own datagrams do not get through here, and need not
         _log.info("relay lost relay=%s peer=%s: %s", self._relay, self._peer, reason)
         self._fail()
 
@@ -265,7 +258,6 @@ class _Use:
     def _tunnel_changed(self, tunnel: TunnelClient, reason: str | None) -> None:
         if self._ended:
             return
-        self._tunnel_up = reason is None
         if reason is None:
             self._ready(tunnel.endpoint)
         else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import secrets
 import socket
@@ -44,10 +45,12 @@ from agent.paths.messages import (
 from agent.paths.outputs import (
     AddSnat,
     CloseRelay,
+    HoldEndpoint,
     MtuFound,
     OpenRelay,
     Output,
     PathChanged,
+    ReleaseEndpoint,
     RemoveSnat,
     SendProbe,
     SendSignal,
@@ -60,6 +63,7 @@ from agent.paths.wire import MAGIC, NONCE_BYTES, PathSeal
 from agent.portmap.service import PortMapper
 from agent.portmap.words import Mapping
 from agent.probing.changes import UnderlayChanges
+from agent.probing.hold import Holds
 from agent.probing.plainport import PlainPort
 from agent.probing.port import Port
 from agent.probing.rawport import RawPort
@@ -116,9 +120,11 @@ class _Parts:
     """What is there between `start` and `stop`."""
 
     port: Port
+    second: Port
     answering: Answering
     relays: RelayUse
     birthdays: Birthdays
+    holds: Holds
     mapper: PortMapper
     changes: UnderlayChanges
     wireguard_port: int
@@ -169,6 +175,7 @@ class Traversal:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._parts: _Parts | None = None
+        self.failed = False
 
     # ------------------------------------------------------------------ life
 
@@ -176,16 +183,21 @@ class Traversal:
         """Have signals heard from the control plane's first moment."""
         self._carrier.begin()
 
-    @property
-    def running(self) -> bool:
-        """Whether paths are looked for; without it WireGuard's endpoints are others' business."""
-        return self._parts is not None
-
     async def start(self, wireguard_port: int) -> None:
-        """Begin; WireGuard holds its port. Raises EnvironmentFault where that cannot be shared."""
+        """Begin; WireGuard holds its port. Raises EnvironmentFault where that cannot be shared.
+
+        Then `failed` is true, and WireGuard's endpoints are others' business.
+        """
+        try:
+            await self._start(wireguard_port)
+        except EnvironmentFault:
+            self.failed = True
+            raise
+
+    async def _start(self, wireguard_port: int) -> None:
         port = self._make_port(wireguard_port)
         second = PlainPort(wireguard_port + SECOND_PORT_OFFSET)
-        answering = Answering(port, second, self._answer)
+        answering = Answering(port, second, self._second_heard)
         port.open(self._heard)
         try:
             relays = RelayUse(
@@ -196,16 +208,20 @@ class Traversal:
             rules = BirthdayRules(self._settings.interface, wireguard_port)
             birthdays = Birthdays(rules, self._unseal, self._met)
             await birthdays.start()
-            secret = self._key.derive(b"covey port mapping")
+            secret = hashlib.blake2b(self._key.seed, person=b"covey portmap").digest()
             mapper = PortMapper(
                 wireguard_port, secret, self._mapped, enabled=self._settings.port_mapping,
                 excluded_interface=self._settings.interface,
             )  # fmt: skip
+            holds = Holds(self._settings.interface, wireguard_port)
+            await holds.start()
             changes = UnderlayChanges(self._settings.interface, self._underlay_changed)
         except BaseException:
             port.close()
             raise
-        self._parts = _Parts(port, answering, relays, birthdays, mapper, changes, wireguard_port)
+        self._parts = _Parts(
+            port, second, answering, relays, birthdays, holds, mapper, changes, wireguard_port
+        )
         try:
             answering.start()
         except EnvironmentFault as fault:
@@ -227,7 +243,9 @@ class Traversal:
         if parts is None:
             return
         await parts.changes.stop()
-        await asyncio.gather(parts.mapper.stop(), parts.relays.stop(), parts.birthdays.stop())
+        await asyncio.gather(
+            parts.mapper.stop(), parts.relays.stop(), parts.birthdays.stop(), parts.holds.stop()
+        )
         parts.answering.stop()
         parts.port.close()
 
@@ -377,18 +395,18 @@ class Traversal:
         self._engine.probe_received(peer, place, probe, _now(), local_port)
         self._after()
 
-    def _answer(self, place: Place, payload: bytes, asked: Asked) -> bytes | None:
-        """Answer a rendezvous question that came to the second port."""
-        if asked is Asked.WIREGUARD:
+    def _second_heard(self, place: Place, payload: bytes, asked: Asked) -> bytes | None:
+        """Take what came to the second port: the engine answers questions, from that port."""
+        parts = self._parts
+        if asked is Asked.WIREGUARD or parts is None:
             return None  # heard by `_heard`
         try:
             peer, probe = self._seal.open_probe(payload)
         except WireError:
             return None
-        if not isinstance(probe, Observe):
-            return None
-        answer = self._engine.observed(probe, place)
-        return self._seal.seal_probe(peer, answer, secrets.token_bytes(NONCE_BYTES))
+        if isinstance(probe, Observe):
+            self._feed(peer, place, probe, parts.second.port)
+        return None
 
     def _unseal(self, peer: NodeId, datagram: bytes) -> Probe | None:
         try:
@@ -497,6 +515,10 @@ class Traversal:
                 mtu = before.mtu if before is not None else 0
                 self._sets[peer] = _Set(output.place, output.relay, order, mtu)
                 self._changed()
+            case HoldEndpoint():
+                parts.holds.hold(output.old, output.new)
+            case ReleaseEndpoint():
+                parts.holds.release(output.old)
             case OpenRelay():
                 parts.relays.open(peer, output.relay, tunnel=output.tunnel, ticket=output.ticket)
             case CloseRelay():
@@ -525,6 +547,9 @@ class Traversal:
     def _send_probe(self, parts: _Parts, output: SendProbe) -> None:
         probe = output.probe
         datagram = self._seal.seal_probe(output.peer, probe, secrets.token_bytes(NONCE_BYTES))
+        if output.local_port == parts.second.port:
+            parts.second.send(output.place, datagram)
+            return
         if output.local_port:
             parts.birthdays.send(output.peer, output.local_port, datagram)
             return
