@@ -28,7 +28,7 @@ ACTIVE_S = 1.0
 ACTIVE_FOR_S = 10.0
 FAST_S, FAST_FOR_S, SLOW_S = 0.25, 4.0, 2.0
 EXPECT_S = 0.1
-RELAY_S, RELAY_PINGS = 0.4, 6
+RELAY_S, RELAY_PINGS = 0.25, 10
 RETRY_S = 1.5
 # WireGuard answers what carries data after 10 s at the latest, most protocols in an RTT.
 _SILENT_TX_S = 0.7

@@ -6,7 +6,7 @@ from agent.paths.candidates import PathClass
 from agent.paths.engine import PathEngine
 from agent.paths.messages import Place
 
-from .network import Nat, Node, Realm, World
+from .network import Firewall, Nat, Node, Realm, World
 from .scenario import Duet, check
 
 GAP_S = 3.0
@@ -349,3 +349,49 @@ def test_wireguard_stays_on_the_path_though_it_roams(
             assert view.direct
             assert node.wires[peer.id].endpoint == view.place
             assert not node.holds
+
+
+def with_ipv6(duet: Duet) -> None:
+    for n, (node, _) in enumerate(sides(duet), start=1):
+        node.ipv6 = Firewall(node, f"2001:db8:{n}::10")
+        duet.town.tell(node)
+
+
+@pytest.mark.parametrize("kinds", [("hard", "hard"), ("easy", "easy"), ("blocked", "hard")])
+def test_ipv6_through_firewalls_is_better_than_any_nat(kinds: tuple[str, str]) -> None:
+    world = World(1)
+    duet = Duet(world, *kinds)
+    with_ipv6(duet)
+    duet.settle()
+    duet.start()
+    found = duet.measure(for_s=8.0)
+    assert found.first_s is not None
+    assert found.first_s <= 2.0
+    assert found.direct_s is not None
+    world.run(2.0)
+    assert duet.classes() == (PathClass.IPV6,) * 2
+    check(duet.starter, duet.other)
+
+
+def test_ipv6_goes_and_comes_back() -> None:
+    world = World(2)
+    duet = Duet(world, "easy", "easy")
+    with_ipv6(duet)
+    duet.settle()
+    duet.start()
+    world.run(5.0)
+    assert duet.classes() == (PathClass.IPV6,) * 2
+    hosts = world.internet6.hosts.copy()
+    assert duet.gap(world.internet6.hosts.clear) <= GAP_S
+    assert duet.classes() == (PathClass.PUNCHED,) * 2
+    world.internet6.hosts.update(hosts)
+    world.run(130.0)
+    assert duet.classes() == (PathClass.IPV6,) * 2
+
+
+def test_a_guest_whose_packets_flow_stays() -> None:
+    world = World(3)
+    duet = ready(world, "easy", "easy")
+    world.run(300.0)
+    assert duet.other.engine.peers() == [duet.starter.id]
+    assert duet.direct()
