@@ -95,7 +95,9 @@ class Rhythm:
             return now + EXPECT_S
         if path.bursting:
             return path.next_at
+        if now < path.retry_until:
+            return now + RETRY_S
         if path.relay is not None:
             eager = path.unanswered < RELAY_PINGS
             return now + (RELAY_S if eager else IDLE_S * self._rng.uniform(0.9, 1.1))
-        return now + RETRY_S if now < path.retry_until else _NEVER
+        return _NEVER

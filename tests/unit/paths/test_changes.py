@@ -80,7 +80,12 @@ def test_both_relays_die_and_come_back() -> None:
     for relay in duet.town.relays:
         relay.dead = True
         relay.allocations.clear()
-    world.run(30.0)
+    world.run(5.0)
+    for relay in duet.town.relays:
+        for node, peer in sides(duet):
+            node.engine.relay_failed(peer.id, relay.id, world.now)
+            node.act()
+    world.run(25.0)
     assert duet.classes() == (None, None)
     for relay in duet.town.relays:
         relay.dead = False
@@ -163,6 +168,24 @@ def test_a_path_is_back_at_once_after_an_outage_of_all() -> None:
     back = world.now
     world.run(10.0, until=duet.direct)
     assert world.now - back <= GAP_S
+
+
+@pytest.mark.parametrize("for_s", [4.0, 8.0, 15.0, 40.0])
+@pytest.mark.parametrize("kinds", [("hard", "hard"), ("easy", "easy"), ("easy", "hard")])
+def test_a_moment_without_any_network(kinds: tuple[str, str], for_s: float) -> None:
+    for seed in range(3):
+        world = World(seed)
+        duet = ready(world, *kinds)
+        world.loss = world.signal_loss = 1.0
+        world.run(for_s)
+        world.loss = world.signal_loss = 0.0
+        back = world.now
+        echoes = len(duet.starter.wires[duet.other.id].echoes)
+        world.run(6.0)
+        after = duet.starter.wires[duet.other.id].echoes[echoes:]
+        assert after, seed
+        assert after[0] - back <= GAP_S
+        check(duet.starter, duet.other)
 
 
 def test_a_network_that_blocks_udp_for_a_while() -> None:
