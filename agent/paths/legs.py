@@ -8,7 +8,8 @@
     one        it works, or WARM_AFTER_S passed   the side with the lower id asks for a second, so
                                                    that one may die
     asked      no word for ASK_TIMEOUT_S, refused ask the next; this one again after RETRY_S
-    open       its path failed                    close it, ask the next
+    open       its path is silent                 ask the next; when one works close the silent one,
+                                                   until then ask that anew each ASK_ANEW_S
     any        the peer offers one                join it; by WebSocket if no UDP gets through here;
                                                    one that failed not before RETRY_S
     any        the peer offers it no more         gone
@@ -20,6 +21,7 @@ peer could send us anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from agent.identity.keys import NodeId
@@ -35,6 +37,9 @@ WARM_AFTER_S = 1.5
 _OTHER_AFTER_S = 5.0
 ASK_TIMEOUT_S = 3.0
 RETRY_S = 20.0
+# A relay that lost the allocation tells the shell so (`failed`); one that is only silent is likely
+# to be as before when it is back, and a new place has to be signalled first.
+ASK_ANEW_S = 60.0
 _NEVER = float("inf")
 
 
@@ -78,25 +83,52 @@ class Legs:
         mine = [leg.offer for leg in self._legs.values() if leg.offer is not None]
         return tuple(mine[:OFFERS_MAX])
 
-    def tick(self, now: float, since: float, *, called: bool, works: bool) -> None:
-        """Ask for what is missing. `since`: when the pair began; `works`: a relay has answered."""
+    def tick(
+        self,
+        now: float,
+        since: float,
+        *,
+        called: bool,
+        proved: frozenset[NodeId],
+        dead: dict[NodeId, float],
+    ) -> None:
+        """Ask for what is missing. `since`: when the pair began, or called.
+
+        `proved`: the relays over which the peer answered; `dead`: since when others are silent.
+        """
         for leg in list(self._legs.values()):
             if leg.place is None and now - leg.asked_at >= ASK_TIMEOUT_S:
                 self.failed(leg.relay, now)
-        age, count = now - since, len(self._legs)
+            elif leg.relay in dead:
+                self._replace(leg, max(dead[leg.relay], leg.asked_at), bool(proved), now)
+        count = sum(relay not in dead for relay in self._legs)
+        due = _NEVER
         if count == 0:
             due = since if called else since + OFFER_WAIT_S
         elif count == 1 and not self.asking:
             first = self._own.id < self._peer
             due = since + (WARM_AFTER_S if first else _OTHER_AFTER_S)
-            if works and first:
+            if proved and first:
                 due = now
-        else:
-            due = _NEVER
-        if age >= due - since:
-            due = self._open_next(now)
+        if now >= due:
+            due = self._open_next(now, dead)
         asked = min((e.asked_at for e in self._legs.values() if e.place is None), default=_NEVER)
-        self.wake_at = min(due, asked + ASK_TIMEOUT_S)
+        again = min(
+            (max(at, self._legs[r].asked_at) for r, at in dead.items() if r in self._legs),
+            default=_NEVER,
+        )
+        self.wake_at = min(due, asked + ASK_TIMEOUT_S, again + ASK_ANEW_S)
+
+    def _replace(self, leg: Leg, since: float, others: bool, now: float) -> None:
+        """A relay is silent: do without it if another works, else ask it anew at times.
+
+        It may only be that nothing gets through for a moment, and then the place is still good.
+        """
+        if others:
+            self.failed(leg.relay, now)
+        elif not leg.offered and now - since >= ASK_ANEW_S:
+            leg.asked_at = now
+            self._own.out(OpenRelay(self._peer, leg.relay, leg.tunnel))
 
     def rest(self, until: float, *, rested: bool) -> None:
         """No relay is needed now; those that are open are closed if that is so for long."""
@@ -181,9 +213,10 @@ class Legs:
         )  # fmt: skip
         self._own.out(OpenRelay(self._peer, relay, tunnel, offer.ticket))
 
-    def _open_next(self, now: float) -> float:
+    def _open_next(self, now: float, dead: Collection[NodeId] = ()) -> float:
         """Ask the nearest relay that is not in use; return when to try again."""
-        if sum(not leg.offered for leg in self._legs.values()) >= OWN_MAX:
+        mine = [leg for leg in self._legs.values() if not leg.offered and leg.relay not in dead]
+        if len(mine) >= OWN_MAX:
             return _NEVER
         again = _NEVER
         for relay in self._own.relays:

@@ -13,8 +13,8 @@
      that was asked
     the path in use is silent     alarm: ping it each FAST_S, burst at all others, ask rendezvous
      for a timeout                 where they see us, signal and call
-    … too long                    move to the best that answers, or to a relay; if it was direct,
-                                   ask it each RETRY_S for RETRY_FOR_S
+    … too long                    move to the best that answers, or to a relay; ask the silent one
+                                   each RETRY_S for RETRY_FOR_S
     relayed or nothing            a round (call, burst), in pauses that grow (`rounds.py`)
     direct, but not on the LAN    a burst at places that would be better, each BETTER_S
     relayed, one NAT is hard      birthday probing (`chance.py`)
@@ -68,7 +68,7 @@ UNSYNCHRONISED_S = 0.6
 HEAD_START_S = 0.4
 # Once a peer is reached without any NAT for this long, no relay is kept for it.
 REST_AFTER_S = 20.0
-# A direct path that failed is asked again this long, besides the rounds.
+# A path that failed is asked again this long, besides the rounds.
 RETRY_FOR_S = 60.0
 # A ping from a place that answered lately needs none back.
 _HEARD_FRESH_S = 5.0
@@ -292,8 +292,6 @@ class Pair:
         """Do what is due."""
         self._judge(now)
         self._tend_relays(now)
-        if self._used is None:
-            self._use_relay("a relay is there", now)
         self._chance.tick(now)
         if self._chance.consider(self._book, self._since, self._direct(now), now):
             self._talk.say(now)
@@ -320,8 +318,10 @@ class Pair:
             now,
             self._called_at if self._calls else self._since,
             called=self._calls,
-            works=any(path.proved(now) for path in relays),
+            proved=frozenset(p.relay for p in relays if p.relay is not None and p.proved(now)),
+            dead={p.relay: p.failures[-1] for p in relays if p.relay and p.failed and p.failures},
         )
+        self._sync_relays(now)
 
     def _choose(self, now: float, reason: str) -> None:
         recent = now - self._nominated_at < NOMINATED_S
@@ -362,14 +362,11 @@ class Pair:
     def _give_up(self, used: Path, now: float) -> None:
         used.fail(now)
         self._used = None
+        used.retry_until = now + RETRY_FOR_S
+        used.next_at = min(used.next_at, now + RETRY_S)
         if used.relay is None:
             self._lost_at = now
-            used.retry_until = now + RETRY_FOR_S
-            used.next_at = min(used.next_at, now + RETRY_S)
             self._chance.path_failed(used.place, now)
-        else:
-            self._legs.failed(used.relay, now)
-            self._book.set_relays(self._legs.open_legs(), now)
         self._rounds.begin(now)
         self._choose(now, "the path before is silent")
         if self._used is None:

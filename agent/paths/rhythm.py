@@ -30,7 +30,7 @@ ACTIVE_FOR_S = 10.0
 ACTIVE_BYTES_PER_S = 1000.0
 FAST_S, FAST_FOR_S, SLOW_S = 0.25, 4.0, 2.0
 EXPECT_S = 0.1
-RELAY_S, RELAY_PINGS = 0.4, 6
+RELAY_S, RELAY_PINGS = 0.25, 10
 RETRY_S = 1.5
 # WireGuard answers what carries data after 10 s at the latest, most protocols in an RTT.
 _SILENT_TX_S = 0.7
@@ -98,7 +98,9 @@ class Rhythm:
             return now + EXPECT_S
         if path.bursting:
             return path.next_at
+        if now < path.retry_until:
+            return now + RETRY_S
         if path.relay is not None:
             eager = path.unanswered < RELAY_PINGS
             return now + (RELAY_S if eager else IDLE_S * self._rng.uniform(0.9, 1.1))
-        return now + RETRY_S if now < path.retry_until else _NEVER
+        return _NEVER

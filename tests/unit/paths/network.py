@@ -49,13 +49,31 @@ class Data:
 Payload = Probe | Data
 
 
+class Firewall:
+    """A stateful IPv6 firewall before one machine: nothing comes in that was not asked for."""
+
+    def __init__(self, node: Node, host: str) -> None:
+        self.node = node
+        self.host = host
+        self._asked: dict[Place, float] = {}
+        node.world.internet6.hosts[host] = self
+
+    def send(self, port: int, to: Place, payload: Payload) -> None:
+        self._asked[to] = self.node.world.now
+        self.node.world.internet6.send((self.host, port), to, self.node.id, payload)
+
+    def receive(self, source: Place, to: Place, sender: NodeId, payload: Payload) -> None:
+        if self.node.world.now - self._asked.get(source, float("-inf")) <= 30.0:
+            self.node.receive(source, to, sender, payload)
+
+
 class Realm:
     """Addresses that reach each other; `gateway` takes what goes elsewhere."""
 
     def __init__(self, world: World, gateway: Nat | None = None) -> None:
         self.world = world
         self.gateway = gateway
-        self.hosts: dict[str, Node | Nat] = {}
+        self.hosts: dict[str, Node | Nat | Firewall] = {}
 
     def send(self, source: Place, to: Place, sender: NodeId, payload: Payload) -> None:
         at = self.hosts.get(to[0])
@@ -246,6 +264,7 @@ class Node:
         self.mtus: dict[NodeId, int] = {}
         self.pinged: dict[int, tuple[NodeId, Place]] = {}
         self.mapped: tuple[Place, ...] = ()
+        self.ipv6: Firewall | None = None
         self.place(realm, host, prefix)
         world.nodes[self.id] = self
 
@@ -269,6 +288,10 @@ class Node:
                 sender = self.id
                 if not allocation.relay.dead:
                     self.world.later(0.03, lambda: allocation.pass_on(leg, sender, payload))
+            return
+        if ":" in to[0]:
+            if self.ipv6 is not None:
+                self.ipv6.send(port, to, payload)
             return
         if port == WG:
             port = self.snat.get(to, WG)
@@ -306,10 +329,7 @@ class Node:
             case out.ReleaseEndpoint(old=old):
                 del self.holds[old]
             case out.CloseRelay(relay=relay):
-                gone = [p for p, (a, _) in self.tunnels.items() if a.relay.id == relay]
-                for port in gone:
-                    if self.tunnel_peers.get(port) == peer:
-                        self.tunnels.pop(port)[0].tunnels.pop(port, None)
+                self._close(peer, relay)
             case out.StartBirthday(place=place, sockets=sockets):
                 ports = world.rng.sample(range(20000, 60000), sockets)
                 self.birthday.update(dict.fromkeys(ports, peer))
@@ -326,7 +346,14 @@ class Node:
             case out.PathChanged():
                 self.changes.append((world.now, output))
 
+    def _close(self, peer: NodeId, relay: NodeId) -> None:
+        gone = [p for p, (a, _) in self.tunnels.items() if a.relay.id == relay]
+        for port in gone:
+            if self.tunnel_peers.get(port) == peer:
+                self.tunnels.pop(port)[0].tunnels.pop(port, None)
+
     def _open(self, peer: NodeId, relay: NodeId, tunnel: bool, ticket: bytes | None) -> None:
+        self._close(peer, relay)
         at = self.world.nodes[relay]
         if at.dead:
             self.engine.relay_failed(peer, relay, self.world.now)
@@ -448,6 +475,7 @@ class World:
         self.handshakes = handshakes
         self.nodes: dict[NodeId, Node] = {}
         self.internet = Realm(self)
+        self.internet6 = Realm(self)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._wakes: dict[NodeId, float] = {}
@@ -523,7 +551,7 @@ class World:
                     wire = x.wires.get(y.id)
                     if wire is not None:
                         x.engine.wireguard_seen(
-                            y.id, wire.endpoint, None, wire.rx, wire.tx, self.now
+                            y.id, wire.endpoint, self.now, wire.rx, wire.tx, self.now
                         )
                         x.act()
             self.later(every_s, send)
@@ -589,9 +617,10 @@ class Town:
 
     def tell(self, node: Node) -> None:
         """Tell a node's engine of its network."""
-        around = Surroundings(
-            interfaces=(ip_interface(f"{node.host}/{node.prefix}"),), port=WG, mapped=node.mapped
-        )
+        interfaces = [ip_interface(f"{node.host}/{node.prefix}")]
+        if node.ipv6 is not None:
+            interfaces.append(ip_interface(f"{node.ipv6.host}/64"))
+        around = Surroundings(interfaces=tuple(interfaces), port=WG, mapped=node.mapped)
         rendezvous = [Rendezvous(h.id, (h.host, WG), (h.host, WG + 1)) for h in self.helpers]
         relays = [RelayNode(r.id, frozenset({r.host})) for r in self.relays]
         node.engine.set_local(around, rendezvous, relays, self.world.now)

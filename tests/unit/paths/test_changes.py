@@ -6,7 +6,7 @@ from agent.paths.candidates import PathClass
 from agent.paths.engine import PathEngine
 from agent.paths.messages import Place
 
-from .network import Nat, Node, Realm, World
+from .network import Firewall, Nat, Node, Realm, World
 from .scenario import Duet, check
 
 GAP_S = 3.0
@@ -80,7 +80,12 @@ def test_both_relays_die_and_come_back() -> None:
     for relay in duet.town.relays:
         relay.dead = True
         relay.allocations.clear()
-    world.run(30.0)
+    world.run(5.0)
+    for relay in duet.town.relays:
+        for node, peer in sides(duet):
+            node.engine.relay_failed(peer.id, relay.id, world.now)
+            node.act()
+    world.run(25.0)
     assert duet.classes() == (None, None)
     for relay in duet.town.relays:
         relay.dead = False
@@ -163,6 +168,24 @@ def test_a_path_is_back_at_once_after_an_outage_of_all() -> None:
     back = world.now
     world.run(10.0, until=duet.direct)
     assert world.now - back <= GAP_S
+
+
+@pytest.mark.parametrize("for_s", [4.0, 8.0, 15.0, 40.0])
+@pytest.mark.parametrize("kinds", [("hard", "hard"), ("easy", "easy"), ("easy", "hard")])
+def test_a_moment_without_any_network(kinds: tuple[str, str], for_s: float) -> None:
+    for seed in range(3):
+        world = World(seed)
+        duet = ready(world, *kinds)
+        world.loss = world.signal_loss = 1.0
+        world.run(for_s)
+        world.loss = world.signal_loss = 0.0
+        back = world.now
+        echoes = len(duet.starter.wires[duet.other.id].echoes)
+        world.run(6.0)
+        after = duet.starter.wires[duet.other.id].echoes[echoes:]
+        assert after, seed
+        assert after[0] - back <= GAP_S
+        check(duet.starter, duet.other)
 
 
 def test_a_network_that_blocks_udp_for_a_while() -> None:
@@ -349,3 +372,49 @@ def test_wireguard_stays_on_the_path_though_it_roams(
             assert view.direct
             assert node.wires[peer.id].endpoint == view.place
             assert not node.holds
+
+
+def with_ipv6(duet: Duet) -> None:
+    for n, (node, _) in enumerate(sides(duet), start=1):
+        node.ipv6 = Firewall(node, f"2001:db8:{n}::10")
+        duet.town.tell(node)
+
+
+@pytest.mark.parametrize("kinds", [("hard", "hard"), ("easy", "easy"), ("blocked", "hard")])
+def test_ipv6_through_firewalls_is_better_than_any_nat(kinds: tuple[str, str]) -> None:
+    world = World(1)
+    duet = Duet(world, *kinds)
+    with_ipv6(duet)
+    duet.settle()
+    duet.start()
+    found = duet.measure(for_s=8.0)
+    assert found.first_s is not None
+    assert found.first_s <= 2.0
+    assert found.direct_s is not None
+    world.run(2.0)
+    assert duet.classes() == (PathClass.IPV6,) * 2
+    check(duet.starter, duet.other)
+
+
+def test_ipv6_goes_and_comes_back() -> None:
+    world = World(2)
+    duet = Duet(world, "easy", "easy")
+    with_ipv6(duet)
+    duet.settle()
+    duet.start()
+    world.run(5.0)
+    assert duet.classes() == (PathClass.IPV6,) * 2
+    hosts = world.internet6.hosts.copy()
+    assert duet.gap(world.internet6.hosts.clear) <= GAP_S
+    assert duet.classes() == (PathClass.PUNCHED,) * 2
+    world.internet6.hosts.update(hosts)
+    world.run(130.0)
+    assert duet.classes() == (PathClass.IPV6,) * 2
+
+
+def test_a_guest_whose_packets_flow_stays() -> None:
+    world = World(3)
+    duet = ready(world, "easy", "easy")
+    world.run(300.0)
+    assert duet.other.engine.peers() == [duet.starter.id]
+    assert duet.direct()

@@ -1,0 +1,178 @@
+"""The relays of a pair: who asks when, what an offer may say, what dies and is replaced."""
+
+import random
+
+from agent.identity.keys import NodeId
+from agent.paths import outputs as out
+from agent.paths.legs import (
+    ASK_ANEW_S,
+    ASK_TIMEOUT_S,
+    OFFER_WAIT_S,
+    OWN_MAX,
+    RETRY_S,
+    WARM_AFTER_S,
+    Legs,
+)
+from agent.paths.messages import NatKind, RelayOffer, pack
+from agent.paths.own import Own, RelayNode
+
+LOW, ME, HIGH = (NodeId(bytes([n]) * 32) for n in (1, 5, 9))
+RELAYS = [NodeId(bytes([n]) * 32) for n in (11, 12, 13)]
+HOSTS = [f"198.51.100.{n}" for n in (11, 12, 13)]
+
+
+def legs(peer: NodeId = HIGH, nat: NatKind = NatKind.HARD) -> tuple[Legs, list[out.Output], Own]:
+    done: list[out.Output] = []
+    own = Own(ME, 1, random.Random(1), done.append, lambda now: None)
+    own.relays = tuple(RelayNode(n, frozenset({h})) for n, h in zip(RELAYS, HOSTS, strict=True))
+    own.nat = nat
+    return Legs(peer, own), done, own
+
+
+def tick(
+    made: Legs, now: float, *, called: bool = True, proved: tuple[NodeId, ...] = (),
+    dead: dict[NodeId, float] | None = None,
+) -> None:  # fmt: skip
+    made.tick(now, 0.0, called=called, proved=frozenset(proved), dead=dead or {})
+
+
+def offer(index: int, port: int = 7001, ticket: bytes = b"t") -> RelayOffer:
+    return RelayOffer(RELAYS[index].ed25519, pack((HOSTS[index], port)), ticket)
+
+
+def test_who_calls_asks_at_once_and_who_is_called_waits_for_an_offer() -> None:
+    made, done, _ = legs()
+    tick(made, 0.0)
+    assert done == [out.OpenRelay(HIGH, RELAYS[0])]
+    made, done, _ = legs()
+    tick(made, 0.0, called=False)
+    assert done == []
+    assert made.wake_at == OFFER_WAIT_S
+    tick(made, OFFER_WAIT_S, called=False)
+    assert done == [out.OpenRelay(HIGH, RELAYS[0])]
+
+
+def test_the_lower_id_asks_for_a_second_and_no_third() -> None:
+    for peer, second in ((HIGH, True), (LOW, False)):
+        made, done, _ = legs(peer)
+        tick(made, 0.0)
+        made.opened(RELAYS[0], (HOSTS[0], 7000), offer(0), 0.1)
+        tick(made, 0.2, proved=(RELAYS[0],))
+        assert (out.OpenRelay(peer, RELAYS[1]) in done) is second
+        if not second:
+            tick(made, 6.0)  # the other one has not, so we do
+        made.opened(RELAYS[1], (HOSTS[1], 7000), offer(1), 6.1)
+        tick(made, 100.0)
+        assert sum(isinstance(o, out.OpenRelay) for o in done) == OWN_MAX
+        assert [o.node for o in made.offers()] == RELAYS[:2]
+
+
+def test_a_relay_that_says_nothing_makes_way_for_the_next() -> None:
+    made, done, _ = legs()
+    tick(made, 0.0)
+    tick(made, ASK_TIMEOUT_S)
+    assert done[-1] == out.OpenRelay(HIGH, RELAYS[1])
+    made.failed(RELAYS[1], 4.0)
+    tick(made, 4.0)
+    made.failed(RELAYS[2], 5.0)
+    tick(made, 5.0)
+    assert [type(o) for o in done] == [out.OpenRelay] * 3
+    assert made.wake_at == ASK_TIMEOUT_S + RETRY_S
+    tick(made, made.wake_at)
+    assert done[-1] == out.OpenRelay(HIGH, RELAYS[0])
+
+
+def test_a_silent_relay_is_kept_until_another_works() -> None:
+    made, done, _ = legs()
+    tick(made, 0.0)
+    made.opened(RELAYS[0], (HOSTS[0], 7000), offer(0), 0.1)
+    tick(made, 10.0, dead={RELAYS[0]: 10.0})
+    assert done[-1] == out.OpenRelay(HIGH, RELAYS[1])
+    made.opened(RELAYS[1], (HOSTS[1], 7000), offer(1), 10.1)
+    assert out.CloseRelay(HIGH, RELAYS[0]) not in done
+    tick(made, 10.5, dead={RELAYS[0]: 10.0}, proved=(RELAYS[1],))
+    assert out.CloseRelay(HIGH, RELAYS[0]) in done
+
+
+def test_a_silent_relay_that_is_the_only_one_is_asked_anew() -> None:
+    made, done, own = legs()
+    own.relays = own.relays[:1]
+    tick(made, 0.0)
+    made.opened(RELAYS[0], (HOSTS[0], 7000), offer(0), 0.1)
+    tick(made, 10.0, dead={RELAYS[0]: 10.0})
+    assert len(done) == 1
+    tick(made, 10.0 + ASK_ANEW_S - 0.1, dead={RELAYS[0]: 10.0})
+    assert len(done) == 1
+    tick(made, 10.0 + ASK_ANEW_S, dead={RELAYS[0]: 10.0})
+    assert done == [out.OpenRelay(HIGH, RELAYS[0])] * 2
+
+
+def test_an_offer_is_trusted_at_a_known_relay_s_address_alone() -> None:
+    made, done, _ = legs()
+    elsewhere = RelayOffer(RELAYS[1].ed25519, pack(("203.0.113.5", 53)))
+    stranger = RelayOffer(bytes([77]) * 32, pack(("203.0.113.6", 53)))
+    private = RelayOffer(RELAYS[2].ed25519, pack(("192.168.7.1", 53)))
+    made.set_offers((offer(0), elsewhere, stranger, private), 0.0)
+    trusted = {leg.relay: leg.trusted for leg in made.open_legs()}
+    assert trusted == {RELAYS[0]: True, RELAYS[1]: False, stranger.node: False}
+    assert done == []
+    made.set_offers((), 1.0)
+    assert made.open_legs() == []
+
+
+def test_an_offer_that_failed_is_not_joined_again_at_once() -> None:
+    made, _, _ = legs()
+    made.set_offers((offer(0),), 0.0)
+    made.failed(RELAYS[0], 1.0)
+    made.set_offers((offer(0),), 2.0)
+    assert made.open_legs() == []
+    made.set_offers((offer(0, 7003, b"new"),), 2.0)
+    assert [leg.place for leg in made.open_legs()] == [(HOSTS[0], 7003)]
+
+
+def test_both_ask_the_same_relay_and_the_lower_id_s_allocation_holds() -> None:
+    for peer, mine in ((HIGH, True), (LOW, False)):
+        made, done, _ = legs(peer)
+        tick(made, 0.0)
+        made.opened(RELAYS[0], (HOSTS[0], 7000), offer(0), 0.1)
+        made.set_offers((offer(0, 9001, b"theirs"),), 0.2)
+        place = made.open_legs()[0].place
+        assert place == ((HOSTS[0], 7000) if mine else (HOSTS[0], 9001))
+        assert (out.CloseRelay(peer, RELAYS[0]) in done) is not mine
+
+
+def test_where_no_udp_gets_through_relays_are_reached_by_websocket() -> None:
+    made, done, own = legs(nat=NatKind.BLOCKED)
+    tick(made, 0.0)
+    made.set_offers((offer(1),), 0.1)
+    assert done == [
+        out.OpenRelay(HIGH, RELAYS[0], True),
+        out.OpenRelay(HIGH, RELAYS[1], True, b"t"),
+    ]
+    made.opened(RELAYS[0], ("127.0.0.1", 1), offer(0), 0.2)
+    made.opened(RELAYS[1], ("127.0.0.1", 2), None, 0.2)
+    assert len(made.open_legs()) == 2
+    own.nat = NatKind.HARD
+    made.unblocked()
+    assert done[2:] == [out.OpenRelay(HIGH, RELAYS[0]), out.CloseRelay(HIGH, RELAYS[1])]
+    assert made.open_legs()[1].place == (HOSTS[1], 7001)
+
+
+def test_what_was_opened_is_closed() -> None:
+    made, done, _ = legs()
+    tick(made, 0.0)
+    made.set_offers((offer(1),), 0.1)
+    made.close()
+    assert [o for o in done if isinstance(o, out.CloseRelay)] == [out.CloseRelay(HIGH, RELAYS[0])]
+    assert not made.opened(RELAYS[0], (HOSTS[0], 7000), offer(0), 0.5), "it came too late"
+    assert done[-1] == out.CloseRelay(HIGH, RELAYS[0])
+
+
+def test_warm_after() -> None:
+    made, done, _ = legs()
+    tick(made, 0.0)
+    made.opened(RELAYS[0], (HOSTS[0], 7000), offer(0), 0.1)
+    tick(made, 0.2)
+    assert made.wake_at == WARM_AFTER_S
+    tick(made, WARM_AFTER_S)
+    assert done[-1] == out.OpenRelay(HIGH, RELAYS[1])
