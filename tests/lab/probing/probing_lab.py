@@ -176,14 +176,19 @@ class World:
             self.hosts[name].block(device.open, key(name), WG, overlay(name))
             self.devices[name] = device
 
-    def peers(self, name: str, *others: tuple[str, Place | None]) -> None:
-        """Make these the machine's WireGuard peers, at these endpoints."""
+    def peers(self, name: str, *others: tuple[str, Place | None], calls: bool = True) -> None:
+        """Make these the machine's WireGuard peers, at these endpoints.
+
+        Only one of two `calls` the other at once: where both do within one way's time, each drops
+        its own handshake for the other's, and nothing happens until WireGuard tries again, after
+        5 s.
+        """
         wanted = [
             PeerConfig(
                 links.public_key(key(other)),
                 endpoint,
                 tuple(ip_network(address.ip) for address in overlay(other)),
-                5 if endpoint else 0,
+                5 if endpoint and calls else 0,
             )
             for other, endpoint in others
         ]
