@@ -2,7 +2,7 @@
 
 A shell. A hard NAT gives each of our sockets another outside port, and nobody knows which. With
 256 of them open towards the peer's one place, and the peer sending to ports at random, it meets
-one within 252 sends as often as not (as with birthdays). The socket that it met tells which local
+one within 175 sends as often as not (as with birthdays). The socket that it met tells which local
 port the NAT has open for the peer; `snat.py` then makes WireGuard use it.
 """
 
@@ -25,8 +25,8 @@ from agent.probing.port import DATAGRAM_MAX, MAGIC, Place, Sent
 _log = logging.getLogger(__name__)
 
 SOCKETS = 256
-# With fewer the peer's 2,000 sends find one less than half the time: not worth the noise.
-SOCKETS_MIN = 24
+# With fewer, 2,000 sends of the peer find one less than every second time: not worth the noise.
+SOCKETS_MIN = 22
 # For what the rest of the agent opens meanwhile: links, engines' pipes, files.
 DESCRIPTORS_SPARED = 128
 # NATs forget a UDP flow that was never answered after 30 s, the strictest after 20.
