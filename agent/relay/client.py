@@ -10,8 +10,9 @@
 
 Feed it answers of the control plane and datagrams that came to WireGuard's port, ask it when it
 wants to wake, and carry out what `take` gives. While open it opens again every KEEP_S: that tells
-a NAT that moved us, and answers with a Challenge if so; `reopen` does it at once. Through a tunnel
-nothing is to be opened, since the tunnel proves the side by itself. Times are unix seconds.
+a NAT that moved us, and answers with a Challenge if so; `reopen` does it at once. At first it looks
+oftener whether the peer is there as well. Through a tunnel nothing is to be opened, since the
+tunnel proves the side by itself. Times are unix seconds.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ RETRY_MOST_S = 4.0
 # Below the shortest time after which NATs forget a UDP mapping (RFC 4787: 2 min, many: 30 s).
 KEEP_S = 10.0
 LOST_S = 3 * KEEP_S
+# Both sides open at about the same time, and are to know when the other one has.
+PEER_POLL_S = 0.5
+PEER_WAIT_S = 15.0
 GIVE_UP_S = 30.0
 # A relay that does not answer on the control plane is asked again after this.
 ASK_AGAIN_S = 5.0
@@ -178,7 +182,8 @@ class RelayClient:
         self._heard_at = now
         self._retry_s = RETRY_S
         self.state = State.OPEN
-        self._next_at = now + KEEP_S * self._random.uniform(0.8, 1.0)
+        hasty = not message.peer_open and now < self._began_at + PEER_WAIT_S
+        self._next_at = now + (PEER_POLL_S if hasty else KEEP_S) * self._random.uniform(0.8, 1.0)
         ready = Ready(source, message.seen, message.peer_open)
         if ready != self._told:
             self._told = ready

@@ -37,8 +37,9 @@ RETRY_S = 30.0
 REWRITE_S = ruleset.ELEMENT_S / 3
 # How often the operator's switches are looked at.
 LOOK_S = 10.0
-# That another table drops what is forwarded is seen by so many packets that came and never went.
-BLOCKED_PACKETS = 10
+# That another table drops what is forwarded is seen by so many packets that came while none went.
+# WireGuard sends one in 5 s when it gets no answer.
+BLOCKED_PACKETS = 3
 BLOCKED_S = 600.0
 
 Switches = Callable[[Seat], str]

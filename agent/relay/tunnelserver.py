@@ -17,7 +17,6 @@ import logging
 import os
 import ssl
 import time
-import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -38,8 +37,9 @@ _log = logging.getLogger(__name__)
 DEFAULT_PORT = 443
 # How long a connection may take to prove itself: TLS and one request on a slow line.
 PROOF_S = 10.0
-# Connections that have not proved anything; more are closed at once. Some 20 MB.
-UNPROVED_MAX = 256
+# Connections that have not proved anything, some 50 MB; one more, and the oldest is closed. Who has
+# a Hello is through within a second, so a flood has to be faster than this in a second.
+UNPROVED_MAX = 1024
 HEADER = "Authorization"
 _STOP_S = 2.0
 _PAGE = (
@@ -73,7 +73,7 @@ class TunnelServer:
         self._clock = clock
         self._seal = HelloSeal(mesh_id, keys)
         self._open: dict[tuple[bytes, NodeId], asyncio.Task[None]] = {}
-        self._unproved: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._unproved: dict[Any, None] = {}
         self._runner: web.ServerRunner | None = None
         self._server: asyncio.Server | None = None
         self._fingerprint = b""
@@ -94,9 +94,10 @@ class TunnelServer:
             made = runner.server() if runner.server is not None else None
             if made is None:
                 raise RuntimeError("a connection before the server was set up")
-            self._unproved.add(made)
-            loop.call_later(0.0 if len(self._unproved) > UNPROVED_MAX else PROOF_S,
-                            self._judge, weakref.ref(made))  # fmt: skip
+            self._unproved[made] = None
+            loop.call_later(PROOF_S, self._judge, made)
+            if len(self._unproved) > UNPROVED_MAX:
+                self._judge(next(iter(self._unproved)))
             return made
 
         try:
@@ -135,13 +136,12 @@ class TunnelServer:
     def __len__(self) -> int:
         return len(self._open)
 
-    def _judge(self, made: weakref.ref[Any]) -> None:
-        """Close a connection that has proved nothing by now."""
-        protocol = made()
-        if protocol is not None and protocol in self._unproved:
-            self._unproved.discard(protocol)
-            if protocol.transport is not None:
-                protocol.transport.abort()
+    def _judge(self, made: Any) -> None:
+        """Close a connection that has proved nothing by now; one in TLS has a limit of its own."""
+        if made in self._unproved:
+            del self._unproved[made]
+            if made.transport is not None:
+                made.transport.abort()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         hello = self._seal.read_hello(
@@ -155,7 +155,7 @@ class TunnelServer:
             page = web.Response(status=404, text=_PAGE, content_type="text/html")
             page.headers["Server"] = "web"
             return page
-        self._unproved.discard(request.protocol)
+        self._unproved.pop(request.protocol, None)
         socket.headers["Server"] = "web"
         socket.headers[HEADER] = self._seal.welcome(
             hello, self._key, self._fingerprint, os.urandom(SEAL_NONCE_BYTES)

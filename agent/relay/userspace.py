@@ -45,6 +45,8 @@ _BURST_S = 0.1
 _BURST_MIN_BYTES = 64 * 1024
 _COMMAND_TIMEOUT_S = 5.0
 _IDLE_S = 60.0
+# WireGuard's first message is kept for a peer that is not there yet: it repeats it after 5 s only.
+_HOLD_S = 5.0
 _MAGIC_WORD = struct.unpack("=I", MAGIC)[0]
 
 _T = TypeVar("_T")
@@ -67,6 +69,7 @@ class _Side:
     door: Door
     waiting: socket.socket
     line: _Line | None = None
+    held: tuple[float, bytes] | None = None
     sent_bytes: int = 0
     allowance: float = 0.0
     filled_at: float = 0.0
@@ -248,6 +251,11 @@ class UserspaceForwarder:
         while self._batch.receive(line.socket.fileno()):
             pass
         self._hear(line.socket, pair, side, line)
+        other = pair.sides[1 - side.number]
+        if other.held is not None and time.monotonic() < other.held[0] + _HOLD_S:
+            with contextlib.suppress(OSError):  # as lost on the way
+                line.socket.send(other.held[1])
+        other.held = None
         self._tell(self._on_seat, pair.pair.id, side.number, seat)
 
     def _carry(self, pair: _Open, side: _Side, line: _Line) -> None:
@@ -258,7 +266,9 @@ class UserspaceForwarder:
             return
         if batch.has_word(_MAGIC_WORD, got):
             self._carry_mixed(pair, side, line, got)
-        elif other is not None:
+        elif other is None:
+            side.held = (time.monotonic(), batch.datagram(got - 1))
+        else:
             lengths = batch.lengths(got)
             if SLOT_BYTES in lengths:
                 self._carry_each(pair, side, range(got))

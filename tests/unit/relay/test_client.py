@@ -41,6 +41,7 @@ class World:
         self.client = RelayClient(BERT.id, HOST, seal_of(ANNA, RELAY), Random(3), NOW)
         self.door = Door(GRANT.id, seal_of(RELAY, ANNA), bytes(32))
         self.seat: Place | None = None
+        self.peer_open = True
         self.out: list[Output] = []
         self.answers: list[tuple[float, bytes]] = []
         self.sent = 0
@@ -71,7 +72,9 @@ class World:
                     self.hear(output.datagram)
 
     def hear(self, datagram: bytes) -> None:
-        taken = self.door.take(datagram, self.place, self.seat, self.now, bytes(24), peer_open=True)
+        taken = self.door.take(
+            datagram, self.place, self.seat, self.now, bytes(24), peer_open=self.peer_open
+        )
         if taken.opened:
             self.seat = self.place
         if taken.answer:
@@ -131,6 +134,20 @@ def test_it_is_quiet_while_open_and_refreshes() -> None:
     assert 100 / KEEP_S <= world.sent - before <= 100 / (0.8 * KEEP_S) + 1
     assert asked(out)[:1] == [Refresh(GRANT.id)]
     assert not any(isinstance(each, Ready | Lost) for each in out)
+
+
+def test_it_looks_often_for_the_peer_at_first() -> None:
+    world = World()
+    world.peer_open = False
+    world.opened()
+    assert [e.peer_open for e in world.out if isinstance(e, Ready)] == [False]
+    world.run(4)
+    world.peer_open = True
+    assert [e.peer_open for e in world.run(0.6) if isinstance(e, Ready)] == [True]
+    world.peer_open = False
+    before = world.sent
+    world.run(100)
+    assert world.sent - before < 40
 
 
 def test_a_new_place_is_found_and_told() -> None:

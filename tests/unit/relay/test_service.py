@@ -73,6 +73,17 @@ async def test_both_ways(relay: Relay, host: str) -> None:
     )  # fmt: skip
 
 
+async def test_the_first_message_waits_for_a_peer_that_is_late(relay: Relay) -> None:
+    anna = End(ANNA, BERT, relay)
+    await anna.open()
+    for data in (b"a", b"b"):
+        anna.send(DATA + data)
+    await asyncio.sleep(0.1)
+    bert = End(BERT, ANNA, relay)
+    await bert.open()
+    assert await bert.receive(2, within_s=0.2) == [DATA + b"b"]
+
+
 async def test_bursts_arrive_whole_and_in_order(relay: Relay) -> None:
     anna, bert = await pair(relay)
     for start in range(0, 1000, 100):
