@@ -14,9 +14,8 @@
                                                    one that failed not before RETRY_S
     any        the peer offers it no more         gone
 
-At most OWN_MAX of our own and OFFERS_MAX of the peer's. A place that the peer offers on a relay
-that we know, at that relay's address, may be used unproved; any other has to answer first, as the
-peer could send us anywhere.
+At most OWN_MAX of our own and OFFERS_MAX of the peer's. A relay gives a pair one allocation, and
+each node its own side of it, whoever asks: so two that ask the same relay have what they want.
 """
 
 from __future__ import annotations

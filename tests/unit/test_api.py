@@ -10,7 +10,7 @@ import aiohttp.web
 import pytest
 
 from agent.acl.service import CheckRequest
-from agent.api import DeployRequest, LocalApi
+from agent.api import DeployRequest, LocalApi, PingRequest
 from agent.authority.wishes import (
     GrantWish,
     InviteWish,
@@ -35,6 +35,12 @@ class FakeTarget:
 
     async def peers(self) -> dict[str, Any]:
         raise RuntimeError("a mistake of ours")
+
+    async def netcheck(self) -> dict[str, Any]:
+        return {"nat": "easy"}
+
+    async def ping(self, request: PingRequest) -> dict[str, Any]:
+        return {"name": request.peer, "rtt_ms": 1.5}
 
     async def members(self) -> dict[str, Any]:
         return {"members": []}
@@ -106,6 +112,8 @@ async def test_reads_writes_and_deletes(api: Api) -> None:
     assert await client.get("/v1/status") == {"name": "box"}
     assert await client.post("/v1/invite", {"uses": 2}) == {"uses": 2, "ttl_s": 3600.0}
     assert await client.post("/v1/deployments", {"model": "m"}) == {"model": "m", "nodes": None}
+    assert await client.get("/v1/netcheck") == {"nat": "easy"}
+    assert await client.post("/v1/ping", {"peer": "b"}) == {"name": "b", "rtt_ms": 1.5}
     assert await client.delete("/v1/deployments/m") == {"name": "m"}
     await client.post("/v1/down")
     assert target.stopped

@@ -76,7 +76,8 @@ def test_a_relay_that_says_nothing_makes_way_for_the_next() -> None:
     tick(made, 4.0)
     made.failed(RELAYS[2], 5.0)
     tick(made, 5.0)
-    assert [type(o) for o in done] == [out.OpenRelay] * 3
+    assert [o.relay for o in done if isinstance(o, out.OpenRelay)] == RELAYS
+    assert [o.relay for o in done if isinstance(o, out.CloseRelay)] == RELAYS
     assert made.wake_at == ASK_TIMEOUT_S + RETRY_S
     tick(made, made.wake_at)
     assert done[-1] == out.OpenRelay(HIGH, RELAYS[0])
@@ -113,32 +114,36 @@ def test_an_offer_is_trusted_at_a_known_relay_s_address_alone() -> None:
     stranger = RelayOffer(bytes([77]) * 32, pack(("203.0.113.6", 53)))
     private = RelayOffer(RELAYS[2].ed25519, pack(("192.168.7.1", 53)))
     made.set_offers((offer(0), elsewhere, stranger, private), 0.0)
+    joined = [RELAYS[0], RELAYS[1], stranger.node]
+    assert [o.relay for o in done if isinstance(o, out.OpenRelay)] == joined
+    for relay in joined:
+        made.opened(relay, ("198.51.100.99", 7001), None, 0.1)
     trusted = {leg.relay: leg.trusted for leg in made.open_legs()}
     assert trusted == {RELAYS[0]: True, RELAYS[1]: False, stranger.node: False}
-    assert done == []
     made.set_offers((), 1.0)
     assert made.open_legs() == []
+    assert [o.relay for o in done if isinstance(o, out.CloseRelay)] == joined
 
 
 def test_an_offer_that_failed_is_not_joined_again_at_once() -> None:
-    made, _, _ = legs()
+    made, done, _ = legs()
     made.set_offers((offer(0),), 0.0)
     made.failed(RELAYS[0], 1.0)
+    done.clear()
     made.set_offers((offer(0),), 2.0)
-    assert made.open_legs() == []
+    assert done == []
     made.set_offers((offer(0, 7003, b"new"),), 2.0)
-    assert [leg.place for leg in made.open_legs()] == [(HOSTS[0], 7003)]
+    assert done == [out.OpenRelay(HIGH, RELAYS[0], False, b"new")]
 
 
-def test_both_ask_the_same_relay_and_the_lower_id_s_allocation_holds() -> None:
-    for peer, mine in ((HIGH, True), (LOW, False)):
+def test_both_ask_the_same_relay_and_each_keeps_its_side_of_the_one_allocation() -> None:
+    for peer in (HIGH, LOW):
         made, done, _ = legs(peer)
         tick(made, 0.0)
         made.opened(RELAYS[0], (HOSTS[0], 7000), offer(0), 0.1)
         made.set_offers((offer(0, 9001, b"theirs"),), 0.2)
-        place = made.open_legs()[0].place
-        assert place == ((HOSTS[0], 7000) if mine else (HOSTS[0], 9001))
-        assert (out.CloseRelay(peer, RELAYS[0]) in done) is not mine
+        assert [leg.place for leg in made.open_legs()] == [(HOSTS[0], 7000)]
+        assert out.CloseRelay(peer, RELAYS[0]) not in done
 
 
 def test_where_no_udp_gets_through_relays_are_reached_by_websocket() -> None:
@@ -153,9 +158,25 @@ def test_where_no_udp_gets_through_relays_are_reached_by_websocket() -> None:
     made.opened(RELAYS[1], ("127.0.0.1", 2), None, 0.2)
     assert len(made.open_legs()) == 2
     own.nat = NatKind.HARD
-    made.unblocked()
-    assert done[2:] == [out.OpenRelay(HIGH, RELAYS[0]), out.CloseRelay(HIGH, RELAYS[1])]
-    assert made.open_legs()[1].place == (HOSTS[1], 7001)
+    made.unblocked(1.0)
+    assert done[2:] == [
+        out.OpenRelay(HIGH, RELAYS[0]),
+        out.OpenRelay(HIGH, RELAYS[1], False, b"t"),
+    ]
+    made.opened(RELAYS[1], (HOSTS[1], 7001), None, 1.1)
+    assert [leg.place for leg in made.open_legs()] == [(HOSTS[1], 7001)]
+
+
+def test_no_relay_is_kept_for_a_peer_that_is_reached_without_a_nat() -> None:
+    made, done, _ = legs()
+    tick(made, 0.0)
+    made.opened(RELAYS[0], (HOSTS[0], 7000), offer(0), 0.1)
+    made.rest(20.0, rested=False)
+    assert made.wake_at == 20.0
+    assert len(made.open_legs()) == 1
+    made.rest(20.0, rested=True)
+    assert made.open_legs() == []
+    assert done[-1] == out.CloseRelay(HIGH, RELAYS[0])
 
 
 def test_what_was_opened_is_closed() -> None:
@@ -163,7 +184,7 @@ def test_what_was_opened_is_closed() -> None:
     tick(made, 0.0)
     made.set_offers((offer(1),), 0.1)
     made.close()
-    assert [o for o in done if isinstance(o, out.CloseRelay)] == [out.CloseRelay(HIGH, RELAYS[0])]
+    assert [o.relay for o in done if isinstance(o, out.CloseRelay)] == RELAYS[:2]
     assert not made.opened(RELAYS[0], (HOSTS[0], 7000), offer(0), 0.5), "it came too late"
     assert done[-1] == out.CloseRelay(HIGH, RELAYS[0])
 
