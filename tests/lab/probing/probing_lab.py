@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import socket
 import struct
 import subprocess
@@ -27,6 +28,7 @@ from typing import Any, TypeVar
 
 from agent.overlay import links
 from agent.overlay.device import PeerConfig, PeerState
+from agent.overlay.kernel import KernelDevice
 from agent.overlay.userspace import UserspaceDevice
 from agent.probing.plainport import PlainPort
 from agent.probing.port import MAGIC, OnDatagram, Place, Port
@@ -37,6 +39,9 @@ _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
+# In a virtual machine (tests/vm) the same tests can have WireGuard in the kernel.
+KERNEL = os.environ.get("COVEY_TEST_DEVICES") == "kernel"
+DEVICE = KernelDevice if KERNEL else UserspaceDevice
 WG = 51820
 R4, R6 = "198.18.200.1", "2001:db8:200::1"
 PUBLIC = {"a": "198.18.200.10", "b": "198.18.200.20"}
@@ -123,7 +128,7 @@ class World:
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
-        self.devices: dict[str, UserspaceDevice] = {}
+        self.devices: dict[str, KernelDevice | UserspaceDevice] = {}
         self._ports: list[tuple[Host, Port]] = []
 
     def build(self, kinds: dict[str, str]) -> None:
@@ -170,9 +175,9 @@ class World:
         self.hosts[router].nft("-f", "-", stdin=_ROUTER.replace("MODE", mode))
 
     def wireguard(self, *names: str) -> None:
-        """Give machines a wireguard-go, without peers."""
+        """Give machines a WireGuard without peers: wireguard-go, or the kernel's (KERNEL)."""
         for name in names:
-            device = UserspaceDevice(f"wgp-{name}")
+            device = DEVICE(f"wgp-{name}")
             self.hosts[name].block(device.open, key(name), WG, overlay(name))
             self.devices[name] = device
 
