@@ -72,7 +72,7 @@ class Neighbours:
         self._traversal = traversal
         self._health = health
         self._tell_learnt = learnt
-        self._table = PeerTable()
+        self._table = PeerTable(membership.key.id)
         self._learnt: dict[NodeId, MemberRecord] = {}  # each node's record as last taken in
         self._news = asyncio.Event()  # a member or an endpoint was learnt: WireGuard must follow
         self._routing_file = settings.state_dir / "discovery"

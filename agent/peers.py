@@ -41,7 +41,8 @@ class _Peer:
 class PeerTable:
     """Every member but this node."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: NodeId) -> None:
+        self._own = own
         self._peers: dict[NodeId, _Peer] = {}
         self._by_key: dict[bytes, _Peer] = {}
 
@@ -83,7 +84,7 @@ class PeerTable:
                     node_public=peer.node.wireguard_public,
                     endpoint=endpoint,
                     allowed_ips=(IPv6Network(peer.ipv6), IPv4Network(peer.ipv4)),
-                    keepalive_s=KEEPALIVE_S,
+                    keepalive_s=KEEPALIVE_S if self._calls(peer, chosen) else 0,
                     order=order,
                 )
             )
@@ -120,6 +121,14 @@ class PeerTable:
             "rx_bytes": state.rx_bytes if state else 0,
             "tx_bytes": state.tx_bytes if state else 0,
         }
+
+    def _calls(self, peer: _Peer, chosen: Chosen | None) -> bool:
+        """Say whether WireGuard shall keep the session up from here, and so begin it.
+
+        Two that begin at once, within a packet's way, each drop the other's handshake and wait 5 s.
+        Where both ends get the endpoint at the same moment, the lower id alone begins.
+        """
+        return chosen is None or self._own < peer.node or self._handshake(peer) is not None
 
     def _next(self, peer: _Peer, now: float) -> Endpoint | None:
         # A fresh session with a silent peer is stale all the same: try its other endpoints.
