@@ -197,6 +197,17 @@ def test_a_pong_from_another_place_or_with_another_token_proves_nothing() -> Non
     assert any(isinstance(output, out.SetEndpoint) for output in made.take())
 
 
+def test_a_ping_that_came_over_an_unknown_relay_makes_no_direct_path() -> None:
+    made = engine()
+    made.want(PEER, 1.0)
+    made.probe_received(PEER, THERE, Ping(1, relayed=True), 1.0)
+    done = run(made, 1.0, 10.0)
+    assert probes(done) == []
+    assert len(probes(done, Pong)) == 1
+    made.probe_received(PEER, THERE, Ping(2), 10.0)
+    assert {p.place for p in probes(run(made, 10.0, 11.0))} == {THERE}
+
+
 def test_old_and_doubled_signals_change_nothing() -> None:
     made = engine()
     made.want(PEER, 1.0)

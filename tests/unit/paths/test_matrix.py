@@ -12,7 +12,7 @@ from agent.paths.candidates import PathClass
 from .network import World
 from .scenario import KINDS, LAN, Duet, check
 
-SEEDS = int(os.environ.get("COVEY_SEEDS", "300"))
+SEEDS = int(os.environ.get("COVEY_SEEDS", "200"))
 PAIRS = [(a, b) for a in KINDS for b in (*KINDS, LAN)]
 RELAYED = {("hard", "hard")}
 
@@ -81,12 +81,12 @@ def test_no_relay_at_all(a: str, b: str) -> None:
 
 def test_guessing_a_hard_nat_s_port_takes_six_seconds_in_nineteen_of_twenty() -> None:
     times = []
-    for seed in range(60):
+    for seed in range(40):
         duet = Duet(World(seed), "easy", "hard", starts_b=seed % 2 == 1)
         duet.settle()
         duet.start()
         times.append(duet.measure(for_s=30.0).direct_s or 30.0)
-    assert sum(at <= 6.0 for at in times) >= 57
+    assert sum(at <= 6.0 for at in times) >= 37
     assert max(times) < 30.0
 
 

@@ -104,6 +104,16 @@ def test_the_other_end_s_words_do_not_come_back_as_its_own() -> None:
     assert a.open_probe(datagram)[0] == IDS[1]
 
 
+def test_nor_when_another_member_changes_the_name_on_them() -> None:
+    """A member can hide any name, and the key of the pair is the same in both directions."""
+    a = seal(0)
+    datagram = a.seal_probe(IDS[1], PROBES[0], nonce())
+    under = a._generations[0]
+    forged = datagram[:4] + under.masked(under.name(IDS[1]), nonce()) + datagram[12:]
+    with pytest.raises(WireError):
+        a.open_probe(forged)
+
+
 def test_a_signal_is_not_a_probe_and_the_reverse() -> None:
     a, b = seal(0), seal(1)
     sealed = a.seal_signal(IDS[1], Signal(1, 1), nonce())
