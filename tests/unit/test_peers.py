@@ -16,7 +16,7 @@ def everyone(_: NodeId) -> bool:
 
 
 def table(*candidates: Endpoint) -> PeerTable:
-    result = PeerTable()
+    result = PeerTable(B)
     result.learn(A, IPv6Address("fd00::1"), IPv4Address("10.77.0.1"), candidates)
     return result
 
@@ -82,3 +82,22 @@ def test_the_description_says_what_the_device_shows() -> None:
     }
     assert peers.describe(B, 8.0)["path"] == "none"
     assert not peers.connected(B, 8.0)
+
+
+def test_the_path_engine_s_endpoint_is_taken_and_set_again_when_it_says_so() -> None:
+    peers = table(FIRST)
+    orders = {A: (SECOND, 3)}
+    (config,) = peers.configs(everyone, 0.0, lambda node: orders[node])
+    assert (config.endpoint, config.order) == (SECOND, 3)
+
+
+def test_one_end_alone_begins_a_session_that_both_get_at_once() -> None:
+    low, high = sorted((A, B))
+    for own, peer, begins in ((low, high, True), (high, low, False)):
+        peers = PeerTable(own)
+        peers.learn(peer, IPv6Address("fd00::1"), IPv4Address("10.77.0.1"), [])
+        (config,) = peers.configs(everyone, 0.0, lambda _: (FIRST, 1))
+        assert bool(config.keepalive_s) is begins
+        peers.observe([PeerState(peer.wireguard_public, FIRST, 1.0, 100, 10)], 1.0)
+        (config,) = peers.configs(everyone, 1.0, lambda _: (FIRST, 1))
+        assert config.keepalive_s, "both keep it up once it is there"

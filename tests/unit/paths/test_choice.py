@@ -17,7 +17,7 @@ from agent.paths.choice import (
 from agent.paths.messages import Candidate, Kind, Place
 from agent.paths.own import Own
 from agent.paths.path import BURST_S, Path
-from agent.paths.rhythm import ACTIVE_S, FAST_S, IDLE_S, Rhythm
+from agent.paths.rhythm import ACTIVE_BYTES_PER_S, ACTIVE_S, FAST_S, IDLE_S, Rhythm
 
 ME, PEER, RELAY = (NodeId(bytes([n]) * 32) for n in (1, 2, 3))
 ONE, TWO = ("203.0.113.1", 1), ("203.0.113.2", 1)
@@ -152,6 +152,7 @@ def test_packets_that_get_no_answer_hasten_the_next_ping() -> None:
     rhythm = Rhythm(random.Random(1))
     assert rhythm.hasten(used, 10.0) == float("inf")
     assert rhythm.after_answer(used, True, 10.0) >= 10.0 + 0.9 * IDLE_S
+    rhythm.traffic(0, 0, True, 10.0)
     rhythm.traffic(100, 100, True, 10.1)
     assert rhythm.hasten(used, 10.1) == 10.0 + ACTIVE_S
     rhythm.traffic(100, 200, True, 10.2)
@@ -159,3 +160,15 @@ def test_packets_that_get_no_answer_hasten_the_next_ping() -> None:
     assert rhythm.hasten(used, 10.95) == 10.95
     rhythm.traffic(200, 400, True, 11.0)
     assert rhythm.hasten(used, 11.0) == 10.0 + ACTIVE_S
+
+
+def test_what_flows_by_itself_is_no_traffic() -> None:
+    made = book(ONE)
+    used = answer(made, ONE, 0.01, 10.0)
+    rhythm = Rhythm(random.Random(1))
+    rhythm.traffic(0, 0, True, 5.0)
+    quiet = int(4.5 * ACTIVE_BYTES_PER_S / 2)
+    rhythm.traffic(quiet, quiet, True, 10.0)
+    assert rhythm.hasten(used, 10.0) == float("inf")
+    rhythm.traffic(3 * quiet, 3 * quiet, True, 15.0)
+    assert rhythm.hasten(used, 15.0) == 10.0 + ACTIVE_S
