@@ -506,8 +506,11 @@ class Agent:
     def _presence_changed(self, node: NodeId, state: State) -> None:
         if state is State.ALIVE:
             self._deployments.trust(node)
+            self._neighbours.introduce(node)
         else:
             self._deployments.suspect(node)
+        if state is State.GONE:
+            self._traversal.rest(node)
 
     def _found_on_lan(self, peer: LanPeer) -> None:
         """Greet a neighbour that announced itself; discovery then says whether it is a member."""

@@ -191,6 +191,10 @@ class Neighbours:
         calm = count["connected"] == count["known"]
         return OVERLAY_CALM_INTERVAL_S if calm else OVERLAY_INTERVAL_S
 
+    def introduce(self, node: NodeId) -> None:
+        """Have the path engine look for a member that is there again."""
+        self._traversal.introduce(node, self._table.candidates(node))
+
     def endpoint_changed(self) -> None:
         """Give WireGuard another endpoint now: the path engine chose one."""
         self._news.set()
@@ -244,7 +248,7 @@ class Neighbours:
         self._flows = self._traversal.observe(states)
         configs = self._table.configs(
             lambda node: self._membership.is_member(node, now), now,
-            None if self._traversal.failed else self._traversal.endpoint,
+            None if self._traversal.failed or self._traversal.deaf else self._traversal.endpoint,
         )  # fmt: skip
         await self._overlay.set_peers(configs)
         self._write_quick_file(configs)
@@ -290,7 +294,7 @@ class Neighbours:
             certificate.ipv4(self._membership.mesh.ipv4_network),
             [(host, port) for host, port in candidates if _is_address(host)],
         )
-        self._traversal.introduce(member.node_id, self._table.candidates(member.node_id))
+        self.introduce(member.node_id)
 
 
 def _is_address(host: str) -> bool:

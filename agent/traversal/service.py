@@ -64,6 +64,7 @@ from agent.portmap.service import PortMapper
 from agent.portmap.words import Mapping
 from agent.probing.changes import UnderlayChanges
 from agent.probing.hold import Holds
+from agent.probing.nft import Run, run_nft
 from agent.probing.plainport import PlainPort
 from agent.probing.port import Port
 from agent.probing.rawport import RawPort
@@ -85,6 +86,9 @@ SECOND_PORT_OFFSET = 1
 _RELAY_ASK_S = 3.0
 # More than this between two looks at WireGuard, and packets flow: presence and gossip stay below.
 FLOW_BYTES = 4096
+# Nothing that was sealed for us in so long, though peers are looked for: this node may lack the
+# network key, which WireGuard does not need. Idle paths are pinged each 14 s; at start all answer.
+DEAF_S, DEAF_FIRST_S = 45.0, 5.0
 # The engine's timers are rounded up to this, so that several are one wake-up.
 _GRAIN_S = 0.02
 # What netcheck sends to itself: no probe is so short. A router turns it around in a millisecond.
@@ -150,10 +154,13 @@ class Traversal:
         changed: Callable[[], None],
         note: Callable[[NodeId, str], None] = lambda node, text: None,
         make_port: Callable[[int], Port] = RawPort,
+        make_second: Callable[[int], Port] = PlainPort,
+        run: Run = run_nft,
     ) -> None:
         """`changed`: WireGuard is to get another endpoint. `note`: a path changed, for people.
 
-        `control_addresses` of a relay; `signal_addresses` as for `Carrier`.
+        `control_addresses` of a relay; `signal_addresses` as for `Carrier`. The others replace the
+        system, for tests.
         """
         self._key = key
         self._mesh_id = mesh_id
@@ -163,7 +170,7 @@ class Traversal:
         self._control_addresses = control_addresses
         self._changed = changed
         self._note = note
-        self._make_port = make_port
+        self._make_port, self._make_second, self._run = make_port, make_second, run
         self._seal = PathSeal(key, mesh_id, keys, secrets.randbits(62))
         self._engine = PathEngine(key.id, SystemRandom(), time.time_ns() // 1_000_000)
         self._carrier = Carrier(key.id, control, signal_addresses, self._signal)
@@ -175,6 +182,7 @@ class Traversal:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._parts: _Parts | None = None
+        self._heard_at = float("inf")
         self.failed = False
 
     # ------------------------------------------------------------------ life
@@ -196,7 +204,7 @@ class Traversal:
 
     async def _start(self, wireguard_port: int) -> None:
         port = self._make_port(wireguard_port)
-        second = PlainPort(wireguard_port + SECOND_PORT_OFFSET)
+        second = self._make_second(wireguard_port + SECOND_PORT_OFFSET)
         answering = Answering(port, second, self._second_heard)
         port.open(self._heard)
         try:
@@ -205,7 +213,7 @@ class Traversal:
                 lambda place, datagram: void(port.send(place, datagram)), self._relay_host,
                 Listener(self._relay_opened, self._relay_failed),
             )  # fmt: skip
-            rules = BirthdayRules(self._settings.interface, wireguard_port)
+            rules = BirthdayRules(self._settings.interface, wireguard_port, run=self._run)
             birthdays = Birthdays(rules, self._unseal, self._met)
             await birthdays.start()
             secret = hashlib.blake2b(self._key.seed, person=b"covey portmap").digest()
@@ -213,7 +221,7 @@ class Traversal:
                 wireguard_port, secret, self._mapped, enabled=self._settings.port_mapping,
                 excluded_interface=self._settings.interface,
             )  # fmt: skip
-            holds = Holds(self._settings.interface, wireguard_port)
+            holds = Holds(self._settings.interface, wireguard_port, run=self._run)
             await holds.start()
             changes = UnderlayChanges(self._settings.interface, self._underlay_changed)
         except BaseException:
@@ -231,6 +239,7 @@ class Traversal:
         except EnvironmentFault as fault:
             _log.warning("%s", fault.line())
         await mapper.start()
+        self._heard_at = _now() - DEAF_S + DEAF_FIRST_S
         self._tell_local()
         self._after()
 
@@ -304,7 +313,20 @@ class Traversal:
         self._after()
         return flows
 
+    def rest(self, node: NodeId) -> None:
+        """Stop looking for a member that is gone; it is introduced again when it is heard of."""
+        self._engine.forget(node, _now())
+        self._sets.pop(node, None)
+        self._after()
+
     # ------------------------------------------------------- what is asked
+
+    @property
+    def deaf(self) -> bool:
+        """Whether no member was heard lately: a node that was off during a change of the network
+        key hears nobody, and gets the new one by WireGuard alone.
+        """
+        return bool(self._engine.peers()) and _now() - self._heard_at > DEAF_S
 
     def endpoint(self, node: NodeId) -> tuple[Place | None, int]:
         """Return where WireGuard shall send what is for a node, and the number of that order."""
@@ -392,6 +414,7 @@ class Traversal:
         self._feed(peer, place, probe, 0)
 
     def _feed(self, peer: NodeId, place: Place, probe: Probe, local_port: int) -> None:
+        self._heard_at = _now()
         self._engine.probe_received(peer, place, probe, _now(), local_port)
         self._after()
 
@@ -426,6 +449,7 @@ class Traversal:
         except WireError as error:
             _log.debug("signal by node=%s dropped: %s", bringer, error.message)
             return
+        self._heard_at = _now()
         self._engine.signal_received(peer, signal, _now())
         self._after()
 

@@ -1,0 +1,115 @@
+"""Signals get there by a request where the peer can be asked, else by gossip."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from agent.errors import PeerError
+from agent.identity.keys import NodeId
+from agent.paths.wire import SIGNAL_MAX_BYTES
+from agent.traversal.carrier import PROTOCOL, TOPIC, Carrier
+
+ME, PEER = (NodeId(bytes([n]) * 32) for n in (1, 2))
+
+
+class FakeControl:
+    """Notes what is asked and told; `fails` makes requests fail."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[NodeId, bytes]] = []
+        self.told: list[bytes] = []
+        self.fails = False
+        self.handler: Callable[[NodeId, bytes], Awaitable[bytes]] | None = None
+        self.subscriber: Callable[[NodeId, bytes], Awaitable[bool]] | None = None
+
+    def serve(self, protocol: str, handler: Callable[[NodeId, bytes], Awaitable[bytes]]) -> None:
+        assert protocol == PROTOCOL
+        self.handler = handler
+
+    def subscribe(self, topic: str, handler: Callable[[NodeId, bytes], Awaitable[bool]]) -> None:
+        assert topic == TOPIC
+        self.subscriber = handler
+
+    async def request(
+        self, peer: NodeId, addresses: Sequence[str], protocol: str, payload: bytes, *,
+        timeout_s: float,
+    ) -> bytes:  # fmt: skip
+        if self.fails:
+            raise PeerError("it does not answer")
+        self.asked.append((peer, payload))
+        return b""
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        self.told.append(payload)
+
+
+def carrier(control: FakeControl, addresses: list[str] | None) -> tuple[Carrier, list[bytes]]:
+    taken: list[bytes] = []
+    made = Carrier(ME, control, lambda _: addresses, lambda _, sealed: taken.append(sealed))
+    made.begin()
+    return made, taken
+
+
+async def settled(made: Carrier) -> None:
+    if made._tasks:
+        await asyncio.wait(made._tasks)
+
+
+async def test_a_linked_peer_is_asked_and_nobody_else_told() -> None:
+    control = FakeControl()
+    made, _ = carrier(control, ["192.88.99.1:4001"])
+    made.send(PEER, b"signal")
+    await settled(made)
+    assert control.asked == [(PEER, b"signal")]
+    assert control.told == []
+
+
+async def test_a_peer_that_cannot_be_asked_is_told_by_gossip() -> None:
+    control = FakeControl()
+    made, _ = carrier(control, None)
+    made.send(PEER, b"signal")
+    await settled(made)
+    assert control.told == [PEER.ed25519 + b"signal"]
+
+
+async def test_after_a_request_that_failed_gossip_carries_the_signals_at_once() -> None:
+    control = FakeControl()
+    made, _ = carrier(control, ["192.88.99.1:4001"])
+    control.fails = True
+    made.send(PEER, b"one")
+    await settled(made)
+    control.fails = False
+    made.send(PEER, b"two")
+    await settled(made)
+    assert control.told == [PEER.ed25519 + b"one", PEER.ed25519 + b"two"]
+    assert control.asked == []
+
+
+async def test_gossip_for_others_is_passed_on_and_not_taken() -> None:
+    control = FakeControl()
+    _, taken = carrier(control, None)
+    assert control.subscriber is not None
+    assert await control.subscriber(PEER, PEER.ed25519 + b"theirs")
+    assert taken == []
+    assert await control.subscriber(PEER, ME.ed25519 + b"ours")
+    assert taken == [b"ours"]
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(32), bytes(33 + SIGNAL_MAX_BYTES)])
+async def test_gossip_that_cannot_be_a_signal_is_not_passed_on(payload: bytes) -> None:
+    control = FakeControl()
+    _, taken = carrier(control, None)
+    assert control.subscriber is not None
+    assert not await control.subscriber(PEER, payload)
+    assert taken == []
+
+
+async def test_a_request_that_is_too_long_is_refused() -> None:
+    control = FakeControl()
+    _, taken = carrier(control, None)
+    assert control.handler is not None
+    with pytest.raises(PeerError):
+        await control.handler(PEER, bytes(SIGNAL_MAX_BYTES + 1))
+    await control.handler(PEER, b"fine")
+    assert taken == [b"fine"]

@@ -1,0 +1,183 @@
+"""Two nodes' traversal on a fake network: they find each other, and let go of everything."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from agent.acl.firewall import Finished
+from agent.errors import EnvironmentFault
+from agent.identity.keys import NodeId, NodeKey
+from agent.membership.networkkeys import NetworkKeys
+from agent.overlay.device import PeerState
+from agent.probing.port import FakeNetwork, FakePort, Port
+from agent.traversal.carrier import PROTOCOL
+from agent.traversal.service import Settings, Traversal
+
+MESH = b"m" * 32
+KEYS = NetworkKeys(bytes(32), (bytes(32),))
+WG = 51820
+HOSTS = ("192.88.99.1", "192.88.99.2")
+
+
+class Plane:
+    """A control plane that joins its ends."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[NodeId, Callable[[NodeId, bytes], Awaitable[bytes]]] = {}
+        self.requests = 0
+
+    def end(self, node: NodeId) -> "End":
+        return End(self, node)
+
+
+class End:
+    """One node's end."""
+
+    def __init__(self, plane: Plane, node: NodeId) -> None:
+        self._plane, self._node = plane, node
+
+    def serve(self, protocol: str, handler: Callable[[NodeId, bytes], Awaitable[bytes]]) -> None:
+        assert protocol == PROTOCOL
+        self._plane.handlers[self._node] = handler
+
+    def subscribe(self, topic: str, handler: Callable[[NodeId, bytes], Awaitable[bool]]) -> None:
+        """Nobody gossips here."""
+
+    async def request(
+        self, peer: NodeId, addresses: Sequence[str], protocol: str, payload: bytes, *,
+        timeout_s: float,
+    ) -> bytes:  # fmt: skip
+        self._plane.requests += 1
+        return await self._plane.handlers[peer](self._node, payload)
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        raise AssertionError("both can be asked")
+
+
+async def no_nft(arguments: Sequence[str], stdin: bytes) -> Finished:
+    return Finished(0, b"", b"")
+
+
+class Bench:
+    """Two nodes on one fake network; what WireGuard would be told is in `changes`."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.network = FakeNetwork(later=loop.call_soon)
+        self.plane = Plane()
+        self.keys = [NodeKey(bytes([n]) * 32) for n in (1, 2)]
+        self.ids = [key.id for key in self.keys]
+        self.changes = [0, 0]
+        self.notes: list[str] = []
+        self.nodes = [self._node(index) for index in range(2)]
+
+    def _node(self, index: int, **more: Any) -> Traversal:
+        def port(number: int) -> Port:
+            return FakePort(self.network, HOSTS[index], number)
+
+        def changed() -> None:
+            self.changes[index] += 1
+
+        node = Traversal(
+            self.keys[index], MESH, KEYS, self.plane.end(self.ids[index]),
+            Settings("covey-none", (), HOSTS[index : index + 1], port_mapping=False),
+            control_addresses=lambda _: [], signal_addresses=lambda _: [], changed=changed,
+            note=lambda _, text: self.notes.append(text),
+            **({"make_port": port, "make_second": port, "run": no_nft} | more),
+        )  # fmt: skip
+        node.begin()
+        return node
+
+    async def start(self) -> None:
+        for node in self.nodes:
+            await node.start(WG)
+            node.set_members(self.ids)
+
+    async def stop(self) -> None:
+        for node in self.nodes:
+            await node.stop()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110 what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+async def test_a_record_is_enough_where_the_peer_answers_at_its_address() -> None:
+    bench = Bench()
+    await bench.start()
+    for node, peer, host in zip(bench.nodes, bench.ids[::-1], HOSTS[::-1], strict=True):
+        node.introduce(peer, [(host, WG)])
+    await until(lambda: all(bench.changes))
+    assert bench.nodes[0].endpoint(bench.ids[1])[0] == (HOSTS[1], WG)
+    assert bench.nodes[1].endpoint(bench.ids[0])[0] == (HOSTS[0], WG)
+    assert bench.nodes[0].describe(bench.ids[1])["route"] in ("public", "punched")
+    assert bench.nodes[0].describe(bench.ids[1])["why"] == ""
+    assert bench.plane.requests == 0, "nobody had to be asked"
+    assert any("is reached" in note for note in bench.notes)
+    await bench.stop()
+    assert bench.network.ports == {}, "every port is closed"
+
+
+async def test_signals_bring_together_those_who_know_no_address() -> None:
+    bench = Bench()
+    await bench.start()
+    for node, peer in zip(bench.nodes, bench.ids[::-1], strict=True):
+        node.introduce(peer, [])
+    await until(lambda: all(bench.changes))
+    assert bench.plane.requests > 0
+    assert bench.nodes[0].endpoint(bench.ids[1])[0] == (HOSTS[1], WG)
+    await bench.stop()
+
+
+async def test_who_is_no_member_any_more_is_forgotten() -> None:
+    bench = Bench()
+    await bench.start()
+    one, two = bench.nodes
+    one.introduce(bench.ids[1], [(HOSTS[1], WG)])
+    two.introduce(bench.ids[0], [(HOSTS[0], WG)])
+    await until(lambda: all(bench.changes))
+    one.set_members([bench.ids[0]])
+    assert one.endpoint(bench.ids[1]) == (None, 0)
+    assert one.describe(bench.ids[1]) == {}
+    one.introduce(bench.ids[1], [(HOSTS[1], WG)])
+    assert one.describe(bench.ids[1]) == {}, "a stranger is not looked for"
+    await bench.stop()
+
+
+async def test_what_flows_is_told_from_what_flows_by_itself() -> None:
+    bench = Bench()
+    await bench.start()
+    one, peer = bench.nodes[0], bench.ids[1]
+    one.introduce(peer, [(HOSTS[1], WG)])
+    key = peer.wireguard_public
+    assert not one.observe([PeerState(key, None, None, 0, 0)])
+    assert not one.observe([PeerState(key, (HOSTS[1], WG), 1.0, 300, 300)])
+    assert one.observe([PeerState(key, (HOSTS[1], WG), 1.0, 300, 90_000)])
+    await bench.stop()
+
+
+async def test_netcheck_says_what_it_knows_and_what_follows() -> None:
+    bench = Bench()
+    await bench.start()
+    found = await bench.nodes[0].netcheck()
+    assert found["nat"] == "unknown"
+    assert found["port_mapping"].startswith("port mapping is switched off")
+    assert found["verdict"].endswith("open port.")
+    await bench.stop()
+
+
+async def test_without_the_right_to_share_the_port_endpoints_are_others_business() -> None:
+    def refused(number: int) -> Port:
+        raise EnvironmentFault("this needs CAP_NET_RAW", hint="Run the agent as root.")
+
+    bench = Bench()
+    node = bench._node(0, make_port=refused)
+    with pytest.raises(EnvironmentFault, match="CAP_NET_RAW"):
+        await node.start(WG)
+    assert node.failed
+    assert not node.observe([])
+    await node.stop()
