@@ -92,12 +92,27 @@ class Answers:
                 f"UDP port {self._overlay.listen_port}",
                 "control": control if self._control.running else "down",
                 "discovery": f"UDP port {network.discovery_port}, {contacts} contacts, {served}",
+                "paths": self._traversal.summary(),
+                "relay": self._relay_summary(),
             },
             "peers": self._neighbours.count()
             | {"alive": len(self._presence.alive()), "linked": len(self._presence.links())},
             "engines": self._deployments.engines(),
             "health": [msgspec.to_builtins(item) for item in self._health.items()],
         }
+
+    def _relay_summary(self) -> str:
+        if not self._settings.network.relay:
+            return "off (network.relay)"
+        relay = self._relay.describe()
+        how = "by the kernel" if relay["forwarding"] == "kernel" else (
+            f"by the agent itself: {relay['reason']}"
+        )  # fmt: skip
+        tunnel = relay["tunnel_port"]
+        by_tcp = f", WebSocket on TCP port {tunnel}" if tunnel else ""
+        if relay["tunnel_fault"]:
+            by_tcp = f", no WebSocket: {relay['tunnel_fault']}"
+        return f"{len(relay['pairs'])} pairs, UDP ports {relay['ports']}, {how}{by_tcp}"
 
     async def peers(self) -> dict[str, Any]:
         """Describe the other members: how WireGuard reaches them, and how they do."""

@@ -91,6 +91,8 @@ def status(as_json: bool, settings: Config) -> None:
         ("overlay", answer["parts"]["overlay"]),
         ("control", answer["parts"]["control"]),
         ("discovery", answer["parts"]["discovery"]),
+        ("paths", answer["parts"]["paths"]),
+        ("relay", answer["parts"]["relay"]),
         ("peers", f"{answer['peers']['connected']} of {answer['peers']['known']} connected"),
     ):
         click.echo(f"  {label:<12} {value}")
@@ -104,7 +106,10 @@ def status(as_json: bool, settings: Config) -> None:
 @json_option
 @with_config
 def peers(as_json: bool, settings: Config) -> None:
-    """List the other members: address, endpoint, age of the handshake, bytes."""
+    """List the other members: address, path, endpoint, round trip, age of the handshake, bytes.
+
+    Below the table stands why a member is relayed, or not reached at all.
+    """
     answer: dict[str, Any] = call(settings, lambda client: client.get("/v1/peers"))
     if as_json:
         echo_json(answer)
@@ -113,11 +118,21 @@ def peers(as_json: bool, settings: Config) -> None:
         click.echo("No other member is known. `agent invite` makes a ticket for one.")
         return
     rows = [
-        [p["name"], p["ipv6"], p["ipv4"], p["path"], p["endpoint"] or "-",
+        [p["name"], p["ipv6"], p["ipv4"], _path(p), p["endpoint"] or "-",
+         "-" if p.get("path_rtt_ms") is None else f"{p['path_rtt_ms']:.1f} ms",
          ago(p["handshake_age_s"]), f"{p['rx_bytes']}/{p['tx_bytes']}", p["node"]]
         for p in answer["peers"]
     ]  # fmt: skip
-    table(["name", "ipv6", "ipv4", "path", "endpoint", "handshake", "rx/tx bytes", "node"], rows)
+    table(["name", "ipv6", "ipv4", "path", "endpoint", "rtt", "handshake", "rx/tx bytes", "node"],
+          rows)  # fmt: skip
+    for peer in answer["peers"]:
+        if peer.get("why"):
+            click.echo(f"{peer['name']}: {peer['why']}")
+
+
+def _path(peer: dict[str, Any]) -> str:
+    """Return in one word how a member is reached; without a path engine just that it is."""
+    return str(peer["path"] if peer["path"] == "none" else peer.get("route", peer["path"]))
 
 
 def start_in_background(

@@ -349,6 +349,16 @@ class Traversal:
             "path_mtu": known.mtu or None if known is not None else None,
         }
 
+    def summary(self) -> str:
+        """Return in a few words what stands between this node and the others."""
+        if self._parts is None:
+            return "not looked for" if self.failed else "starting"
+        seen = [endpoints.join(*place) for place in self._engine.places(_now())]
+        mapping = self._parts.mapper.mapping
+        mapped = f", mapped to {mapping.text()}" if mapping is not None else ""
+        as_ = f", seen as {', '.join(seen)}" if seen else ""
+        return f"NAT {self._engine.nat.name.lower()}{as_}{mapped}"
+
     async def netcheck(self) -> dict[str, Any]:
         """Describe this node's own network, with what follows from it."""
         parts, now, nat = self._parts, _now(), self._engine.nat

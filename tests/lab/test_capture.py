@@ -1,7 +1,7 @@
 """What the underlay sees between two stages while a ring answers: WireGuard's datagrams.
 
-Beside them only discovery's own, which are sealed as well (design §5); no TCP at all, and no byte
-that is not encrypted.
+Beside them only discovery's and the path engine's own, which are sealed as well (design §5, §7); no
+TCP at all, and no byte that is not encrypted.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from pathlib import Path
 
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, DemoMesh
 from agent.engine.frames import MAGIC
+from agent.paths.wire import MAGIC as PROBE
 
 HERE = Path(__file__).parent
 QUESTION = "Spell the word 'harbour'."
 WIREGUARD, DISCOVERY = 51820, 4001
+# Probes go between WireGuard's ports, and to the port beside it, where a node is told its place.
+PATHS = {WIREGUARD, WIREGUARD + 1}
 _ETHERNET, _IPV4, _UDP, _TCP = 14, 0x0800, 17, 6
 
 
@@ -60,11 +63,14 @@ def test_between_stages_there_is_wireguard_and_nothing_readable(mesh: DemoMesh) 
     capture.wait(timeout=10)
     capture.stderr.close()
     seen = list(packets(file))
-    wireguard = [payload for _, source, target, payload in seen if WIREGUARD in (source, target)]
+    probes = [packet for packet in seen if packet[0] == _UDP and packet[3].startswith(PROBE)]
+    assert all(PATHS & set(packet[1:3]) for packet in probes)
+    seen_besides = [packet for packet in seen if packet not in probes]
+    wireguard = [p for _, source, target, p in seen_besides if WIREGUARD in (source, target)]
     # A WireGuard message is a type of 1 to 4 and three zero bytes; 4 is data.
     assert all(payload[0] in (1, 2, 3, 4) and payload[1:4] == b"\0\0\0" for payload in wireguard)
     assert sum(payload[0] == 4 for payload in wireguard) >= 10
-    others = [packet for packet in seen if WIREGUARD not in packet[1:3]]
+    others = [packet for packet in seen_besides if WIREGUARD not in packet[1:3]]
     assert {
         (protocol, DISCOVERY in (source, target)) for protocol, source, target, _ in others
     } <= {(_UDP, True)}

@@ -24,8 +24,8 @@ _ROUTES = {
     "lan": Route.LAN, "ipv6": Route.IPV6, "public": Route.OPEN, "punched": Route.PUNCHED,
     "relayed": Route.RELAYED,
 }  # fmt: skip
-# Between these nothing but a relay can be had, so nobody waits for more.
-HOPELESS = frozenset({"hard", "blocked", "hard-pmp"})
+# Where nothing but a relay can be had, nobody waits for more.
+HARD, BLOCKED = "hard", "blocked"
 
 
 class _Machines:
@@ -76,7 +76,7 @@ class NatMesh(AgentLab):
         try:
             self.agent(two, "up")
             try:
-                return self._watch(one, two, direct=not kinds <= HOPELESS)
+                return self._watch(one, two, direct=kinds != {HARD} and BLOCKED not in kinds)
             finally:
                 self.agent(two, "down")
         finally:
