@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 TOPIC = "deployments"
 FILE = "deployments.json"
 _VERSION = 1
-# Books are compared with each new link and gossip carries what changes; this is for what was missed.
+# Books are compared with each new link, and changes are gossiped; this is for what was missed.
 COMPARE_INTERVAL_S = 30.0
 _ASK_TIMEOUT_S = 5.0
 _DEPLOYERS = frozenset({"worker", "admin"})
