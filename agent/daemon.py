@@ -22,8 +22,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from agent import __version__, endpoint, enrol
 from agent.acl import policyfile
 from agent.acl.service import Acl
@@ -468,10 +466,7 @@ class Agent:
         if not self._membership.is_member(peer, time.time()):
             raise MembershipError(f"{peer} is no member of this mesh")
         self._presence.heard(peer)
-        try:
-            request = messages.decode_request(payload)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise PeerError(f"a deployment message cannot be read: {error}") from None
+        request = messages.decode_request(payload)
         return messages.encode(await self._deployments.answer(peer, request))
 
     def _spawn(self, work: Any) -> None:

@@ -20,7 +20,14 @@ from agent.control import envelope, frames, setup
 from agent.control.bridge import BridgeClosed, Crossing, Guest, GuestFault, TrioThread
 from agent.control.publishing import Publisher
 from agent.control.setup import Link, Setup
-from agent.errors import CoveyError, EnvironmentFault, NotRunning, PeerError, UsageError
+from agent.errors import (
+    CoveyError,
+    EnvironmentFault,
+    NotRunning,
+    PeerError,
+    UsageError,
+    one_line,
+)
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
 
@@ -95,7 +102,7 @@ class ControlPlane:
         except (GuestFault, BridgeClosed, TimeoutError) as error:
             await self._bridge.stop()
             raise EnvironmentFault(
-                f"the control plane (libp2p) cannot start: {frames.one_line(str(error))}",
+                f"the control plane (libp2p) cannot start: {one_line(str(error))}",
                 hint="Install Covey's requirements anew; without it no node can join through here.",
             ) from None
         self._addresses = tuple(str(bound).split())
