@@ -24,6 +24,7 @@ import bounds
 import msgspec
 import nacl.bindings
 import numpy as np
+import shapes
 from growth import nobody
 
 from agent.acl import policy
@@ -129,10 +130,6 @@ def targets() -> list[Target]:
     )
     join = JoinRequest.to(ticket, "box", KEY)
     left = farewell(KEY, member, NOW)
-    record = records.ServiceRecord(
-        node=KEY.id.ed25519, certificate=member.encode(), service="heads", payload=b"x",
-        seq=NOW * 1000, expiry=NOW + 60,
-    )  # fmt: skip
     announced = dns.answer(dns.Names(b"abc", b"host"), bytes(300))
     load = report.Load(1 << 30, 4, 0.5, 1)
     wish = Wish(name="m", model="covey-mini", author=bytes(32), generation=1, at=NOW)
@@ -185,8 +182,6 @@ def targets() -> list[Target]:
                 b'{"model":"m","prompt":"a","stop":"b"}')),
         Target("saved contacts", lambda raw: saved.parse(bytes(32), raw),
                (saved.dump([], ["192.0.2.1:4001"]),)),
-        Target("record", record_reader(member), (records.sign(KEY, member.mesh_id, record).raw,),
-               ()),
         Target("ring message", ring_reader(), ring_samples(), (CoveyError,)),
         *inside(signer, member, ticket, change),
     ]  # fmt: skip
@@ -194,6 +189,7 @@ def targets() -> list[Target]:
 
 def inside(signer: Signer, member: Certificate, ticket: Ticket, change: KeyChange) -> list[Target]:
     """Return the targets that seal, sum up or sign what they are fed."""
+    read_record = record_reader(member)
     seal = AnnouncementSeal(member.mesh_id, NETWORK_KEYS)
     book = PeerBook(seal, OWN.id, loopback=False)
     said = Announcement(
@@ -220,6 +216,15 @@ def inside(signer: Signer, member: Certificate, ticket: Ticket, change: KeyChang
             + nacl.bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(raw, None, bytes(24), outer),
             NOW,
         )
+
+    def record(raw: bytes) -> object:
+        kind, body = raw[:1], raw[65:]
+        signature = KEY.sign(records._DOMAIN + member.mesh_id + kind + body)
+        return read_record(kind + signature + body)
+
+    def announced(raw: bytes) -> object:
+        signed = KEY.sign(seal._signed(raw)) + len(raw[:190]).to_bytes(2, "big")
+        return announcement(signed + raw[:190])
 
     def certified(raw: bytes) -> None:
         made = signed_again(Certificate.decode(raw))
@@ -248,6 +253,13 @@ def inside(signer: Signer, member: Certificate, ticket: Ticket, change: KeyChang
     ]
     return [
         Target("LAN announcement, sealed", announcement, (plain,), ()),
+        Target("LAN announcement, signed", announced, (body,), ()),
+        Target(
+            "record, signed",
+            record,
+            tuple(records.sign(KEY, member.mesh_id, made).raw for made in some_records(member)),
+            (),
+        ),
         Target("ticket, summed", summed, (msgspec.msgpack.encode(ticket),)),
         Target("datagram, sealed", datagram, tuple(opened), ()),
         Target("certificate, signed", certified, (member.encode(),)),
@@ -267,6 +279,22 @@ def some_rpc() -> rpc.Rpc:
     return rpc.Rpc(
         subscriptions=[("health", True)], published=[("health", b"data")],
         ihave=[("health", ids)], iwant=ids, graft=["health"], prune=["load"],
+    )  # fmt: skip
+
+
+def some_records(member: Certificate) -> tuple[records.Record, ...]:
+    """Return one of each kind."""
+    common: dict[str, Any] = {
+        "node": KEY.id.ed25519, "certificate": member.encode(), "seq": NOW * 1000,
+        "expiry": NOW + 60,
+    }  # fmt: skip
+    endpoints = ("192.0.2.1:4001", "[2001:db8::1]:4001")
+    return (
+        records.ServiceRecord(service="heads", payload=b"x", **common),
+        records.MemberRecord(
+            wireguard_endpoints=endpoints, control_addresses=endpoints,
+            discovery_endpoints=endpoints, **common,
+        ),
     )  # fmt: skip
 
 
@@ -330,10 +358,19 @@ def _fuzz(count: int, seed: int, pulse: Callable[[int], None]) -> dict[str, int]
     for number in range(count):
         pulse(number)
         target = found[number % len(found)]
-        raw = mutated(rng, rng.choice(target.samples)) if rng.random() < 0.8 else junk(rng)
+        raw = made(rng, rng.choice(target.samples))
         if not target.takes(raw):
             refused[target.name] = refused.get(target.name, 0) + 1
     return refused
+
+
+def made(rng: random.Random, sample: bytes) -> bytes:
+    """Return hostile bytes: random, a sample with some changed, or hostile values in its form."""
+    chance = rng.random()
+    if chance < 0.15:
+        return junk(rng)
+    found = shapes.reshaped(rng, sample) if chance < 0.6 else None
+    return mutated(rng, sample) if found is None else found
 
 
 def junk(rng: random.Random) -> bytes:

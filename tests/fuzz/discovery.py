@@ -61,6 +61,7 @@ def fuzz(count: int, seed: int, pulse: Callable[[int], None] = nobody) -> dict[s
 
 
 async def _fuzz(count: int, seed: int, pulse: Callable[[int], None]) -> dict[str, int]:
+    fill_memories()
     bout = Bout(random.Random(seed))
     await bout.start()
     try:
@@ -77,6 +78,14 @@ async def _fuzz(count: int, seed: int, pulse: Callable[[int], None]) -> dict[str
     finally:
         await bout.victim.stop()
         await bout.friend.stop()
+
+
+def fill_memories() -> None:
+    """Let what is remembered by function be full from the start, as what has LIMITS soon is."""
+    for number in range(messages._ADDRESSES_REMEMBERED):
+        host = f"21.0.{number >> 8}.{number & 255}"
+        messages.unpack_address(messages.pack_address(host, 9))
+        reach.scope_of(host)
 
 
 class Ear(asyncio.DatagramProtocol):
@@ -99,6 +108,9 @@ class Bout:
         self.root = Root("fuzz")
         self.network = Network(chance)
         self.loop = asyncio.get_running_loop()
+        # What a timer or a task raises ends up here, and nowhere else.
+        self.faults: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _, fault: self.faults.append(fault))
         self.foe, self.stranger = key_of("foe"), key_of("stranger")
         self.certificate = self.root.certify(self.foe.id)
         self.member = self.root.record(self.foe, 1)
@@ -154,6 +166,7 @@ class Bout:
     def check(self) -> None:
         """Say that outsiders heard nothing, and that everything kept is within its bounds."""
         assert self.outer_ear.count == 0, "an outsider was answered"
+        assert not self.faults, self.faults
         protocol, node = self._protocol, self.victim
         sizes = {
             "questions": (len(protocol._questions), questions.PENDING_MAX),
