@@ -310,12 +310,7 @@ class ControlPlane:
             self._note_link(node, up=False)
 
     def _not_running(self) -> NotRunning:
-        down = self._life.down
-        if down is None:
-            hint = "Start the agent with `agent up`."
-        else:
-            hint = f"A fault ended it; it is started again {down.when()}."
-        return NotRunning("the control plane is not running", hint=hint)
+        return NotRunning("the control plane is not running", hint=self._life.advice())
 
     # What the trio side asks.
 

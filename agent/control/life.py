@@ -99,6 +99,13 @@ class Life:
             await asyncio.wait([self._task])
         await self.bridge.stop()
 
+    def advice(self) -> str:
+        """Say what whoever finds no bridge can do."""
+        if self._task is None or self._task.done():
+            return "Start the agent with `agent up`."
+        when = self.down.when() if self.down is not None else "in a moment"
+        return f"A fault ended it; it is started again {when}."
+
     def _keep_up(self, error: CoveyError | None) -> None:
         self._task = asyncio.get_running_loop().create_task(
             self._run(error), name="control plane's life"

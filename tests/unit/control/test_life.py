@@ -207,6 +207,8 @@ class Pair:
             plane.set_members([SERVER.id, CLIENT.id])
             plane.serve(ECHO, self.echo)
             plane.subscribe(TOPIC, self.take)
+        self.client.serve("/test/hang/1", self.hang)
+        self.asked = asyncio.Event()
 
     async def start(self) -> None:
         await self.server.start()
@@ -216,6 +218,11 @@ class Pair:
 
     async def echo(self, peer: NodeId, request: bytes) -> bytes:
         return request
+
+    async def hang(self, peer: NodeId, request: bytes) -> bytes:
+        self.asked.set()
+        await asyncio.sleep(3600)
+        return b""
 
     async def take(self, author: NodeId, payload: bytes) -> bool:
         self.heard[author].append(payload)
@@ -275,7 +282,14 @@ async def test_after_a_fault_requests_gossip_and_links_work_again(
         await pair.works(b"before")
         addresses = pair.server.addresses
         pair.server.keep_links({})
+        hanging = asyncio.create_task(
+            pair.server.request(CLIENT.id, (), "/test/hang/1", b"", timeout_s=SOON_S)
+        )
+        await pair.asked.wait()
         await pair.kill()
+        with pytest.raises(NotRunning, match="not running") as caught:
+            await hanging
+        assert caught.value.hint == "A fault ended it; it is started again in a moment."
         assert not pair.server.running
         with pytest.raises(NotRunning, match="not running") as caught:
             await pair.server.publish(TOPIC, b"into nothing")
@@ -305,6 +319,9 @@ async def test_after_a_fault_requests_gossip_and_links_work_again(
         await pair.client.publish("late", b"news")
         await until(lambda: late == [b"news"])
         assert len(pair.told) == 2
+    with pytest.raises(NotRunning) as caught:
+        await pair.server.publish(TOPIC, b"after its end")
+    assert caught.value.hint == "Start the agent with `agent up`."
     assert caplog.text.count("control plane ended by a fault: OSError") == 1
     assert caplog.text.count("in judge\n") == 1  # where it came from, for who has to find it
 
