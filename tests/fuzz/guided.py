@@ -1,14 +1,14 @@
 """Coverage-guided fuzzing of the same decoders, by atheris: it finds what chance takes ages for.
 
-    python3.11 -m venv /tmp/atheris && /tmp/atheris/bin/pip install atheris
+    .venv/bin/python -m venv /tmp/atheris && /tmp/atheris/bin/pip install atheris
     PYTHONPATH=$PWD:$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])') \\
         /tmp/atheris/bin/python tests/fuzz/guided.py [--seconds 60] [--only NAME] [--corpus DIR]
 
-atheris is none of Covey's requirements: it is as large as all others together, and needs a C++
-compiler where it has no wheel. Each target runs in a process of its own, begins with its genuine
-samples (and with what DIR holds from an earlier run), and may take SECONDS. Ends with exit code 1
-and the input, in hex, of the first thing that escapes, hangs or takes too much memory. Such an
-input belongs into the unit tests.
+atheris is none of Covey's requirements: its wheel has 35 MB, and where there is none (ARM, musl) it
+needs clang. What msgspec decodes is C to it, so those targets have few edges. Each target runs in a
+process of its own, begins with its genuine samples (and with what DIR holds from an earlier run),
+and may take SECONDS. Ends with exit code 1 and the input, in hex, of the first thing that escapes,
+hangs or takes too much memory. Such an input belongs into the unit tests.
 """
 
 from __future__ import annotations
