@@ -32,7 +32,7 @@ unit: $(READY) ## Run the unit tests.
 lab: $(READY) ## Run the tests that need namespaces, in a sandbox.
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/lab
 
-fuzz: $(READY) ## Feed a million random and mutated inputs to all decoders (ARGS="--seed 2").
+fuzz: $(READY) ## Feed millions of random and mutated inputs to all that reads others' (ARGS="--seed 2").
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 vm: $(READY) ## Run the tests that need a kernel of their own, in qemu.

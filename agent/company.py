@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from agent import endpoint
 from agent.control import ControlPlane
 from agent.deploy import heads, messages
@@ -118,8 +116,8 @@ class Company:
         )  # fmt: skip
         try:
             return messages.decode_answer(answer)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise PeerError(f"node …{node.short} answered nonsense: {error}") from None
+        except PeerError as error:
+            raise PeerError(f"node …{node.short} answered nonsense: {error.message}") from None
 
     async def publish(self, topic: str, payload: bytes) -> None:
         """Tell all members; raises NotRunning when the control plane is down."""

@@ -257,8 +257,10 @@ def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
         document = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also for text that is not UTF-8, and numbers of 4,300 digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML: nested too deep") from None
     for section, entries in document.items():
         if section not in _SECTIONS or not isinstance(entries, dict):
             raise ConfigError(

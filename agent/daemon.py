@@ -22,8 +22,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from agent import __version__, endpoint, enrol
 from agent.acl import policyfile
 from agent.acl.service import Acl
@@ -33,7 +31,7 @@ from agent.authority import Authority, overlaykeys
 from agent.authority.service import SERVICE as REVOCATIONS
 from agent.company import Company
 from agent.config import Config
-from agent.control import ControlPlane
+from agent.control import ControlPlane, Down
 from agent.deploy import keeper, machine, messages
 from agent.deploy.blobs import BlobServer
 from agent.deploy.deployments import Deployments
@@ -288,16 +286,13 @@ class Agent:
             self._control.serve(relay_messages.PROTOCOL, self._on_relay_message)
         # Who is a member stands before anyone can ask: the gate, the peers, the DHT's own list.
         await self.follow_membership()
+        self._control.on_fault(self._control_fault)
         try:
             await self._control.start()
         except EnvironmentFault as error:
             if "in use" in error.message:
                 raise
-            self._health.set(
-                HealthItem(
-                    "control-plane-down", "error", "No control plane", error.message, error.hint
-                )
-            )
+            self._control.start_later(error)
         await self._discovery.start()
         if network.relay:
             await self._relay.start()
@@ -405,23 +400,11 @@ class Agent:
             self._stirred.clear()
             now = time.time()
             await self._acl.tick(now)
-            self._look_at_control_plane()
             live = frozenset(m.node_id for m in self._membership.live_members(now))
             keys = self._membership.network_keys(now)
             if self._membership.revision != revision or live != self._members or keys != self._keys:
                 revision = self._membership.revision
                 await self.follow_membership()
-
-    def _look_at_control_plane(self) -> None:
-        """Say so when the control plane ended by a fault: the node runs on without it."""
-        if self._control.addresses and not self._control.running and not self._stop.is_set():
-            self._health.set(
-                HealthItem(
-                    "control-plane-down", "error", "No control plane",
-                    "libp2p ended by a fault, which the log tells.",
-                    "`agent down` and `agent up` start it anew.",
-                )
-            )  # fmt: skip
 
     async def _follow_revocations(self) -> None:
         """Say in the DHT which revocation list is here, and look at what others say."""
@@ -529,6 +512,18 @@ class Agent:
             if await self._discovery.ping(peer.node, place) is not None:
                 return
 
+    def _control_fault(self, down: Down | None) -> None:
+        """Say that the node runs on without a control plane, and that it is being restarted."""
+        if down is None:
+            self._health.clear("control-plane-down")
+            return
+        self._health.set(
+            HealthItem(
+                "control-plane-down", "error", "No control plane",
+                f"{down.reason}; it is started again {down.when()}", down.hint,
+            )
+        )  # fmt: skip
+
     def _lan_fault(self, fault: EnvironmentFault | None) -> None:
         if fault is None:
             self._health.clear("lan-silent")
@@ -558,10 +553,7 @@ class Agent:
         if not self._membership.is_member(peer, time.time()):
             raise MembershipError(f"{peer} is no member of this mesh")
         self._presence.heard(peer)
-        try:
-            request = messages.decode_request(payload)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise PeerError(f"a deployment message cannot be read: {error}") from None
+        request = messages.decode_request(payload)
         return messages.encode(await self._deployments.answer(peer, request))
 
     def _spawn(self, work: Any) -> None:

@@ -99,6 +99,19 @@ class NotRunning(CoveyError):
     http_status = 503
 
 
+# A person is shown one line of what comes from elsewhere; nobody reads more than this.
+MAX_TEXT_CHARACTERS = 400
+
+
+def one_line(text: str) -> str:
+    """Return `text` as one printable line: what comes from a peer may hold anything."""
+    clean = "".join(c if c.isprintable() else " " for c in text[: 2 * MAX_TEXT_CHARACTERS])
+    clean = " ".join(clean.split())
+    if len(clean) <= MAX_TEXT_CHARACTERS:
+        return clean
+    return clean[: MAX_TEXT_CHARACTERS - 1] + "…"
+
+
 _BY_NAME: dict[str, type[CoveyError]] = {
     kind.__name__: kind
     for kind in (CoveyError, UsageError, ConfigError, StateError, EnvironmentFault, MembershipError,

@@ -44,8 +44,10 @@ def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
     """
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also for numbers of 4,300 digits
         raise UsageFault(f"{file} is not valid TOML: {error}") from error
+    except RecursionError:
+        raise UsageFault(f"{file} is not valid TOML: nested too deep") from None
     try:
         base = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:

@@ -149,7 +149,7 @@ def parse(raw: bytes, file: str) -> Policy:
     try:
         text = raw.decode()
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also for text that is not UTF-8, and numbers of 4,300 digits
         raise ConfigError(f"{file} is not valid TOML: {error}", hint=_EXAMPLE) from None
     except RecursionError:
         raise ConfigError(f"{file} is not valid TOML: nested too deep", hint=_EXAMPLE) from None

@@ -77,7 +77,8 @@ class TrioThread:
         self._finished: asyncio.Future[None] | None = None
         self._waiting: set[asyncio.Future[Any]] = set()
         self._answering: set[asyncio.Task[Any]] = set()
-        self._stopping = False
+        self._stopping = self._announced = False
+        self._fault = ""
 
     @property
     def running(self) -> bool:
@@ -89,6 +90,11 @@ class TrioThread:
             and not self._finished.done()
             and not self._stopping
         )
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether the thread still runs, though it may have been told to stop."""
+        return self._thread is not None and self._thread.is_alive()
 
     async def start(self, load: Callable[[TrioThread], Guest]) -> None:
         """Start the thread, call `load` in it, run the guest; return when the guest has started.
@@ -113,6 +119,13 @@ class TrioThread:
         except asyncio.CancelledError:
             await self.stop()
             raise
+
+    async def ended(self) -> str:
+        """Return, once a guest that had started has ended, by what fault it has."""
+        if self._finished is None:
+            raise BridgeClosed("not started")
+        await asyncio.shield(self._finished)
+        return self._fault
 
     async def stop(self) -> None:
         """End the guest, every call and every answer; returns within about STOP_LIMIT_S."""
@@ -216,7 +229,9 @@ class TrioThread:
             trio.run(self._main, load(self))
         except BaseException as error:
             fault = _describe(error)
-            log.debug("%s ended by a fault", self._name, exc_info=True)
+            # One that could not start has said all; what ended a running one has to be found.
+            level = logging.ERROR if self._announced else logging.DEBUG
+            log.log(level, "%s: its fault in full", self._name, exc_info=True)
         self._in_asyncio(self._end, *fault)
 
     async def _main(self, guest: Guest) -> None:
@@ -230,6 +245,7 @@ class TrioThread:
             nursery.cancel_scope.cancel()
 
     def _announce(self) -> None:
+        self._announced = True
         self._in_asyncio(self._ready)
 
     def _begin(
@@ -303,7 +319,8 @@ class TrioThread:
             except (CoveyError, GuestFault) as error:
                 self._started.set_exception(error)
         elif not self._stopping:
-            log.error("%s ended by a fault: %s", self._name, wire["message"] if wire else text)
+            self._fault = wire["message"] if wire else text or "its guest returned"
+            log.error("%s ended by a fault: %s", self._name, self._fault)
         self._finished.set_result(None)
         self._fail_waiting()
 

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.errors import CoveyError, from_wire, to_wire
+from agent.errors import CoveyError, from_wire, one_line, to_wire
 
 # Larger than a join reply for some 2,000 members; small enough for a few at once in memory.
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
 # A reply carries one byte in front of its payload.
 MAX_FRAME_BYTES = MAX_PAYLOAD_BYTES + 1
 LENGTH_BYTES = 4
-# A refusal is shown to a person as one line; nobody reads more than this.
-MAX_TEXT_CHARACTERS = 400
 
 _ANSWERED = b"\0"
 _REFUSED = b"\1"
@@ -116,12 +114,3 @@ def decode_reply(reply: bytes) -> bytes:
             "hint": one_line(refusal.hint),
         }
     )
-
-
-def one_line(text: str) -> str:
-    """Return `text` as one printable line: what comes from a peer may hold anything."""
-    clean = "".join(c if c.isprintable() else " " for c in text[: 2 * MAX_TEXT_CHARACTERS])
-    clean = " ".join(clean.split())
-    if len(clean) <= MAX_TEXT_CHARACTERS:
-        return clean
-    return clean[: MAX_TEXT_CHARACTERS - 1] + "…"

@@ -18,9 +18,17 @@ from functools import partial
 from agent import endpoint
 from agent.control import envelope, frames, setup
 from agent.control.bridge import BridgeClosed, Crossing, Guest, GuestFault, TrioThread
+from agent.control.life import Follower, Life
 from agent.control.publishing import Publisher
 from agent.control.setup import Link, Setup
-from agent.errors import CoveyError, EnvironmentFault, NotRunning, PeerError, UsageError
+from agent.errors import (
+    CoveyError,
+    EnvironmentFault,
+    NotRunning,
+    PeerError,
+    UsageError,
+    one_line,
+)
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
 
@@ -39,7 +47,7 @@ Subscriber = Callable[[NodeId, bytes], Awaitable[bool]]
 
 
 class ControlPlane:
-    """One node's end of the control plane. One start, one stop."""
+    """One node's end of the control plane. One start, one stop; between them faults are mended."""
 
     def __init__(self, key: NodeKey, network_keys: NetworkKeys, listen: Sequence[str]) -> None:
         """`network_keys`: shared by a mesh; who has none of them gets no answer.
@@ -58,16 +66,14 @@ class ControlPlane:
         self._wanted: dict[NodeId, tuple[str, ...]] = {}
         self._subscribers: dict[str, Subscriber] = {}
         self._watchers: list[Callable[[NodeId, bool], None]] = []
+        self._links_told: set[NodeId] = set()
         self._publisher = Publisher(key)
-        self._bridge = TrioThread(
-            "control plane",
-            {"answer": self._answer, "deliver": self._deliver, "linked": self._linked},
-        )
+        self._life = Life(self._make_bridge, self._begin, self._forget_links)
         self._addresses: tuple[str, ...] = ()
 
     @property
     def running(self) -> bool:
-        """Whether requests are possible: started, not stopped, and not ended by a fault."""
+        """Whether requests are possible: started, not stopped, and not down by a fault."""
         return self._bridge.running
 
     @property
@@ -78,28 +84,24 @@ class ControlPlane:
     async def start(self) -> None:
         """Import libp2p, listen, and return when ready.
 
+        From then on, when a fault ends it, it is started again with growing pauses, at the same
+        addresses and with all that it was told; requests raise NotRunning meanwhile, links are
+        gone, and a message of the last two minutes may come to a subscriber a second time.
+
         Raises EnvironmentFault if a port is in use, or if libp2p cannot start on this machine.
         """
-        made_with = Setup(
-            self._key.seed,
-            self._keys,
-            self._listen,
-            dict(self._strangers),
-            tuple(self._subscribers),
-            setup.encode_members(self._members),
-        )
-        try:
-            await self._bridge.start(partial(_load, made_with=made_with))
-            self._tell_all()
-            bound = await self._bridge.call("bound", timeout_s=COMMAND_LIMIT_S)
-        except (GuestFault, BridgeClosed, TimeoutError) as error:
-            await self._bridge.stop()
-            raise EnvironmentFault(
-                f"the control plane (libp2p) cannot start: {frames.one_line(str(error))}",
-                hint="Install Covey's requirements anew; without it no node can join through here.",
-            ) from None
-        self._addresses = tuple(str(bound).split())
-        log.info("control plane up, node=%s, listen=%s", self._key.id, bound or "nowhere")
+        await self._life.start()
+
+    def start_later(self, error: EnvironmentFault) -> None:
+        """After a `start` that raised `error`: go on trying in the same way."""
+        self._life.start_later(error)
+
+    def on_fault(self, follower: Follower) -> None:
+        """Call `follower` on the asyncio loop each time that the control plane is down by a fault.
+
+        It gets a Down: why, and when the next start is tried; and None when it is up again.
+        """
+        self._life.follow(follower)
 
     async def stop(self) -> None:
         """End requests (they raise NotRunning) and handlers, close connections, free the port.
@@ -107,7 +109,7 @@ class ControlPlane:
         Takes 0.3 s as a rule and never more than some 10 s.
         """
         was_running = self.running
-        await self._bridge.stop()
+        await self._life.stop()
         if was_running:
             log.info("control plane down, node=%s", self._key.id)
 
@@ -187,7 +189,7 @@ class ControlPlane:
                 timeout_s=timeout_s + BRIDGE_GRACE_S,
             )
         except BridgeClosed:
-            raise _not_running() from None
+            raise self._not_running() from None
         except (GuestFault, TimeoutError) as error:
             log.error("request failed inside the control plane, protocol=%s: %s", protocol, error)
             raise PeerError(
@@ -219,7 +221,7 @@ class ControlPlane:
             data = await self._publisher.seal(topic, payload)
             await self._bridge.call("publish", topic, data, timeout_s=COMMAND_LIMIT_S)
         except (BridgeClosed, GuestFault, TimeoutError):
-            raise _not_running() from None
+            raise self._not_running() from None
 
     def subscribe(self, topic: str, handler: Subscriber) -> None:
         """Take a topic's messages from now on.
@@ -266,6 +268,50 @@ class ControlPlane:
         """
         self._watchers.append(callback)
 
+    # The bridge there is.
+
+    @property
+    def _bridge(self) -> TrioThread:
+        return self._life.bridge
+
+    def _make_bridge(self) -> TrioThread:
+        return TrioThread(
+            "control plane",
+            {"answer": self._answer, "deliver": self._deliver, "linked": self._linked},
+        )
+
+    async def _begin(self, bridge: TrioThread) -> None:
+        """Start a bridge with all that this node has said so far; raises EnvironmentFault."""
+        made_with = Setup(
+            self._key.seed,
+            self._keys,
+            # Others know the ports that it had, also those that the system chose.
+            self._addresses or self._listen,
+            dict(self._strangers),
+            tuple(self._subscribers),
+            setup.encode_members(self._members),
+        )
+        try:
+            await bridge.start(partial(_load, made_with=made_with))
+            self._tell_all()
+            bound = await bridge.call("bound", timeout_s=COMMAND_LIMIT_S)
+        except (GuestFault, BridgeClosed, TimeoutError) as error:
+            await bridge.stop()
+            raise EnvironmentFault(
+                f"the control plane (libp2p) cannot start: {one_line(str(error))}",
+                hint="Install Covey's requirements anew; without it no node can join through here.",
+            ) from None
+        self._addresses = tuple(str(bound).split())
+        log.info("control plane up, node=%s, listen=%s", self._key.id, bound or "nowhere")
+
+    def _forget_links(self) -> None:
+        """A fault has ended all links; nobody on the other side is left to say so."""
+        for node in sorted(self._links_told):
+            self._note_link(node, up=False)
+
+    def _not_running(self) -> NotRunning:
+        return NotRunning("the control plane is not running", hint=self._life.advice())
+
     # What the trio side asks.
 
     def _tell_all(self) -> None:
@@ -279,14 +325,20 @@ class ControlPlane:
         self._bridge.post("keep", setup.encode_wanted(self._wanted))
 
     async def _linked(self, peer: str, up: int) -> Crossing:
-        node = NodeId.parse(peer)
+        self._note_link(NodeId.parse(peer), up=bool(up))
+        return None
+
+    def _note_link(self, node: NodeId, *, up: bool) -> None:
         log.info("link %s, node=%s", "up" if up else "down", node)
+        if up:
+            self._links_told.add(node)
+        else:
+            self._links_told.discard(node)
         for callback in tuple(self._watchers):
             try:
-                callback(node, bool(up))
+                callback(node, up)
             except Exception:
                 log.exception("a link's watcher failed, node=%s", node)
-        return None
 
     async def _deliver(self, topic: str, author: bytes, payload: bytes) -> Crossing:
         """Return 1 if the subscriber takes the message."""
@@ -321,10 +373,6 @@ def _check_protocol(protocol: str) -> None:
     fits = protocol.startswith("/") and len(protocol) <= MAX_PROTOCOL_CHARACTERS
     if not (fits and protocol.isascii() and protocol.isprintable()):
         raise ValueError(f"{protocol!r} is not a protocol name")
-
-
-def _not_running() -> NotRunning:
-    return NotRunning("the control plane is not running", hint="Start the agent with `agent up`.")
 
 
 def _who(peer: NodeId | None) -> str:

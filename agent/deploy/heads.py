@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from agent.discovery.record import PAYLOAD_MAX_BYTES
-from agent.errors import PeerError, UsageError
+from agent.errors import PeerError, UsageError, one_line
 
 SERVICE = "head"
 
@@ -42,4 +42,4 @@ def decode(payload: bytes) -> list[Head]:
     try:
         return [Head(*fields) for fields in _decode(payload)]
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise PeerError(f"a head's record cannot be read: {error}") from None
+        raise PeerError(f"a head's record cannot be read: {one_line(str(error))}") from None

@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from agent.deploy.book import Summary
+from agent.errors import PeerError, one_line
 from agent.ownership.lease import Token
 
 PROTOCOL = "/covey/deployments/1"
@@ -221,10 +222,27 @@ Answer = Facts | StageState | HeadState | Statuses | BookSummary | BookWishes
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
-decode_request = _request_decoder.decode
-decode_answer = _answer_decoder.decode
+# What msgspec raises for bytes it cannot read: strings that are not UTF-8 are no DecodeError to it,
+# nor is what is nested too deep.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(message: Request | Answer) -> bytes:
     """Return the message as it crosses the control plane."""
     return _encoder.encode(message)
+
+
+def decode_request(raw: bytes) -> Request:
+    """Read a request; raises PeerError for anything else."""
+    try:
+        return _request_decoder.decode(raw)
+    except _UNREADABLE as error:
+        raise PeerError(f"a deployment message cannot be read: {one_line(str(error))}") from None
+
+
+def decode_answer(raw: bytes) -> Answer:
+    """Read an answer; raises PeerError for anything else."""
+    try:
+        return _answer_decoder.decode(raw)
+    except _UNREADABLE as error:
+        raise PeerError(f"a deployment answer cannot be read: {one_line(str(error))}") from None

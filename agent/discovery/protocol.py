@@ -33,6 +33,7 @@ from kademlia.protocol import KademliaProtocol
 from agent.discovery import messages
 from agent.discovery.answers import Answers
 from agent.discovery.contact import Contact
+from agent.discovery.dhtkeys import node_key
 from agent.discovery.liveness import Liveness
 from agent.discovery.messages import CONTACTS_MAX, Answered, Asked, Goodbye, Message, Probe
 from agent.discovery.questions import Future, Pending, Questions
@@ -204,10 +205,10 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         self._note_asker(sender, address, serves=asked.serves, now=now)
 
     def _note_asker(self, sender: NodeId, address: Address, *, serves: bool, now: float) -> None:
-        contact = Contact(self._mesh_id, sender, *address)
+        contact = self._contact(sender, address)
         self._liveness.heard(contact.place)
         known = self.router.get(contact.id)
-        if known is None or known.address != address:
+        if known is not contact:
             self._note_lately(contact)
             if serves and (known is not None or self.router.has_room(contact)):
                 self._prove(contact)
@@ -300,7 +301,7 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
             self.counters["answers_unasked"] += 1
             return
         self._liveness.measured(now - pending.asked_at)
-        contact = Contact(self._mesh_id, sender, *pending.address)
+        contact = self._contact(sender, pending.address)
         certificate, generation = answered.certificate, opened.generation
         if not self.roster.learn(sender, certificate, generation, self._clock()):
             self.counters["refused_not_member"] += 1
@@ -329,6 +330,13 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
 
     # -- who is there
 
+    def _contact(self, node: NodeId, address: Address) -> Contact:
+        """Return the one in the table, if it has this address, or else a new one."""
+        known = self.router.get(node_key(self._mesh_id, node))
+        if known is not None and known.address == address:
+            return known
+        return Contact(self._mesh_id, node, *address)
+
     def _note_lately(self, contact: Contact) -> None:
         self.lately.pop(contact.id, None)
         self.lately[contact.id] = contact
@@ -339,9 +347,7 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         known = self.router.get(contact.id)
         contact.heard = now
         self._liveness.answered(contact.place, now)
-        if known is not None and known.place == contact.place:
-            known.heard = now
-        elif self.router.add_contact(contact):
+        if known is not contact and self.router.add_contact(contact):
             self.lately.pop(contact.id, None)
             log.debug("discovery.contact_new node=%s address=%s:%d", contact.node, *contact.address)
             self._admitted(contact)

@@ -22,8 +22,8 @@ from agent.identity.keys import NodeKey
 
 log = logging.getLogger(__name__)
 
-# A routing table that has grown so much since a record was stored shows that the mesh has: by some
-# half to the double. Not looked at again for a while, since a table grows fast at a start.
+# When the mesh has grown so much since a record was stored, a third of those nearest to it came
+# later. Not looked at again for a while, since a mesh may grow fast at its start.
 GROWN, GROWN_S = 1.5, 20.0
 # A higher sequence is believed when so many nodes hold one: two liars alone cannot make us repeat.
 BELIEVED = 3
@@ -34,15 +34,15 @@ class Publication:
     """What this node says until it takes it back. `make` gets sequence (ms) and expiry (unix s).
 
     `due` is the loop time (s) of the next repeat; `last_expiry` the latest of all that was said by
-    this name; `said_at` the loop time of the last, when so many `contacts` were known; `stands`
-    where it was stored; the rest is what was said.
+    this name; `said_at` the loop time of the last, when the mesh had this `size`; `stands` where it
+    was stored; the rest is what was said.
     """
 
     make: Callable[[int, int], Record]
     ttl_s: float
     due: float = 0.0
     said_at: float = 0.0
-    contacts: int = 0
+    size: float = 0.0
     seq: int = 0
     last_expiry: int = 0
     signed: Signed | None = None
@@ -125,7 +125,7 @@ class Publisher:
         """
         for publication in list(self._publications.values()):
             now = asyncio.get_running_loop().time()
-            grown = len(self._protocol.router.contacts()) > GROWN * publication.contacts
+            grown = self._protocol.router.size() > GROWN * publication.size
             if publication.due <= now or (grown and now > publication.said_at + GROWN_S):
                 await self._publish(publication)
 
@@ -148,7 +148,7 @@ class Publisher:
         """
         publication.said_at = asyncio.get_running_loop().time()
         publication.due = publication.said_at + publication.ttl_s / 3
-        publication.contacts = max(len(self._protocol.router.contacts()), REPLICAS)
+        publication.size = max(self._protocol.router.size(), REPLICAS)
         kept, nearest = _Kept(False, 0, 0, 0), list[Contact]()
         for _ in range(2):
             now = self._clock()

@@ -25,8 +25,8 @@ class Roster:
 
     def __init__(self, verifier: Verifier, certificate: bytes) -> None:
         self._verifier = verifier
-        self._known: OrderedDict[NodeId, _Known] = OrderedDict()
-        self._introduced: set[NodeId | None] = set()
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()  # by Ed25519 key
+        self._introduced: set[bytes] = set()
         self.certificate = certificate
 
     def __len__(self) -> int:
@@ -45,53 +45,55 @@ class Roster:
 
         Empty bytes mean that it shows none now.
         """
-        known = self._known.get(sender)
+        key = sender.ed25519
+        known = self._known.get(key)
         if known is not None:
             certificate = certificate or known.certificate
         if not certificate or self._verifier.member(certificate, now) != sender:
             return False
         if known is not None:
             known.certificate, known.generation = certificate, generation
-            self._known.move_to_end(sender)
+            self._known.move_to_end(key)
             return True
         if len(self._known) >= SENDERS_MAX:
             self._known.popitem(last=False)
-        self._known[sender] = _Known(certificate, generation)
+        self._known[key] = _Known(certificate, generation)
         return True
 
     def knows(self, node: NodeId) -> bool:
         """Say whether the node has shown a certificate."""
-        return node in self._known
+        return node.ed25519 in self._known
 
     def is_member(self, node: NodeId, now: float) -> bool:
         """Say whether the node has shown a certificate that stands now."""
-        known = self._known.get(node)
+        known = self._known.get(node.ed25519)
         return known is not None and self._verifier.member(known.certificate, now) == node
 
     def generation(self, node: NodeId | None) -> int | None:
         """Return the network key that the node last spoke under, or None."""
-        known = None if node is None else self._known.get(node)
+        known = None if node is None else self._known.get(node.ed25519)
         return None if known is None else known.generation
 
     def recheck(self, now: float) -> None:
         """Forget those whose certificates stand no more."""
-        gone = [node for node in self._known if not self.is_member(node, now)]
-        for node in gone:
-            del self._known[node]
-            self._introduced.discard(node)
+        gone = [key for key in self._known if not self.is_member(NodeId(key), now)]
+        for key in gone:
+            del self._known[key]
+            self._introduced.discard(key)
 
     # -- ourselves
 
     def has_ours(self, node: NodeId | None) -> bool:
         """Say whether the node is known to have our certificate."""
-        return node in self._introduced
+        return node is not None and node.ed25519 in self._introduced
 
     def showed(self, node: NodeId) -> None:
         """Note that the node has our certificate."""
         if len(self._introduced) >= SENDERS_MAX:
             self._introduced.clear()
-        self._introduced.add(node)
+        self._introduced.add(node.ed25519)
 
     def lacks_ours(self, node: NodeId | None) -> None:
         """Note that the node may not have our certificate: it is shown again."""
-        self._introduced.discard(node)
+        if node is not None:
+            self._introduced.discard(node.ed25519)

@@ -27,6 +27,8 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
     """Kademlia's buckets of `Contact`s. `version` grows whenever one comes or goes."""
 
     version = 0
+    _everyone: list[Contact] | None = None
+    _size: float | None = None
 
     def flush(self) -> None:
         """Forget everyone."""
@@ -43,8 +45,10 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
         return found
 
     def contacts(self) -> list[Contact]:
-        """Return everyone in the buckets."""
-        return [contact for bucket in self.buckets for contact in bucket.nodes.values()]
+        """Return everyone in the buckets. Asked for each second: put together when it changed."""
+        if self._everyone is None:
+            self._everyone = [c for bucket in self.buckets for c in bucket.nodes.values()]
+        return list(self._everyone)
 
     def add_contact(self, node: Contact) -> bool:
         """Admit a contact, or keep it as a replacement when its bucket is full; say which."""
@@ -54,7 +58,7 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
                 return False
             self.split_bucket(self.buckets.index(bucket))
             bucket = self._bucket(node.long_id)
-        self.version += 1
+        self._changed()
         return True
 
     def has_room(self, contact: Contact) -> bool:
@@ -72,7 +76,7 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
         if contact is None or contact.place != place:
             return False
         self.remove_contact(contact)
-        self.version += 1
+        self._changed()
         return True
 
     def remove_all(self, refused: Callable[[Contact], bool]) -> list[Contact]:
@@ -83,7 +87,7 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
         gone = [contact for contact in self.contacts() if refused(contact)]
         for contact in gone:
             self.remove_contact(contact)
-            self.version += 1
+            self._changed()
         return gone
 
     def nearest(
@@ -101,6 +105,19 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
                 break
         return found[:count]
 
+    def size(self) -> float:
+        """Estimate how many others the mesh has: by how close the nearest lie to this node.
+
+        Whom a node knows far away is chance, and mostly full buckets; its own neighbourhood it
+        knows whole, soon after it came.
+        """
+        if self._size is None:
+            near = self.nearest(self.node.id, self.ksize)
+            self._size = float(len(near))
+            if len(near) == self.ksize:
+                self._size *= 2**160 / (near[-1].long_id ^ self.node.long_id)
+        return self._size
+
     def get_bucket_for(self, node: Contact) -> int:
         """Return the index of the bucket whose range holds the node (the ends are in the range)."""
         return bisect_left(self._ends, node.long_id)
@@ -108,8 +125,12 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
     def _bucket(self, number: int) -> KBucket:
         return self.buckets[bisect_left(self._ends, number)]
 
+    def _changed(self) -> None:
+        self.version += 1
+        self._everyone = self._size = None
+
     def _use(self, buckets: list[KBucket]) -> None:
-        self.buckets = buckets
+        self.buckets, self._everyone, self._size = buckets, None, None
         for bucket in buckets:
             bucket.max_replacement_nodes = REPLACEMENTS
         self._ends = [bucket.range[1] for bucket in buckets]

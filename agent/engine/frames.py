@@ -229,7 +229,8 @@ def _read_rows(body: memoryview, row_type: RowType, count: int, n_embd: int) -> 
         case RowType.Q8:
             blocks = -(-n_embd // _Q8_BLOCK)
             packed = np.frombuffer(body, _Q8).reshape(count, blocks)
-            values = packed["values"] * packed["scale"][:, :, None]
+            with np.errstate(all="ignore"):  # a scale may be anything: see `_frame`
+                values = packed["values"] * packed["scale"][:, :, None]
             rows: Rows = values.reshape(count, blocks * _Q8_BLOCK)[:, :n_embd]
             return rows
 
@@ -360,8 +361,10 @@ class Decoder:
         if self._count and (pairs.min() < 0 or pairs[:, 0].max() >= self._limits.n_seq):
             raise self._bad("a sequence or position out of range")
         rows = _read_rows(body[rows_at:], self._row_type, self._count, self._limits.n_embd)
-        # A sum is finite only if every value is; an overflow of the sum itself needs 1e38.
-        if self._count and not np.isfinite(rows.sum(dtype=np.float64)):
+        # A sum is finite only if every value is; an overflow of the sum itself needs 1e308.
+        with np.errstate(all="ignore"):
+            total = rows.sum(dtype=np.float64)
+        if not np.isfinite(total):
             raise self._bad("rows that are not finite")
         return Frame(self._epoch, operations, pairs, rows)
 

@@ -21,7 +21,7 @@ from typing import Annotated
 
 import msgspec
 
-from agent.errors import PeerError
+from agent.errors import PeerError, one_line
 from agent.ownership.lease import Epoch, NodeBytes, Token
 
 VERSION = 1
@@ -130,7 +130,7 @@ def decode(datagram: bytes) -> list[Item]:
     try:
         version, items = _decoder.decode(datagram)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError(f"a beat cannot be read: {error}") from None
+        raise PeerError(f"a beat cannot be read: {one_line(str(error))}") from None
     if version != VERSION or len(items) > MAX_ITEMS:
         raise PeerError(f"a beat of version {version} with {len(items)} items is not understood")
     return items

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from agent.errors import PeerError
+from agent.errors import PeerError, one_line
 
 HEALTH, MODELS, EVENTS = "health", "models", "events"
 # One beat each two seconds in the whole mesh, whatever its size, but each node once in this range.
@@ -103,7 +103,7 @@ def decode(topic: str, payload: bytes) -> Message:
     try:
         message: Message = _decoders[topic].decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError(f"a message on {topic} cannot be read: {error}") from None
+        raise PeerError(f"a message on {topic} cannot be read: {one_line(str(error))}") from None
     return message
 
 

@@ -12,8 +12,14 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from agent.control import envelope, frames, gossip, outbox, rpc, wanted
+sys.path.insert(0, str(Path(__file__).parent))
+
+import bounds
+from growth import nobody
+
+from agent.control import authors, envelope, frames, gossip, outbox, rpc, wanted
 from agent.control.gossip import Gossip
 from agent.control.preamble import FIRST_BYTES, Doorkeeper, make_nonce
 from agent.control.rpc import Rpc, RpcError
@@ -24,10 +30,23 @@ WALL = 1_700_000_000.0
 KEY, HOSTILE, OWN = (NodeKey(bytes([n]) * 32) for n in (1, 2, 3))
 NETWORK_KEY = bytes(range(32))
 TOPICS = ("health", "load", "é", "", "x" * 101)
+LIMITS = {
+    gossip: ("MAX_SEEN", "MAX_KEPT_MESSAGES"),
+    wanted: ("MAX_WANTED", "MAX_RETRIED"),
+    authors: ("MAX_KEPT",),
+}
 
 
-def fuzz(count: int, seed: int) -> None:
-    """Run `count` cases; raises AssertionError, or what escapes, for the first that is wrong."""
+def fuzz(count: int, seed: int, pulse: Callable[[int], None] = nobody) -> None:
+    """Run `count` cases; raises AssertionError, or what escapes, for the first that is wrong.
+
+    `pulse` is called with the number of each.
+    """
+    with bounds.small(LIMITS):
+        _fuzz(count, seed, pulse)
+
+
+def _fuzz(count: int, seed: int, pulse: Callable[[int], None]) -> None:
     chance = random.Random(seed)
     router = Router(chance)
     cases: list[Callable[[random.Random], None]] = [
@@ -35,6 +54,7 @@ def fuzz(count: int, seed: int) -> None:
     ]  # fmt: skip
     for number in range(count):
         cases[number % len(cases)](chance)
+        pulse(number)
     router.check()
 
 
@@ -123,9 +143,9 @@ def an_rpc(chance: random.Random) -> None:
     assert rpc.decode(rpc.encode(found)) == found
 
 
-def sealed(chance: random.Random, key: NodeKey, sequence: int = 0) -> bytes:
+def sealed(chance: random.Random, key: NodeKey, sequence: int = 0, wall: float = WALL) -> bytes:
     """Return a message with some time and topic."""
-    sent_ms = int(WALL * 1000) + chance.choice((0, 0, -400_000, 400_000))
+    sent_ms = int(wall * 1000) + chance.choice((0, 0, -400_000, 400_000))
     return envelope.seal(key, chance.choice(TOPICS[:2]), chance.randbytes(20), sent_ms, sequence)
 
 
@@ -148,7 +168,7 @@ class Router:
     """One node's router with a hostile member on one link and an honest one on another."""
 
     def __init__(self, chance: random.Random) -> None:
-        self.now = 1000.0
+        self.began = self.now = 1000.0
         self.sequence = chance.randrange(1000)
         self.node = Gossip(OWN.id.ed25519)
         self.node.set_members({k.id.ed25519 for k in (KEY, HOSTILE, OWN)}, self.now, WALL)
@@ -158,6 +178,10 @@ class Router:
         honest = rpc.encode(Rpc(subscriptions=[("health", True)]))
         self.node.receive(KEY.id.ed25519, honest, self.now, WALL)
 
+    @property
+    def wall(self) -> float:
+        return WALL + self.now - self.began
+
     def feed(self, chance: random.Random) -> None:
         """Give the router something from the hostile member, and let it do its work."""
         self.now += chance.random()
@@ -165,14 +189,14 @@ class Router:
         self.sequence += chance.randrange(2)
         # A signature takes longer than everything else together.
         if chance.random() < 0.05:
-            found.published.append(("health", sealed(chance, HOSTILE, self.sequence)))
+            found.published.append(("health", sealed(chance, HOSTILE, self.sequence, self.wall)))
         raw = rpc.encode(found)
         try:
             arrivals = self.node.receive(
                 HOSTILE.id.ed25519,
                 raw if chance.random() < 0.5 else hostile(chance, raw),
                 self.now,
-                WALL,
+                self.wall,
             )
         except RpcError as error:
             assert str(error)

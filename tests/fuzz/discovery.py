@@ -18,18 +18,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+sys.path += [str(Path(__file__).parents[1] / "bench"), str(Path(__file__).parent)]
 
+import bounds
 import msgspec
 import nacl.bindings
 from dht.root import Root, key_of
 from dht.virtual import Network, run
+from growth import nobody
 
-from agent.discovery import liveness, messages, questions, reach, seal, store, walk
+from agent.discovery import liveness, messages, questions, reach, record, seal, store, walk
 from agent.discovery.dhtkeys import member_key, node_key
 from agent.discovery.messages import Answered, Asked, Goodbye, Message, Probe
 from agent.discovery.node import Discovery
-from agent.discovery.record import REMEMBERED_MAX, Record, ServiceRecord, sign
+from agent.discovery.record import Record, ServiceRecord, sign
 from agent.discovery.seal import Opened, Seal
 from agent.identity.keys import NodeKey
 
@@ -39,17 +41,27 @@ PORT = 4001
 # Inputs between two checks of the bounds; virtual time passes meanwhile.
 BATCH, BATCH_S = 500, 2.0
 HEARD_MAX = 64
+LIMITS = {
+    liveness: ("PLACES_MAX",),
+    seal: ("SENDERS_MAX",),
+    record: ("REMEMBERED_MAX",),
+    reach: ("SENT_MAX",),
+    walk: ("READ_MAX",),
+}
 
 
-def fuzz(count: int, seed: int) -> dict[str, int]:
+def fuzz(count: int, seed: int, pulse: Callable[[int], None] = nobody) -> dict[str, int]:
     """Feed `count` datagrams; return the node's counters.
 
-    Raises AssertionError, or what escapes, for the first that is wrong.
+    Raises AssertionError, or what escapes, for the first that is wrong. `pulse` is called
+    with the number of each.
     """
-    return run(_fuzz(count, seed))
+    with bounds.small(LIMITS):
+        return run(_fuzz(count, seed, pulse))
 
 
-async def _fuzz(count: int, seed: int) -> dict[str, int]:
+async def _fuzz(count: int, seed: int, pulse: Callable[[int], None]) -> dict[str, int]:
+    fill_memories()
     bout = Bout(random.Random(seed))
     await bout.start()
     try:
@@ -58,6 +70,7 @@ async def _fuzz(count: int, seed: int) -> dict[str, int]:
             if number % BATCH == BATCH - 1:
                 await asyncio.sleep(BATCH_S)
                 bout.check()
+            pulse(number)
         await asyncio.sleep(BATCH_S)
         bout.check()
         await bout.check_service()
@@ -65,6 +78,14 @@ async def _fuzz(count: int, seed: int) -> dict[str, int]:
     finally:
         await bout.victim.stop()
         await bout.friend.stop()
+
+
+def fill_memories() -> None:
+    """Let what is remembered by function be full from the start, as what has LIMITS soon is."""
+    for number in range(messages._ADDRESSES_REMEMBERED):
+        host = f"21.0.{number >> 8}.{number & 255}"
+        messages.unpack_address(messages.pack_address(host, 9))
+        reach.scope_of(host)
 
 
 class Ear(asyncio.DatagramProtocol):
@@ -87,6 +108,9 @@ class Bout:
         self.root = Root("fuzz")
         self.network = Network(chance)
         self.loop = asyncio.get_running_loop()
+        # What a timer or a task raises ends up here, and nowhere else.
+        self.faults: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _, fault: self.faults.append(fault))
         self.foe, self.stranger = key_of("foe"), key_of("stranger")
         self.certificate = self.root.certify(self.foe.id)
         self.member = self.root.record(self.foe, 1)
@@ -142,6 +166,7 @@ class Bout:
     def check(self) -> None:
         """Say that outsiders heard nothing, and that everything kept is within its bounds."""
         assert self.outer_ear.count == 0, "an outsider was answered"
+        assert not self.faults, self.faults
         protocol, node = self._protocol, self.victim
         sizes = {
             "questions": (len(protocol._questions), questions.PENDING_MAX),
@@ -158,8 +183,8 @@ class Bout:
             "contacts": (len(protocol.router.contacts()), 3),
             "records": (len(node._store), store.RECORDS_MAX),
             "found": (len(node._found), store.FOUND_MAX),
-            "certificates": (len(node._verifier._certificates), REMEMBERED_MAX),
-            "verified": (len(node._verifier._records), REMEMBERED_MAX),
+            "certificates": (len(node._verifier._certificates), record.REMEMBERED_MAX),
+            "verified": (len(node._verifier._records), record.REMEMBERED_MAX),
             "counters": (len(protocol.counters), 24),
             "trails": (len(node._running().walker._trails), walk.TRAILS_MAX),
             "read": (len(node._running().walker._read), walk.READ_MAX),
@@ -308,16 +333,16 @@ class Bout:
             return chance.randbytes(chance.choice((0, 64, 200, 700))), self._key()
         seq = chance.choice((0, int(self.clock() * 1000), int(self.clock() * 1000), 2**62))
         expiry = int(self.clock()) + chance.choice((-1, 0, 60, 600, 10**6))
-        record: Record
+        found: Record
         if chance.random() < 0.3:
-            record = msgspec.structs.replace(self.member, seq=seq, expiry=expiry)
+            found = msgspec.structs.replace(self.member, seq=seq, expiry=expiry)
         else:
             payload = chance.randbytes(chance.randrange(300))
-            record = ServiceRecord(
+            found = ServiceRecord(
                 node=self.foe.id.ed25519, certificate=self.certificate, seq=seq, expiry=expiry,
                 service=f"s{chance.randrange(1000)}", payload=payload,
             )  # fmt: skip
-        signed = sign(self.foe, self.root.mesh_id, record)
+        signed = sign(self.foe, self.root.mesh_id, found)
         raw = bytearray(signed.raw)
         if chance.random() < 0.3:
             raw[chance.randrange(len(raw))] ^= 1

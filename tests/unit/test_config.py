@@ -65,6 +65,8 @@ def test_every_setting_has_a_sentence() -> None:
         ("[network]\nlisten_port = 70000", "network.listen_port = 70000"),
         ("[node]\nlog_level = 'loud'", "node.log_level = 'loud'"),
         ("[network", "not valid TOML"),
+        ("x = " + "9" * 5000, "not valid TOML"),
+        ("x = " + "[" * 20000, "not valid TOML: nested too deep"),
     ],
 )
 def test_a_bad_file_is_named_with_its_key(tmp_path: Path, body: str, words: str) -> None:

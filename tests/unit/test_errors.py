@@ -34,3 +34,8 @@ def test_exit_codes_differ_but_for_tickets() -> None:
     codes = [kind.exit_code for kind in errors._BY_NAME.values() if kind is not errors.TicketError]
     assert len(codes) == len(set(codes))
     assert 0 not in codes
+
+
+def test_what_comes_from_elsewhere_is_shown_as_one_line() -> None:
+    assert errors.one_line("a\x1b[2J\n b\tc") == "a [2J b c"
+    assert len(errors.one_line("x" * 10_000)) == errors.MAX_TEXT_CHARACTERS

@@ -50,7 +50,7 @@ class Hostile:
         self._mesh_id = mesh_id
         self._rng = rng
         self._others = others
-        self._old: dict[bytes, list[bytes]] = {}
+        self._old: dict[bytes, bytes] = {}
         self._overheard: list[bytes] = []
         protocol = node._running().protocol
         self._protocol = protocol
@@ -67,8 +67,8 @@ class Hostile:
         if self._overheard:
             transport.sendto(self._rng.choice(self._overheard), address)
         if self._old:
-            key, raws = self._rng.choice(list(self._old.items()))
-            question = messages.Store(key, self._forge(raws[0]))
+            key, raw = self._rng.choice(list(self._old.items()))
+            question = messages.Store(key, self._forge(raw))
             self._protocol.ask(None, address, question)
 
     def _overhear(self, data: bytes, source: Address) -> None:
@@ -94,8 +94,8 @@ class Hostile:
                 return rng.choice(lies)()
             case messages.FindRecords(key):
                 for signed in self._node._store.records(key, self._node._clock()):
-                    self._old.setdefault(key, []).append(signed.raw)
-                old = self._old.get(key, [])[:1]
+                    self._old.setdefault(key, signed.raw)
+                old = [self._old[key]] if key in self._old else []
                 lies = [
                     lambda: messages.Records((), 0, self._invented(key)),
                     lambda: messages.Records((), 0, self._colluding(key)),
@@ -108,7 +108,7 @@ class Hostile:
                 ]
                 return rng.choice(lies)()
             case messages.Store(key, record):
-                self._old.setdefault(key, [record])
+                self._old.setdefault(key, record)
                 return messages.Stored(rng.random() < 0.5, rng.choice([0, 2**63 - 1]))
             case messages.TestMe() | messages.Knock():
                 return messages.Promise(True)
@@ -130,6 +130,8 @@ class Hostile:
         return tuple(contact.node.ed25519 + wrong for contact in near)
 
     def _forge(self, raw: bytes) -> bytes:
+        # Another of its kind may have given it one that was cut off to nothing.
+        raw = raw or b"M"
         place = self._rng.randrange(len(raw))
         kinds = [
             raw[:place],

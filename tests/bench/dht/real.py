@@ -3,19 +3,21 @@
     python tests/bench/mesh.py --only dht [--quick]
 
 Every node puts (announces a service of its own) and another gets it (looks up that service for the
-first time), one after another. Then 30 % of the nodes are killed without a word, and the rest do
-the same at once, and again after a while. The kademlia library does the same with the same numbers;
-its times with dead nodes are so long that fewer are measured.
+first time), one after another. Then 30 % of the nodes are killed without a word, and all others put
+in the same moment, then get in the same moment, before anyone can have noticed; and again one after
+another after a while. The kademlia library does the same with the same numbers, in a process of its
+own. Its calls with dead nodes are half a minute of waiting, during which ours are measured.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
 
 from kademlia.network import Server
 from report import Row, percentiles, row
@@ -30,25 +32,38 @@ PUT_GOAL_MS, GET_GOAL_MS, DEAD_GOAL_MS = 20.0, 5.0, 2000.0
 SERVICE_TTL_S = 120.0
 # Until what the first calls after a kill have found out is known to all.
 LATER_S = 20.0
-# The library's calls last half a minute each when a third is dead.
-PEER_CALLS_WITH_DEAD, PEER_CALLS_QUICK = 4, 2
+# The library's longest phase takes some 40 s; its process is given up after this.
+LIBRARY_S = 240.0
 # Idle is measured for so long, and polled as the agent does: members and one service each second.
 IDLE_NODES, IDLE_S = 30, 20.0
 # A goal of the whole agent is 1 % of a core; half of that is more than enough for this part.
 IDLE_GOAL_PERCENT = 0.5
 
+FAILED_MS = 60_000.0
+
+EVERYONE = list(range(NODES))
+LIVING = sorted(random.Random(30).sample(EVERYONE, NODES - int(NODES * DEAD)))
+
 Times = list[float]
+Found = dict[str, Times]
 Call = Callable[[int], Awaitable[bool]]
 
 
-async def time_calls(numbers: list[int], call: Call) -> Times:
-    """Return how long each call took (ms); one that did not succeed counts as a minute."""
-    times = []
-    for number in numbers:
-        began = time.perf_counter()
-        done = await call(number)
-        times.append((time.perf_counter() - began) * 1000 if done else 60_000.0)
-    return times
+async def timed(number: int, call: Call) -> float:
+    """Return how long the call took (ms); one that did not succeed counts as a minute."""
+    began = time.perf_counter()
+    done = await call(number)
+    return (time.perf_counter() - began) * 1000 if done else FAILED_MS
+
+
+async def one_by_one(numbers: list[int], call: Call) -> Times:
+    """Return how long each node's call took, one after another."""
+    return [await timed(number, call) for number in numbers]
+
+
+async def at_once(numbers: list[int], call: Call) -> Times:
+    """Return how long each node's call took, all begun in one moment."""
+    return await asyncio.gather(*(timed(number, call) for number in numbers))
 
 
 class Mesh:
@@ -150,45 +165,54 @@ class Library:
         return call
 
 
-async def measure(mesh: Mesh | Library, *, calls_with_dead: int, later: bool) -> dict[str, Times]:
-    """Return the times (ms) by what was done."""
+async def healthy(mesh: Mesh | Library) -> Found:
+    """Start the nodes; return the times (ms) while all live, by what was done."""
     await mesh.start(NODES)
     await asyncio.sleep(1.0)
-    everyone = list(range(NODES))
-    found = {
-        "put": await time_calls(everyone, mesh.put("all")),
-        "get": await time_calls(everyone, mesh.get("all", everyone)),
+    return {
+        "put": await one_by_one(EVERYONE, mesh.put("all")),
+        "get": await one_by_one(EVERYONE, mesh.get("all", EVERYONE)),
     }
-    dead = random.Random(30).sample(everyone, int(NODES * DEAD))
-    living = [number for number in everyone if number not in dead]
-    mesh.kill(dead)
-    asked = living[:calls_with_dead]
-    found["put, 30 % just killed"] = await time_calls(asked, mesh.put("killed"))
-    found["get, 30 % just killed"] = await time_calls(asked, mesh.get("killed", living))
-    if later:
-        await asyncio.sleep(LATER_S)
-        found["put, 30 % dead"] = await time_calls(asked, mesh.put("dead"))
-        found["get, 30 % dead"] = await time_calls(asked, mesh.get("dead", living))
-    return found
 
 
-async def covey() -> dict[str, Times]:
+async def killed(mesh: Mesh | Library) -> Found:
+    """Kill a part of the nodes, and return the times of the first calls of the others."""
+    mesh.kill([number for number in EVERYONE if number not in LIVING])
+    return {
+        f"put, {DEAD:.0%} just killed": await at_once(LIVING, mesh.put("killed")),
+        f"get, {DEAD:.0%} just killed": await at_once(LIVING, mesh.get("killed", LIVING)),
+    }
+
+
+async def covey() -> Found:
     """Measure Covey's nodes."""
     mesh = Mesh()
     try:
-        return await measure(mesh, calls_with_dead=NODES, later=True)
+        found = await healthy(mesh) | await killed(mesh)
+        await asyncio.sleep(LATER_S)
+        found[f"put, {DEAD:.0%} dead"] = await one_by_one(LIVING, mesh.put("dead"))
+        found[f"get, {DEAD:.0%} dead"] = await one_by_one(LIVING, mesh.get("dead", LIVING))
+        return found
     finally:
         await mesh.stop()
 
 
-async def library(calls_with_dead: int) -> dict[str, Times]:
-    """Measure the library's."""
+async def library(say: Callable[[Found], None]) -> None:
+    """Measure the library's nodes; say what was found while all lived, and then the rest."""
     mesh = Library()
     try:
-        return await measure(mesh, calls_with_dead=calls_with_dead, later=False)
+        say(await healthy(mesh))
+        say(await killed(mesh))
     finally:
         for node in mesh.nodes:
             node.stop()
+
+
+def library_beside(end: Connection) -> None:
+    """Be the process that measures the library; its warnings about dead nodes are kept quiet."""
+    for name in ("kademlia", "rpcudp"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    asyncio.run(library(end.send))
 
 
 async def idle(seconds: float) -> float:
@@ -212,36 +236,44 @@ async def idle(seconds: float) -> float:
         await mesh.stop()
 
 
-@contextlib.contextmanager
-def quiet_library() -> Iterator[None]:
-    """Keep the library's warnings about dead nodes off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("kademlia", "rpcudp")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+def measured(idle_s: float) -> tuple[Found, Found, float]:
+    """Return Covey's times, the library's, and the idle share of a core (%).
+
+    Each is alone while its nodes live. While the library waits for its dead ones, ours run.
+    """
+    here, there = Pipe(duplex=False)
+    process = Process(target=library_beside, args=(there,), daemon=True)
+    process.start()
+    there.close()
     try:
-        yield
+        peers: Found = received(here)
+        ours, share = asyncio.run(covey()), asyncio.run(idle(idle_s))
+        return ours, peers | received(here), share
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        process.kill()
+        process.join()
+
+
+def received(end: Connection) -> Found:
+    """Return what the library's process says next; raises when it ended or hangs."""
+    if not end.poll(LIBRARY_S):
+        raise TimeoutError("the kademlia library's nodes did not end")
+    found: Found = end.recv()
+    return found
 
 
 def rows(quick: bool) -> list[Row]:
-    """Measure, and return the figures; two minutes, of which the library takes most."""
-    ours = asyncio.run(covey())
-    with quiet_library():
-        peers = asyncio.run(library(PEER_CALLS_QUICK if quick else PEER_CALLS_WITH_DEAD))
-    goals = {"put": (PUT_GOAL_MS, None), "get": (GET_GOAL_MS, None)}
+    """Measure, and return the figures; a minute, in which the library mostly waits."""
+    ours, peers, share = measured(IDLE_S / 2 if quick else IDLE_S)
+    goals = {"put": PUT_GOAL_MS, "get": GET_GOAL_MS}
+    limit = "one process; the library checks nothing and takes the first value that it is given"
     made = []
     for what, times in ours.items():
-        goal_p50, goal_p95 = goals.get(what, (None, DEAD_GOAL_MS))
-        peer_p50, peer_p95 = percentiles(peers[what]) if what in peers else (None, None)
-        limit = "one process; the library checks nothing and takes the first value that it is given"
-        p50, p95 = percentiles(times)
-        name = f"DHT {what}, {NODES} nodes"
-        made.append(row(f"{name}, p50", p50, "ms", goal=goal_p50, peer=peer_p50, limit=limit))
-        made.append(row(f"{name}, p95", p95, "ms", goal=goal_p95, peer=peer_p95, limit=limit))
-    share = asyncio.run(idle(IDLE_S / 2 if quick else IDLE_S))
+        goal = goals.get(what, DEAD_GOAL_MS)
+        peer = percentiles(peers[what]) if what in peers else (None, None)
+        for part, value, theirs in zip(("p50", "p95"), percentiles(times), peer, strict=True):
+            name = f"DHT {what}, {NODES} nodes, {part}"
+            made.append(row(name, value, "ms", goal=goal, peer=theirs, limit=limit))
     name = f"idle discovery in a mesh of {IDLE_NODES}, polled each second"
     made.append(row(name, share, "% of a core", goal=IDLE_GOAL_PERCENT))
     return made

@@ -107,6 +107,7 @@ def test_a_mistake_is_told_with_its_place(fields: dict[str, str], said: str) -> 
         ("[rule]\nfrom = 1\n", "rule is no list of rules"),
         ("rule = [1]\n", "rule is no list of rules"),
         ("rule = " + "[" * 20000, "is not valid TOML"),
+        ("rule = " + "9" * 5000, "is not valid TOML: Exceeds the limit"),
         (rule() * (MAX_RULES + 1), f"has {MAX_RULES + 1} rules"),
         ("#" * (MAX_FILE_BYTES + 1), f"has more than {MAX_FILE_BYTES} bytes"),
     ],

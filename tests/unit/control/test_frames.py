@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.control import frames
-from agent.errors import CoveyError, EnvironmentFault, PeerError, TicketError
+from agent.errors import (
+    MAX_TEXT_CHARACTERS,
+    CoveyError,
+    EnvironmentFault,
+    PeerError,
+    TicketError,
+)
 
 MIB = 1024 * 1024
 
@@ -100,7 +106,7 @@ def test_what_a_peer_writes_cannot_drive_the_terminal() -> None:
     with pytest.raises(EnvironmentFault) as caught:
         frames.decode_reply(b"\1" + body)
     assert caught.value.message == "[2Jred line two"
-    assert len(caught.value.hint) == frames.MAX_TEXT_CHARACTERS
+    assert len(caught.value.hint) == MAX_TEXT_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -124,5 +130,5 @@ def test_nonsense_is_a_frame_error(reply: bytes) -> None:
 def test_a_long_message_is_cut_when_sent() -> None:
     with pytest.raises(CoveyError) as caught:
         frames.decode_reply(payload_of(frames.encode_refusal(PeerError("a" * 5000))))
-    assert len(caught.value.message) == frames.MAX_TEXT_CHARACTERS
+    assert len(caught.value.message) == MAX_TEXT_CHARACTERS
     assert caught.value.message.endswith("…")

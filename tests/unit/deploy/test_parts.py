@@ -55,10 +55,25 @@ def test_messages_cross_and_unknown_fields_do_not() -> None:
     summary = messages.BookSummary(False, (("m", 1, bytes(32)),))
     for answer in (state, head, statuses, summary):
         assert messages.decode_answer(messages.encode(answer)) == answer
-    with pytest.raises(msgspec.ValidationError):
+    with pytest.raises(PeerError, match="unknown field `more`"):
         messages.decode_request(msgspec.msgpack.encode({"type": "AskStage", "more": 1}))
-    with pytest.raises(msgspec.ValidationError):
+    with pytest.raises(PeerError, match="StageState"):
         messages.decode_request(messages.encode(state))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x81\xa4" + b"\x81\x00" * 5000,  # deeper than Python counts
+        b"\x81\xa4type\xa1\xff",  # no text
+        msgspec.msgpack.encode({"type": "Ask\x1b[2JFacts"}),
+    ],
+)
+def test_a_message_that_cannot_be_read_is_one_line(raw: bytes) -> None:
+    for decode in (messages.decode_request, messages.decode_answer):
+        with pytest.raises(PeerError, match="cannot be read") as caught:
+            decode(raw)
+        assert caught.value.line().isprintable()
 
 
 def test_the_picture_shows_each_stage_where_its_layers_lie() -> None:

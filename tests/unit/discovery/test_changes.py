@@ -171,7 +171,7 @@ async def test_a_new_certificate_is_in_all_that_is_said(world: World) -> None:
     assert found is not None
     assert found.certificate == renewed
     assert [r.certificate for r in await two.providers("heads")] == [renewed]
-    assert two._running().protocol.roster._known[world.id(0)].certificate == renewed
+    assert two._running().protocol.roster._known[world.id(0).ed25519].certificate == renewed
 
 
 @virtual

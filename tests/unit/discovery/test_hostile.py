@@ -18,8 +18,11 @@ from agent.identity.keys import NodeId
 # -- members that mean harm
 
 
-def make_hostile(world: World, number: int, stale: dict[bytes, bytes]) -> None:
-    """Make a member lie: wrong nodes, forged, old, foreign and oversized records, wrong answers."""
+def make_hostile(world: World, number: int, stale: dict[bytes, bytes], *, victim: int = 0) -> None:
+    """Make a member lie: wrong nodes, forged, old, foreign and oversized records, wrong answers.
+
+    The forged ones are in the name of the victim.
+    """
     rng, liar = random.Random(number), key_of("liar")
 
     def nobody() -> bytes:
@@ -32,7 +35,7 @@ def make_hostile(world: World, number: int, stale: dict[bytes, bytes]) -> None:
                 return messages.Contacts(tuple(nobody() for _ in range(10)))
             case messages.FindRecords(key):
                 forged = world.root.record(liar, 1)
-                forged = msgspec.structs.replace(forged, node=world.keys[5].id.ed25519)
+                forged = msgspec.structs.replace(forged, node=world.id(victim).ed25519)
                 raw = b"M" + rng.randbytes(64) + msgspec.msgpack.encode(forged)[:300]
                 raws = (raw, rng.randbytes(60), b"", stale.get(key, b""))
                 return messages.Records(raws, 256, (), True)
@@ -87,7 +90,7 @@ async def test_twenty_nodes_with_three_hostile_and_then_a_third_gone(world: Worl
     await asyncio.sleep(1)
     hostile = (3, 9, 15)
     for number in hostile:
-        make_hostile(world, number, stale)
+        make_hostile(world, number, stale, victim=5)
     honest = [n for n in range(20) if n not in hostile]
 
     async def change_and_find(number: int) -> None:

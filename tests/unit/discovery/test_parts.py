@@ -116,6 +116,51 @@ def test_the_table_returns_the_truly_nearest_of_those_it_holds(
     )
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["add", "move", "leave", "refuse", "flush"]), st.integers(1, 40)),
+        max_size=80,
+    )
+)
+def test_the_contacts_are_those_in_the_buckets_whatever_happened(
+    steps: list[tuple[str, int]],
+) -> None:
+    table = Table(None, 4, Node(b"o" * 20))
+    for step, number in steps:
+        table.contacts().clear()  # the answer is the caller's own
+        one = contact(number)
+        match step:
+            case "add":
+                table.add_contact(one)
+            case "move":
+                table.add_contact(contact(number, port=9))
+            case "leave":
+                table.remove_place(one.place)
+            case "refuse":
+                table.remove_all(lambda c, node=one.node: c.node == node)
+            case _:
+                table.flush()
+        assert table.contacts() == [c for b in table.buckets for c in b.nodes.values()]
+
+
+def test_a_table_knows_the_size_of_the_mesh_by_its_neighbourhood() -> None:
+    for own in (b"a", b"k", b"z"):
+        table, sizes, known = Table(None, 16, Node(own * 20)), {}, {}
+        for number in range(1, 3001):
+            table.add_contact(contact(number))
+            sizes[number], known[number] = table.size(), len(table.contacts())
+        assert [sizes[number] for number in (1, 2, 15)] == [1, 2, 15]
+        for number in (16, 30, 100, 300, 1000, 3000):
+            assert number / 2 < sizes[number] < number * 2
+        # What the number of contacts does not show.
+        assert sizes[1000] > 1.5 * sizes[360]
+        assert known[1000] < 1.5 * known[360]
+        few = set(table.contacts()[:3])
+        table.remove_all(lambda c, few=few: c not in few)
+        assert table.size() == 3
+
+
 def test_a_contact_leaves_only_from_its_own_address() -> None:
     table = Table(None, 16, Node(b"o" * 20))
     table.add_contact(contact(1))

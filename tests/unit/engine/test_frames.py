@@ -135,6 +135,28 @@ def test_a_flipped_byte_gives_a_sane_message_or_a_peer_error(
             assert (message.pairs >= 0).all() and (message.pairs[:, 0] < 4).all()
 
 
+@pytest.mark.parametrize(
+    ("row_type", "bad"),
+    [
+        *((row_type, np.float32("nan").tobytes()) for row_type in (RowType.F32, RowType.Q8)),
+        *((row_type, np.float32("inf").tobytes()) for row_type in (RowType.F32, RowType.Q8)),
+        (RowType.F16, np.float16("inf").tobytes()),
+        (RowType.Q8, np.float32(3e38).tobytes()),  # a finite scale; what it scales is not
+    ],
+)
+def test_rows_that_are_not_finite_are_the_peers_fault_and_no_warning(
+    row_type: RowType, bad: bytes
+) -> None:
+    """One of either sign: their sum is a warning to numpy, and a warning is an error here."""
+    frame = Frame(1, (), np.array([[0, 0], [1, 0]], np.int32), np.ones((2, 80), np.float32))
+    data = bytearray(encoded(frame, row_type))
+    rows_at = HEADER.size + 16
+    for at, last in ((rows_at, bad[-1]), ((rows_at + len(data)) // 2, bad[-1] ^ 0x80)):
+        data[at : at + len(bad)] = bad[:-1] + bytes([last])
+    with pytest.raises(PeerError, match="not finite"):
+        decoded(bytes(data))
+
+
 def _header(kind: int, row_type: int, operations: int, rows: int, body: int) -> bytes:
     return HEADER.pack(MAGIC, kind, row_type, operations, rows, body, 1)
 

@@ -79,6 +79,8 @@ def test_flags_win_over_the_file_and_replicas_add_up() -> None:
     ("text", "reason"),
     [
         ("listen = ", "g.toml is not valid TOML"),
+        ("drain_s = " + "9" * 5000, "g.toml is not valid TOML"),
+        ("x = " + "[" * 20000, "g.toml is not valid TOML: nested too deep"),
         ("lisen = 'h:1'", "unknown field `lisen`"),
         ("strategy = 'best'", "strategy"),
         ("drain_s = -1", "drain_s"),

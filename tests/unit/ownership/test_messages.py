@@ -47,6 +47,12 @@ def test_what_nobody_would_send_is_refused(what: object) -> None:
         messages.decode(msgspec.msgpack.encode(what))
 
 
+def test_what_cannot_be_read_is_told_in_printable_words() -> None:
+    with pytest.raises(PeerError, match="cannot be read: Invalid value") as caught:
+        messages.decode(msgspec.msgpack.encode((1, [["\x1b[2J", "m"]])))
+    assert caught.value.message.isprintable()
+
+
 @settings(max_examples=300, deadline=None, database=None)
 @given(st.binary(max_size=80), st.integers(0, 60))
 def test_no_bytes_raise_anything_else(raw: bytes, at: int) -> None:
