@@ -32,6 +32,7 @@ WIREGUARD_PORT = 51820
 OVERLAY = {"anna": "10.77.0.1", "bert": "10.77.0.2"}
 PEER = {"anna": "bert", "bert": "anna"}
 _CLONE_NEWNET = 0x40000000
+_IP_FREEBIND = 15  # linux/in.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -179,6 +180,7 @@ class Echo:
         for name, address in OVERLAY.items():
             made = socket_in(net.inner[name], socket.SOCK_DGRAM)
             made.setblocking(False)
+            made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # before WireGuard is there
             made.bind((address, self.PORT))
             self.sockets[name] = made
 
@@ -186,7 +188,11 @@ class Echo:
         """Say whether a datagram arrives at the peer."""
         mark = time.monotonic_ns().to_bytes(8, "big")
         receiver = self.sockets[PEER[sender]]
-        self.sockets[sender].sendto(mark, (OVERLAY[PEER[sender]], self.PORT))
+        try:
+            self.sockets[sender].sendto(mark, (OVERLAY[PEER[sender]], self.PORT))
+        except OSError:  # no WireGuard yet, or no more
+            time.sleep(0.005)
+            return False
         deadline = time.monotonic() + within_s
         while (left := deadline - time.monotonic()) > 0:
             if select.select([receiver], [], [], left)[0] and receiver.recv(64) == mark:
