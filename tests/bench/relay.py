@@ -2,7 +2,7 @@
 
     python tests/bench/relay.py [--quick] [--json FILE]
 
-One machine, four namespaces for the two ends and their NATs, one for the relay. Every round goes
+One machine: namespaces for the two ends, their NATs and the relay, on one switch. Every round goes
 each way once, so that what else the machine does falls on all of them alike; a share is of the same
 round's direct throughput. TCP over WireGuard (wireguard-go), MTU 1280, one stream.
 
