@@ -53,7 +53,7 @@ def main() -> int:
         command = [sys.executable, __file__, *(["--quick"] if arguments.quick else [])]
         command += ["--json", str(arguments.json.absolute())] if arguments.json else []
         return sandbox.run(command)
-    rounds, seconds, starts = (3, 2.0, 5) if arguments.quick else (9, 4.0, 20)
+    rounds, seconds, starts = (3, 2.0, 5) if arguments.quick else (7, 3.0, 12)
     net = Net()
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds):
