@@ -35,7 +35,7 @@ RETRY_MOST_S = 4.0
 KEEP_S = 10.0
 LOST_S = 3 * KEEP_S
 # Both sides open at about the same time, and are to know when the other one has.
-PEER_POLL_S = 0.5
+PEER_POLL_S = 0.25
 PEER_WAIT_S = 15.0
 GIVE_UP_S = 30.0
 # A relay that does not answer on the control plane is asked again after this.

@@ -178,17 +178,22 @@ class Relay:
                 if made.id in self._counted:
                     return made
                 await self._remove_gone()  # ports that were taken from others are closed first
+                self._counted[made.id] = (0, 0)  # from here on, who removes it closes its ports
                 try:
                     await self._forwarding.add(made.pair, self._doors(made))
                 except PortTaken as taken:
                     _log.warning("%s", taken.line())
-                    self._allocations.unusable(made, taken.port, self._clock())
-                    self._allocations.take_removed()
+                    self._counted.pop(made.id, None)
+                    if self._allocations.get(made.id) is made:
+                        self._allocations.unusable(made, taken.port, self._clock())
                     continue
                 except BaseException:
-                    self._allocations.release(asker, made.id)
+                    self._counted.pop(made.id, None)
+                    if self._allocations.get(made.id) is made:
+                        self._allocations.release(asker, made.id)
                     raise
-                self._counted[made.id] = (0, 0)
+                if self._allocations.get(made.id) is not made:
+                    continue  # removed meanwhile: the next try says why
                 _log.info("relay pair id=%s nodes=%s ports=%s", made.id.hex(),
                           " ".join(map(str, made.nodes)), made.pair.ports)  # fmt: skip
                 return made
@@ -253,6 +258,8 @@ class Relay:
                     await self._forwarding.settle(self._allocations.all(), now)
             except (EnvironmentFault, TimeoutError) as fault:
                 _log.warning("relay: %s", fault)
+            except Exception:  # what is not refreshed must end, whatever else goes wrong
+                _log.exception("the relay's round failed")
 
     async def _count(self) -> None:
         for identity, sent in (await self._forwarding.counts(time.monotonic())).items():

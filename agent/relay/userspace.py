@@ -153,8 +153,8 @@ class UserspaceForwarder:
         )
 
     async def _do(self, command: Callable[[], _T]) -> _T:
-        if self._thread is None or self._loop is None:
-            raise EnvironmentFault("the relay's forwarder is not running")
+        if self._thread is None or self._loop is None or not self._thread.is_alive():
+            raise EnvironmentFault("the relay's forwarder is not running", hint="Read the log.")
         done: asyncio.Future[_T] = self._loop.create_future()
         self._commands.append((command, done))
         os.eventfd_write(self._wake, 1)

@@ -41,11 +41,10 @@ from agent.relay.tunnelclient import TunnelClient
 from agent.relay.wire import MAGIC
 
 KEY = {"anna": ANNA, "bert": BERT}
-BEGAN = time.monotonic()
 
 
 def say(event: str, **more: object) -> None:
-    print(json.dumps({"event": event, "at": time.monotonic() - BEGAN, **more}), flush=True)
+    print(json.dumps({"event": event, "at": time.monotonic(), **more}), flush=True)
 
 
 class Raw:
@@ -97,13 +96,14 @@ class End:
     async def on_device(self, call: Any, *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.worker, call, *given)
 
-    async def use(self, endpoint: Place) -> None:
+    async def use(self, endpoint: Place | None) -> None:
         network = ip_network(f"{OVERLAY[PEER[self.name]]}/32")
         # One side begins: wireguard-go takes some 15 s to sort out two handshakes at one time.
-        keepalive_s = 5 if self.name == "anna" else 0
+        keepalive_s = 5 if self.name == "anna" and endpoint else 0
         peer = PeerConfig(self.peer.id.wireguard_public, endpoint, (network,), keepalive_s)
         await self.on_device(self.device.apply, [peer])
-        say("endpoint", endpoint=endpoint)
+        if endpoint is not None:
+            say("endpoint", endpoint=endpoint)
 
     async def ask(self, payload: bytes) -> bytes:
         reader, writer = await asyncio.open_unix_connection(SOCKET)
@@ -123,6 +123,10 @@ class End:
             self.arguments.get("mtu", 1280),
         )  # fmt: skip
         try:
+            if self.name == "bert":
+                # Known before Anna begins. A peer without an endpoint is asked again after 5 s only
+                # once a packet for it was there: so the side that begins knows its peer later.
+                await self.use(None)
             say("up")
             match self.arguments["way"]:
                 case "relay":
@@ -130,7 +134,7 @@ class End:
                 case "tunnel":
                     await self.by_tunnel()
                 case "direct":
-                    await self.use((self.arguments["peer"], WIREGUARD_PORT))
+                    await self.use(tuple(self.arguments["endpoint"]))
                     await asyncio.Event().wait()
         finally:
             await self.on_device(self.device.close)
@@ -148,13 +152,15 @@ class End:
             for output in core.take():
                 match output:
                     case Ask():
+                        say("asking")
                         core.answered(await self.ask(output.request), time.time())
                         say("allocated")
                     case Send():
                         raw.send(output.datagram, output.to)
                     case Ready():
                         say("ready", seen=output.seen)
-                        await self.use(output.endpoint)
+                        if output.peer_open:
+                            await self.use(output.endpoint)
                     case Lost():
                         say("lost", why=output.reason)
             wait_s = 0.0 if core._out else (core.wakes_at or time.time() + 60) - time.time()
@@ -169,6 +175,7 @@ class End:
             core.tick(time.time())
 
     async def by_tunnel(self) -> None:
+        say("asking")
         raw = await self.ask(messages.encode(Allocate(self.peer.id.ed25519)))
         given = messages.decode_answer(raw, Allocated)
         assert given.tunnel_port is not None

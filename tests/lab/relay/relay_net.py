@@ -1,7 +1,7 @@
 """Two machines behind NATs of their own, and a relay on the Internet between them.
 
-    anna - nat-anna - router - relay        the router's subnets are "the Internet"
-    bert - nat-bert - router
+    anna - nat-anna - switch - relay        the switch is "the Internet"
+    bert - nat-bert - switch
 
 NATs give each flow a random port (hard NATs), and let in only what belongs to a flow. Works inside
 a sandbox alone. Used by the lab tests and by tests/bench/relay.py.
@@ -27,11 +27,12 @@ from agent.demo.sandbox import inside
 
 HERE = Path(__file__).parent
 ROOT = Path("/run/covey-relay-lab")
-ROUTER = "rl-router"
+SWITCH = "rl-switch"
 WIREGUARD_PORT = 51820
 OVERLAY = {"anna": "10.77.0.1", "bert": "10.77.0.2"}
 PEER = {"anna": "bert", "bert": "anna"}
 _CLONE_NEWNET = 0x40000000
+_IP_FREEBIND = 15  # linux/in.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,7 +50,9 @@ class Net:
             raise RuntimeError("networks are only built in a sandbox")
         ROOT.mkdir(exist_ok=True)
         self.names: list[str] = []
-        self._namespace(ROUTER, forwards=True)
+        self._namespace(SWITCH)
+        do("ip", "-n", SWITCH, "link", "add", "switch", "type", "bridge")
+        do("ip", "-n", SWITCH, "link", "set", "switch", "up")
         self.relay = self._machine("rl-relay", 1)
         self.set_forwarding(forwarding)
         self.inner: dict[str, Machine] = {}
@@ -58,8 +61,7 @@ class Net:
             nat = self._machine(f"rl-nat-{name}", number + 1)
             do(*nat.command(["sysctl", "-qw", "net.ipv4.ip_forward=1"]))
             inner = Machine(f"rl-{name}", f"192.168.{number}.2", f"192.168.{number}.1")
-            self._namespace(inner.name)
-            self._wire(inner, nat.name, "home")
+            self._behind(inner, nat)
             self.inner[name], self.nat[name] = inner, nat
             self.set_nat(name)
 
@@ -72,25 +74,30 @@ class Net:
         for name in self.names:
             do("ip", "netns", "del", name)
 
-    def _machine(self, name: str, subnet: int) -> Machine:
+    def _machine(self, name: str, number: int) -> Machine:
+        """Make a machine on the Internet."""
         self._namespace(name)
-        made = Machine(name, f"198.18.{subnet}.2", f"198.18.{subnet}.1")
-        self._wire(made, ROUTER, f"to-{subnet}")
+        made = Machine(name, f"198.18.0.{number}", "")
+        do("ip", "link", "add", "eth0", "netns", name, "type", "veth",
+           "peer", "name", f"to-{number}", "netns", SWITCH)  # fmt: skip
+        do("ip", "-n", SWITCH, "link", "set", f"to-{number}", "master", "switch", "up")
+        do("ip", "-n", name, "address", "add", f"{made.address}/24", "dev", "eth0")
+        do("ip", "-n", name, "link", "set", "eth0", "up")
         return made
 
-    def _namespace(self, name: str, *, forwards: bool = False) -> None:
+    def _namespace(self, name: str) -> None:
         do("ip", "netns", "add", name)
         self.names.append(name)
         do("ip", "-n", name, "link", "set", "lo", "up")
-        if forwards:
-            do("nsenter", f"--net=/run/netns/{name}", "sysctl", "-qw", "net.ipv4.ip_forward=1")
 
-    def _wire(self, machine: Machine, gateway: str, link: str) -> None:
+    def _behind(self, machine: Machine, nat: Machine) -> None:
+        """Put a machine behind a NAT."""
+        self._namespace(machine.name)
         do("ip", "link", "add", "eth0", "netns", machine.name, "type", "veth",
-           "peer", "name", link, "netns", gateway)  # fmt: skip
+           "peer", "name", "home", "netns", nat.name)  # fmt: skip
         for namespace, end, address in (
             (machine.name, "eth0", machine.address),
-            (gateway, link, machine.gateway),
+            (nat.name, "home", machine.gateway),
         ):
             do("ip", "-n", namespace, "address", "add", f"{address}/24", "dev", end)
             do("ip", "-n", namespace, "link", "set", end, "up")
@@ -179,6 +186,7 @@ class Echo:
         for name, address in OVERLAY.items():
             made = socket_in(net.inner[name], socket.SOCK_DGRAM)
             made.setblocking(False)
+            made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # before WireGuard is there
             made.bind((address, self.PORT))
             self.sockets[name] = made
 
@@ -186,7 +194,11 @@ class Echo:
         """Say whether a datagram arrives at the peer."""
         mark = time.monotonic_ns().to_bytes(8, "big")
         receiver = self.sockets[PEER[sender]]
-        self.sockets[sender].sendto(mark, (OVERLAY[PEER[sender]], self.PORT))
+        try:
+            self.sockets[sender].sendto(mark, (OVERLAY[PEER[sender]], self.PORT))
+        except OSError:  # no WireGuard yet, or no more
+            time.sleep(0.005)
+            return False
         deadline = time.monotonic() + within_s
         while (left := deadline - time.monotonic()) > 0:
             if select.select([receiver], [], [], left)[0] and receiver.recv(64) == mark:

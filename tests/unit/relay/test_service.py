@@ -178,6 +178,19 @@ async def test_a_revoked_member_is_cut_off_at_once(relay: Relay) -> None:
         await relay.answer(BERT.id, messages.encode(Allocate(ANNA.id.ed25519)))
 
 
+async def test_who_is_revoked_while_ports_are_opened_leaves_none_open(relay: Relay) -> None:
+    request = messages.encode(Allocate(BERT.id.ed25519))
+    asked = asyncio.create_task(relay.answer(ANNA.id, request))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    relay.set_members([ANNA.id, RELAY.id])
+    with pytest.raises(MembershipError):
+        await asked
+    await until(lambda: free(LIMITS.ports))
+    assert relay.describe()["pairs"] == []
+    assert relay._counted == {}
+
+
 def free(ports: range) -> bool:
     """Say whether nobody holds any of these UDP ports."""
     for port in ports:
