@@ -73,6 +73,9 @@ _MEMBERSHIP_INTERVAL_S = 1.0
 _REVOCATIONS_TTL_S = 900.0
 _REVOCATIONS_INTERVAL_S = 30.0
 _CATCH_UP_INTERVAL_S = 5.0
+# A member's record, from itself, for who hears nothing of discovery.
+RECORD_PROTOCOL = "/covey/record/1"
+_RECORD_TIMEOUT_S = 5.0
 # Who is reached from outside, and how far away: looked at this often, at once while nobody is.
 _HELPERS_INTERVAL_S, _HELPERS_FIRST_S = 5.0, 0.3
 
@@ -278,7 +281,8 @@ class Agent:
         self._control.serve(messages.PROTOCOL, self._on_deploy_message)
         self._control.subscribe(keeper.TOPIC, self._deployments.on_gossip)
         self._control.subscribe(RECORDS, self._on_record)
-        for follower in (self._authority.link_changed, self._deployments.on_link):
+        self._control.serve(RECORD_PROTOCOL, self._on_record_wanted)
+        for follower in (self._authority.link_changed, self._deployments.on_link, self._on_link):
             self._control.on_link(follower)
         self._authority.begin()
         self._traversal.begin()
@@ -540,6 +544,22 @@ class Agent:
         if record is not None:
             with contextlib.suppress(CoveyError):
                 await self._control.publish(RECORDS, record)
+
+    def _on_link(self, node: NodeId, up: bool) -> None:
+        if up and not self._discovery.contacts():
+            self._spawn(self._fetch_record(node))
+
+    async def _fetch_record(self, node: NodeId) -> None:
+        """Get a member's record from itself: where no UDP gets through, discovery says nothing."""
+        addresses = self._company.control_addresses(node)
+        raw = await self._control.request(
+            node, addresses, RECORD_PROTOCOL, b"", timeout_s=_RECORD_TIMEOUT_S
+        )
+        if raw:
+            self._discovery.take_member(raw)
+
+    async def _on_record_wanted(self, peer: NodeId, payload: bytes) -> bytes:
+        return self._discovery.own_record() or b""
 
     async def _on_record(self, author: NodeId, payload: bytes) -> bool:
         return self._discovery.take_member(payload)

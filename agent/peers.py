@@ -79,12 +79,17 @@ class PeerTable:
             if not is_member(peer.node):
                 continue
             endpoint, order = chosen(peer.node) if chosen else (self._next(peer, now), 0)
+            begins = self._begins(peer, chosen)
+            if chosen and begins and endpoint is None and self._handshake(peer) is None:
+                # A packet that waits for it would begin a handshake into the void, and the next
+                # try is 5 s later.
+                continue
             wanted.append(
                 PeerConfig(
                     node_public=peer.node.wireguard_public,
                     endpoint=endpoint,
                     allowed_ips=(IPv6Network(peer.ipv6), IPv4Network(peer.ipv4)),
-                    keepalive_s=KEEPALIVE_S if self._calls(peer, chosen) else 0,
+                    keepalive_s=KEEPALIVE_S if begins else 0,
                     order=order,
                 )
             )
@@ -122,7 +127,7 @@ class PeerTable:
             "tx_bytes": state.tx_bytes if state else 0,
         }
 
-    def _calls(self, peer: _Peer, chosen: Chosen | None) -> bool:
+    def _begins(self, peer: _Peer, chosen: Chosen | None) -> bool:
         """Say whether WireGuard shall keep the session up from here, and so begin it.
 
         Two that begin at once, within a packet's way, each drop the other's handshake and wait 5 s.

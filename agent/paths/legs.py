@@ -219,7 +219,7 @@ class Legs:
             return _NEVER
         again = _NEVER
         for relay in self._own.relays:
-            if relay.node in self._legs or relay.node == self._own.id:
+            if relay.node in self._legs or relay.node in (self._own.id, self._peer):
                 continue
             not_before = self._not_before.get(relay.node, 0.0)
             if now < not_before:

@@ -98,6 +98,8 @@ def test_one_end_alone_begins_a_session_that_both_get_at_once() -> None:
         peers.learn(peer, IPv6Address("fd00::1"), IPv4Address("10.77.0.1"), [])
         (config,) = peers.configs(everyone, 0.0, lambda _: (FIRST, 1))
         assert bool(config.keepalive_s) is begins
+        waiting = peers.configs(everyone, 0.0, lambda _: (None, 0))
+        assert bool(waiting) is not begins, "who begins does so when there is somewhere to go"
         peers.observe([PeerState(peer.wireguard_public, FIRST, 1.0, 100, 10)], 1.0)
         (config,) = peers.configs(everyone, 1.0, lambda _: (FIRST, 1))
         assert config.keepalive_s, "both keep it up once it is there"
