@@ -119,6 +119,8 @@ class PathEngine:
         if (asked, around.interfaces) != (self._rendezvous, self._own.around.interfaces):
             self._rendezvous = asked
             self._table.keep(r.node for r in asked)
+            # Whoever is new is asked as often as the others were, however lately that was.
+            self._observe_begun = _LONG_AGO
             self._observe_soon(now)
         changed = around != self._own.around
         self._own.around, self._own.relays = around, tuple(relays)

@@ -401,3 +401,21 @@ def test_any_order_of_events(events: list[tuple[str, int, float]]) -> None:
         made.forget(peer, now)
     absorb()
     assert standing == set()
+
+
+def test_a_rendezvous_that_becomes_known_late_is_asked_in_full_at_once() -> None:
+    """Else a network that blocks UDP would be found out a whole pause later."""
+    made = engine()
+    made.set_local(Surroundings(), (), (), 0.0)
+    made.tick(0.0)
+    made.set_local(Surroundings(), (Rendezvous(PEER, THERE),), (), 0.3)
+    asked = 0
+    now = 0.3
+    while now < 3.0:
+        made.tick(now)
+        asked += sum(
+            isinstance(o, out.SendProbe) and isinstance(o.probe, Observe) for o in made.take()
+        )
+        now += 0.05
+    assert asked >= 3
+    assert made.nat is NatKind.BLOCKED
