@@ -5,10 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CACHE  := $(or $(COVEY_CACHE),$(HOME)/.cache/covey)
 READY  := $(VENV)/.ready
-BENCHES := main_job mesh
+BENCHES := main_job mesh paths path_matrix relay
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: help demo test check lint unit lab fuzz vm bench setup lock clean
+.PHONY: help demo test check lint unit lab matrix fuzz vm bench setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -31,6 +31,9 @@ unit: $(READY) ## Run the unit tests.
 
 lab: $(READY) ## Run the tests that need namespaces, in a sandbox.
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/lab
+
+matrix: $(READY) ## Connect every kind of NAT with every other (20 minutes; ARGS="easy hard"); tables in build/.
+	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/python tests/lab/nat/run_matrix.py $(ARGS)
 
 fuzz: $(READY) ## Feed millions of random and mutated inputs to all that reads others' (ARGS="--seed 2").
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
