@@ -28,7 +28,16 @@ async def running(folder: Path) -> AsyncIterator[Agent]:
     """The only member of a mesh, in this process."""
     settings = Config(
         node=Node(name="box", state_dir=str(folder / "state"), socket=str(folder / "agent.sock")),
-        network=Network(interface="covey-fault", backend="userspace", mdns=False),
+        # Not the default ports: other labs of the same sandbox hold some of these.
+        network=Network(
+            interface="covey-fault",
+            backend="userspace",
+            mdns=False,
+            listen_port=24820,
+            control_port=24001,
+            discovery_port=24001,
+            relay_ports="24840-24859",
+        ),
     )
     enrol.create_mesh(settings, "home", now=time.time())
     with StateDir(settings.state_dir).lock() as state:
