@@ -36,6 +36,8 @@ async def running(folder: Path) -> AsyncIterator[Agent]:
             listen_port=24820,
             control_port=24001,
             discovery_port=24001,
+            overlay_port=24070,
+            beat_port=24071,
             relay_ports="24840-24859",
         ),
     )
