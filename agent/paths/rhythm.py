@@ -26,8 +26,9 @@ IDLE_S = 14.0
 # While packets flow a path that went silent has to be noticed within a second.
 ACTIVE_S = 1.0
 ACTIVE_FOR_S = 10.0
-# What flows by itself stays below this: keepalives, presence, gossip.
-ACTIVE_BYTES_PER_S = 1000.0
+# What flows by itself stays below one of these: keepalives, presence, gossip. Two looks may lie
+# close together, with a single message between them.
+ACTIVE_BYTES_PER_S, ACTIVE_BYTES = 4000.0, 4000
 FAST_S, FAST_FOR_S, SLOW_S = 0.25, 4.0, 2.0
 EXPECT_S = 0.1
 RELAY_S, RELAY_PINGS = 0.25, 10
@@ -60,7 +61,7 @@ class Rhythm:
         """Take WireGuard's counters; `on_path`: its endpoint is the path in use."""
         received, sent = rx > self._rx, tx > self._tx
         carried = rx - self._rx + tx - self._tx
-        if carried >= ACTIVE_BYTES_PER_S * (now - self._looked_at):
+        if carried >= max(ACTIVE_BYTES, ACTIVE_BYTES_PER_S * (now - self._looked_at)):
             self._active_at = now
         self._rx, self._tx, self._looked_at = rx, tx, now
         if received:

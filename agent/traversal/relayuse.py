@@ -76,7 +76,10 @@ class RelayUse:
 
     def open(self, peer: NodeId, relay: NodeId, *, tunnel: bool, ticket: bytes | None) -> None:
         """Get a place on a relay: a new allocation, or the one that a ticket names."""
-        self.close(peer, relay)
+        before = self._uses.pop((peer, relay), None)
+        if before is not None:
+            # Not given back: a relay has one allocation for the pair, which is asked for again.
+            before.end(give_back=False)
         host = self._host_of(relay)
         if host is None:
             self._listener.failed(peer, relay)
@@ -159,13 +162,13 @@ class _Use:
         self._client.reopen(time.time())
         self._after()
 
-    def end(self) -> None:
+    def end(self, *, give_back: bool = True) -> None:
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
         if self._tunnelling is not None:
             self._tunnelling.cancel()
-        if self._own:
+        if self._own and give_back:
             self._client.close()
             for output in self._client.take():
                 if isinstance(output, client.Ask):

@@ -86,11 +86,11 @@ SECOND_PORT_OFFSET = 1
 _RELAY_ASK_S = 3.0
 # More than this between two looks at WireGuard, and packets flow: presence and gossip stay below.
 FLOW_BYTES = 4096
+# WireGuard's counters are news to the engine at most this often, whoever else asked for them.
+LOOK_MIN_S = 0.4
 # Nothing that was sealed for us in so long, though peers are looked for: this node may lack the
 # network key, which WireGuard does not need. Idle paths are pinged each 14 s; at start all answer.
 DEAF_S, DEAF_FIRST_S = 45.0, 5.0
-# The engine's timers are rounded up to this, so that several are one wake-up.
-_GRAIN_S = 0.02
 # What netcheck sends to itself: no probe is so short. A router turns it around in a millisecond.
 _HAIRPIN_BYTES, _HAIRPIN_S, _HAIRPIN_TRIES = 28, 0.3, 2
 _WORDS = {
@@ -133,6 +133,8 @@ class _Parts:
     changes: UnderlayChanges
     wireguard_port: int
     seen: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
+    looked_at: float = float("-inf")
+    flows: bool = False
     # What netcheck sends to our own outside place, and whether it came back.
     hairpin: bytes = b""
     hairpinned: asyncio.Event = field(default_factory=asyncio.Event)
@@ -299,6 +301,8 @@ class Traversal:
         if parts is None:
             return False
         now, flows = _now(), False
+        if now - parts.looked_at < LOOK_MIN_S:
+            return parts.flows
         by_key = {node.wireguard_public: node for node in self._engine.peers()}
         for state in states:
             node = by_key.get(state.public_key)
@@ -310,6 +314,7 @@ class Traversal:
             self._engine.wireguard_seen(
                 node, state.endpoint, state.last_handshake, state.rx_bytes, state.tx_bytes, now
             )
+        parts.looked_at, parts.flows = now, flows
         self._after()
         return flows
 
@@ -527,12 +532,11 @@ class Traversal:
         self._timer_at = due
         if due != float("inf"):
             loop = asyncio.get_running_loop()
-            wait_s = max(0.0, due - _now())
-            self._timer = loop.call_later(wait_s, self._tick)
+            self._timer = loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
         self._timer, self._timer_at = None, float("inf")
-        self._engine.tick(_now() + _GRAIN_S / 2)
+        self._engine.tick(_now())
         self._after()
 
     def _carry_out(self, parts: _Parts, output: Output) -> None:

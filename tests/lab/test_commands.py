@@ -17,7 +17,7 @@ def test_status_and_peers_for_people(mesh: DemoMesh) -> None:
     peers = mesh.agent("beta", "peers").splitlines()
     assert peers[0].split()[:3] == ["NAME", "IPV6", "IPV4"]
     assert [line.split()[0] for line in peers[1:]] == ["alpha", "door", "gamma"]
-    assert all(" direct " in line for line in peers[1:])
+    assert all(" public " in line for line in peers[1:])
 
 
 @pytest.mark.parametrize("name", ["status", "peers", "ps"])

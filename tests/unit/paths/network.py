@@ -424,7 +424,7 @@ class Node:
         if self.world.handshakes and not wire.session:
             self.handshake(peer)
             return
-        wire.tx += 100
+        wire.tx += 1000
         if not echo:
             wire.sent_numbers[number] = self.world.now
         self.send(WG, wire.endpoint, Data("data", self.id, number, echo))
@@ -436,7 +436,7 @@ class Node:
             return
         wire = self.wires.setdefault(peer, Wire())
         wire.endpoint = source  # WireGuard roams
-        wire.rx += 100
+        wire.rx += 1000
         match packet.kind:
             case "init":
                 self.send(WG, source, Data("response", self.id))

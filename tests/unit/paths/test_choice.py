@@ -153,12 +153,12 @@ def test_packets_that_get_no_answer_hasten_the_next_ping() -> None:
     assert rhythm.hasten(used, 10.0) == float("inf")
     assert rhythm.after_answer(used, True, 10.0) >= 10.0 + 0.9 * IDLE_S
     rhythm.traffic(0, 0, True, 10.0)
-    rhythm.traffic(100, 100, True, 10.1)
+    rhythm.traffic(2500, 2500, True, 10.1)
     assert rhythm.hasten(used, 10.1) == 10.0 + ACTIVE_S
-    rhythm.traffic(100, 200, True, 10.2)
-    rhythm.traffic(100, 300, True, 10.95)
+    rhythm.traffic(2500, 2600, True, 10.2)
+    rhythm.traffic(2500, 2700, True, 10.95)
     assert rhythm.hasten(used, 10.95) == 10.95
-    rhythm.traffic(200, 400, True, 11.0)
+    rhythm.traffic(2600, 2800, True, 11.0)
     assert rhythm.hasten(used, 11.0) == 10.0 + ACTIVE_S
 
 
@@ -170,5 +170,7 @@ def test_what_flows_by_itself_is_no_traffic() -> None:
     quiet = int(4.5 * ACTIVE_BYTES_PER_S / 2)
     rhythm.traffic(quiet, quiet, True, 10.0)
     assert rhythm.hasten(used, 10.0) == float("inf")
+    rhythm.traffic(quiet + 200, quiet + 200, True, 10.05)
+    assert rhythm.hasten(used, 10.05) == float("inf"), "one message between two looks"
     rhythm.traffic(3 * quiet, 3 * quiet, True, 15.0)
     assert rhythm.hasten(used, 15.0) == 10.0 + ACTIVE_S

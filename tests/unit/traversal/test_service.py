@@ -13,7 +13,7 @@ from agent.membership.networkkeys import NetworkKeys
 from agent.overlay.device import PeerState
 from agent.probing.port import FakeNetwork, FakePort, Port
 from agent.traversal.carrier import PROTOCOL
-from agent.traversal.service import Settings, Traversal
+from agent.traversal.service import LOOK_MIN_S, Settings, Traversal
 
 MESH = b"m" * 32
 KEYS = NetworkKeys(bytes(32), (bytes(32),))
@@ -155,7 +155,10 @@ async def test_what_flows_is_told_from_what_flows_by_itself() -> None:
     one.introduce(peer, [(HOSTS[1], WG)])
     key = peer.wireguard_public
     assert not one.observe([PeerState(key, None, None, 0, 0)])
+    assert not one.observe([PeerState(key, None, None, 0, 90_000)]), "that was a moment ago"
+    await asyncio.sleep(LOOK_MIN_S)
     assert not one.observe([PeerState(key, (HOSTS[1], WG), 1.0, 300, 300)])
+    await asyncio.sleep(LOOK_MIN_S)
     assert one.observe([PeerState(key, (HOSTS[1], WG), 1.0, 300, 90_000)])
     await bench.stop()
 
