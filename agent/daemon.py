@@ -76,6 +76,9 @@ _CATCH_UP_INTERVAL_S = 5.0
 # A member's record, from itself, for who hears nothing of discovery.
 RECORD_PROTOCOL = "/covey/record/1"
 _RECORD_TIMEOUT_S = 5.0
+# Nobody looks for a path to who has been gone for so long. A node that has just come hears old
+# news, of members that left and came back since.
+_REST_AFTER_S = 10.0
 # Who is reached from outside, and how far away: looked at this often, at once while nobody is.
 _HELPERS_INTERVAL_S, _HELPERS_FIRST_S = 5.0, 0.3
 
@@ -497,6 +500,11 @@ class Agent:
         else:
             self._deployments.suspect(node)
         if state is State.GONE:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_REST_AFTER_S, self._rest_if_gone, node)
+
+    def _rest_if_gone(self, node: NodeId) -> None:
+        if node not in self._presence.alive():
             self._traversal.rest(node)
 
     def _found_on_lan(self, peer: LanPeer) -> None:

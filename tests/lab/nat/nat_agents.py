@@ -18,7 +18,7 @@ from agent.errors import CoveyError
 
 # A pair that has no direct path by then has none; birthday probing has two tries in it.
 DIRECT_LIMIT_S = 14.0
-FIRST_LIMIT_S = 20.0
+FIRST_LIMIT_S = 45.0
 _POLL_S = 0.02
 _ROUTES = {
     "lan": Route.LAN, "ipv6": Route.IPV6, "public": Route.OPEN, "punched": Route.PUNCHED,
