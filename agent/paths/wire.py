@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import nacl.bindings
@@ -50,8 +50,8 @@ from agent.paths.messages import (
     WireError,
     unpack,
 )
+from agent.probing.port import MAGIC
 
-MAGIC: Final = b"CVY\x01"
 NONCE_BYTES = 24
 SIGNAL_MAX_BYTES = 1000
 # How far a probe may be overtaken, in probes that its sender sends to anyone: birthday probing

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from agent.acl import ruleset as acl
+from agent.probing.port import MAGIC
 from agent.relay.pairs import Pair, Seat
-from agent.relay.wire import MAGIC
 
 # Elements are written anew well before; an agent that is dead leaves forwarding for so long.
 ELEMENT_S = 150

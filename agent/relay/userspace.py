@@ -27,11 +27,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from agent.errors import EnvironmentFault
+from agent.probing.port import MAGIC
 from agent.relay import sockets
 from agent.relay.batch import SLOT_BYTES, Batch
 from agent.relay.door import Door
 from agent.relay.pairs import Counts, Pair, Seat
-from agent.relay.wire import MAGIC, NONCE_BYTES, PairSeal
+from agent.relay.wire import NONCE_BYTES, PairSeal
 
 _log = logging.getLogger(__name__)
 

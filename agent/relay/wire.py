@@ -29,10 +29,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from agent.errors import UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
+from agent.probing.port import MAGIC
 from agent.relay.messages import ID_BYTES
 from agent.relay.pairs import Place
 
-MAGIC = b"CVY\x01"
 NONCE_BYTES = 24
 COOKIE_BYTES = 16
 NO_COOKIE = bytes(COOKIE_BYTES)

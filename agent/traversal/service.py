@@ -59,14 +59,14 @@ from agent.paths.outputs import (
     StopBirthday,
 )
 from agent.paths.own import RelayNode, Rendezvous
-from agent.paths.wire import MAGIC, NONCE_BYTES, PathSeal
+from agent.paths.wire import NONCE_BYTES, PathSeal
 from agent.portmap.service import PortMapper
 from agent.portmap.words import Mapping
 from agent.probing.changes import UnderlayChanges
 from agent.probing.hold import Holds
 from agent.probing.nft import Run, run_nft
 from agent.probing.plainport import PlainPort
-from agent.probing.port import Port
+from agent.probing.port import MAGIC, Port
 from agent.probing.rawport import RawPort
 from agent.probing.rendezvous import Asked
 from agent.probing.rendezvous import Rendezvous as Answering

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, DemoMesh
 from agent.engine.frames import MAGIC
-from agent.paths.wire import MAGIC as PROBE
+from agent.probing.port import MAGIC as PROBE
 
 HERE = Path(__file__).parent
 QUESTION = "Spell the word 'harbour'."

@@ -33,12 +33,12 @@ from relay_node import SOCKET
 
 from agent.overlay.device import PeerConfig
 from agent.overlay.userspace import UserspaceDevice
+from agent.probing.port import MAGIC
 from agent.relay import messages
 from agent.relay.client import Ask, Lost, Ready, RelayClient, Send
 from agent.relay.messages import Allocate, Allocated
 from agent.relay.pairs import Place
 from agent.relay.tunnelclient import TunnelClient
-from agent.relay.wire import MAGIC
 
 KEY = {"anna": ANNA, "bert": BERT}
 

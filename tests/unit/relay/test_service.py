@@ -26,13 +26,14 @@ from relay_ends import (
 
 from agent.errors import EnvironmentFault, MembershipError, PeerError, UsageError
 from agent.membership.networkkeys import NetworkKeys
+from agent.probing.port import MAGIC
 from agent.relay import messages
 from agent.relay.allocation import Limits
 from agent.relay.client import Ready
 from agent.relay.messages import Allocate, Allocated, Refresh, Release
 from agent.relay.pairs import PortTaken
 from agent.relay.service import Relay, Settings
-from agent.relay.wire import MAGIC, Open
+from agent.relay.wire import Open
 
 # Away from what the system gives out by itself.
 LIMITS = Limits(ports=range(23840, 23850))
