@@ -56,6 +56,7 @@ from agent.overlay.shell import Overlay
 from agent.presence.liveness import State
 from agent.presence.report import Load, Model
 from agent.presence.service import Presence, Sources
+from agent.probing.mss import MssClamp
 from agent.relay import messages as relay_messages
 from agent.relay.allocation import Limits
 from agent.relay.service import Relay
@@ -171,6 +172,7 @@ class Agent:
         self._health = Health()
         self._told: dict[str, HealthItem] = {}
         self._overlay = Overlay(network.interface, network.backend)
+        self._clamp = MssClamp(network.interface)
         self._acl = Acl(
             policyfile.where(settings), network.interface, self._own, membership.mesh.ipv4_network,
             policyfile.covey_ports(settings), self._health, required=bool(network.acl),
@@ -281,6 +283,10 @@ class Agent:
             membership.key.wireguard_private, network.listen_port, self._neighbours.interfaces(),
             network.mtu,
         )  # fmt: skip
+        try:
+            await self._clamp.start()
+        except EnvironmentFault as fault:
+            _log.warning("segments of forwarded TCP are not clamped: %s", fault.line())
         self._control.serve(messages.PROTOCOL, self._on_deploy_message)
         self._control.subscribe(keeper.TOPIC, self._deployments.on_gossip)
         self._control.subscribe(RECORDS, self._on_record)
@@ -338,8 +344,8 @@ class Agent:
             task.cancel()
         self._neighbours.remember()
         for part in (self._api, self._deployments, self._lan, self._presence, self._blobs,
-                     self._discovery, self._traversal, self._relay, self._control, self._overlay,
-                     self._acl):  # fmt: skip
+                     self._discovery, self._traversal, self._relay, self._control, self._clamp,
+                     self._overlay, self._acl):  # fmt: skip
             try:
                 await part.stop()
             except Exception:

@@ -22,6 +22,7 @@ class MssClamp:
     def __init__(self, interface: str, *, run: Run = run_nft) -> None:
         self._table = Table("inet", "mss", interface, run)
         self._interface = interface
+        self._stands = False
 
     @property
     def table(self) -> str:
@@ -31,10 +32,13 @@ class MssClamp:
     async def start(self) -> None:
         """Put it in force, in place of what a killed agent left. Raises EnvironmentFault."""
         await self._table.replace(rules(self._interface))
+        self._stands = True
 
     async def stop(self) -> None:
-        """Remove it if it is there. Raises EnvironmentFault."""
-        await self._table.remove()
+        """Remove it if it was put in force. Raises EnvironmentFault."""
+        if self._stands:
+            self._stands = False
+            await self._table.remove()
 
 
 def rules(interface: str) -> str:
