@@ -192,8 +192,14 @@ class Neighbours:
         return OVERLAY_CALM_INTERVAL_S if calm else OVERLAY_INTERVAL_S
 
     def introduce(self, node: NodeId) -> None:
-        """Have the path engine look for a member that is there again."""
-        self._traversal.introduce(node, self._table.candidates(node))
+        """Have the path engine look for a member, once its agent can be there.
+
+        A member without a record has only just joined, by a connection that is not yet its agent's:
+        what it were sent there would be a stranger's to it.
+        """
+        candidates = self._table.candidates(node)
+        if candidates:
+            self._traversal.introduce(node, candidates)
 
     def endpoint_changed(self) -> None:
         """Give WireGuard another endpoint now: the path engine chose one."""
