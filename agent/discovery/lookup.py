@@ -16,6 +16,11 @@ Who offers contacts has credit: so many of those may be asked and not have answe
 for each that has. A liar that invents nodes nearer to the target than any real one uses its credit
 up, and its other claims wait until nobody else's are left. They then get a little more, once: many
 real nodes may have died.
+
+Liars that name only each other keep their credit, since they answer. In a large mesh such a chain
+may end in ten of them, none of which is near; but then these lie farther apart than the nearest of
+so many nodes would, and the shell has the lookup go on with the next ones (`astray`, as the failure
+test of Castro et al., Secure routing for structured peer-to-peer overlay networks, OSDI 2002).
 """
 
 from __future__ import annotations
@@ -42,6 +47,9 @@ CANDIDATES_MAX = 256
 WAKE_MIN_S = 0.001
 # One node may be offered under several addresses (LAN, public), or wrong ones.
 ADDRESSES_PER_NODE = 8
+# But for one lookup in 500, the ten nearest lie within so many times the span of ten nodes on
+# average; where only every tenth node is named, they take ten times that span.
+ASTRAY = 3.0
 # Claims of one source that are asked in vain: at first, for each that answered, and when nobody
 # else's are left.
 CREDIT, EARNED, MORE_CREDIT = 2, 1, 3
@@ -105,6 +113,11 @@ class Lookup:
     def asked(self) -> int:
         """How many have been asked."""
         return self._asked
+
+    @property
+    def closest(self) -> int:
+        """How many must have answered."""
+        return self._closest
 
     def seen(self) -> frozenset[bytes]:
         """Return the ids of all candidates that there were."""
@@ -193,6 +206,14 @@ class Lookup:
         """Return who answered, nearest first."""
         answered = [c.contact for c in self._order if c.state is State.ANSWERED]
         return answered[: count or self._closest]
+
+    def astray(self, size: float) -> bool:
+        """Say whether the nearest that answered lie too far apart for a mesh of this size."""
+        near = self.nearest(REPLICAS)
+        if len(near) < REPLICAS:
+            return False
+        span = near[-1].long_id ^ self._target
+        return span * size > ASTRAY * REPLICAS * 2**160
 
     def stuck(self, now: float) -> bool:
         """Say whether all that were asked are slow or gone, and nobody else is known."""

@@ -34,7 +34,7 @@ WALK_S, FIND_S = 1.6, 2.5
 LONG_WALK_S = 10.0
 # Pages of a set that one node may give in one walk: 256 records at one a datagram.
 PAGES_MAX = 256
-# Pages without anything new that one node may give before it is asked no more.
+# Pages without anything new that one node may give in a row before it is asked no more.
 IDLE_PAGES = 6
 # Whom a poll asks. One of two is honest in 99 of 100 polls where a tenth are not.
 POLLED = 2
@@ -47,6 +47,8 @@ CONFIRMED = 2
 # How many of the nearest are asked before that is given up. A mesh that has grown since the record
 # was stored has others in between.
 WIDE = 2 * REPLICAS
+# And how many when those nearest cannot be: all liars that one of them names, and some beyond.
+FAR = 4 * REPLICAS
 # Contacts as they came in answers: most come again and again.
 READ_MAX = 4096
 
@@ -129,9 +131,8 @@ class Walk:
         for contact in lookup.ask(now):
             self._ask(contact)
         if lookup.finished(now):
-            if self.widens and not self._confirmed(REPLICAS):
-                self.widens = False
-                lookup.widen(WIDE)
+            if lookup.closest < self._most():
+                lookup.widen(lookup.closest + REPLICAS)
                 self._step()
             else:
                 self._over.set_result(None)
@@ -141,6 +142,12 @@ class Walk:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.call_at(wake_at, self._step)
+
+    def _most(self) -> int:
+        """Return how many of the nearest are to be asked, as it looks now."""
+        if self._lookup.astray(self._protocol.router.size()):
+            return FAR
+        return WIDE if self.widens and not self._confirmed(REPLICAS) else REPLICAS
 
     def _enough(self, now: float) -> bool:
         if self.impatient:
@@ -190,7 +197,7 @@ class Walk:
                     lookup.offer(self._walker.usable(contacts))
                 # A page may be empty for want of room beside a certificate, or bring what another
                 # brought meanwhile.
-                hunt.idle[contact] += not new
+                hunt.idle[contact] = 0 if new else hunt.idle[contact] + 1
                 if left_out and hunt.idle[contact] < IDLE_PAGES and hunt.pages[contact] < PAGES_MAX:
                     return True
             case _:
@@ -245,7 +252,7 @@ class Walker:
         `seeds` are asked as well as who is in the routing table.
         """
         walk = self._walk(key, _Hunt(key, None), [*self._near(key), *seeds])
-        return (await walk.done()).nearest()
+        return (await walk.done()).nearest(REPLICAS)
 
     async def records(self, key: bytes, *, quorum: int = 0) -> list[Signed]:
         """Return the newest of each node under the key.
@@ -274,7 +281,7 @@ class Walker:
     # -- polls
 
     def _keep_trail(self, key: bytes, lookup: Lookup) -> None:
-        near = lookup.nearest()
+        near = lookup.nearest(REPLICAS)
         self._trails.pop(key, None)
         if near:
             until = asyncio.get_running_loop().time() + TRAIL_S * self._rng.uniform(0.8, 1.2)

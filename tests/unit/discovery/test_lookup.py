@@ -232,3 +232,24 @@ def test_a_wider_lookup_goes_on_where_it_ended() -> None:
         assert lookup.finished(now)
         assert lookup.nearest() == contacts[:closest]
         assert lookup.asked == closest
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_is_astray_when_the_nearest_are_not_near_for_so_large_a_mesh(seed: int) -> None:
+    rng = random.Random(seed)
+    nodes, target = [contact(number) for number in range(1, 2001)], rng.randbytes(20)
+
+    def ended(among: list[Contact]) -> Lookup:
+        lookup = Lookup(target, b"o" * 20, SLOW_S)
+        lookup.offer(nearest(among, target, REPLICAS), known=True)
+        while chosen := lookup.ask(0.0):
+            for one in chosen:
+                lookup.answered(one)
+        assert lookup.finished(0.0)
+        return lookup
+
+    assert not ended(nodes).astray(2000.0)
+    few = rng.sample(nodes, 200)
+    assert ended(few).astray(2000.0)
+    assert not ended(few).astray(200.0)
+    assert not ended(few[: REPLICAS - 1]).astray(2000.0), "nobody else is known"
