@@ -53,8 +53,10 @@ class Answers:
         self._streams[connection] += 1
         try:
             await self._take(NodeId.parse(str(stream.muxed_conn.peer_id)), Talk(stream))
-        except Exception as error:
-            log.debug("inbound stream ended, peer=%s: %r", stream.muxed_conn.peer_id, error)
+        except* Exception as errors:  # also what comes beside a cancellation
+            log.debug(
+                "inbound stream ended, peer=%s: %r", stream.muxed_conn.peer_id, errors.exceptions
+            )
         finally:
             self._streams[connection] -= 1
             if not self._streams[connection]:

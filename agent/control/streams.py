@@ -7,6 +7,7 @@ once it has the whole reply: libp2p keeps a stream that only one side has closed
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +25,8 @@ from libp2p.stream_muxer.yamux.yamux import (
 )
 
 from agent.control import frames
+
+log = logging.getLogger(__name__)
 
 MULTISTREAM = "/multistream/1.0.0"
 # GossipSub's streams, which live as long as their connection.
@@ -209,9 +212,12 @@ async def linger(talk: Talk) -> None:
 
 
 async def reset(stream: Any) -> None:
-    """End a stream on both sides; harmless on one that has ended."""
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_LIMIT_S):
-        await stream.reset()
+    """End a stream on both sides; harmless on one that has ended, and on a dead connection."""
+    try:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_LIMIT_S):
+            await stream.reset()
+    except Exception as error:
+        log.debug("a stream was ended without a goodbye: %r", error)
 
 
 @asynccontextmanager

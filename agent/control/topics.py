@@ -108,8 +108,10 @@ class Topics:
                     began = trio.current_time()
                     try:
                         await self._speak_on(node, link)
-                    except Exception as error:
-                        log.debug("gossip stream ended, node=%s: %r", node, error)
+                    except* Exception as errors:
+                        # A connection breaks as often as not while its scope is being cancelled;
+                        # what is beside the cancellation would end the whole control plane.
+                        log.debug("gossip stream ended, node=%s: %r", node, errors.exceptions)
                     if trio.current_time() - began > REOPEN_MAX_S:
                         pause_s = REOPEN_FIRST_S
                 await trio.sleep(pause_s)
