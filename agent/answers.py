@@ -7,6 +7,7 @@ the part that does it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -41,6 +42,9 @@ from agent.overlay.shell import Overlay
 from agent.presence.service import Presence
 from agent.relay.service import Relay
 from agent.traversal.service import Traversal
+
+# A path to who was asleep takes some RTTs, by birthday some seconds.
+_PATH_LIMIT_S = 5.0
 
 
 class Answers:
@@ -147,6 +151,11 @@ class Answers:
         if node == self._membership.key.id:
             raise UsageError("that is this node itself", hint="`agent members` lists the others.")
         port = self._settings.network.discovery_port
+        self._traversal.need(node)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATH_LIMIT_S):
+                while not self._neighbours.connected(node):  # noqa: ASYNC110 - WireGuard's word
+                    await asyncio.sleep(0.05)
         rtt_s = await self._discovery.ping(node, (str(member.certificate.ipv6), port))
         described = next(
             (peer for peer in self._neighbours.describe() if peer["node"] == str(node)), {}

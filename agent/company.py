@@ -104,6 +104,10 @@ class Company:
             return []
         return self.control_addresses(node)
 
+    def head_nodes(self) -> set[NodeId]:
+        """Return the nodes where heads answer."""
+        return {NodeId.parse(head["node"]) for head in self.heads}
+
     async def ask(
         self, node: NodeId, request: messages.Request, timeout_s: float
     ) -> messages.Answer:

@@ -21,6 +21,7 @@ from agent import places
 from agent.errors import ConfigError
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Few = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 # Variables that are no settings of the agent: where its file and the build cache lie, the mark of a
 # sandbox, and the gateway's own settings, which may stand in the same environment.
 _OUTSIDE = ("COVEY_CONFIG", "COVEY_CACHE", "COVEY_SANDBOX", "COVEY_ENGINE_LOG", "COVEY_GATEWAY_")
@@ -77,6 +78,10 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port_mapping: Annotated[
         bool, "Whether to ask the router to forward WireGuard's port (PCP, NAT-PMP, UPnP)."
     ] = True
+    keep_paths: Annotated[
+        Few, "Up to so many other members paths are kept to all of them; in a larger mesh to those "
+        "that this node talks to, and the others are connected when they are needed."
+    ] = 16  # fmt: skip
     relay: Annotated[
         bool, "Whether this node, if others reach it from outside, passes on the sealed packets of "
         "members that cannot reach each other."

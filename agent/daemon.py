@@ -27,6 +27,7 @@ from agent.acl import policyfile
 from agent.acl.service import Acl
 from agent.answers import Answers
 from agent.api import LocalApi
+from agent.attention import talked_to
 from agent.authority import Authority, overlaykeys
 from agent.authority.service import SERVICE as REVOCATIONS
 from agent.company import Company
@@ -63,8 +64,8 @@ from agent.relay.service import Relay
 from agent.relay.service import Settings as RelaySettings
 from agent.traversal import helpers
 from agent.traversal.helpers import Outside
+from agent.traversal.service import Addresses, Traversal
 from agent.traversal.service import Settings as TraversalSettings
-from agent.traversal.service import Traversal
 
 _log = logging.getLogger(__name__)
 
@@ -192,10 +193,15 @@ class Agent:
                 network.interface, (membership.mesh.ipv6_prefix, membership.mesh.ipv4_network),
                 network.addresses, network.port_mapping,
             ),
-            control_addresses=lambda node: self._company.control_addresses(node),
-            signal_addresses=self._signal_addresses,
-            changed=lambda: self._neighbours.endpoint_changed(),
+            addresses=Addresses(
+                control=lambda node: self._company.control_addresses(node),
+                signal=self._signal_addresses,
+                node_at=lambda address: self._neighbours.at(address),
+                overlay=lambda nodes: self._neighbours.overlay_addresses(nodes),
+            ),
+            changed=lambda: self._neighbours.paths_changed(),
             note=lambda node, text: self._presence.note("path.changed", node, text),
+            slept=lambda node: self._presence.slept(node),
         )  # fmt: skip
         self._neighbours = Neighbours(
             settings, membership, self._overlay, self._discovery, self._traversal, self._health,
@@ -384,6 +390,7 @@ class Agent:
             self._presence.note(kind, node, f"is no member any more: {state}")
         for node in new - {self._own}:
             self._presence.note("member.joined", node, "is a member")
+        self._attend()
         self._discovery.set_certificate(membership.certificate.encode())
         await self._acl.update(live, now)
         try:
@@ -412,6 +419,7 @@ class Agent:
                     await self._stirred.wait()
             self._stirred.clear()
             now = time.time()
+            self._attend()
             await self._acl.tick(now)
             live = frozenset(m.node_id for m in self._membership.live_members(now))
             keys = self._membership.network_keys(now)
@@ -502,12 +510,23 @@ class Agent:
     def _presence_changed(self, node: NodeId, state: State) -> None:
         if state is State.ALIVE:
             self._deployments.trust(node)
-            self._neighbours.introduce(node)
+            self._traversal.came_up(node)
         else:
             self._deployments.suspect(node)
+        self._attend()
         if state is State.GONE:
             loop = asyncio.get_running_loop()
             loop.call_later(_REST_AFTER_S, self._rest_if_gone, node)
+
+    def _attend(self) -> None:
+        """Keep paths to whom this node talks to."""
+        gateway = "gateway" in self._membership.certificate.roles
+        self._traversal.keep(
+            talked_to(
+                self._presence.alive(), self._settings.network.keep_paths, self._presence.chosen(),
+                self._deployments.partners(), self._company.head_nodes() if gateway else (),
+            )
+        )  # fmt: skip
 
     def _rest_if_gone(self, node: NodeId) -> None:
         if node not in self._presence.alive():
@@ -560,8 +579,10 @@ class Agent:
                 await self._control.publish(RECORDS, record)
 
     def _on_link(self, node: NodeId, up: bool) -> None:
-        if up and not self._discovery.contacts():
-            self._spawn(self._fetch_record(node))
+        if up:
+            self._traversal.came_up(node)
+            if not self._discovery.contacts():
+                self._spawn(self._fetch_record(node))
 
     async def _fetch_record(self, node: NodeId) -> None:
         """Get a member's record from itself: where no UDP gets through, discovery says nothing."""

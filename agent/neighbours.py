@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
-from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import Any
 
 from agent import endpoint
@@ -46,6 +47,8 @@ OVERLAY_CALM_INTERVAL_S = 5.0
 STARTING_S = 20.0
 # How often this machine looks at its own addresses: a laptop moves between networks.
 ADDRESSES_INTERVAL_S = 5.0
+# A mesh that comes up changes many times a second; each write waits for the disk.
+QUICK_FILE_INTERVAL_S = 10.0
 # Members tell each other their records by gossip, beside the DHT: this is the topic.
 TOPIC = "records"
 
@@ -72,11 +75,13 @@ class Neighbours:
         self._traversal = traversal
         self._health = health
         self._tell_learnt = learnt
-        self._table = PeerTable(membership.key.id)
+        mesh = membership.mesh
+        self._table = PeerTable(membership.key.id, (mesh.ipv6_prefix, mesh.ipv4_network))
         self._learnt: dict[NodeId, MemberRecord] = {}  # each node's record as last taken in
         self._news = asyncio.Event()  # a member or an endpoint was learnt: WireGuard must follow
         self._routing_file = settings.state_dir / "discovery"
         self._quick_file: WgQuickFile | None = None
+        self._quick_file_at = float("-inf")
         self._flows = False  # packets flow to some peer
         self.addresses = _underlay_addresses(settings, membership)
 
@@ -188,22 +193,20 @@ class Neighbours:
         if self._flows:
             return OVERLAY_FLOW_INTERVAL_S
         count = self.count()
-        calm = count["connected"] == count["known"]
+        calm = count["connected"] + count["asleep"] == count["known"]
         return OVERLAY_CALM_INTERVAL_S if calm else OVERLAY_INTERVAL_S
 
-    def introduce(self, node: NodeId) -> None:
-        """Have the path engine look for a member, once its agent can be there.
-
-        A member without a record has only just joined, by a connection that is not yet its agent's:
-        what it were sent there would be a stranger's to it.
-        """
-        candidates = self._table.candidates(node)
-        if candidates:
-            self._traversal.introduce(node, candidates)
-
-    def endpoint_changed(self) -> None:
-        """Give WireGuard another endpoint now: the path engine chose one."""
+    def paths_changed(self) -> None:
+        """Give WireGuard other peers or endpoints now: the path engine chose them."""
         self._news.set()
+
+    def at(self, address: IPv4Address | IPv6Address) -> NodeId | None:
+        """Return whose overlay address this is."""
+        return self._table.at(address)
+
+    def overlay_addresses(self, nodes: Iterable[NodeId]) -> list[IPv4Address | IPv6Address]:
+        """Return the overlay addresses of some members."""
+        return self._table.addresses(nodes)
 
     async def follow_discovery(self) -> None:
         """Learn members as discovery finds them; runs until it is cancelled."""
@@ -222,9 +225,13 @@ class Neighbours:
         return self._table.connected(node, time.time())
 
     def count(self) -> dict[str, int]:
-        """Return how many other members there are, and how many are connected."""
+        """Return how many other members there are, are connected, and need no connection now."""
         nodes = [member.node_id for member in self._others(time.time())]
-        return {"known": len(nodes), "connected": sum(self.connected(node) for node in nodes)}
+        return {
+            "known": len(nodes),
+            "connected": sum(self.connected(node) for node in nodes),
+            "asleep": sum(self._traversal.asleep(node) for node in nodes),
+        }
 
     def describe(self) -> list[dict[str, Any]]:
         """Describe the other members and how WireGuard reaches them, by name."""
@@ -254,7 +261,7 @@ class Neighbours:
         self._flows = self._traversal.observe(states)
         configs = self._table.configs(
             lambda node: self._membership.is_member(node, now), now,
-            None if self._traversal.failed or self._traversal.deaf else self._traversal.endpoint,
+            None if self._traversal.failed or self._traversal.deaf else self._traversal.wish,
         )  # fmt: skip
         await self._overlay.set_peers(configs)
         self._write_quick_file(configs)
@@ -262,6 +269,10 @@ class Neighbours:
     def _write_quick_file(self, configs: Sequence[PeerConfig]) -> None:
         """Keep the last good state as a wg-quick file, for an operator without Covey."""
         membership, network = self._membership, self._settings.network
+        names = {m.node_id.wireguard_public: m.certificate.name for m in membership.peers()}
+        now = time.monotonic()
+        if now < self._quick_file_at:
+            return
         content = WgQuickFile(
             DeviceConfig(
                 membership.key.wireguard_private,
@@ -269,10 +280,15 @@ class Neighbours:
                 self.interfaces(),
                 network.mtu,
             ),
-            tuple(configs),
-            {m.node_id.wireguard_public: m.certificate.name for m in membership.peers()},
+            tuple(
+                dataclasses.replace(config, order=0, session=0)
+                for config in configs
+                if config.node_public in names
+            ),
+            names,
         )
         if content != self._quick_file:
+            self._quick_file_at = now + QUICK_FILE_INTERVAL_S
             wgquick.write(self._settings.state_dir / f"{network.interface}.conf", content)
             self._quick_file = content
 
@@ -300,7 +316,8 @@ class Neighbours:
             certificate.ipv4(self._membership.mesh.ipv4_network),
             [(host, port) for host, port in candidates if _is_address(host)],
         )
-        self.introduce(member.node_id)
+        if candidates:
+            self._traversal.introduce(member.node_id, self._table.candidates(member.node_id))
 
 
 def _is_address(host: str) -> bool:

@@ -7,10 +7,13 @@ it (no CAP_NET_RAW) they are tried one after another, which gets through no NAT.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
+
+import nacl.bindings
+import nacl.utils
 
 from agent import endpoint as endpoints
 from agent.identity.keys import NodeId
@@ -23,8 +26,23 @@ KEEPALIVE_S = 15
 HEARD_LIMIT_S = 40.0
 
 
-Chosen = Callable[[NodeId], tuple[Endpoint | None, int]]
-"""Which endpoint a peer shall have, and the number of that order (see `PeerConfig`)."""
+@dataclass(frozen=True)
+class Wish:
+    """How WireGuard shall reach a peer; `order` and `session` as in `PeerConfig`."""
+
+    endpoint: Endpoint | None = None
+    order: int = 0
+    session: int = 0
+
+
+Chosen = Callable[[NodeId], Wish | None]
+"""How WireGuard shall reach a member; None while nothing flows to it: it is no peer then."""
+
+# Nobody has the private key of this one, and nobody hears the discard port. What goes to a member
+# that is no peer waits there, in vain, instead of being an error to whoever sent it: by the time
+# TCP or a person tries again, there is a path.
+_NOBODY_KEY = nacl.bindings.crypto_scalarmult_base(nacl.utils.random(32))
+_NOBODY_AT = ("127.0.0.1", 9)
 
 
 @dataclass
@@ -41,10 +59,13 @@ class _Peer:
 class PeerTable:
     """Every member but this node."""
 
-    def __init__(self, own: NodeId) -> None:
+    def __init__(self, own: NodeId, networks: Sequence[IPv6Network | IPv4Network] = ()) -> None:
+        """`networks`: those of the overlay."""
         self._own = own
         self._peers: dict[NodeId, _Peer] = {}
         self._by_key: dict[bytes, _Peer] = {}
+        self._by_address: dict[IPv6Address | IPv4Address, NodeId] = {}
+        self._networks = tuple(networks)
 
     def learn(
         self, node: NodeId, ipv6: IPv6Address, ipv4: IPv4Address, candidates: Sequence[Endpoint]
@@ -55,15 +76,29 @@ class PeerTable:
             peer = _Peer(node, ipv6, ipv4, tuple(candidates), Choice())
             self._peers[node] = self._by_key[node.wireguard_public] = peer
         peer.ipv6, peer.ipv4, peer.candidates = ipv6, ipv4, tuple(candidates)
+        self._by_address[ipv6] = self._by_address[ipv4] = node
+
+    def at(self, address: IPv6Address | IPv4Address) -> NodeId | None:
+        """Return whose overlay address this is."""
+        return self._by_address.get(address)
+
+    def addresses(self, nodes: Iterable[NodeId]) -> list[IPv6Address | IPv4Address]:
+        """Return the overlay addresses of some nodes."""
+        known = [self._peers[node] for node in nodes if node in self._peers]
+        return [address for peer in known for address in (peer.ipv6, peer.ipv4)]
 
     def observe(self, states: Sequence[PeerState], now: float) -> None:
         """Take in what the device shows at `now` (unix seconds)."""
+        seen = {state.public_key for state in states}
+        for key, known in self._by_key.items():
+            if key not in seen:
+                known.state = known.heard_at = None
         for state in states:
             peer = self._by_key.get(state.public_key)
             if peer is None:
                 continue
-            before = peer.state.rx_bytes if peer.state else 0
-            if state.rx_bytes != before:
+            # Fewer than before: the peer was added anew.
+            if state.rx_bytes > (peer.state.rx_bytes if peer.state else 0):
                 peer.heard_at = now
             peer.state = state
 
@@ -72,27 +107,34 @@ class PeerTable:
     ) -> list[PeerConfig]:
         """Return the peers that the device shall have at `now`: the members, no one else.
 
-        `chosen` says which endpoint; without it the candidates are tried one after another.
+        `chosen` says how; without it all are peers, at one of their candidates after another.
         """
         wanted = []
+        asleep = False
         for peer in self._peers.values():
             if not is_member(peer.node):
                 continue
-            endpoint, order = chosen(peer.node) if chosen else (self._next(peer, now), 0)
+            wish = chosen(peer.node) if chosen else Wish(self._next(peer, now))
+            if wish is None:
+                asleep = True
+                continue
             begins = self._begins(peer, chosen)
-            if chosen and begins and endpoint is None and self._handshake(peer) is None:
+            if chosen and begins and wish.endpoint is None and self._handshake(peer) is None:
                 # A packet that waits for it would begin a handshake into the void, and the next
                 # try is 5 s later.
                 continue
             wanted.append(
                 PeerConfig(
                     node_public=peer.node.wireguard_public,
-                    endpoint=endpoint,
+                    endpoint=wish.endpoint,
                     allowed_ips=(IPv6Network(peer.ipv6), IPv4Network(peer.ipv4)),
                     keepalive_s=KEEPALIVE_S if begins else 0,
-                    order=order,
+                    order=wish.order,
+                    session=wish.session,
                 )
             )
+        if asleep:
+            wanted.append(PeerConfig(_NOBODY_KEY, _NOBODY_AT, self._networks))
         return wanted
 
     def candidates(self, node: NodeId) -> tuple[Endpoint, ...]:

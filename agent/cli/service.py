@@ -93,7 +93,7 @@ def status(as_json: bool, settings: Config) -> None:
         ("discovery", answer["parts"]["discovery"]),
         ("paths", answer["parts"]["paths"]),
         ("relay", answer["parts"]["relay"]),
-        ("peers", f"{answer['peers']['connected']} of {answer['peers']['known']} connected"),
+        ("peers", _peers_line(answer["peers"])),
     ):
         click.echo(f"  {label:<12} {value}")
     for engine in answer["engines"]:
@@ -130,9 +130,15 @@ def peers(as_json: bool, settings: Config) -> None:
             click.echo(f"{peer['name']}: {peer['why']}")
 
 
+def _peers_line(peers: dict[str, int]) -> str:
+    asleep = f", {peers['asleep']} asleep until something flows to them" if peers["asleep"] else ""
+    return f"{peers['connected']} of {peers['known']} connected{asleep}"
+
+
 def _path(peer: dict[str, Any]) -> str:
     """Return in one word how a member is reached; without a path engine just that it is."""
-    return str(peer["path"] if peer["path"] == "none" else peer.get("route", peer["path"]))
+    route = peer.get("route", peer["path"])
+    return str("none" if peer["path"] == "none" and route != "asleep" else route)
 
 
 def start_in_background(

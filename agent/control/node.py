@@ -38,8 +38,11 @@ log = logging.getLogger(__name__)
 # More addresses than this of one peer are not tried.
 MAX_ADDRESSES = 16
 # A kept connection that does not take a new stream for this long, or for half of what a request
-# has left, is given up for a new one.
+# has left, is given up for a new one if the other machine does not even acknowledge what was sent,
+# or nothing has come from it for REUSE_LIMIT_S. Else its agent is only slow, and yet another
+# connection would make it slower.
 REUSE_LIMIT_S = 5.0
+_LOOK_AGAIN_S = 0.5
 
 
 class Node:
@@ -180,9 +183,9 @@ class Node:
     ) -> bytes:
         """Send the request and return the reply. `asked` gets the link that it was sent on."""
         try:
-            link, talk = await self._open(node, protocol, addresses, troubles)
+            link, talk = await self._open(node, protocol, addresses, troubles, asked)
             async with streams.ending(talk):
-                asked.append(link)
+                asked[:] = [link]
                 await talk.write(frames.encode_frame(payload))
                 return await streams.read_frame(talk, frames.MAX_FRAME_BYTES)
         except PeerError:
@@ -216,24 +219,55 @@ class Node:
         protocol: str,
         addresses: Sequence[str],
         troubles: dict[str, Trouble],
+        asked: list[Link],
     ) -> tuple[Link, streams.Talk]:
         """Return a talk with the peer over the connection there is, or a new one if that is dead.
 
-        Raises StreamRefusedError when the connection lives and the peer refused the stream.
+        `asked` as for `_exchange`. Raises StreamRefusedError when the connection lives and the peer
+        refused the stream.
         """
         kept = self._links.kept(node) if node is not None else None
         if kept is not None:
+            asked.append(kept)
             left_s = trio.current_effective_deadline() - trio.current_time()
-            with trio.move_on_after(min(REUSE_LIMIT_S, left_s / 2)):
-                try:
-                    return kept, await streams.open_stream(kept.connection, protocol)
-                except (streams.NotServedError, streams.StreamRefusedError):
-                    raise
-                except Exception as error:
-                    log.debug("the kept connection is dead, node=%s: %r", node, error)
+            try:
+                talk = await self._open_on(kept, protocol, min(REUSE_LIMIT_S, left_s / 2))
+            except (streams.NotServedError, streams.StreamRefusedError):
+                raise
+            except Exception as error:
+                talk = None
+                log.debug("the kept connection is dead, node=%s: %r", node, error)
+            if talk is not None:
+                return kept, talk
+            asked.clear()
             self._links.give_up(kept)
         link = await self._links.connect(node, addresses, troubles, kept, explain=True)
         return link, await streams.open_stream(link.connection, protocol)
+
+    async def _open_on(self, link: Link, protocol: str, patience_s: float) -> streams.Talk | None:
+        """Return a talk over a link there is; None when the other machine is not there."""
+        began = trio.current_time()
+        opened: list[streams.Talk] = []
+        faults: list[Exception] = []
+        async with trio.open_nursery() as nursery:
+
+            async def open_stream() -> None:
+                try:
+                    opened.append(await streams.open_stream(link.connection, protocol))
+                except Exception as error:
+                    faults.append(error)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(open_stream)
+            await trio.sleep(patience_s)
+            while not link.tcp.stalled():
+                if trio.current_time() - max(began, link.tcp.heard_at) >= REUSE_LIMIT_S:
+                    break
+                await trio.sleep(_LOOK_AGAIN_S)
+            nursery.cancel_scope.cancel()
+        if faults:
+            raise faults[0]
+        return opened[0] if opened else None
 
     # What happens to links.
 

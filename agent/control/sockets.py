@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,8 @@ KEEPALIVE_IDLE_S = 30
 KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 3
 UNACKNOWLEDGED_LIMIT_MS = 30_000
+# linux/tcp.h, struct tcp_info: tcpi_retransmits, of what is not acknowledged yet.
+_INFO = struct.Struct("=2xB")
 
 
 class Socket(TrioTCPStream):  # type: ignore[misc]  # libp2p is untyped to mypy
@@ -43,6 +46,7 @@ class Socket(TrioTCPStream):  # type: ignore[misc]  # libp2p is untyped to mypy
         super().__init__(stream)
         self.peer_address = _peer_address(stream)
         self.aborted = False
+        self.heard_at = trio.current_time()
         self._allowance: int | None = HANDSHAKE_BYTES
         for level, option, value in (
             (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -77,7 +81,9 @@ class Socket(TrioTCPStream):  # type: ignore[misc]  # libp2p is untyped to mypy
     async def read(self, n: int | None = None) -> bytes:
         """Read some bytes, at most `n`; none at the end. One task reads, so there is no lock."""
         try:
-            return bytes(await self.stream.receive_some(n))
+            data = bytes(await self.stream.receive_some(n))
+            self.heard_at = trio.current_time()
+            return data
         except trio.BrokenResourceError as error:
             raise ConnectionClosedError("reset by the peer", transport="tcp") from error
         except trio.ClosedResourceError:
@@ -122,6 +128,18 @@ class Socket(TrioTCPStream):  # type: ignore[misc]  # libp2p is untyped to mypy
     def get_remote_address(self) -> tuple[str, int] | None:
         """The other end; libp2p's own knows no IPv6."""
         return self.peer_address
+
+    def stalled(self) -> bool:
+        """Say whether the other machine leaves what was sent unacknowledged, or is gone.
+
+        The kernel has sent it again then: one that is only busy acknowledges within 40 ms.
+        """
+        try:
+            info = self.stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+        except OSError:
+            return True
+        (retransmits,) = _INFO.unpack(info)
+        return bool(retransmits)
 
     def abort(self) -> None:
         """Close at once, without waiting for anything."""

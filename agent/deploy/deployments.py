@@ -215,6 +215,10 @@ class Deployments:
         """Describe the engines that run here, for `agent status`."""
         return [*self._rings.engines(), *self._stages.engines()]
 
+    def partners(self) -> set[NodeId]:
+        """Return the nodes whose stages form rings with those that run here."""
+        return {*self._rings.partners(), *self._stages.partners()} - {self._own}
+
     # ------------------------------------------------------------------ inside
 
     async def _as_head(self, peer: NodeId, request: Keep | Drop | AskHead) -> HeadState:

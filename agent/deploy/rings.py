@@ -163,6 +163,11 @@ class Rings:
             error=to_wire(known.error) if known.error else None,
         )  # fmt: skip
 
+    def partners(self) -> set[NodeId]:
+        """Return the nodes that hold stages of the rings here, this one too."""
+        plans = [d.build.plan for d in self._deployments.values() if d.build is not None]
+        return {NodeId.parse(stage.node) for plan in plans if plan for stage in plan.stages}
+
     def engines(self) -> list[dict[str, Any]]:
         """Describe the heads that run here, for `agent status`."""
         return [

@@ -92,6 +92,11 @@ class StageHost:
                 await self._end(request.ring)
                 return StageState(phase="unknown")
 
+    def partners(self) -> set[NodeId]:
+        """Return the heads and the predecessors of the stages here; their successors call."""
+        stages = self._stages.values()
+        return {node for s in stages for node in (s.owner, NodeId.parse(s.request.predecessor))}
+
     def engines(self) -> list[dict[str, Any]]:
         """Describe what runs here, for `agent status`."""
         return [

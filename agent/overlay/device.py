@@ -46,7 +46,8 @@ class PeerConfig:
 
     `node_public`: 32 bytes X25519 (`NodeId.wireguard_public`). `endpoint`: None leaves the peer
     to call us first. `keepalive_s`: 0 … 65535 seconds, 0 sends none. `order`: another one has the
-    same endpoint set again, if WireGuard roamed from it and shall come back.
+    same endpoint set again, if WireGuard roamed from it and shall come back. `session`: another one
+    has the peer taken away and added anew, with another handshake.
     """
 
     node_public: bytes
@@ -54,6 +55,7 @@ class PeerConfig:
     allowed_ips: tuple[Network, ...] = ()
     keepalive_s: int = 0
     order: int = 0
+    session: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The difference between the peers a device has and the peers it shall have. A core.
 
 Used by every device's `apply`. Endpoints are compared with what *we* last asked for, not with what
-the device shows: WireGuard roams, and repeating an old wish must not undo that. A new `order` does.
+the device shows: WireGuard roams, and repeating an old wish must not undo that. A new `order` does,
+and a new `session` takes the peer away first.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ def differences(
             yield RemovePeer(public_key), None
     for peer in wanted:
         before = applied.get(peer.node_public) if peer.node_public in present else None
+        if before is not None and before.session != peer.session:
+            yield RemovePeer(peer.node_public), None
+            before = None
         change = _change(before, peer)
         if change is not None:
             yield change, peer

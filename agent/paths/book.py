@@ -13,7 +13,7 @@ from agent.identity.keys import NodeId
 from agent.paths.allowance import Allowance
 from agent.paths.candidates import Intake, PathClass, is_private, path_class, permitted, probeable
 from agent.paths.legs import Leg
-from agent.paths.messages import Candidate, Kind, NatKind, Ping, Place
+from agent.paths.messages import SESSION_MAX, Candidate, Kind, NatKind, Ping, Place
 from agent.paths.outputs import SendProbe
 from agent.paths.own import Own
 from agent.paths.path import Path
@@ -42,6 +42,7 @@ class Book:
         self._outstanding: OrderedDict[int, tuple[Place, float]] = OrderedDict()
         self._intake = Intake()
         self._allowance = Allowance(PROBES_PER_S, PROBES_BURST)
+        self.session = own.rng.randint(1, SESSION_MAX)
         self.nat = NatKind.UNKNOWN  # the peer's, by its own word
         self.candidates: tuple[Candidate, ...] = ()
 
@@ -148,12 +149,12 @@ class Book:
         path.heard_at = now
         return path
 
-    def ping(self, path: Path, now: float, *, nominates: bool) -> bool:
+    def ping(self, path: Path, now: float, *, nominates: bool, wants: bool) -> bool:
         """Ping a place; False when the allowance is used up."""
         if not self._allowance.take(now):
             return False
-        relayed = path.relay is not None
-        self._send(path.place, Ping(self._token(path.place, now), True, nominates, relayed))
+        token, relayed = self._token(path.place, now), path.relay is not None
+        self._send(path.place, Ping(token, True, nominates, relayed, wants, self.session))
         path.asked(now)
         return True
 

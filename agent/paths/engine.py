@@ -1,14 +1,23 @@
 """All paths of one node: the surface that the shell uses. A core.
 
-    set_local, want, forget, network_changed            what this machine and its user say
+    set_local, introduce, want, need, let_go, came_up,  what this machine and its user say
+     forget, expel, network_changed
     signal_received, probe_received, wireguard_seen,    what happens
      relay_opened, relay_failed
     tick, wake_at                                       time
     take                                                what is to be done, in order
-    describe, nat, hosts …                              what a person asks
+    describe, nat, places …                             what a person asks
 
-`now` is monotonic seconds. Only peers that are wanted, or that called us lately, cost anything: a
-member that pings us without a signal gets its answer and no more. Each peer has an allowance, so
+`now` is monotonic seconds. Only peers that are kept cost anything, and have a place in WireGuard:
+
+    kept                                        until
+    ----                                        -----
+    wanted here (`want`)                        `let_go`, and then as one that was needed
+    needed here: `need`, or packets flowed      NEED_S later; USE_BYTES in USE_WINDOW_S are a flow,
+                                                 less is keepalives and questions
+    wanted there: its signal or ping says so    GUEST_S after the last that did
+
+A member that pings us and wants nothing gets its answer and no more. Each peer has an allowance, so
 that a flood of one costs the others nothing.
 
 The rendezvous are asked where they see us at start, on a change, when a path goes silent, and each
@@ -55,8 +64,12 @@ OBSERVE_AGAIN_S = (0.2, 0.3, 0.45)
 RENDEZVOUS_MAX = 4
 # The answers of several rendezvous come one after the other; peers are told once.
 TELL_AFTER_S = 0.03
-# A pair that the peer began ends when neither signals nor packets came for so long.
-GUEST_S = 120.0
+# One that wants us pings each 14 s, so that three may be lost.
+GUEST_S = 60.0
+# Between two requests of one who works at a terminal; a path is back in some RTTs.
+NEED_S = 120.0
+# Above keepalives, handshakes and the questions of presence; below any use.
+USE_BYTES, USE_WINDOW_S = 6000, 60.0
 GUESTS_MAX = 256
 # A hit of a birthday attempt, a burst at 16 places of ours and its repetition are below this.
 PROBES_PER_S, PROBES_BURST = 60.0, 200.0
@@ -77,12 +90,34 @@ class _Sender:
 
 @dataclass
 class _Kept:
-    """A pair, and when its peer last called or packets last flowed."""
+    """A pair, and who needs it: see above."""
 
     pair: Pair
-    used_at: float
+    standing: bool = False
+    needed_at: float = _LONG_AGO
+    called_at: float = _LONG_AGO
     wake_at: float = _LONG_AGO
-    counters: tuple[int, int] = (0, 0)
+    counted: int = 0
+    counted_at: float = _LONG_AGO
+
+    def wanted(self, now: float) -> bool:
+        """Say whether somebody here needs the peer."""
+        return self.standing or now - self.needed_at < NEED_S
+
+    @property
+    def over_at(self) -> float:
+        """When nobody needs it any more, as it looks now."""
+        if self.standing:
+            return _NEVER
+        return max(self.needed_at + NEED_S, self.called_at + GUEST_S)
+
+    def count(self, total: int, now: float) -> None:
+        """Take how many bytes WireGuard has carried in all."""
+        if total - self.counted >= USE_BYTES:
+            self.needed_at = now
+        elif total >= self.counted and now - self.counted_at < USE_WINDOW_S:
+            return
+        self.counted, self.counted_at = total, now
 
 
 class PathEngine:
@@ -96,6 +131,7 @@ class PathEngine:
         self._outputs: list[Output] = []
         self._own = Own(own, epoch, rng, self._outputs.append, self._observe_soon)
         self._kept: dict[NodeId, _Kept] = {}
+        self._records: dict[NodeId, tuple[Candidate, ...]] = {}
         self._senders: OrderedDict[NodeId, _Sender] = OrderedDict()
         self._table = NatTable()
         self._rendezvous: tuple[Rendezvous, ...] = ()
@@ -126,28 +162,52 @@ class PathEngine:
         self._own.around, self._own.relays = around, tuple(relays)
         self._refresh(now, force=changed)
 
-    def want(self, peer: NodeId, now: float) -> None:
-        """Find and keep the best path to a peer; again for one that is wanted does nothing."""
-        kept = self._kept.get(peer)
-        if peer == self._own.id or (kept is not None and kept.pair.wanted):
-            return
-        if kept is None:
-            kept = self._kept[peer] = _Kept(Pair(peer, self._own, now), now)
-        kept.pair.call(now)
-        self._run(kept, now)
-
     def introduce(self, peer: NodeId, places: Sequence[Place], now: float) -> None:
-        """Say where a peer's record says that it is, and want it: see `want`."""
+        """Say where a peer's record says that it is; it is used when the peer is wanted."""
+        record = tuple(_named(place) for place in places[:CANDIDATES_MAX])
+        if peer == self._own.id or self._records.get(peer) == record:
+            return
+        self._records[peer] = record
         kept = self._kept.get(peer)
-        if kept is None and peer != self._own.id:
-            kept = self._kept[peer] = _Kept(Pair(peer, self._own, now), now)
-        if kept is not None:
-            kept.pair.know(tuple(_named(place) for place in places[:CANDIDATES_MAX]), now)
-            self.want(peer, now)
+        if kept is not None and kept.pair.wanted:
+            kept.pair.know(record, now)
             self._run(kept, now)
 
+    def want(self, peer: NodeId, now: float) -> None:
+        """Find and keep the best path to a peer; again for one that is wanted does nothing."""
+        kept = self._keep(peer, now)
+        if kept is not None and not kept.standing:
+            kept.standing = True
+            self._run(kept, now)
+
+    def need(self, peer: NodeId, now: float) -> None:
+        """Find a path to a peer, and keep it for as long as packets flow."""
+        kept = self._keep(peer, now)
+        if kept is not None:
+            kept.needed_at = now
+            self._run(kept, now)
+
+    def came_up(self, peer: NodeId, now: float) -> None:
+        """Say that the peer's agent was just heard of, or signals get through to it only now."""
+        kept = self._kept.get(peer)
+        if kept is not None:
+            kept.pair.came_up(now)
+            self._run(kept, now)
+
+    def let_go(self, peer: NodeId, now: float) -> None:
+        """Take back `want`."""
+        kept = self._kept.get(peer)
+        if kept is not None and kept.standing:
+            kept.standing, kept.needed_at = False, now
+            self._run(kept, now)
+
+    def expel(self, peer: NodeId, now: float) -> None:
+        """The peer is no member any more."""
+        self._records.pop(peer, None)
+        self.forget(peer, now)
+
     def forget(self, peer: NodeId, now: float) -> None:
-        """Nobody here wants the peer any more; what was opened for it is closed."""
+        """End the pair now, whoever needs it; what was opened for it is closed."""
         kept = self._kept.pop(peer, None)
         if kept is not None:
             kept.pair.close()
@@ -174,11 +234,11 @@ class PathEngine:
             return
         kept = self._kept.get(peer)
         if kept is None:
-            if not signal.call_me or not self._room(now):
+            kept = self._guest(peer, now) if signal.call_me else None
+            if kept is None:
                 return
-            kept = self._kept[peer] = _Kept(Pair(peer, self._own, now), now)
         if signal.call_me:
-            kept.used_at = now
+            kept.called_at = now
         kept.pair.signal(signal, now)
         self._run(kept, now)
 
@@ -193,6 +253,10 @@ class PathEngine:
         if not self._sender(peer).probes.take(now):
             return
         kept = self._kept.get(peer)
+        if isinstance(probe, Ping) and probe.wants:
+            kept = kept or self._guest(peer, now)
+            if kept is not None:
+                kept.called_at = now
         match probe:
             case Observe():
                 seen = Observed(probe.token, pack(place))
@@ -208,28 +272,24 @@ class PathEngine:
                 pong = Pong(probe.token, pack(place))
                 self._outputs.append(SendProbe(peer, place, pong))
             case Pong() if kept is not None:
-                kept.pair.pong(place, probe, now)
+                if probe.session or probe.provisional or kept.pair.wanted:
+                    kept.pair.pong(place, probe, now)
+                else:
+                    self.forget(peer, now)  # it does not keep us either
+                    return
             case MtuAnswer() if kept is not None:
                 kept.pair.mtu_answer(probe, now)
         if kept is not None:
             self._run(kept, now)
 
     def wireguard_seen(
-        self,
-        peer: NodeId,
-        endpoint: Place | None,
-        last_handshake: float | None,
-        rx: int,
-        tx: int,
-        now: float,
+        self, peer: NodeId, endpoint: Place | None, rx: int, tx: int, now: float
     ) -> None:
         """Take WireGuard's word on a peer: its endpoint and its counters, about twice a second."""
         kept = self._kept.get(peer)
         if kept is None:
             return
-        if (rx, tx) != kept.counters and last_handshake is not None:
-            kept.used_at = now
-        kept.counters = (rx, tx)
+        kept.count(rx + tx, now)
         kept.pair.wireguard(endpoint, rx, tx, now)
         self._run(kept, now)
 
@@ -261,7 +321,7 @@ class PathEngine:
                 kept.pair.local_changed(now)
                 self._run(kept, now)
         for peer, kept in list(self._kept.items()):
-            if not kept.pair.wanted and now - kept.used_at > GUEST_S:
+            if now > kept.over_at:
                 self.forget(peer, now)
             elif now >= kept.wake_at:
                 self._run(kept, now)
@@ -269,8 +329,8 @@ class PathEngine:
     def wake_at(self) -> float:
         """When `tick` has something to do."""
         due = min((kept.wake_at for kept in self._kept.values()), default=_NEVER)
-        guests = (k.used_at + GUEST_S + 1 for k in self._kept.values() if not k.pair.wanted)
-        return min(due, self._observe_at, self._tell_at, min(guests, default=_NEVER))
+        over = min((kept.over_at + 1 for kept in self._kept.values()), default=_NEVER)
+        return min(due, self._observe_at, self._tell_at, over)
 
     def take(self) -> list[Output]:
         """Return what is to be done since the last call."""
@@ -300,8 +360,26 @@ class PathEngine:
 
     # Inside.
 
+    def _keep(self, peer: NodeId, now: float) -> _Kept | None:
+        if peer == self._own.id:
+            return None
+        kept = self._kept.get(peer)
+        if kept is None:
+            kept = self._kept[peer] = _Kept(Pair(peer, self._own, now))
+        return kept
+
+    def _guest(self, peer: NodeId, now: float) -> _Kept | None:
+        """Take in one that wants us; None when there is no room."""
+        return self._keep(peer, now) if self._room(now) else None
+
     def _run(self, kept: _Kept, now: float) -> None:
-        kept.pair.tick(now)
+        pair, wanted = kept.pair, kept.wanted(now)
+        if wanted and not pair.wanted:
+            pair.wanted = True
+            pair.know(self._records.get(pair.peer, ()), now)
+            pair.call(now)
+        pair.wanted = wanted
+        pair.tick(now)
         kept.wake_at = max(kept.pair.wake_at(), now + _TICK_MIN_S)
 
     def _sender(self, peer: NodeId) -> _Sender:
@@ -321,8 +399,8 @@ class PathEngine:
         guests = {peer: kept for peer, kept in self._kept.items() if not kept.pair.wanted}
         if len(guests) < GUESTS_MAX:
             return True
-        idle = min(guests, key=lambda peer: guests[peer].used_at)
-        if now - guests[idle].used_at < GUEST_S / 4:
+        idle = min(guests, key=lambda peer: guests[peer].called_at)
+        if now - guests[idle].called_at < GUEST_S / 4:
             return False
         self.forget(idle, now)
         return True

@@ -192,6 +192,10 @@ class Legs:
             leg.tunnel, leg.place, leg.offer, leg.asked_at = False, None, None, now
             self._own.out(OpenRelay(self._peer, leg.relay, False, leg.ticket))
 
+    def retry(self) -> None:
+        """Ask those that failed again: what was in the way may be gone."""
+        self._not_before.clear()
+
     def close(self) -> None:
         """The pair ends."""
         for leg in self._legs.values():

@@ -29,6 +29,7 @@ DATAGRAM_MAX_BYTES = 1472
 CANDIDATES_MAX = 16
 OFFERS_MAX = 4
 NUMBER_MAX = 2**63 - 1
+SESSION_MAX = 2**31 - 1
 _IPV4_BYTES, _IPV6_BYTES, _PORT_BYTES = 4, 16, 2
 
 
@@ -69,6 +70,7 @@ class NatKind(enum.IntEnum):
 
 _Token = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
+_Session = Annotated[int, msgspec.Meta(ge=0, le=SESSION_MAX)]
 _PackedPlace = Annotated[bytes, msgspec.Meta(min_length=6, max_length=18)]
 
 
@@ -79,23 +81,28 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 class Ping(_Message, frozen=True, tag="p"):
     """Are you there? Without `answer` it only opens the way through our own NAT.
 
-    `nominates`: the sender uses this path. `relayed`: it went to a relay's port.
+    `nominates`: the sender uses this path. `relayed`: it went to a relay's port. `wants`: somebody
+    at the sender needs the receiver, which then has to keep the path as well. `session` as below.
     """
 
     answer: bool = True
     nominates: bool = False
     relayed: bool = False
+    wants: bool = False
+    session: _Session = 0
 
 
 class Pong(_Message, frozen=True, tag="q"):
     """I am, and saw you at `seen`.
 
-    `provisional`: heard on a birthday socket, which is not yet WireGuard's way out.
-
+    `provisional`: heard on a birthday socket, which is not yet WireGuard's way out. `session`: a
+    number that the sender drew when it began to keep the receiver, 0 while it does not. When it is
+    another than before, the sender's WireGuard has lost the session that there was.
     """
 
     seen: _PackedPlace
     provisional: bool = False
+    session: _Session = 0
 
 
 class Observe(_Message, frozen=True, tag="o"):

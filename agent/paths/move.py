@@ -46,9 +46,12 @@ class Mover:
         return min(self._insist_at, self._held_until)
 
     def move(self, old: Path | None, new: Path, now: float) -> None:
-        """Use another path."""
+        """Use another path; after the first, nothing can pull WireGuard back."""
+        first = self._path is None
         self._path = new
         self._set(old.place if old is not None and not old.failed else None, now)
+        if first:
+            self._insisted = len(INSIST_S)
 
     def again(self, roamed_to: Place, now: float) -> None:
         """WireGuard went there, and the path in use is sound: bring it back."""

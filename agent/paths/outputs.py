@@ -34,6 +34,13 @@ class SetEndpoint(_Output, frozen=True):
     relay: NodeId | None = None
 
 
+class RenewSession(_Output, frozen=True):
+    """Have WireGuard forget the session with the peer, and begin another.
+
+    The peer's WireGuard has lost its side of it, and ours would notice after 15 s.
+    """
+
+
 class HoldEndpoint(_Output, frozen=True):
     """For a moment, what comes from `old` to WireGuard's port must not move its endpoint there.
 
@@ -136,6 +143,7 @@ Output = (
     SendProbe
     | SendSignal
     | SetEndpoint
+    | RenewSession
     | HoldEndpoint
     | ReleaseEndpoint
     | OpenRelay

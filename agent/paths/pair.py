@@ -2,7 +2,8 @@
 
     event                         what happens
     -----                         ------------
-    the peer is wanted            signal our candidates and call; ask for a relay
+    the peer is wanted, or comes  signal our candidates and call; ask for a relay
+     up, and has no direct path
     it calls                      signal ours in answer, burst at its places that no NAT guards
     it answers our call           signal "go", burst half the signals' round trip later
     it says go                    burst at once, which then is at the same moment
@@ -50,7 +51,7 @@ from agent.paths.messages import (
     unpack,
 )
 from agent.paths.move import Mover
-from agent.paths.outputs import PathChanged, PathView, SendProbe, SendSignal
+from agent.paths.outputs import PathChanged, PathView, RenewSession, SendProbe, SendSignal
 from agent.paths.own import Own
 from agent.paths.path import Path
 from agent.paths.pathmtu import PathMtu
@@ -70,6 +71,8 @@ HEAD_START_S = 0.4
 REST_AFTER_S = 20.0
 # A path that failed is asked again this long, besides the rounds.
 RETRY_FOR_S = 60.0
+# Whatever the peer says: WireGuard's session with it is renewed no more often.
+RENEW_S = 1.0
 # A ping from a place that answered lately needs none back.
 _HEARD_FRESH_S = 5.0
 _HEARD_GAP_S = 0.08
@@ -82,7 +85,9 @@ class Pair:
 
     def __init__(self, peer: NodeId, own: Own, now: float) -> None:
         self.peer = peer
-        self.wanted = False  # somebody here does; else the peer wants us
+        self.wanted = False  # somebody here needs the peer; else the peer needs us
+        self._peer_session = 0
+        self._renewed_at = _LONG_AGO
         self._own = own
         self._book = Book(peer, own)
         self._legs = Legs(peer, own)
@@ -112,14 +117,21 @@ class Pair:
                 path.burst(now)
 
     def call(self, now: float) -> None:
-        """Somebody here wants the peer: find it."""
-        self.wanted = True
+        """Somebody here needs the peer: find it."""
         if self._direct(now):
             return
         self._calls = True
         self._called_at = now + HEAD_START_S if self._book.candidates else now
         self._rounds.begin(now)
         self._talk.say(self._called_at)
+
+    def came_up(self, now: float) -> None:
+        """The peer's agent has come up, or signals get through to it only now: try as at first."""
+        if self.wanted and not self._direct(now):
+            self._legs.retry()
+            self._rounds.begin(now)
+            self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
+            self._call_again(now)
 
     def local_changed(self, now: float) -> None:
         """Our own places or our NAT's kind are others now."""
@@ -174,8 +186,9 @@ class Pair:
         """Answer the peer's ping; `local_port`: the birthday socket that heard it, 0: WireGuard."""
         if local_port and not self._chance.attempt:
             return
+        self._in_session(ping.session, now)
         if ping.answer:
-            pong = Pong(ping.token, pack(place), provisional=local_port != 0)
+            pong = Pong(ping.token, pack(place), local_port != 0, self._book.session)
             self._own.out(SendProbe(self.peer, place, pong, local_port))
         if local_port:
             if self._chance.heard(place, local_port, now):
@@ -199,6 +212,7 @@ class Pair:
         sent_at = self._book.answered(pong.token, place)
         if sent_at is None:
             return
+        self._in_session(pong.session, now)
         if pong.provisional:
             self._expect(place, now)
             return
@@ -302,6 +316,16 @@ class Pair:
         self._mtu.tick(self._used, now)
 
     # The rules.
+
+    def _in_session(self, session: int, now: float) -> None:
+        """Note which session the peer has with us; 0: it does not say, or has none."""
+        if not session or session == self._peer_session or now - self._renewed_at < RENEW_S:
+            return
+        # The side that leads begins handshakes; else both would, and each drop the other's.
+        if self._peer_session and self._leads:
+            self._renewed_at = now
+            self._own.out(RenewSession(self.peer))
+        self._peer_session = session
 
     def _tend_relays(self, now: float) -> None:
         """See that there are relays, unless packets go the whole way without a NAT."""
@@ -441,7 +465,7 @@ class Pair:
             if path.next_at > now:
                 continue
             used = path is self._used
-            if self._book.ping(path, now, nominates=used and self._leads):
+            if self._book.ping(path, now, nominates=used and self._leads, wants=self.wanted):
                 path.next_at = self._rhythm.after_ping(path, used, now)
             else:
                 path.next_at = now + 0.1

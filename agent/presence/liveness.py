@@ -13,7 +13,7 @@ another directly (an answer, something that it wrote and signed) is the only evi
     suspect   gone                   SUSPECT_S later
     gone      alive                  heard
 
-A member that never answered a question from here (there is no path yet) is not suspected for its
+A member that never answered a question from here (there is no path to it) is not suspected for its
 silence under questions alone, only when another doubts it as well, or when nothing that it wrote
 arrives for SILENT_S; one that lives and is doubted says so to all. `now` is monotonic seconds.
 """
@@ -126,6 +126,12 @@ class Liveness:
         member.urgent = True
         self._next_at = now
         return True
+
+    def slept(self, node: NodeId) -> None:
+        """Take it that a member cannot be asked from here now, as if it had never answered."""
+        member = self._members.get(node)
+        if member is not None:
+            member.answers, member.misses = False, 0
 
     def departed(self, node: NodeId, now: float) -> None:
         """Take a member's own word that it goes (its agent stops): it is gone at once."""

@@ -118,6 +118,7 @@ class Presence:
         self._rng = rng or random.SystemRandom()
         self._liveness = Liveness(self._rng, self._state_changed)
         self._chooser = LinkChooser(own)
+        self._chosen: tuple[NodeId, ...] = ()
         self._linked: set[NodeId] = set()
         self._doubted: dict[NodeId, float] = {}
         self._doubted_at = self._spoke_up_at = float("-inf")
@@ -179,6 +180,10 @@ class Presence:
         if self._liveness.doubt(node, time.monotonic()):
             self._stirred.set()
 
+    def slept(self, node: NodeId) -> None:
+        """Hear that no path to a member is kept any more: that it does not answer says nothing."""
+        self._liveness.slept(node)
+
     def models_changed(self) -> None:
         """Tell all members now which models run here."""
         self._models_changed.set()
@@ -203,6 +208,10 @@ class Presence:
     def links(self) -> list[NodeId]:
         """Return the members to whom a control connection is open."""
         return sorted(self._linked)
+
+    def chosen(self) -> tuple[NodeId, ...]:
+        """Return the members to whom this node keeps links, open or not yet."""
+        return self._chosen
 
     def note(self, kind: str, subject: NodeId | str, text: str, *, tell: bool = False) -> None:
         """Record an event of this node; `tell` all members of it as well."""
@@ -383,6 +392,7 @@ class Presence:
         chosen = self._chooser.choose(
             self._liveness.alive(), frozenset(self._linked), time.monotonic()
         )
+        self._chosen = chosen
         self._control.keep_links(
             {node: tuple(self._sources.control_addresses(node)) for node in chosen}
         )

@@ -25,18 +25,23 @@ class Instruction(NamedTuple):
 
 # linux/bpf_common.h and linux/filter.h.
 LOAD_LENGTH = 0x80
-LOAD_WORD, LOAD_HALF = 0x20, 0x28
+LOAD_WORD, LOAD_HALF, LOAD_BYTE = 0x20, 0x28, 0x30
 LOAD_WORD_AT_X, LOAD_HALF_AT_X = 0x40, 0x48
 LOAD_X_IP_HEADER_BYTES = 0xB1
-JUMP_EQUAL, JUMP_GREATER, JUMP_ANY_BIT = 0x15, 0x25, 0x45
+JUMP_EQUAL, JUMP_GREATER, JUMP_ANY_BIT, JUMP_ALWAYS = 0x15, 0x25, 0x45, 0x05
 RETURN = 0x06
 PACKET_TYPE = 0xFFFFF004  # SKF_AD_OFF + SKF_AD_PKTTYPE
-_PACKET_HOST = 0
+_PACKET_HOST, _PACKET_OUTGOING = 0, 4
 _WHOLE = 0xFFFFFFFF
 _UDP_BYTES = 8
 _IPV4_BYTES_MAX = 60
 # More-fragments and the offset; the kernel puts fragments together and clears both.
 _FRAGMENT_BITS = 0x3FFF
+# The first byte of an IPv6 packet; where the last four bytes of a destination stand.
+_IPV6_FIRST = 0x60
+_IPV6_TAIL, _IPV4_TAIL = 36, 16
+# The kernel takes 4,096 instructions, and a tail needs two for each family.
+TAILS_MAX = 1000
 _INSTRUCTION = struct.Struct("=HBBI")
 
 NOTHING = (Instruction(RETURN, 0, 0, 0),)
@@ -81,3 +86,28 @@ def _all_of(*checks: _Check) -> tuple[Instruction, ...]:
         drop = length - len(program)  # over what is left of the checks, and over the first return
         program.append(Instruction(jump, *((0, drop) if wanted else (drop, 0)), k))
     return (*program, Instruction(RETURN, 0, 0, _WHOLE), Instruction(RETURN, 0, 0, 0))
+
+
+def outgoing_except(tails: Sequence[int], heads: int = DATAGRAM_MAX) -> tuple[Instruction, ...]:
+    """Return the program for a packet socket on an interface without link headers (WireGuard's).
+
+    It lets the first bytes of outgoing IP packets through, but for those to an address whose last
+    four bytes, as a number, are among `tails` (at most TAILS_MAX, the rest is left out).
+    """
+    tails = list(tails)[:TAILS_MAX]
+    listed = [
+        step for tail in tails for step in (Instruction(JUMP_EQUAL, 0, 1, tail), *NOTHING)
+    ]  # fmt: skip
+    kept = Instruction(RETURN, 0, 0, heads)
+    last = [(Instruction(LOAD_WORD, 0, 0, at), *listed, kept) for at in (_IPV6_TAIL, _IPV4_TAIL)]
+    return (
+        Instruction(LOAD_WORD, 0, 0, PACKET_TYPE),
+        Instruction(JUMP_EQUAL, 1, 0, _PACKET_OUTGOING),
+        *NOTHING,
+        Instruction(LOAD_BYTE, 0, 0, 0),
+        Instruction(JUMP_GREATER, 0, 1, _IPV6_FIRST - 1),
+        Instruction(JUMP_ALWAYS, 0, 0, 1),
+        Instruction(JUMP_ALWAYS, 0, 0, len(last[0])),
+        *last[0],
+        *last[1],
+    )

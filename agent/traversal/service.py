@@ -2,8 +2,10 @@
 
     traversal = Traversal(…)
     await traversal.start(port)            # raises EnvironmentFault without CAP_NET_RAW
-    traversal.set_members(…); traversal.introduce(…); traversal.observe(states)
-    traversal.endpoint(node)               # what WireGuard is to have; `changed` says: it is new
+    traversal.set_members(…); traversal.introduce(…)   # who there is, and where by its record
+    traversal.keep(…); traversal.need(…)   # to whom paths are kept; whom somebody needs now
+    traversal.observe(states)              # what WireGuard shows
+    traversal.wish(node)                   # what WireGuard is to have; `changed` says: it is new
     await traversal.stop()
 
 Everything is decided in `agent/paths`. This gives it datagrams, signals, time and what this machine
@@ -20,7 +22,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from random import SystemRandom
 from typing import Any
@@ -52,6 +54,7 @@ from agent.paths.outputs import (
     PathChanged,
     ReleaseEndpoint,
     RemoveSnat,
+    RenewSession,
     SendProbe,
     SendSignal,
     SetEndpoint,
@@ -60,9 +63,11 @@ from agent.paths.outputs import (
 )
 from agent.paths.own import RelayNode, Rendezvous
 from agent.paths.wire import NONCE_BYTES, PathSeal
+from agent.peers import Wish
 from agent.portmap.service import PortMapper
 from agent.portmap.words import Mapping
 from agent.probing.changes import UnderlayChanges
+from agent.probing.demand import Address, DemandTap
 from agent.probing.hold import Holds
 from agent.probing.nft import Run, run_nft
 from agent.probing.plainport import PlainPort
@@ -99,6 +104,23 @@ _WORDS = {
 }  # fmt: skip
 
 
+_ASLEEP = "nothing flows to it; it is connected when something does"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """What others know of where members are."""
+
+    control: Callable[[NodeId], Sequence[str]]
+    """Where a member's control plane can be reached now."""
+    signal: Callable[[NodeId], Sequence[str] | None]
+    """Where a signal can be brought to it; None: let all pass it on."""
+    node_at: Callable[[Address], NodeId | None]
+    """Whose overlay address one is."""
+    overlay: Callable[[Iterable[NodeId]], Sequence[Address]]
+    """The overlay addresses of some members."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What an operator can set: addresses of this node, whether to map a port at the router."""
@@ -111,11 +133,9 @@ class Settings:
 
 @dataclass
 class _Set:
-    """What WireGuard is to have for a peer; `order` grows so that the same may be set again."""
+    """What WireGuard is to have for a peer; the inner MTU of the path, 0 while it is not known."""
 
-    place: Place
-    relay: NodeId | None
-    order: int = 0
+    wish: Wish = field(default_factory=Wish)
     mtu: int = 0
 
 
@@ -132,6 +152,8 @@ class _Parts:
     mapper: PortMapper
     changes: UnderlayChanges
     wireguard_port: int
+    tap: DemandTap
+    kept: frozenset[NodeId] = frozenset()
     seen: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
     looked_at: float = float("-inf")
     flows: bool = False
@@ -151,36 +173,39 @@ class Traversal:
         control: Control,
         settings: Settings,
         *,
-        control_addresses: Callable[[NodeId], Sequence[str]],
-        signal_addresses: Callable[[NodeId], Sequence[str] | None],
+        addresses: Addresses,
         changed: Callable[[], None],
         note: Callable[[NodeId, str], None] = lambda node, text: None,
+        slept: Callable[[NodeId], None] = lambda node: None,
         make_port: Callable[[int], Port] = RawPort,
         make_second: Callable[[int], Port] = PlainPort,
         run: Run = run_nft,
     ) -> None:
-        """`changed`: WireGuard is to get another endpoint. `note`: a path changed, for people.
+        """`changed`: WireGuard is to get something else. `note`: a path changed, for people.
 
-        `control_addresses` of a relay; `signal_addresses` as for `Carrier`. The others replace the
-        system, for tests.
+        `slept`: no path is kept to that member any more. The others replace the system, for tests.
         """
         self._key = key
         self._mesh_id = mesh_id
         self._keys = keys
         self._control = control
         self._settings = settings
-        self._control_addresses = control_addresses
+        self._addresses = addresses
         self._changed = changed
         self._note = note
+        self._slept = slept
         self._make_port, self._make_second, self._run = make_port, make_second, run
         self._seal = PathSeal(key, mesh_id, keys, secrets.randbits(62))
         self._engine = PathEngine(key.id, SystemRandom(), time.time_ns() // 1_000_000)
-        self._carrier = Carrier(key.id, control, signal_addresses, self._signal)
+        self._carrier = Carrier(key.id, control, addresses.signal, self._signal)
         self._members: frozenset[NodeId] = frozenset()
         self._helpers = Helpers()
         self._hosts: dict[NodeId, tuple[str, ...]] = {}
         self._mapping: Mapping | None = None
         self._sets: dict[NodeId, _Set] = {}
+        self._introduced: set[NodeId] = set()
+        self._talked_to: frozenset[NodeId] = frozenset()
+        self._wanted: set[NodeId] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._parts: _Parts | None = None
@@ -229,17 +254,19 @@ class Traversal:
         except BaseException:
             port.close()
             raise
+        tap = DemandTap(self._settings.interface, self._on_demand)
         self._parts = _Parts(
-            port, second, answering, relays, birthdays, holds, mapper, changes, wireguard_port
+            port, second, answering, relays, birthdays, holds, mapper, changes, wireguard_port, tap
         )
         try:
             answering.start()
         except EnvironmentFault as fault:
             _log.warning("no second rendezvous port: %s", fault.line())
-        try:
-            changes.start()
-        except EnvironmentFault as fault:
-            _log.warning("%s", fault.line())
+        for part in (changes, tap):
+            try:
+                part.start()
+            except EnvironmentFault as fault:
+                _log.warning("%s", fault.line())
         await mapper.start()
         self._heard_at = _now() - DEAF_S + DEAF_FIRST_S
         self._tell_local()
@@ -257,20 +284,22 @@ class Traversal:
         await asyncio.gather(
             parts.mapper.stop(), parts.relays.stop(), parts.birthdays.stop(), parts.holds.stop()
         )
+        parts.tap.stop()
         parts.answering.stop()
         parts.port.close()
 
     # ---------------------------------------------------- what the daemon says
 
     def set_members(self, members: Iterable[NodeId]) -> None:
-        """Replace who is a member: nobody else is heard, and all are looked for."""
+        """Replace who is a member: nobody else is heard."""
         self._members = frozenset(members) - {self._key.id}
         self._seal.set_members(self._members)
         self._carrier.forget(self._members)
         now = _now()
-        for node in [peer for peer in self._engine.peers() if peer not in self._members]:
-            self._engine.forget(node, now)
-            self._sets.pop(node, None)
+        self._wanted &= self._members
+        for node in {*self._engine.peers(), *self._introduced} - self._members:
+            self._engine.expel(node, now)
+            self._introduced.discard(node)
         self._after()
 
     def set_network_keys(self, keys: NetworkKeys) -> None:
@@ -287,13 +316,49 @@ class Traversal:
             self._tell_local()
 
     def introduce(self, node: NodeId, places: Sequence[Place]) -> None:
-        """Say where a member says it is, by its record; it is looked for from now on."""
-        if node not in self._members or self._parts is None:
-            return
-        now = _now()
-        self._engine.introduce(node, places, now)
-        self._engine.want(node, now)
+        """Say where a member says it is, by its record.
+
+        Nobody is looked for before that: who has no record is only just joining, by a connection
+        that is not yet its agent's, and what it were sent there would be a stranger's to it.
+        """
+        if node in self._members:
+            self._engine.introduce(node, places, _now())
+            self._introduced.add(node)
+            self._follow()
+
+    def keep(self, nodes: frozenset[NodeId]) -> None:
+        """Replace the members to whom paths are kept, whether anything flows to them or not."""
+        if nodes != self._talked_to:
+            self._talked_to = nodes
+            self._follow()
+
+    def need(self, node: NodeId) -> bool:
+        """Find a path to a member, and keep it while packets flow; False for who is none."""
+        if node not in self._introduced or self._parts is None:
+            return node in self._members
+        self._engine.need(node, _now())
         self._after()
+        return True
+
+    def came_up(self, node: NodeId) -> None:
+        """Say that a member's agent was just heard of, or that signals get to it only now."""
+        self._engine.came_up(node, _now())
+        self._after()
+
+    def _follow(self) -> None:
+        if self._parts is None:
+            return
+        now, wanted = _now(), self._introduced & self._talked_to
+        for node in self._wanted - wanted:
+            self._engine.let_go(node, now)
+        for node in wanted - self._wanted:
+            self._engine.want(node, now)
+        self._wanted = wanted
+        self._after()
+
+    def _on_demand(self, address: Address) -> bool:
+        node = self._addresses.node_at(address)
+        return node is not None and self.need(node)
 
     def observe(self, states: Sequence[PeerState]) -> bool:
         """Take what WireGuard shows of its peers; say whether packets flow to any."""
@@ -311,17 +376,16 @@ class Traversal:
             rx, tx = parts.seen.get(node, (0, 0))
             flows |= state.rx_bytes - rx + state.tx_bytes - tx >= FLOW_BYTES
             parts.seen[node] = state.rx_bytes, state.tx_bytes
-            self._engine.wireguard_seen(
-                node, state.endpoint, state.last_handshake, state.rx_bytes, state.tx_bytes, now
-            )
+            self._engine.wireguard_seen(node, state.endpoint, state.rx_bytes, state.tx_bytes, now)
         parts.looked_at, parts.flows = now, flows
         self._after()
         return flows
 
     def rest(self, node: NodeId) -> None:
-        """Stop looking for a member that is gone; it is introduced again when it is heard of."""
+        """Stop looking for a member that is gone, until it is to be kept again."""
+        self._wanted.discard(node)
+        self._talked_to -= {node}
         self._engine.forget(node, _now())
-        self._sets.pop(node, None)
         self._after()
 
     # ------------------------------------------------------- what is asked
@@ -333,17 +397,24 @@ class Traversal:
         """
         return bool(self._engine.peers()) and _now() - self._heard_at > DEAF_S
 
-    def endpoint(self, node: NodeId) -> tuple[Place | None, int]:
-        """Return where WireGuard shall send what is for a node, and the number of that order."""
+    def asleep(self, node: NodeId) -> bool:
+        """Say whether no path is kept to a member, since nobody needs one."""
+        kept = self._parts.kept if self._parts is not None else ()
+        return node in self._introduced and node not in kept
+
+    def wish(self, node: NodeId) -> Wish | None:
+        """Return how WireGuard shall reach a member; None while no path to it is kept."""
+        if self._parts is None or node not in self._parts.kept:
+            return None
         known = self._sets.get(node)
-        return (None, 0) if known is None else (known.place, known.order)
+        return Wish() if known is None else known.wish
 
     def describe(self, node: NodeId) -> dict[str, Any]:
         """Describe the path to a node: class, RTT, since when, and why it is relayed if it is."""
         now = _now()
         view = self._engine.describe(node, now)
         if view is None:
-            return {}
+            return {"route": "asleep", "why": _ASLEEP} if self.asleep(node) else {}
         known = self._sets.get(node)
         return {
             "route": _WORDS[view.path_class] if view.path_class is not None else "none",
@@ -523,6 +594,7 @@ class Traversal:
             return
         for output in self._engine.take():
             self._carry_out(self._parts, output)
+        self._follow_kept(self._parts)
         due = self._engine.wake_at()
         if due == self._timer_at and self._timer is not None:
             return
@@ -533,6 +605,18 @@ class Traversal:
         if due != float("inf"):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(due, self._tick)
+
+    def _follow_kept(self, parts: _Parts) -> None:
+        kept = frozenset(self._engine.peers())
+        if kept == parts.kept:
+            return
+        left, parts.kept = parts.kept - kept, kept
+        for node in left:
+            self._sets.pop(node, None)
+            parts.seen.pop(node, None)
+            self._slept(node)
+        parts.tap.ignore(self._addresses.overlay(kept))
+        self._changed()
 
     def _tick(self) -> None:
         self._timer, self._timer_at = None, float("inf")
@@ -548,10 +632,13 @@ class Traversal:
                 nonce = secrets.token_bytes(NONCE_BYTES)
                 self._carrier.send(peer, self._seal.seal_signal(peer, output.signal, nonce))
             case SetEndpoint():
-                before = self._sets.get(peer)
-                order = before.order + 1 if before is not None else 1
-                mtu = before.mtu if before is not None else 0
-                self._sets[peer] = _Set(output.place, output.relay, order, mtu)
+                known = self._sets.setdefault(peer, _Set())
+                order, session = known.wish.order + 1, known.wish.session
+                known.wish = Wish(output.place, order, session)
+                self._changed()
+            case RenewSession():
+                known = self._sets.setdefault(peer, _Set())
+                known.wish = replace(known.wish, session=known.wish.session + 1)
                 self._changed()
             case HoldEndpoint():
                 parts.holds.hold(output.old, output.new)
@@ -572,9 +659,7 @@ class Traversal:
             case RemoveSnat():
                 parts.birthdays.close_way(output.place)
             case MtuFound():
-                known = self._sets.get(peer)
-                if known is not None:
-                    known.mtu = output.mtu
+                self._sets.setdefault(peer, _Set()).mtu = output.mtu
             case PathChanged():
                 new = output.new
                 route = _WORDS[new.path_class] if new.path_class is not None else "none"
@@ -604,7 +689,7 @@ class Traversal:
         return min(hosts, key=lambda host: (":" in host, is_private(host)), default=None)
 
     async def _ask_relay(self, relay: NodeId, request: bytes) -> bytes:
-        addresses = self._control_addresses(relay)
+        addresses = self._addresses.control(relay)
         return await self._control.request(
             relay, addresses, relay_messages.PROTOCOL, request, timeout_s=_RELAY_ASK_S
         )

@@ -1,11 +1,11 @@
 """The peer table: members only, endpoints that rotate, and peers that went silent."""
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from agent.identity.keys import NodeId, NodeKey
 from agent.overlay.device import Endpoint, PeerState
 from agent.overlay.endpoints import TRY_INTERVAL_S
-from agent.peers import HEARD_LIMIT_S, PeerTable
+from agent.peers import HEARD_LIMIT_S, PeerTable, Wish
 
 A, B = NodeKey(bytes(32)).id, NodeKey(bytes([1]) * 32).id
 FIRST, SECOND = ("192.0.2.1", 51820), ("192.0.2.2", 51820)
@@ -86,9 +86,34 @@ def test_the_description_says_what_the_device_shows() -> None:
 
 def test_the_path_engine_s_endpoint_is_taken_and_set_again_when_it_says_so() -> None:
     peers = table(FIRST)
-    orders = {A: (SECOND, 3)}
-    (config,) = peers.configs(everyone, 0.0, lambda node: orders[node])
-    assert (config.endpoint, config.order) == (SECOND, 3)
+    (config,) = peers.configs(everyone, 0.0, {A: Wish(SECOND, 3, 1)}.get)
+    assert (config.endpoint, config.order, config.session) == (SECOND, 3, 1)
+
+
+def test_a_member_that_nothing_flows_to_is_no_peer_and_what_is_sent_to_it_no_error() -> None:
+    networks = (IPv6Network("fd00::/48"), IPv4Network("10.77.0.0/16"))
+    peers = PeerTable(B, networks)
+    peers.learn(A, IPv6Address("fd00::1"), IPv4Address("10.77.0.1"), [FIRST])
+    (nobody,) = peers.configs(everyone, 0.0, lambda _: None)
+    assert nobody.node_public != A.wireguard_public
+    assert nobody.allowed_ips == networks
+    assert nobody.endpoint is not None
+    assert nobody.endpoint[0] == "127.0.0.1", "and leaves this machine never"
+    (config,) = peers.configs(everyone, 0.0, lambda _: Wish(FIRST))
+    assert config.node_public == A.wireguard_public, "once there is a path, nobody is needed"
+    assert peers.at(IPv4Address("10.77.0.1")) == peers.at(IPv6Address("fd00::1")) == A
+    assert peers.at(IPv4Address("10.77.0.2")) is None
+    assert len(peers.addresses([A, B])) == 2
+
+
+def test_who_was_taken_from_the_device_is_not_connected() -> None:
+    peers = table(FIRST)
+    peers.observe([state(handshake=1.0, rx=100)], 1.0)
+    assert peers.connected(A, 2.0)
+    peers.observe([], 2.0)
+    assert not peers.connected(A, 2.0)
+    peers.observe([state(handshake=None, rx=0)], 3.0)
+    assert not peers.connected(A, 3.0), "it was added anew"
 
 
 def test_one_end_alone_begins_a_session_that_both_get_at_once() -> None:
@@ -96,10 +121,10 @@ def test_one_end_alone_begins_a_session_that_both_get_at_once() -> None:
     for own, peer, begins in ((low, high, True), (high, low, False)):
         peers = PeerTable(own)
         peers.learn(peer, IPv6Address("fd00::1"), IPv4Address("10.77.0.1"), [])
-        (config,) = peers.configs(everyone, 0.0, lambda _: (FIRST, 1))
+        (config,) = peers.configs(everyone, 0.0, lambda _: Wish(FIRST, 1))
         assert bool(config.keepalive_s) is begins
-        waiting = peers.configs(everyone, 0.0, lambda _: (None, 0))
+        waiting = peers.configs(everyone, 0.0, lambda _: Wish())
         assert bool(waiting) is not begins, "who begins does so when there is somewhere to go"
         peers.observe([PeerState(peer.wireguard_public, FIRST, 1.0, 100, 10)], 1.0)
-        (config,) = peers.configs(everyone, 1.0, lambda _: (FIRST, 1))
+        (config,) = peers.configs(everyone, 1.0, lambda _: Wish(FIRST, 1))
         assert config.keepalive_s, "both keep it up once it is there"

@@ -550,9 +550,7 @@ class World:
                 for x, y in ((a, b), (b, a)):
                     wire = x.wires.get(y.id)
                     if wire is not None:
-                        x.engine.wireguard_seen(
-                            y.id, wire.endpoint, self.now, wire.rx, wire.tx, self.now
-                        )
+                        x.engine.wireguard_seen(y.id, wire.endpoint, wire.rx, wire.tx, self.now)
                         x.act()
             self.later(every_s, send)
 

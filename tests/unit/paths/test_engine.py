@@ -376,7 +376,7 @@ def test_any_order_of_events(events: list[tuple[str, int, float]]) -> None:
                 made.probe_received(peer, place, Pong(n, pack(THERE)), now)
             case "wg" | "roam":
                 endpoint = place if name == "roam" else None
-                made.wireguard_seen(peer, endpoint, now, sequence * n, sequence, now)
+                made.wireguard_seen(peer, endpoint, sequence * n, sequence, now)
             case "open":
                 leg = ("198.51.100.11", 7000 + n)
                 made.relay_opened(peer, RELAY, leg, RelayOffer(RELAY.ed25519, pack(leg)), now)

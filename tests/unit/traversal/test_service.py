@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from agent.membership.networkkeys import NetworkKeys
 from agent.overlay.device import PeerState
 from agent.probing.port import FakeNetwork, FakePort, Port
 from agent.traversal.carrier import PROTOCOL
-from agent.traversal.service import LOOK_MIN_S, Settings, Traversal
+from agent.traversal.service import LOOK_MIN_S, Addresses, Settings, Traversal
 
 MESH = b"m" * 32
 KEYS = NetworkKeys(bytes(32), (bytes(32),))
 WG = 51820
 HOSTS = ("192.88.99.1", "192.88.99.2")
+OVERLAY: dict[IPv4Address | IPv6Address, NodeId] = {}
 
 
 class Plane:
@@ -71,6 +73,7 @@ class Bench:
         self.ids = [key.id for key in self.keys]
         self.changes = [0, 0]
         self.notes: list[str] = []
+        self.slept: list[NodeId] = []
         self.nodes = [self._node(index) for index in range(2)]
 
     def _node(self, index: int, **more: Any) -> Traversal:
@@ -83,17 +86,27 @@ class Bench:
         node = Traversal(
             self.keys[index], MESH, KEYS, self.plane.end(self.ids[index]),
             Settings("covey-none", (), HOSTS[index : index + 1], port_mapping=False),
-            control_addresses=lambda _: [], signal_addresses=lambda _: [], changed=changed,
+            addresses=Addresses(
+                control=lambda _: [], signal=lambda _: [], node_at=OVERLAY.get,
+                overlay=lambda nodes: [],
+            ),
+            changed=changed, slept=self.slept.append,
             note=lambda _, text: self.notes.append(text),
             **({"make_port": port, "make_second": port, "run": no_nft} | more),
         )  # fmt: skip
         node.begin()
         return node
 
+    def connected(self) -> bool:
+        """Say whether each has an endpoint for the other."""
+        wishes = [n.wish(peer) for n, peer in zip(self.nodes, self.ids[::-1], strict=True)]
+        return all(wish is not None and wish.endpoint is not None for wish in wishes)
+
     async def start(self) -> None:
         for node in self.nodes:
             await node.start(WG)
             node.set_members(self.ids)
+            node.keep(frozenset(self.ids))
 
     async def stop(self) -> None:
         for node in self.nodes:
@@ -111,9 +124,9 @@ async def test_a_record_is_enough_where_the_peer_answers_at_its_address() -> Non
     await bench.start()
     for node, peer, host in zip(bench.nodes, bench.ids[::-1], HOSTS[::-1], strict=True):
         node.introduce(peer, [(host, WG)])
-    await until(lambda: all(bench.changes))
-    assert bench.nodes[0].endpoint(bench.ids[1])[0] == (HOSTS[1], WG)
-    assert bench.nodes[1].endpoint(bench.ids[0])[0] == (HOSTS[0], WG)
+    await until(bench.connected)
+    wishes = [n.wish(peer) for n, peer in zip(bench.nodes, bench.ids[::-1], strict=True)]
+    assert [wish and wish.endpoint for wish in wishes] == [(HOSTS[1], WG), (HOSTS[0], WG)]
     assert bench.nodes[0].describe(bench.ids[1])["route"] in ("public", "punched")
     assert bench.nodes[0].describe(bench.ids[1])["why"] == ""
     assert bench.plane.requests == 0, "nobody had to be asked"
@@ -127,9 +140,8 @@ async def test_signals_bring_together_those_who_know_no_address() -> None:
     await bench.start()
     for node, peer in zip(bench.nodes, bench.ids[::-1], strict=True):
         node.introduce(peer, [])
-    await until(lambda: all(bench.changes))
+    await until(bench.connected)
     assert bench.plane.requests > 0
-    assert bench.nodes[0].endpoint(bench.ids[1])[0] == (HOSTS[1], WG)
     await bench.stop()
 
 
@@ -139,12 +151,35 @@ async def test_who_is_no_member_any_more_is_forgotten() -> None:
     one, two = bench.nodes
     one.introduce(bench.ids[1], [(HOSTS[1], WG)])
     two.introduce(bench.ids[0], [(HOSTS[0], WG)])
-    await until(lambda: all(bench.changes))
+    await until(bench.connected)
     one.set_members([bench.ids[0]])
-    assert one.endpoint(bench.ids[1]) == (None, 0)
+    assert one.wish(bench.ids[1]) is None
     assert one.describe(bench.ids[1]) == {}
     one.introduce(bench.ids[1], [(HOSTS[1], WG)])
     assert one.describe(bench.ids[1]) == {}, "a stranger is not looked for"
+    await bench.stop()
+
+
+async def test_a_member_that_nobody_talks_to_is_asleep_until_it_is_needed() -> None:
+    bench = Bench()
+    await bench.start()
+    one, two = bench.nodes
+    for node in bench.nodes:
+        node.keep(frozenset())
+    one.introduce(bench.ids[1], [(HOSTS[1], WG)])
+    two.introduce(bench.ids[0], [(HOSTS[0], WG)])
+    await asyncio.sleep(0.05)
+    assert one.asleep(bench.ids[1])
+    assert one.wish(bench.ids[1]) is None
+    assert one.describe(bench.ids[1])["route"] == "asleep"
+    assert one.need(bench.ids[1])
+    await until(bench.connected)
+    assert not two.asleep(bench.ids[0]), "who is wanted takes part"
+    assert bench.plane.requests == 0, "a ping is enough"
+    one.rest(bench.ids[1])
+    assert one.asleep(bench.ids[1])
+    assert bench.slept == [bench.ids[1]]
+    assert not one.need(NodeKey(bytes([9]) * 32).id), "a stranger"
     await bench.stop()
 
 
