@@ -63,7 +63,7 @@ from agent.relay.allocation import Limits
 from agent.relay.service import Relay
 from agent.relay.service import Settings as RelaySettings
 from agent.traversal import helpers
-from agent.traversal.helpers import Outside
+from agent.traversal.helpers import Helpers, Outside
 from agent.traversal.service import Addresses, Traversal
 from agent.traversal.service import Settings as TraversalSettings
 
@@ -465,6 +465,7 @@ class Agent:
         """Tell the path engine who of those that are reached from outside helps it."""
         mesh = self._membership.mesh
         outside = Outside((mesh.ipv6_prefix, mesh.ipv4_network))
+        chosen = Helpers()
         while True:
             for node, (host, _) in self._discovery.contacts():
                 outside.answered(node, host)
@@ -479,7 +480,8 @@ class Agent:
                 )  # fmt: skip
                 if helper is not None and member.node_id != self._own:
                     found.append(helper)
-            self._traversal.set_helpers(helpers.choose(found))
+            chosen = helpers.choose(found, chosen)
+            self._traversal.set_helpers(chosen)
             await asyncio.sleep(_HELPERS_INTERVAL_S if found else _HELPERS_FIRST_S)
 
     # ------------------------------------------------------- what parts ask

@@ -135,7 +135,8 @@ class Pair:
 
     def local_changed(self, now: float) -> None:
         """Our own places or our NAT's kind are others now."""
-        self._talk.say(now)
+        if not self._outright(now):
+            self._talk.say(now)
         if self._own.nat is NatKind.BLOCKED:
             self._legs.blocked(now)
         elif self._own.nat is not NatKind.UNKNOWN:
@@ -329,9 +330,7 @@ class Pair:
 
     def _tend_relays(self, now: float) -> None:
         """See that there are relays, unless packets go the whole way without a NAT."""
-        used = self._used
-        direct = used is not None and self._direct(now)
-        if direct and used is not None and self._book.path_class(used) < PathClass.PUNCHED:
+        if self._outright(now):
             rested = now - self._view.since >= REST_AFTER_S
             self._legs.rest(self._view.since + REST_AFTER_S, rested=rested)
             if rested:
@@ -504,6 +503,19 @@ class Pair:
         self._view = PathView(kind, place, relay, rtt, since)
         if (old.path_class, old.place) != (kind, place):
             self._own.out(PathChanged(self.peer, old, self._view, reason))
+
+    def _outright(self, now: float) -> bool:
+        """Say whether packets go without a NAT in between that could forget us.
+
+        Such a path needs no relay in reserve, and the peer no news of our network: if it fails, all
+        is told anew.
+        """
+        used = self._used
+        return (
+            used is not None
+            and self._direct(now)
+            and self._book.path_class(used) < PathClass.PUNCHED
+        )
 
     def _direct(self, now: float) -> bool:
         used = self._used

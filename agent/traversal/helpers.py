@@ -22,6 +22,9 @@ RELAYS_MAX = 6
 RELAY_ROLE = "relay"
 # Round trips are taken in steps of this, so that noise does not change the order all the time.
 _RTT_STEP_S = 0.02
+# Who helps already stays unless another is nearer by more than so many steps: a busy moment must
+# not have everyone ask others.
+_STAY_STEPS = 5
 _UNKNOWN_RTT_S = 1.0
 
 
@@ -81,23 +84,29 @@ def reachable(
     return None if host is None else Reachable(node, host, tuple(places), roles, rtt_s)
 
 
-def choose(members: Iterable[Reachable]) -> Helpers:
-    """Return who helps; equal members in any order give equal helpers."""
-    near = sorted(members, key=_distance)
+def choose(members: Iterable[Reachable], before: Helpers | None = None) -> Helpers:
+    """Return who helps; equal members in any order give equal helpers.
+
+    Who helped `before` stays, unless others are much nearer or it is there no more.
+    """
+    before = before or Helpers()
+    asked, relays = {node for node, _ in before.rendezvous}, {node for node, _ in before.relays}
+    near = sorted(members, key=lambda m: _distance(m, stays=m.node in asked))
     rendezvous = [(m.node, place) for m in near if (place := _place(m)) is not None]
     # A relay on our own LAN is none for a peer elsewhere, and a peer here needs none.
     relaying = [m for m in near if not is_private(m.host)]
-    relaying.sort(key=lambda m: RELAY_ROLE not in m.roles)
+    relaying.sort(key=lambda m: (RELAY_ROLE not in m.roles, _distance(m, stays=m.node in relays)))
     return Helpers(
         tuple(rendezvous[:RENDEZVOUS_MAX]),
         tuple((m.node, _hosts(m)) for m in relaying[:RELAYS_MAX]),
     )
 
 
-def _distance(member: Reachable) -> tuple[bool, int, bytes]:
+def _distance(member: Reachable, *, stays: bool) -> tuple[bool, int, bytes]:
     """Order by RTT, but whoever has a public address before who is on our LAN: it sees our NAT."""
     rtt_s = _UNKNOWN_RTT_S if member.rtt_s is None else member.rtt_s
-    return is_private(member.host), int(rtt_s / _RTT_STEP_S), member.node.ed25519
+    steps = int(rtt_s / _RTT_STEP_S) - (_STAY_STEPS if stays else 0)
+    return is_private(member.host), steps, member.node.ed25519
 
 
 def _place(member: Reachable) -> Place | None:

@@ -91,3 +91,18 @@ def test_the_sentence_says_what_is_missing() -> None:
     assert "forwards a port" in verdict.sentence(
         NatKind.HARD, port=WG, mapped=True, helpers=1, relays=0
     )
+
+
+def test_who_helps_stays_through_a_busy_moment_and_gives_way_to_who_is_much_nearer() -> None:
+    many = [NodeId(bytes([n]) * 32) for n in range(10, 16)]
+    calm = [member(node, f"192.88.99.{n}", 0.005) for n, node in enumerate(many, 1)]
+    chosen = helpers.choose(calm[:4])
+    asked = chosen.rendezvous
+    assert helpers.choose(calm, chosen).rendezvous == asked, "newcomers are as near"
+    busy = [member(m.node, m.host, 0.085 if m in calm[:4] else 0.005) for m in calm]
+    assert helpers.choose(busy, chosen).rendezvous == asked
+    assert helpers.choose(busy).rendezvous != asked
+    slow = [member(m.node, m.host, 0.3 if m in calm[:1] else 0.005) for m in calm]
+    moved = helpers.choose(slow, chosen)
+    assert many[0] not in {node for node, _ in moved.rendezvous}
+    assert {node for node, _ in helpers.choose(calm[1:], chosen).rendezvous} == set(many[1:5])
