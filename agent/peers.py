@@ -95,6 +95,16 @@ class PeerTable:
             )
         return wanted
 
+    def mtus(
+        self, is_member: Callable[[NodeId], bool], carried: Callable[[NodeId], int]
+    ) -> list[tuple[tuple[IPv6Network, IPv4Network], int]]:
+        """Return the members' addresses with what the paths to them carry, as `carried` says."""
+        return [
+            ((IPv6Network(peer.ipv6), IPv4Network(peer.ipv4)), carried(peer.node))
+            for peer in self._peers.values()
+            if is_member(peer.node)
+        ]
+
     def candidates(self, node: NodeId) -> tuple[Endpoint, ...]:
         """Return where a node says it is, best first."""
         peer = self._peers.get(node)

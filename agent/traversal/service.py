@@ -159,7 +159,7 @@ class Traversal:
         make_second: Callable[[int], Port] = PlainPort,
         run: Run = run_nft,
     ) -> None:
-        """`changed`: WireGuard is to get another endpoint. `note`: a path changed, for people.
+        """`changed`: another endpoint or MTU counts. `note`: a path changed, for people.
 
         `control_addresses` of a relay; `signal_addresses` as for `Carrier`. The others replace the
         system, for tests.
@@ -337,6 +337,11 @@ class Traversal:
         """Return where WireGuard shall send what is for a node, and the number of that order."""
         known = self._sets.get(node)
         return (None, 0) if known is None else (known.place, known.order)
+
+    def mtu(self, node: NodeId) -> int:
+        """Return the largest packet that fits through the tunnel to a node; 0: not measured."""
+        known = self._sets.get(node)
+        return 0 if known is None else known.mtu
 
     def describe(self, node: NodeId) -> dict[str, Any]:
         """Describe the path to a node: class, RTT, since when, and why it is relayed if it is."""
@@ -573,8 +578,9 @@ class Traversal:
                 parts.birthdays.close_way(output.place)
             case MtuFound():
                 known = self._sets.get(peer)
-                if known is not None:
+                if known is not None and known.mtu != output.mtu:
                     known.mtu = output.mtu
+                    self._changed()
             case PathChanged():
                 new = output.new
                 route = _WORDS[new.path_class] if new.path_class is not None else "none"
