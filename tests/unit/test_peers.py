@@ -35,6 +35,12 @@ def test_allowed_ips_are_the_peers_own_two_addresses() -> None:
 def test_only_members_become_peers() -> None:
     peers = table(FIRST)
     assert peers.configs(lambda node: node == B, 0.0) == []
+    assert peers.mtus(lambda node: node == B, lambda _: 1440) == []
+
+
+def test_what_a_path_carries_is_said_of_both_addresses() -> None:
+    ((networks, mtu),) = table(FIRST).mtus(everyone, {A: 1420}.__getitem__)
+    assert ([str(each) for each in networks], mtu) == (["fd00::1/128", "10.77.0.1/32"], 1420)
 
 
 def test_endpoints_rotate_until_one_answers_and_then_stay() -> None:
