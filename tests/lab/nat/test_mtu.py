@@ -1,6 +1,6 @@
 """What a path carries counts: segments are as large as it lets through, and no larger for long.
 
-anna ── router ── bert     the links take 1500; then bert's takes 1400 and nobody is told
+anna ── internet ── bert     the links take 1500; then Bert's takes 1400, and nobody is told
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 from agent.demo.fleet import wait_until
 from agent.demo.mesh import AgentLab
-from agent.demo.netlab import ROUTER, NetLab
+from agent.demo.natlab import INTERNET, NatLab, NatMachine, within
 
 ROOT = Path("/run/covey-mtu")
 PORT = 7150  # one of those that members may reach
@@ -58,13 +58,29 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as connection
 """
 
 
+class Machines:
+    """The machines of a NatLab, as AgentLab wants them."""
+
+    def __init__(self, lab: NatLab) -> None:
+        self.machines: dict[str, NatMachine] = {
+            machine.name: machine for site in lab.sites.values() for machine in site.machines
+        }
+        self.link_to_bert = lab.sites["bert"].link
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[AgentLab]:
     """Two agents that reach each other."""
-    made = AgentLab(ROOT, NetLab())
-    try:
+    with NatLab() as lab:
         for name in ("anna", "bert"):
-            made.lab.add(name)
+            (machine,) = lab.add(name, "public").machines
+            machine.run(["ip", "-6", "address", "flush", "dev", "eth0", "scope", "global"])
+        yield from agents(lab)
+
+
+def agents(lab: NatLab) -> Iterator[AgentLab]:
+    made = AgentLab(ROOT, Machines(lab))  # type: ignore[arg-type]
+    try:
         made.agent("anna", "mesh", "create", "mtu")
         made.agent("anna", "up")
         made.agent("bert", "join", made.ask("anna", "invite")["ticket"])
@@ -142,14 +158,15 @@ def test_a_black_hole_is_left_and_the_transfer_goes_on(pair: AgentLab, server: s
     with sender:
         assert sender.stdin is not None and sender.stdout is not None
         assert sender.stdout.readline() == b"begun\n"
-        router = ["nsenter", f"--net=/run/netns/{ROUTER}"]
+        router = within(INTERNET)
         for rule in (
             "add table inet silent",
             "add chain inet silent out { type filter hook output priority 0; }",
             "add rule inet silent out meta l4proto icmp drop",
         ):
             subprocess.run([*router, "nft", rule], check=True)
-        subprocess.run([*router, "ip", "link", "set", "to-bert", "mtu", "1400"], check=True)
+        link: str = pair.lab.link_to_bert  # type: ignore[union-attr]
+        subprocess.run([*router, "ip", "link", "set", link, "mtu", "1400"], check=True)
         began = time.monotonic()
         sender.stdin.write(b"go\n")
         sender.stdin.flush()
