@@ -52,7 +52,10 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["auto", "kernel", "userspace"],
         "WireGuard in the kernel, by wireguard-go, or whichever works.",
     ] = "auto"
-    mtu: Annotated[int, "The overlay's MTU in bytes; 1280 passes everywhere."] = 1280
+    mtu: Annotated[
+        int, "The largest packet on the overlay in bytes, for members whose path carries it, "
+        "which is measured; all others get 1280. At least 1280."
+    ] = 1440  # fmt: skip
     listen_port: Annotated[Port, "WireGuard's UDP port."] = 51820
     control_port: Annotated[Port, "The control plane's TCP port (libp2p)."] = 4001
     discovery_port: Annotated[Port, "Discovery's UDP port (Kademlia)."] = 4001

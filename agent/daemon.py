@@ -214,7 +214,9 @@ class Agent:
                 tunnel_port=(
                     network.tunnel_port if "relay" in membership.certificate.roles else None
                 ),
+                expected="relay" in membership.certificate.roles,
             ),
+            health=self._health,
         )  # fmt: skip
         self._company = Company(
             membership, self._neighbours, self._discovery, self._control, network.control_port,

@@ -19,7 +19,7 @@ from agent import endpoint
 from agent.config import Config
 from agent.discovery.node import Discovery
 from agent.discovery.record import MemberRecord
-from agent.errors import ConfigError, CoveyError, StateError
+from agent.errors import ConfigError, CoveyError, EnvironmentFault, StateError
 from agent.health import Health, HealthItem
 from agent.identity import privatefile
 from agent.identity.keys import NodeId
@@ -259,12 +259,23 @@ class Neighbours:
         states = await self._overlay.states()
         self._table.observe(states, now)
         self._flows = self._traversal.observe(states)
-        configs = self._table.configs(
-            lambda node: self._membership.is_member(node, now), now,
-            None if self._traversal.failed or self._traversal.deaf else self._traversal.wish,
-        )  # fmt: skip
+        blind = self._traversal.failed or self._traversal.deaf
+
+        def is_member(node: NodeId) -> bool:
+            return self._membership.is_member(node, now)
+
+        fault: EnvironmentFault | None = None
+        try:
+            # First: a path that carries less must not get what the one before it carried.
+            carried = [] if blind else self._table.mtus(is_member, self._traversal.mtu)
+            await self._overlay.set_mtus(carried)
+        except EnvironmentFault as error:
+            fault = error
+        configs = self._table.configs(is_member, now, None if blind else self._traversal.wish)
         await self._overlay.set_peers(configs)
         self._write_quick_file(configs)
+        if fault is not None:
+            raise fault
 
     def _write_quick_file(self, configs: Sequence[PeerConfig]) -> None:
         """Keep the last good state as a wg-quick file, for an operator without Covey."""
@@ -277,8 +288,7 @@ class Neighbours:
             DeviceConfig(
                 membership.key.wireguard_private,
                 self._overlay.listen_port,
-                self.interfaces(),
-                network.mtu,
+                self.interfaces(),  # with the MTU that passes everywhere: nobody measures then
             ),
             tuple(
                 dataclasses.replace(config, order=0, session=0)

@@ -7,8 +7,9 @@ it (no CAP_NET_RAW) they are tried one after another, which gets through no NAT.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -24,6 +25,9 @@ from agent.overlay.endpoints import FRESH_HANDSHAKE_S, Choice, advance
 KEEPALIVE_S = 15
 # Both sides send a keepalive each 15 s, so two lost ones in a row mean that nobody is there.
 HEARD_LIMIT_S = 40.0
+# Throughput is that of so long: the device is looked at twice a second while packets flow, and each
+# 5 s while none do.
+RATE_WINDOW_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,32 @@ _NOBODY_KEY = nacl.bindings.crypto_scalarmult_base(nacl.utils.random(32))
 _NOBODY_AT = ("127.0.0.1", 9)
 
 
+class _Throughput:
+    """Bytes per second, received and sent, over the last looks at a peer's counters."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, int, int]] = deque()
+
+    def look(self, now: float, rx: int, tx: int) -> None:
+        """Take in the counters as they are at `now`."""
+        looks = self._looks
+        # Smaller counters are those of a device that was made anew; and clocks are set back.
+        if looks and (now < looks[-1][0] or rx < looks[-1][1] or tx < looks[-1][2]):
+            looks.clear()
+        looks.append((now, rx, tx))
+        while len(looks) > 2 and looks[1][0] <= now - RATE_WINDOW_S:
+            looks.popleft()
+
+    def rates(self, now: float) -> tuple[float | None, float | None]:
+        """Return both; None until the counters were looked at twice, and when nobody looks."""
+        if not self._looks:
+            return None, None
+        (began, rx, tx), (ended, rx_now, tx_now) = self._looks[0], self._looks[-1]
+        if ended <= began or now - ended > 2 * RATE_WINDOW_S:
+            return None, None
+        return (rx_now - rx) / (ended - began), (tx_now - tx) / (ended - began)
+
+
 @dataclass
 class _Peer:
     node: NodeId
@@ -54,6 +84,7 @@ class _Peer:
     choice: Choice
     state: PeerState | None = None
     heard_at: float | None = None
+    throughput: _Throughput = field(default_factory=_Throughput)
 
 
 class PeerTable:
@@ -101,6 +132,7 @@ class PeerTable:
             if state.rx_bytes > (peer.state.rx_bytes if peer.state else 0):
                 peer.heard_at = now
             peer.state = state
+            peer.throughput.look(now, state.rx_bytes, state.tx_bytes)
 
     def configs(
         self, is_member: Callable[[NodeId], bool], now: float, chosen: Chosen | None = None
@@ -137,6 +169,16 @@ class PeerTable:
             wanted.append(PeerConfig(_NOBODY_KEY, _NOBODY_AT, self._networks))
         return wanted
 
+    def mtus(
+        self, is_member: Callable[[NodeId], bool], carried: Callable[[NodeId], int]
+    ) -> list[tuple[tuple[IPv6Network, IPv4Network], int]]:
+        """Return the members' addresses with what the paths to them carry, as `carried` says."""
+        return [
+            ((IPv6Network(peer.ipv6), IPv4Network(peer.ipv4)), carried(peer.node))
+            for peer in self._peers.values()
+            if is_member(peer.node)
+        ]
+
     def candidates(self, node: NodeId) -> tuple[Endpoint, ...]:
         """Return where a node says it is, best first."""
         peer = self._peers.get(node)
@@ -156,17 +198,20 @@ class PeerTable:
         return list(self._peers)
 
     def describe(self, node: NodeId, now: float) -> dict[str, Any]:
-        """Describe the way to a node for `agent peers`: path, endpoint, ages in s, bytes."""
+        """Describe the way to a node: path, endpoint, age of the handshake in s, bytes, bytes/s."""
         peer = self._peers.get(node)
         state = peer.state if peer else None
         endpoint = state.endpoint if state else None
         handshake = self._handshake(peer) if peer else None
+        rx_rate, tx_rate = peer.throughput.rates(now) if peer else (None, None)
         return {
             "path": "direct" if self.connected(node, now) else "none",
             "endpoint": endpoints.join(*endpoint) if endpoint else None,
             "handshake_age_s": None if handshake is None else max(0.0, now - handshake),
             "rx_bytes": state.rx_bytes if state else 0,
             "tx_bytes": state.tx_bytes if state else 0,
+            "rx_bytes_s": rx_rate,
+            "tx_bytes_s": tx_rate,
         }
 
     def _begins(self, peer: _Peer, chosen: Chosen | None) -> bool:

@@ -11,15 +11,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 import msgspec
 
 from agent import config as configuration
+from agent.cli import peerlist
 from agent.cli.common import ago, call, echo_json, json_option, table, with_config
 from agent.config import Config
 from agent.errors import CoveyError, EnvironmentFault, StateError, from_wire
+
+if TYPE_CHECKING:
+    from agent.client import AgentClient
 
 # Importing libp2p and opening WireGuard take 3 s on a slow machine, and far more on a busy one.
 _START_TIMEOUT_S = 60.0
@@ -77,10 +81,19 @@ def down(as_json: bool, settings: Config) -> None:
 @json_option
 @with_config
 def status(as_json: bool, settings: Config) -> None:
-    """Show this node: identity, addresses, parts, peers, engines and what is wrong."""
-    answer = call(settings, lambda client: client.get("/v1/status"))
+    """Show this node: identity, addresses, parts, peers, engines and what is wrong.
+
+    Of each peer: path, round trip, bytes per second received (down) and sent (up) over the last
+    seconds, age of the handshake, and why it is relayed or not reached. In a large mesh those with
+    traffic come first and not all are shown; --json has all, as `peer_list`.
+    """
+
+    async def ask(client: AgentClient) -> tuple[dict[str, Any], list[peerlist.Peer]]:
+        return await client.get("/v1/status"), (await client.get("/v1/peers"))["peers"]
+
+    answer, found = call(settings, ask)
     if as_json:
-        echo_json(answer)
+        echo_json(answer | {"peer_list": found})
         return
     click.echo(f"{answer['name']} of mesh {answer['mesh']} (up {ago(answer['uptime_s'])})")
     for label, value in (
@@ -98,17 +111,30 @@ def status(as_json: bool, settings: Config) -> None:
         click.echo(f"  {label:<12} {value}")
     for engine in answer["engines"]:
         click.echo(f"  {'engine':<12} {engine['ring']}: {engine['what']}, {engine['phase']}")
+    _show_peers(peerlist.ordered(found))
     for item in answer["health"]:
         click.echo(f"  {item['severity']:<12} {item['title']}: {item['text']} {item['what_to_do']}")
+
+
+def _show_peers(ordered: list[peerlist.Peer]) -> None:
+    if not ordered:
+        return
+    shown = ordered[: peerlist.SHOWN]
+    table([*peerlist.COLUMNS, "why"], [[*peerlist.cells(p), peerlist.why(p)] for p in shown])
+    if more := peerlist.hidden(ordered):
+        click.echo(more)
 
 
 @click.command(short_help="List the other members.")
 @json_option
 @with_config
 def peers(as_json: bool, settings: Config) -> None:
-    """List the other members: address, path, endpoint, round trip, age of the handshake, bytes.
+    """List the other members: address, path, endpoint, round trip, throughput, handshake, bytes.
 
-    Below the table stands why a member is relayed, or not reached at all.
+    `down` and `up` are bytes per second received and sent over the last seconds, `handshake` is its
+    age, `mtu` the largest packet that the path was seen to carry, `rx/tx bytes` all since the
+    interface came up. Below the table stands why a member is relayed,
+    or not reached at all.
     """
     answer: dict[str, Any] = call(settings, lambda client: client.get("/v1/peers"))
     if as_json:
@@ -118,13 +144,13 @@ def peers(as_json: bool, settings: Config) -> None:
         click.echo("No other member is known. `agent invite` makes a ticket for one.")
         return
     rows = [
-        [p["name"], p["ipv6"], p["ipv4"], _path(p), p["endpoint"] or "-",
-         "-" if p.get("path_rtt_ms") is None else f"{p['path_rtt_ms']:.1f} ms",
-         ago(p["handshake_age_s"]), f"{p['rx_bytes']}/{p['tx_bytes']}", p["node"]]
+        [name, p["ipv6"], p["ipv4"], path, p["endpoint"] or "-", *more,
+         str(p.get("path_mtu") or "-"), f"{p['rx_bytes']}/{p['tx_bytes']}", p["node"]]
         for p in answer["peers"]
+        for name, path, *more in (peerlist.cells(p),)
     ]  # fmt: skip
-    table(["name", "ipv6", "ipv4", "path", "endpoint", "rtt", "handshake", "rx/tx bytes", "node"],
-          rows)  # fmt: skip
+    first, path, *rest = peerlist.COLUMNS
+    table([first, "ipv6", "ipv4", path, "endpoint", *rest, "mtu", "rx/tx bytes", "node"], rows)
     for peer in answer["peers"]:
         if peer.get("why"):
             click.echo(f"{peer['name']}: {peer['why']}")
@@ -133,12 +159,6 @@ def peers(as_json: bool, settings: Config) -> None:
 def _peers_line(peers: dict[str, int]) -> str:
     asleep = f", {peers['asleep']} asleep until something flows to them" if peers["asleep"] else ""
     return f"{peers['connected']} of {peers['known']} connected{asleep}"
-
-
-def _path(peer: dict[str, Any]) -> str:
-    """Return in one word how a member is reached; without a path engine just that it is."""
-    route = peer.get("route", peer["path"])
-    return str("none" if peer["path"] == "none" and route != "asleep" else route)
 
 
 def start_in_background(

@@ -6,9 +6,9 @@ module that was loaded since then is used after a restart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from agent.overlay.device import DEFAULT_MTU, Device, Interface, PeerConfig, PeerState
+from agent.overlay.device import DEFAULT_MTU, Device, Interface, Network, PeerConfig, PeerState
 from agent.overlay.kernel import KernelDevice
 from agent.overlay.userspace import UserspaceDevice
 
@@ -53,6 +53,10 @@ class AutoDevice:
     def apply(self, peers: Sequence[PeerConfig]) -> None:
         """See `Device.apply`."""
         self._device.apply(peers)
+
+    def route(self, mtus: Mapping[Network, int]) -> None:
+        """See `Device.route`."""
+        self._device.route(mtus)
 
     def peers(self) -> list[PeerState]:
         """See `Device.peers`."""

@@ -3,14 +3,14 @@
 A core: types and checks, no I/O. `kernel.py`, `userspace.py` and `fake.py` implement `Device`;
 `shell.py` is its only caller. Not for choosing endpoints (endpoints.py) or NATs (the path engine).
 
-Routes: addresses carry the mesh's network length (IPv6 /48, IPv4 usually /16), so that the kernel
-makes the whole mesh on-link by the interface's addresses and no device adds a route itself.
+Routes: addresses carry the mesh's network length (IPv6 /48, IPv4 usually /16), and a route makes
+the whole mesh on-link with an MTU of 1280; peers whose paths carry more get their own (routes.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import (
     IPv4Interface,
@@ -106,12 +106,16 @@ class Device(Protocol):
     ) -> None:
         """Make the interface with its addresses and bring it up, without peers.
 
+        `mtu` is the most that `route` can give; the addresses' networks get 1280.
         `listen_port` 0 takes any free port. A left-over interface with the same name and our mark
         is removed first; one that is not ours is an EnvironmentFault. On a fault nothing is left.
         """
 
     def apply(self, peers: Sequence[PeerConfig]) -> None:
         """Make `peers` the device's peers by difference: what did not change is not touched."""
+
+    def route(self, mtus: Mapping[Network, int]) -> None:
+        """Make these the networks with a route and an MTU of their own, by difference."""
 
     def peers(self) -> list[PeerState]:
         """Return the state of every peer."""

@@ -7,7 +7,7 @@ packet is a handshake, and the receiver learns the sender's endpoint (roaming).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
@@ -19,6 +19,7 @@ from agent.overlay.device import (
     DeviceConfig,
     Endpoint,
     Interface,
+    Network,
     PeerConfig,
     PeerState,
     canonical,
@@ -78,6 +79,8 @@ class FakeDevice:
         """Every change that `apply` made, in order."""
         self._config: DeviceConfig | None = None
         self._listen_port = 0
+        self.routed: dict[Network, int] = {}
+        """The MTUs that `route` gave last."""
         self._applied: dict[bytes, PeerConfig] = {}
         self._peers: dict[bytes, _Peer] = {}
         self._broken: str | None = None
@@ -142,6 +145,11 @@ class FakeDevice:
             elif now is not None:
                 self._set(change, now)
 
+    def route(self, mtus: Mapping[Network, int]) -> None:
+        """See `Device.route`."""
+        self._require_working()
+        self.routed = dict(mtus)
+
     def peers(self) -> list[PeerState]:
         """See `Device.peers`."""
         self._require_working()
@@ -165,6 +173,7 @@ class FakeDevice:
         self.underlay.interfaces.pop((self._machine, self._name), None)
         self._config, self._listen_port, self._broken = None, 0, None
         self._applied.clear()
+        self.routed = {}
         self._peers.clear()
 
     def break_down(self, reason: str = "the device broke") -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pyroute2 import WireGuard
@@ -23,6 +23,7 @@ from agent.overlay.device import (
     DeviceConfig,
     Endpoint,
     Interface,
+    Network,
     PeerConfig,
     PeerState,
     canonical,
@@ -44,6 +45,7 @@ class KernelDevice:
         self._config: DeviceConfig | None = None
         self._listen_port = 0
         self._applied: dict[bytes, PeerConfig] = {}
+        self._routed: dict[Network, int] = {}
 
     @property
     def name(self) -> str:
@@ -106,6 +108,11 @@ class KernelDevice:
                 if now is not None:
                     self._applied[change.public_key] = now
 
+    def route(self, mtus: Mapping[Network, int]) -> None:
+        """See `Device.route`."""
+        self._opened()
+        links.route(self._name, self._routed, mtus)
+
     def peers(self) -> list[PeerState]:
         """See `Device.peers`."""
         self._opened()
@@ -134,6 +141,7 @@ class KernelDevice:
         links.delete(self._name)
         self._config = None
         self._applied.clear()
+        self._routed.clear()
         self._listen_port = 0
 
     def _bring_up(self, config: DeviceConfig, mark: str) -> None:

@@ -16,10 +16,11 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nacl.bindings
 from pyroute2 import IPRoute
@@ -27,7 +28,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from agent import rtnetlink
 from agent.errors import EnvironmentFault
-from agent.overlay.device import Interface
+from agent.overlay import routes
+from agent.overlay.device import DEFAULT_MTU, Interface, Network
 
 _MARK_PREFIX = "covey "
 # How long a removed interface, or the port of a process that is ending, may take to be free.
@@ -35,6 +37,8 @@ SETTLE_S = 3.0
 # A wireguard-go that ends with its killed agent may already be out of sight, but not off its port.
 _PORT_PATIENCE_S = 0.3
 _POLL_S = 0.01
+# linux/if_addr.h and rtnetlink.h.
+_NO_PREFIX_ROUTE, _SCOPE_LINK = 0x200, 253
 _ROOT_HINT = (
     "Run the agent as root, or give its service AmbientCapabilities=CAP_NET_ADMIN,"
     " or start it in a user and network namespace."
@@ -127,12 +131,36 @@ def claim(name: str, own_mark: str, mtu: int) -> None:
 
 
 def address_and_raise(name: str, addresses: Sequence[Interface]) -> None:
-    """Give the interface its addresses and bring it up."""
+    """Give the interface its addresses and bring it up, with routes to their networks.
+
+    The kernel's own routes to them would have the interface's MTU.
+    """
     with _netlink(name, "set up") as netlink:
         index = _index(name)
         for address in addresses:
             _add_address(netlink, name, index, address)
         netlink.link("set", index=index, state="up")
+        for address in addresses:
+            _add_route(netlink, index, address.network, DEFAULT_MTU)
+
+
+def route(name: str, applied: MutableMapping[Network, int], mtus: Mapping[Network, int]) -> None:
+    """Turn the routes of ours that stand, `applied`, into those of `mtus`; keep account in it.
+
+    While one is exchanged, the network's route carries on with its 1280.
+    """
+    changes = routes.differences(applied, mtus)
+    if not changes:
+        return
+    with _netlink(name, "set the routes of") as netlink:
+        index = _index(name)
+        for change in changes:
+            if change.present:
+                _delete_route(netlink, index, change.network)
+                del applied[change.network]
+            if change.mtu is not None:
+                _add_route(netlink, index, change.network, change.mtu)
+                applied[change.network] = change.mtu
 
 
 def delete(name: str) -> None:
@@ -212,7 +240,9 @@ def _index(name: str) -> int:
 def _add_address(netlink: IPRoute, name: str, index: int, address: Interface) -> None:
     def add() -> None:
         prefix = address.network.prefixlen
-        netlink.addr("add", index=index, address=str(address.ip), prefixlen=prefix)
+        netlink.addr(
+            "add", index=index, address=str(address.ip), prefixlen=prefix, flags=_NO_PREFIX_ROUTE
+        )
 
     try:
         add()
@@ -228,6 +258,27 @@ def _add_address(netlink: IPRoute, name: str, index: int, address: Interface) ->
                 f"cannot give {name} its address {address}: IPv6 is switched off",
                 hint="Set the sysctl net.ipv6.conf.all.disable_ipv6 to 0.",
             ) from second
+
+
+def _add_route(netlink: IPRoute, index: int, network: Network, mtu: int) -> None:
+    # Appended: two nodes on one machine may have a route to the same place, and neither replaces
+    # the other's.
+    netlink.route("append", **_route(index, network), metrics={"mtu": mtu})
+
+
+def _delete_route(netlink: IPRoute, index: int, network: Network) -> None:
+    try:
+        netlink.route("del", **_route(index, network))
+    except NetlinkError as error:
+        if error.code != errno.ESRCH:  # somebody was there before us
+            raise
+
+
+def _route(index: int, network: Network) -> dict[str, Any]:
+    route = {"dst": str(network), "oif": index, "priority": routes.METRIC}
+    if network.version == 6:
+        return route | {"family": socket.AF_INET6}
+    return route | {"family": socket.AF_INET, "scope": _SCOPE_LINK}
 
 
 @contextmanager

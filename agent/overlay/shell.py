@@ -11,17 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal, TypeVar
 
 from agent.errors import CoveyError, EnvironmentFault
+from agent.overlay import routes
 from agent.overlay.device import (
     DEFAULT_MTU,
     Device,
     DeviceConfig,
     Interface,
+    Network,
     PeerConfig,
     PeerState,
     check_name,
@@ -55,6 +57,7 @@ class Overlay:
         self._watcher: asyncio.Task[None] | None = None
         self._config: DeviceConfig | None = None
         self._wanted: tuple[PeerConfig, ...] = ()
+        self._mtus: Mapping[Network, int] = {}
         self._fault: CoveyError | None = None
 
     @property
@@ -123,6 +126,7 @@ class Overlay:
                 device.open, config.private_key, config.listen_port, config.addresses, config.mtu
             )
             await self._call(device.apply, self._wanted)
+            await self._call(device.route, self._mtus)
         _log.info("overlay addresses changed interface=%s", self._name)
 
     async def set_peers(self, peers: Sequence[PeerConfig]) -> None:
@@ -141,6 +145,27 @@ class Overlay:
                 raise
             except EnvironmentFault:
                 if not await self._restarted():
+                    raise
+
+    async def set_mtus(self, peers: Iterable[tuple[tuple[Network, ...], int]]) -> None:
+        """Say what each peer's path carries, by its addresses: larger packets are not sent to it.
+
+        All others get at most 1280, and nobody more than the interface's MTU. EnvironmentFault as
+        in `set_peers`.
+        """
+        async with self._lock:
+            device = self._started()
+            most = self._config.mtu if self._config is not None else DEFAULT_MTU
+            mtus = routes.wanted(peers, most)
+            if mtus == self._mtus:
+                return
+            # Remembered once it stands, so that what fails half-way is done again.
+            before, self._mtus = self._mtus, mtus
+            try:
+                await self._call(device.route, mtus)
+            except EnvironmentFault:
+                if not await self._restarted():
+                    self._mtus = before
                     raise
 
     async def states(self) -> list[PeerState]:
@@ -214,7 +239,7 @@ class Overlay:
                 await self._call(device.close)
         finally:
             self._worker = self._config = self._fault = None
-            self._wanted = ()
+            self._wanted, self._mtus = (), {}
             if worker is not None:
                 worker.shutdown(wait=False, cancel_futures=True)
 
@@ -264,6 +289,7 @@ class Overlay:
                 device.open, config.private_key, config.listen_port, config.addresses, config.mtu
             )
             await self._call(device.apply, self._wanted)
+            await self._call(device.route, self._mtus)
         except CoveyError as fault:
             if self._fault is None or self._fault.message != fault.message:
                 _log.error("overlay broken interface=%s fault=%s", self._name, fault.message)

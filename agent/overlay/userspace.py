@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +32,7 @@ from agent.overlay.device import (
     DEFAULT_MTU,
     DeviceConfig,
     Interface,
+    Network,
     PeerConfig,
     PeerState,
     check_config,
@@ -69,6 +70,7 @@ class UserspaceDevice:
         self._address_changes: links.AddressChanges | None = None
         self._listen_port = 0
         self._applied: dict[bytes, PeerConfig] = {}
+        self._routed: dict[Network, int] = {}
 
     @property
     def name(self) -> str:
@@ -121,6 +123,11 @@ class UserspaceDevice:
             if now is not None:
                 self._applied[change.public_key] = now
 
+    def route(self, mtus: Mapping[Network, int]) -> None:
+        """See `Device.route`."""
+        self._opened()
+        links.route(self._name, self._routed, mtus)
+
     def peers(self) -> list[PeerState]:
         """See `Device.peers`."""
         self._opened()
@@ -165,6 +172,7 @@ class UserspaceDevice:
         self._process = None
         self._config = None
         self._applied.clear()
+        self._routed.clear()
         self._listen_port = 0
 
     def _bring_up(self, config: DeviceConfig) -> None:

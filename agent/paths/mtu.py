@@ -5,7 +5,8 @@
     any          the path changed               1280, and search
     searching    a size arrived                 it holds; halve what is above
     searching    a size failed TRIES times      halve what is below
-    holding      VERIFY_S passed                send the held size again
+    holding      VERIFY_S passed; FLOW_VERIFY_S send the held size again
+                  while packets flow
     holding      that failed TRIES times while  a black hole: 1280, and search
                   small probes are answered
     holding      SEARCH_S passed                search what is above
@@ -33,6 +34,8 @@ STEPS_IPV6 = (1280, 1320, 1360, 1380, 1400, 1412, 1420)
 TRIES = 4
 TRY_INTERVAL_S = 0.3
 VERIFY_S = 30.0
+# What flows meanwhile stands still in a black hole; TCP waits the longer, the longer it had to.
+FLOW_VERIFY_S = 5.0
 SEARCH_S = 600.0
 _NEVER = float("inf")
 
@@ -50,6 +53,7 @@ class MtuSearch:
         self._tokens: dict[int, int] = {}
         self._next_at = _NEVER
         self._search_at = _NEVER
+        self._held_at = 0.0
         self.fragmented = False
 
     @property
@@ -67,6 +71,11 @@ class MtuSearch:
         self._steps = STEPS_IPV6 if ipv6 else STEPS_IPV4
         self._held, self.fragmented = 0, False
         self._search(now)
+
+    def flows(self, now: float) -> None:
+        """Packets flow on the path: what is held has to be true."""
+        if self._testing is None and self._held and self._next_at != _NEVER:
+            self._next_at = min(self._next_at, max(now, self._held_at + FLOW_VERIFY_S))
 
     def stop(self) -> None:
         """There is no path."""
@@ -140,5 +149,6 @@ class MtuSearch:
 
     def _hold(self, now: float) -> None:
         self._testing, self._tries = None, 0
+        self._held_at = now
         self._tokens.clear()
         self._next_at = min(now + VERIFY_S, self._search_at)

@@ -240,6 +240,8 @@ class Pair:
         self._rhythm.traffic(rx, tx, on_path, now)
         if used is not None:
             used.next_at = min(used.next_at, self._rhythm.hasten(used, now))
+            if self._rhythm.active(now):
+                self._mtu.flows(now)
         if endpoint is None or on_path:
             return
         path = self._book.get(endpoint) or self._book.learn(endpoint, now)

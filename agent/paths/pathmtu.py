@@ -35,6 +35,10 @@ class PathMtu:
         self._search.restart(":" in path.place[0], now + SEARCH_AFTER_S)
         self._tell()
 
+    def flows(self, now: float) -> None:
+        """Packets flow to the peer."""
+        self._search.flows(now)
+
     def stop(self) -> None:
         """There is no path."""
         self._search.stop()

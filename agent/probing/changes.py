@@ -19,6 +19,7 @@ import ifaddr
 
 from agent import rtnetlink
 from agent.errors import EnvironmentFault
+from agent.overlay.routes import METRIC
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _ADDRESS = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, inter
 _ROUTE = struct.Struct("=BBBBBBBBI")  # …, table (4), …, type (7), flags
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFA_TENTATIVE = 0x40
-_RTA_OUT_INTERFACE = 4
+_RTA_OUT_INTERFACE, _RTA_PRIORITY = 4, 6
 _TABLE_LOCAL, _UNICAST, _CLONED = 255, 1, 0x200
 _GROUPS = (
     rtnetlink.IPV4_ADDRESSES
@@ -149,8 +150,13 @@ class UnderlayChanges:
             _, _, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(message.body)
             if table == _TABLE_LOCAL or kind != _UNICAST or flags & _CLONED:
                 return False  # the kernel's own, for each address; or what it learned on the way
-            out = rtnetlink.attributes(message.body[_ROUTE.size :]).get(_RTA_OUT_INTERFACE, b"")
-            return int.from_bytes(out, sys.byteorder) not in self._own
+            found = rtnetlink.attributes(message.body[_ROUTE.size :])
+            out, metric = (
+                int.from_bytes(found.get(each, b""), sys.byteorder)
+                for each in (_RTA_OUT_INTERFACE, _RTA_PRIORITY)
+            )
+            # Those of other nodes on this machine lead over their overlay.
+            return out not in self._own and metric != METRIC
         return False
 
     def _is_address_news(self, message: rtnetlink.Message) -> bool:

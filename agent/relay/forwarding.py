@@ -31,6 +31,9 @@ from agent.relay.wire import PairSeal
 _log = logging.getLogger(__name__)
 
 _SWITCHES = Path("/proc/sys/net")
+_SWITCH_HINT = (
+    "Set the sysctl net.ipv4.ip_forward to 1, and net.ipv6.conf.all.forwarding if it relays IPv6."
+)
 # nft fails for lack of a program or capability, which a person has to give.
 RETRY_S = 30.0
 # Elements of the table last ELEMENT_S; written anew this often, two writes may fail.
@@ -41,6 +44,8 @@ LOOK_S = 10.0
 # WireGuard sends one in 5 s when it gets no answer.
 BLOCKED_PACKETS = 3
 BLOCKED_S = 600.0
+
+_SWITCHED_OFF = "the kernel's forwarding is switched off in the settings"
 
 Switches = Callable[[Seat], str]
 
@@ -88,7 +93,7 @@ class Forwarding:
         self._userspace = UserspaceForwarder(on_seat)
         self._routes: tuple[Route, ...] = ()
         self._table = False
-        self._fault = ""
+        self._fault: EnvironmentFault | None = None
         self._retry_at = 0.0
         self._written_at = 0.0
         self._looked_at: dict[str, tuple[float, str]] = {}
@@ -96,7 +101,13 @@ class Forwarding:
         self._past: dict[bytes, tuple[int, int]] = {}
         self._read: dict[bytes, tuple[int, int]] = {}
         self._stuck: dict[bytes, tuple[int, int]] = {}
-        self.reason = "" if kernel else "the kernel's forwarding is switched off in the settings"
+        self.fault = None if kernel else EnvironmentFault(_SWITCHED_OFF)
+        """Why some or all pairs are not in the kernel."""
+
+    @property
+    def reason(self) -> str:
+        """That in a clause; empty where the kernel forwards."""
+        return self.fault.message if self.fault is not None else ""
 
     async def start(self) -> None:
         """Start; the table of an agent that was killed is removed. Never fails for lack of nft."""
@@ -139,6 +150,8 @@ class Forwarding:
         """Put into the kernel what can be there, take out what cannot. `now`: any one clock."""
         if not self._kernel:
             return
+        if not self._table and now >= self._retry_at:
+            await self._make_table(now)
         wanted = self._wanted(allocations, now)
         kept = {each.id for each in allocations}
         for table in (self._past, self._read, self._stuck, self._blocked_until):
@@ -147,7 +160,7 @@ class Forwarding:
         due = self._routes and now >= self._written_at + REWRITE_S
         if wanted == self._routes and not due:
             return
-        if not self._table and (now < self._retry_at or not await self._make_table(now)):
+        if not self._table:
             return
         try:
             await self._write(wanted, now)
@@ -178,25 +191,30 @@ class Forwarding:
 
     def _wanted(self, allocations: list[Allocation], now: float) -> tuple[Route, ...]:
         """Return the pairs that the kernel can forward; the last hindrance becomes the reason."""
-        wanted, reason = [], self._fault if not self._table else ""
+        wanted: list[Route] = []
+        fault = self._fault if not self._table else None
         for each in allocations:
             first, second = each.seats
             if first is None or second is None:
                 continue
             if first.loopback or second.loopback or first.family != second.family:
                 continue  # a tunnel, or IPv4 to IPv6: not what nftables does
-            hindrance = self._off(first, now) or self._off(second, now)
+            hindrance: EnvironmentFault | None = None
+            if off := self._off(first, now) or self._off(second, now):
+                hindrance = EnvironmentFault(off, hint=_SWITCH_HINT)
             if now < self._blocked_until.get(each.id, 0.0):
-                hindrance = "another packet filter of this machine drops what is forwarded"
-            if hindrance:
-                reason = hindrance
+                hindrance = EnvironmentFault(
+                    "another packet filter of this machine drops what is forwarded",
+                    hint="Allow forwarded UDP from and to the ports of network.relay_ports there.",
+                )
+            if hindrance is not None:
+                fault = hindrance
                 continue
             wanted.append(Route(each.pair, (first, second)))
-        if reason != self.reason:
-            self.reason = reason
-            _log.info(
-                "relay forwarding %s", f"in user space: {reason}" if reason else "by nftables"
-            )
+        before, self.fault = self.reason, fault
+        if self.reason != before:
+            said = f"in user space: {self.reason}" if self.reason else "by nftables"
+            _log.info("relay forwarding %s", said)
         return tuple(wanted)
 
     def _off(self, seat: Seat, now: float) -> str:
@@ -215,14 +233,14 @@ class Forwarding:
         except EnvironmentFault as fault:
             self._give_up(fault, now)
             return False
-        self._table, self._fault = True, ""
+        self._table, self._fault = True, None
         return True
 
     def _give_up(self, fault: EnvironmentFault, now: float) -> None:
         self._table, self._routes = False, ()
         self._retry_at = now + RETRY_S
-        if self._fault != fault.message:
-            self._fault = self.reason = fault.message
+        known, self._fault, self.fault = self._fault, fault, fault
+        if known is None or known.message != fault.message:
             _log.warning("relay forwarding in user space: %s", fault.line())
 
     async def _write(self, wanted: tuple[Route, ...], now: float) -> None:

@@ -1,6 +1,6 @@
 """The relay of a running node: answers members, owns ports, forwarding and the tunnel. A shell.
 
-    relay = Relay(key, mesh_id, network_keys, interface, settings)
+    relay = Relay(key, mesh_id, network_keys, interface, settings, health=health)
     await relay.start()                            # never fails for lack of nft or of port 443
     control.serve(messages.PROTOCOL, relay.answer)
     relay.set_members(…); relay.set_network_keys(…)    # whenever they change
@@ -23,9 +23,10 @@ from random import Random, SystemRandom
 from typing import Any
 
 from agent.errors import EnvironmentFault
+from agent.health import Health
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
-from agent.relay import messages
+from agent.relay import condition, messages
 from agent.relay.allocation import Allocation, Allocations, Limits
 from agent.relay.door import Door
 from agent.relay.forwarding import Forwarding
@@ -41,12 +42,17 @@ TICK_S = 1.0
 # Ports of others in a row before an asker is told that the relay is full.
 _PORT_TRIES = 8
 _SECRET_BYTES = 32
+# The tunnel's port is tried again this often: whatever holds it may end.
+TUNNEL_RETRY_S = 30.0
+# That no ports could be had is forgotten after so long in which nobody asked for one.
+NO_PORTS_S = 600.0
 
 
 @dataclass(frozen=True)
 class Settings:
     """What an operator can set. `tunnel_port` None opens no tunnel; `tunnel_host` None: any.
 
+    `expected`: this node has the role relay, so that what it lacks for that is a fault.
     `kernel` False keeps forwarding in this process even where nftables could do it.
     """
 
@@ -54,6 +60,7 @@ class Settings:
     kernel: bool = True
     tunnel_port: int | None = DEFAULT_PORT
     tunnel_host: str | None = None
+    expected: bool = False
 
 
 class Relay:
@@ -67,10 +74,14 @@ class Relay:
         interface: str,
         settings: Settings | None = None,
         *,
+        health: Health | None = None,
         clock: Callable[[], float] = time.time,
         random: Random | None = None,
     ) -> None:
-        """`interface`: the overlay's, after which our nftables table is named."""
+        """`interface`: the overlay's, after which our nftables table is named.
+
+        `health` gets to know what is wrong, and when it is right again.
+        """
         self._key = key
         self._mesh_id = mesh_id
         self._keys = network_keys
@@ -84,7 +95,11 @@ class Relay:
         self._tunnels = TunnelServer(
             key, mesh_id, network_keys, self._tunnel_port_of, self._tunnel_seated, clock
         )
-        self._tunnel_fault = ""
+        self._health = health or Health()
+        self._tunnel_fault: EnvironmentFault | None = None
+        self._tunnel_at = float("inf")  # when to try again; monotonic, as all but `clock`
+        self._ports_fault: EnvironmentFault | None = None
+        self._ports_until = 0.0
         self._counted: dict[bytes, tuple[int, int]] = {}
         self._stirred = asyncio.Event()
         self._settling = asyncio.Lock()
@@ -94,12 +109,8 @@ class Relay:
     async def start(self) -> None:
         """Start; what cannot be had (nftables, the tunnel's port) is said by `describe`."""
         await self._forwarding.start()
-        if self._settings.tunnel_port is not None:
-            try:
-                await self._tunnels.start(self._settings.tunnel_host, self._settings.tunnel_port)
-            except EnvironmentFault as fault:
-                self._tunnel_fault = fault.line()
-                _log.warning("relay without a tunnel: %s", fault.line())
+        await self._open_tunnel(time.monotonic())
+        self._tell_health(time.monotonic())
         self._task = asyncio.create_task(self._run(), name="relay")
 
     async def stop(self) -> None:
@@ -150,7 +161,7 @@ class Relay:
             "ports": f"{limits.ports[0]}-{limits.ports[-1]}",
             "rate_bytes_s": limits.rate_bytes_s,
             "tunnel_port": self._tunnels.port,
-            "tunnel_fault": self._tunnel_fault or None,
+            "tunnel_fault": self._tunnel_fault.line() if self._tunnel_fault is not None else None,
             "tunnels": len(self._tunnels),
             "pairs": [
                 {
@@ -171,10 +182,40 @@ class Relay:
 
     # ------------------------------------------------------------------ inside
 
+    async def _open_tunnel(self, now: float) -> None:
+        if self._settings.tunnel_port is None:
+            return
+        self._tunnel_at = float("inf")
+        try:
+            await self._tunnels.start(self._settings.tunnel_host, self._settings.tunnel_port)
+        except EnvironmentFault as fault:
+            if self._tunnel_fault is None or self._tunnel_fault.message != fault.message:
+                _log.warning("relay without a tunnel: %s", fault.line())
+            self._tunnel_fault, self._tunnel_at = fault, now + TUNNEL_RETRY_S
+        else:
+            self._tunnel_fault = None
+
+    def _tell_health(self, now: float) -> None:
+        if now >= self._ports_until:
+            self._ports_fault = None
+        found = condition.faults(
+            self._forwarding.fault, self._tunnel_fault, self._ports_fault,
+            expected=self._settings.expected,
+        )  # fmt: skip
+        for code in set(condition.CODES) - {item.code for item in found}:
+            self._health.clear(code)
+        for item in found:
+            self._health.set(item)
+
     async def _allocate(self, asker: NodeId, peer: NodeId) -> Allocation:
         async with self._allocating:  # else a pair could be answered before its ports are open
-            for _ in range(_PORT_TRIES):
-                made = self._allocations.allocate(asker, peer, self._clock())
+            for tries in range(_PORT_TRIES):
+                try:
+                    made = self._allocations.allocate(asker, peer, self._clock())
+                except EnvironmentFault:
+                    if tries:
+                        break  # the last ones were found to be others'
+                    raise
                 if made.id in self._counted:
                     return made
                 await self._remove_gone()  # ports that were taken from others are closed first
@@ -194,12 +235,16 @@ class Relay:
                     raise
                 if self._allocations.get(made.id) is not made:
                     continue  # removed meanwhile: the next try says why
+                self._ports_fault = None
                 _log.info("relay pair id=%s nodes=%s ports=%s", made.id.hex(),
                           " ".join(map(str, made.nodes)), made.pair.ports)  # fmt: skip
                 return made
-        raise EnvironmentFault(
-            "other programs hold this relay's ports", hint="Give it another range of ports."
+        self._ports_until = time.monotonic() + NO_PORTS_S
+        self._ports_fault = EnvironmentFault(
+            "other programs hold this relay's ports",
+            hint="Give it another range of ports (network.relay_ports).",
         )
+        raise self._ports_fault
 
     def _granted(self, asker: NodeId, found: Allocation, now: float) -> bytes:
         side = found.side(asker)
@@ -249,6 +294,8 @@ class Relay:
             self._stirred.clear()
             try:
                 now = time.monotonic()
+                if now >= self._tunnel_at:
+                    await self._open_tunnel(now)
                 if now >= counted_at + TICK_S:
                     counted_at = now
                     await self._count()
@@ -260,6 +307,7 @@ class Relay:
                 _log.warning("relay: %s", fault)
             except Exception:  # what is not refreshed must end, whatever else goes wrong
                 _log.exception("the relay's round failed")
+            self._tell_health(time.monotonic())
 
     async def _count(self) -> None:
         for identity, sent in (await self._forwarding.counts(time.monotonic())).items():

@@ -231,11 +231,11 @@ def _fault(error: OSError, port: int) -> EnvironmentFault:
     if error.errno == errno.EADDRINUSE:
         return EnvironmentFault(
             f"TCP port {port} (relay's tunnel) is in use",
-            hint=f"Set another; `ss -ltnp sport = :{port}` shows what holds it.",
+            hint=f"Set network.tunnel_port, or end what `ss -ltnp sport = :{port}` shows.",
         )
     if error.errno == errno.EACCES:
         return EnvironmentFault(
             f"TCP port {port} (relay's tunnel) may be used by root only",
-            hint="Set a port of 1024 or more, or give the agent CAP_NET_BIND_SERVICE.",
+            hint="Set network.tunnel_port to 1024 or more, or give the agent CAP_NET_BIND_SERVICE.",
         )
     return EnvironmentFault(f"cannot listen on TCP port {port} (relay's tunnel): {error.strerror}")

@@ -181,7 +181,7 @@ class Traversal:
         make_second: Callable[[int], Port] = PlainPort,
         run: Run = run_nft,
     ) -> None:
-        """`changed`: WireGuard is to get something else. `note`: a path changed, for people.
+        """`changed`: another peer, endpoint or MTU counts. `note`: a path changed, for people.
 
         `slept`: no path is kept to that member any more. The others replace the system, for tests.
         """
@@ -408,6 +408,11 @@ class Traversal:
             return None
         known = self._sets.get(node)
         return Wish() if known is None else known.wish
+
+    def mtu(self, node: NodeId) -> int:
+        """Return the largest packet that fits through the tunnel to a node; 0: not measured."""
+        known = self._sets.get(node)
+        return 0 if known is None else known.mtu
 
     def describe(self, node: NodeId) -> dict[str, Any]:
         """Describe the path to a node: class, RTT, since when, and why it is relayed if it is."""
@@ -659,7 +664,10 @@ class Traversal:
             case RemoveSnat():
                 parts.birthdays.close_way(output.place)
             case MtuFound():
-                self._sets.setdefault(peer, _Set()).mtu = output.mtu
+                known = self._sets.setdefault(peer, _Set())
+                if known.mtu != output.mtu:
+                    known.mtu = output.mtu
+                    self._changed()
             case PathChanged():
                 new = output.new
                 route = _WORDS[new.path_class] if new.path_class is not None else "none"

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from agent.identity.keys import NodeId, NodeKey
 from agent.overlay.device import Endpoint, PeerState
 from agent.overlay.endpoints import TRY_INTERVAL_S
-from agent.peers import HEARD_LIMIT_S, PeerTable, Wish
+from agent.peers import HEARD_LIMIT_S, RATE_WINDOW_S, PeerTable, Wish
 
 A, B = NodeKey(bytes(32)).id, NodeKey(bytes([1]) * 32).id
 FIRST, SECOND = ("192.0.2.1", 51820), ("192.0.2.2", 51820)
@@ -35,6 +35,12 @@ def test_allowed_ips_are_the_peers_own_two_addresses() -> None:
 def test_only_members_become_peers() -> None:
     peers = table(FIRST)
     assert peers.configs(lambda node: node == B, 0.0) == []
+    assert peers.mtus(lambda node: node == B, lambda _: 1440) == []
+
+
+def test_what_a_path_carries_is_said_of_both_addresses() -> None:
+    ((networks, mtu),) = table(FIRST).mtus(everyone, {A: 1420}.__getitem__)
+    assert ([str(each) for each in networks], mtu) == (["fd00::1/128", "10.77.0.1/32"], 1420)
 
 
 def test_endpoints_rotate_until_one_answers_and_then_stay() -> None:
@@ -79,9 +85,56 @@ def test_the_description_says_what_the_device_shows() -> None:
         "handshake_age_s": 3.0,
         "rx_bytes": 7,
         "tx_bytes": 10,
+        "rx_bytes_s": None,
+        "tx_bytes_s": None,
     }
     assert peers.describe(B, 8.0)["path"] == "none"
     assert not peers.connected(B, 8.0)
+
+
+def rates(peers: PeerTable, now: float) -> tuple[float | None, float | None]:
+    described = peers.describe(A, now)
+    return described["rx_bytes_s"], described["tx_bytes_s"]
+
+
+def counted(peers: PeerTable, now: float, rx: int, tx: int) -> None:
+    peers.observe([PeerState(A.wireguard_public, FIRST, 1.0, rx, tx)], now)
+
+
+def test_throughput_is_that_of_the_last_seconds() -> None:
+    peers = table(FIRST)
+    assert rates(peers, 0.0) == (None, None)
+    counted(peers, 100.0, 5_000_000, 10)
+    assert rates(peers, 100.0) == (None, None), "what came before is nobody's rate"
+    for step in range(1, 41):  # 20 s at two looks a second
+        counted(peers, 100 + step / 2, 5_000_000 + 500 * step, 10 + 50 * step)
+        assert rates(peers, 100 + step / 2) == (1000, 100)
+    for step in range(1, 11):
+        counted(peers, 120 + step / 2, 5_020_000, 2010)
+    assert rates(peers, 125.0) == (0, 0), "it has been silent for the whole window"
+
+
+def test_throughput_of_a_calm_mesh_that_is_looked_at_each_five_seconds() -> None:
+    peers = table(FIRST)
+    for look in range(4):
+        counted(peers, 100.0 + 5.5 * look, 55 * look, 0)
+    assert rates(peers, 118.0) == (10, 0)
+    assert rates(peers, 100 + 16.5 + 2 * RATE_WINDOW_S + 1) == (None, None), "nobody looks"
+
+
+def test_throughput_begins_anew_with_the_counters_and_the_clock() -> None:
+    peers = table(FIRST)
+    counted(peers, 100.0, 9000, 9000)
+    counted(peers, 101.0, 10_000, 9500)
+    assert rates(peers, 101.0) == (1000, 500)
+    counted(peers, 102.0, 500, 100)  # the device was made anew
+    assert rates(peers, 102.0) == (None, None)
+    counted(peers, 103.0, 700, 100)
+    assert rates(peers, 103.0) == (200, 0)
+    counted(peers, 50.0, 800, 100)  # somebody set the clock
+    assert rates(peers, 50.0) == (None, None)
+    counted(peers, 52.0, 1000, 100)
+    assert rates(peers, 52.0) == (100, 0)
 
 
 def test_the_path_engine_s_endpoint_is_taken_and_set_again_when_it_says_so() -> None:

@@ -28,7 +28,8 @@ _TIMEOUT_S = 480.0
 
 def test_the_contract_holds_on_kernel_wireguard() -> None:
     os.chdir(_ROOT)
-    cases = [f"tests/unit/overlay/test_{name}.py" for name in ("device_contract", "kernel_only")]
+    names = ("device_contract", "kernel_only", "kernel_routes")
+    cases = [f"tests/unit/overlay/test_{name}.py" for name in names]
     command = [sys.executable, "-m", "pytest", "-vv", "--color=no", *_NO_HYPOTHESIS, *cases]
     environment = {
         "COVEY_TEST_DEVICES": "kernel",

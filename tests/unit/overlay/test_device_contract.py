@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -43,6 +44,22 @@ def test_applying_the_same_again_changes_nothing(pair: Any) -> None:
     before = first.peers()
     first.apply([pair.peer(1)])
     assert first.peers() == before
+
+
+def test_routes_are_given_taken_and_go_with_the_device(pair: Any) -> None:
+    own = ip_network(f"{B6}/128")
+    first, _ = pair.up()
+    first.route({own: 1280})
+    assert pair.ping(0, B6)
+    first.route({})
+    assert pair.ping(0, B6)
+    first.close()
+    with pytest.raises(EnvironmentFault, match="is not up"):
+        first.route({own: 1280})
+    first = pair.open(0)
+    first.route({own: 1280})
+    first.apply([pair.peer(1)])
+    assert pair.ping(0, B6)
 
 
 def test_a_roaming_peer_is_followed_and_not_called_back_by_the_same_wish(pair: Any) -> None:

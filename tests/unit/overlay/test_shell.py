@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
@@ -65,6 +65,44 @@ async def test_other_addresses_come_with_the_peers_that_there_are() -> None:
     await overlay.set_addresses(others)
     assert device.config.addresses == others
     assert [state.public_key for state in await overlay.states()] == [PEER.node_public]
+    await overlay.stop()
+
+
+async def test_mtus_outlive_other_addresses_and_a_broken_device() -> None:
+    device = FakeDevice()
+    overlay = Overlay("covey0", device=device)
+    await overlay.start(KEY, 51820, ADDRESSES, 1440)
+    own = ip_network("10.77.2.2/32")
+    await overlay.set_mtus([((own,), 1420)])
+    assert device.routed == {own: 1408}
+    await overlay.set_addresses((ADDRESSES[0], ip_interface("10.77.9.9/16")))
+    assert (device.opened, device.routed) == (2, {own: 1408})
+    device.break_down()
+    await until(lambda: device.opened == 3 and device.routed == {own: 1408})
+    device.break_down()
+    await overlay.set_mtus([((own,), 1440)])
+    assert (device.opened, device.routed) == (4, {own: 1440})
+    await overlay.set_mtus([((own,), 0)])
+    assert device.routed == {}
+    await overlay.stop()
+
+
+async def test_mtus_that_could_not_be_set_are_set_the_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = FakeDevice()
+    overlay = Overlay("covey0", device=device)
+    await overlay.start(KEY, 51820, ADDRESSES, 1440)
+    own = ip_network("10.77.2.2/32")
+
+    def refused(_: object) -> None:
+        raise EnvironmentFault("the kernel says no")
+
+    with monkeypatch.context() as broken, pytest.raises(EnvironmentFault, match="says no"):
+        broken.setattr(device, "route", refused)
+        await overlay.set_mtus([((own,), 1440)])
+    await overlay.set_mtus([((own,), 1440)])
+    assert device.routed == {own: 1440}
     await overlay.stop()
 
 

@@ -5,10 +5,13 @@ import random
 import pytest
 
 from agent.paths.mtu import (
+    FLOW_VERIFY_S,
     MTU_MIN,
     SEARCH_S,
     STEPS_IPV4,
     STEPS_IPV6,
+    TRIES,
+    TRY_INTERVAL_S,
     VERIFY_S,
     WIREGUARD_BYTES,
     MtuSearch,
@@ -70,6 +73,26 @@ def test_a_black_hole_is_noticed_and_searched_anew() -> None:
     pipe.width = 1380
     pipe.run(VERIFY_S + 6.0)
     assert pipe.search.mtu == 1380
+
+
+def test_while_packets_flow_a_black_hole_is_noticed_within_seconds() -> None:
+    pipe = Pipe(1440)
+    pipe.run(20.0)
+    pipe.width = 1380
+    pipe.search.flows(pipe.now)
+    pipe.run(TRIES * TRY_INTERVAL_S + 0.1)
+    assert pipe.search.mtu == 1380, "what was held for long is tried at once"
+    pipe.run(5.0)
+    sent = pipe.sent
+    for _ in range(120):  # a minute of traffic, looked at twice a second
+        pipe.search.flows(pipe.now)
+        pipe.run(0.5)
+    assert 10 <= pipe.sent - sent <= 60 / FLOW_VERIFY_S + 1
+    pipe.search.stop()
+    pipe.search.flows(pipe.now)
+    sent = pipe.sent
+    pipe.run(20.0)
+    assert pipe.sent == sent, "there is no path"
 
 
 def test_a_path_that_became_wider_is_found_later() -> None:

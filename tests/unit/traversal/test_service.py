@@ -135,6 +135,22 @@ async def test_a_record_is_enough_where_the_peer_answers_at_its_address() -> Non
     assert bench.network.ports == {}, "every port is closed"
 
 
+async def test_what_a_path_carries_is_measured_and_told() -> None:
+    bench = Bench()
+    await bench.start()
+    for node, peer, host in zip(bench.nodes, bench.ids[::-1], HOSTS[::-1], strict=True):
+        node.introduce(peer, [(host, WG)])
+    one, peer = bench.nodes[0], bench.ids[1]
+    assert one.mtu(peer) == 0
+    await until(lambda: one.mtu(peer) == 1280)
+    changes = bench.changes[0]
+    await until(lambda: one.mtu(peer) == 1440)
+    assert bench.changes[0] > changes, "WireGuard's side has to hear of it"
+    one.rest(peer)
+    assert one.mtu(peer) == 0
+    await bench.stop()
+
+
 async def test_signals_bring_together_those_who_know_no_address() -> None:
     bench = Bench()
     await bench.start()
