@@ -60,6 +60,7 @@ class _Member:
     heard_at: float
     state: State = State.ALIVE
     since: float = 0.0
+    proved_at: float = _NEVER  # the newest that shows that it lives; `heard_at` begins with a guess
     answers: bool = False  # it answered a question from here at least once since it was last gone
     misses: int = 0
     allowed_misses: int = MISSES
@@ -103,13 +104,19 @@ class Liveness:
         """Return the members that are not gone; a suspect counts until it is."""
         return [node for node, m in self._members.items() if m.state is not State.GONE]
 
-    def heard(self, node: NodeId, now: float) -> None:
-        """Note that something came from a member itself."""
+    def heard(self, node: NodeId, at: float) -> None:
+        """Note that a member said something at `at`: now, or earlier when it was long on its way.
+
+        What is older than what is known changes nothing.
+        """
         member = self._members.get(node)
-        if member is not None:
-            member.heard_at = max(now, member.heard_at)
+        if member is None:
+            return
+        member.heard_at = max(at, member.heard_at)
+        member.proved_at = max(at, member.proved_at)
+        if at >= member.since:
             member.misses, member.allowed_misses = 0, MISSES
-            self._to(node, member, State.ALIVE, now)
+            self._to(node, member, State.ALIVE, at)
 
     def doubt(self, node: NodeId, now: float) -> bool:
         """Take a hint that a member may have died (its last link went, others suspect it).
@@ -127,12 +134,15 @@ class Liveness:
         self._next_at = now
         return True
 
-    def departed(self, node: NodeId, now: float) -> None:
-        """Take a member's own word that it goes (its agent stops): it is gone at once."""
+    def departed(self, node: NodeId, at: float) -> None:
+        """Take a member's word, said at `at`, that it goes (its agent stops): it is gone at once.
+
+        Unless it has shown since that it is there.
+        """
         member = self._members.get(node)
-        if member is not None:
+        if member is not None and at >= member.proved_at:
             member.answers = False
-            self._to(node, member, State.GONE, now)
+            self._to(node, member, State.GONE, at)
 
     def due(self, now: float) -> list[NodeId]:
         """Return whom to ask now, and move on those whose time is over; call it several times a s.

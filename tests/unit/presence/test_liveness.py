@@ -186,3 +186,22 @@ def test_the_living_are_found_alive_and_the_dead_gone(
         if expected is State.ALIVE and world.liveness.state(one) is State.GONE:
             world.run(2000.0)
         assert world.liveness.state(one) is expected
+
+
+def test_what_was_said_before_a_member_was_gone_does_not_bring_it_back() -> None:
+    world = World(3)
+    world.liveness.departed(node(1), world.now - 60.0)
+    assert world.state(1) is State.GONE
+    world.liveness.heard(node(1), world.now - 61.0)
+    assert world.state(1) is State.GONE
+    world.liveness.heard(node(1), world.now - 59.0)
+    assert world.state(1) is State.ALIVE
+
+
+def test_an_old_goodbye_of_one_who_has_answered_since_changes_nothing() -> None:
+    world = World(3)
+    world.liveness.answered(node(1), world.now)
+    world.liveness.departed(node(1), world.now - 1.0)
+    assert world.state(1) is State.ALIVE
+    world.liveness.departed(node(1), world.now)
+    assert world.state(1) is State.GONE
