@@ -55,8 +55,9 @@ from agent.neighbours import TOPIC as RECORDS
 from agent.neighbours import Neighbours
 from agent.overlay.shell import Overlay
 from agent.presence.liveness import State
+from agent.presence.needs import Sources
 from agent.presence.report import Load, Model
-from agent.presence.service import Presence, Sources
+from agent.presence.service import Presence
 from agent.probing.mss import MssClamp
 from agent.relay import messages as relay_messages
 from agent.relay.allocation import Limits

@@ -48,6 +48,11 @@ class Liveness:
         self._prove_after: dict[Place, float] = {}
 
     @property
+    def any_dead(self) -> bool:
+        """Whether there may be any such place at all: mostly not, and it is asked for often."""
+        return bool(self._dead)
+
+    @property
     def repeat_s(self) -> float:
         """When to repeat a question."""
         return max(REPEAT_MIN_S, min(3 * self._rtt_s, REPEAT_MAX_S))

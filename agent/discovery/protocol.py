@@ -121,7 +121,8 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         """Say whether the contact is to be passed over at this address for now."""
         if not self._ipv6 and ":" in contact.ip:
             return True
-        return self._liveness.is_dead(contact.place, self._loop.time())
+        life = self._liveness
+        return life.any_dead and life.is_dead(contact.place, self._loop.time())
 
     def promised(self, host: str, *, given: bool) -> None:
         """Note what a contact said that we asked to have us tested."""

@@ -44,6 +44,11 @@ class Table(RoutingTable):  # type: ignore[misc]  # kademlia has no types
         found: Contact | None = self._bucket(int.from_bytes(key, "big")).nodes.get(key)
         return found
 
+    def known_as(self, contact: Contact) -> Contact:
+        """Return this node's contact as it stands in a bucket, or the one given."""
+        found: Contact = self._bucket(contact.long_id).nodes.get(contact.id, contact)
+        return found
+
     def contacts(self) -> list[Contact]:
         """Return everyone in the buckets. Asked for each second: put together when it changed."""
         if self._everyone is None:

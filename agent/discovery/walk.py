@@ -321,14 +321,9 @@ class Walker:
 
     def usable(self, packed: Sequence[bytes]) -> list[Contact]:
         """Return the contacts of an answer, at the addresses that we have proved where we have."""
-        usable = []
-        for one in packed:
-            contact = self._contact(one)
-            if contact is not None:
-                contact = self._protocol.router.get(contact.id) or contact
-                if not self._protocol.is_dead(contact):
-                    usable.append(contact)
-        return usable
+        known_as, is_dead = self._protocol.router.known_as, self._protocol.is_dead
+        found = (known_as(contact) for contact in map(self._contact, packed) if contact is not None)
+        return [contact for contact in found if not is_dead(contact)]
 
     def _contact(self, packed: bytes) -> Contact | None:
         if packed in self._read:

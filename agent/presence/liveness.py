@@ -16,6 +16,10 @@ another directly (an answer, something that it wrote and signed) is the only evi
 A member that never answered a question from here (there is no path to it) is not suspected for its
 silence under questions alone, only when another doubts it as well, or when nothing that it wrote
 arrives for SILENT_S; one that lives and is doubted says so to all. `now` is monotonic seconds.
+
+Where most questions come to nothing, it is this node or its network that is slow, and to suspect
+everyone would only make it slower: it waits up to `patience` times as long then (as in Lifeguard:
+Dadgar, Phillips, Currey 2018). A third of the members may die at once without that.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ FRESH_PER_CALL = 2
 SUSPECT_INTERVAL_S = 0.7
 SUSPECT_S = 3.0
 MISSES = 2
+# So many more questions than answers may come to nothing before this node takes itself for the slow
+# one, and waits longer; and so many count at most.
+STRAIN_FREE, STRAIN_MAX = 3, 15
 # Reports come each 60 s at most, so this is three of them and a margin.
 SILENT_S = 200.0
 # One of those who are gone is asked again this often; most say themselves that they are back.
@@ -60,6 +67,7 @@ class _Member:
     heard_at: float
     state: State = State.ALIVE
     since: float = 0.0
+    proved_at: float = _NEVER  # the newest that shows that it lives; `heard_at` begins with a guess
     answers: bool = False  # it answered a question from here at least once since it was last gone
     misses: int = 0
     allowed_misses: int = MISSES
@@ -78,6 +86,12 @@ class Liveness:
         self._round: list[NodeId] = []
         self._next_at = _NEVER
         self._gone_at = _NEVER
+        self._strain = 0
+
+    @property
+    def patience(self) -> float:
+        """How many times as long as usual to wait for answers, and for suspects: 1 … 7."""
+        return 1.0 + max(0, self._strain - STRAIN_FREE) / 2
 
     def set_members(self, nodes: Iterable[NodeId], now: float) -> None:
         """Say who is a member: a new one counts as alive, one that is none is forgotten."""
@@ -103,13 +117,19 @@ class Liveness:
         """Return the members that are not gone; a suspect counts until it is."""
         return [node for node, m in self._members.items() if m.state is not State.GONE]
 
-    def heard(self, node: NodeId, now: float) -> None:
-        """Note that something came from a member itself."""
+    def heard(self, node: NodeId, at: float) -> None:
+        """Note that a member said something at `at`: now, or earlier when it was long on its way.
+
+        What is older than what is known changes nothing.
+        """
         member = self._members.get(node)
-        if member is not None:
-            member.heard_at = max(now, member.heard_at)
+        if member is None:
+            return
+        member.heard_at = max(at, member.heard_at)
+        member.proved_at = max(at, member.proved_at)
+        if at >= member.since:
             member.misses, member.allowed_misses = 0, MISSES
-            self._to(node, member, State.ALIVE, now)
+            self._to(node, member, State.ALIVE, at)
 
     def doubt(self, node: NodeId, now: float) -> bool:
         """Take a hint that a member may have died (its last link went, others suspect it).
@@ -133,12 +153,15 @@ class Liveness:
         if member is not None:
             member.answers, member.misses = False, 0
 
-    def departed(self, node: NodeId, now: float) -> None:
-        """Take a member's own word that it goes (its agent stops): it is gone at once."""
+    def departed(self, node: NodeId, at: float) -> None:
+        """Take a member's word, said at `at`, that it goes (its agent stops): it is gone at once.
+
+        Unless it has shown since that it is there.
+        """
         member = self._members.get(node)
-        if member is not None:
+        if member is not None and at >= member.proved_at:
             member.answers = False
-            self._to(node, member, State.GONE, now)
+            self._to(node, member, State.GONE, at)
 
     def due(self, now: float) -> list[NodeId]:
         """Return whom to ask now, and move on those whose time is over; call it several times a s.
@@ -150,7 +173,7 @@ class Liveness:
             missing = member.state is State.ALIVE and member.misses > 0
             if member.state is State.ALIVE and now - member.heard_at > SILENT_S:
                 self._to(node, member, State.SUSPECT, now)
-            elif member.state is State.SUSPECT and now - member.since >= SUSPECT_S:
+            elif member.state is State.SUSPECT and now - member.since >= SUSPECT_S * self.patience:
                 self._to(node, member, State.GONE, now)
                 member.answers = False
             again = missing or member.state is State.SUSPECT
@@ -177,6 +200,7 @@ class Liveness:
         member = self._members.get(node)
         if member is not None:
             member.answers = True
+            self._strain = max(0, self._strain - 1)
             self.heard(node, now)
 
     def missed(self, node: NodeId, now: float) -> None:
@@ -187,6 +211,7 @@ class Liveness:
         doubted = member.allowed_misses < MISSES
         if not (member.answers or doubted):
             return
+        self._strain = min(STRAIN_MAX, self._strain + 1)
         member.misses += 1
         if member.misses >= member.allowed_misses:
             self._to(node, member, State.SUSPECT, now)

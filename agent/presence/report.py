@@ -8,7 +8,8 @@
     events    Event            when it happens, from the node at which it happens
 
 The control plane has checked the author and its signature; a node speaks of itself in all of these
-but Doubt, which is a hint and no verdict.
+but Doubt, which is a hint and no verdict. `at` is when it was said, by the author's clock (unix s),
+and grows from each of an author's messages to the next (`words.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MAX_MODELS = 64
 _Text = Annotated[str, msgspec.Meta(max_length=80)]
 _Sentence = Annotated[str, msgspec.Meta(max_length=300)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Time = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 _Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
@@ -52,6 +54,7 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
 class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="beat"):
     """The author lives, and how; `leaving` says that its agent stops now."""
 
+    at: _Time
     load: Load
     items: Annotated[tuple[Item, ...], msgspec.Meta(max_length=MAX_ITEMS)] = ()
     links: _Count = 0
@@ -62,6 +65,7 @@ class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="beat"):
 class Doubt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="doubt"):
     """`node` (Ed25519, 32 bytes) stopped answering the author."""
 
+    at: _Time
     node: _Key
 
 
@@ -76,6 +80,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=
 class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="models"):
     """Every model that runs on the author."""
 
+    at: _Time
     models: Annotated[tuple[Model, ...], msgspec.Meta(max_length=MAX_MODELS)] = ()
 
 

@@ -11,9 +11,9 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -24,7 +24,9 @@ from agent.presence import report
 from agent.presence.events import EventLog
 from agent.presence.links import LinkChooser
 from agent.presence.liveness import Liveness, State
+from agent.presence.needs import Control, Ping, Sources
 from agent.presence.report import Beat, Doubt, Event, Item, Load, Model, Models
+from agent.presence.words import Word, Words
 
 _log = logging.getLogger(__name__)
 
@@ -40,40 +42,8 @@ _DOUBT_INTERVAL_S = 5.0
 _FEW_SUSPECTS = 2
 # What others say in events is kept for this many different authors a minute at most each.
 _EVENTS_PER_MINUTE = 30
-
-
-class Control(Protocol):
-    """What presence needs of the control plane."""
-
-    async def publish(self, topic: str, payload: bytes) -> None:
-        """Tell every member."""
-
-    def subscribe(self, topic: str, handler: Callable[[NodeId, bytes], Awaitable[bool]]) -> None:
-        """Hear a topic."""
-
-    def keep_links(self, wanted: Mapping[NodeId, Sequence[str]]) -> None:
-        """Keep connections to these."""
-
-    def on_link(self, callback: Callable[[NodeId, bool], None]) -> None:
-        """Hear of links that come and go."""
-
-
-class Ping(Protocol):
-    """Asks a node whether it is there; returns the round-trip time in seconds, or None."""
-
-    async def __call__(self, node: NodeId, timeout_s: float) -> float | None:
-        """Ask."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What a node says of itself, asked anew for each beat."""
-
-    load: Callable[[], Load]
-    models: Callable[[], Sequence[Model]]
-    name_of: Callable[[NodeId], str]
-    control_addresses: Callable[[NodeId], Sequence[str]]
-    """Where a member's control plane can be reached now, the best address first."""
+# Messages said at once, or after the clock was set back, are told apart by this.
+_AT_STEP_S = 1e-4
 
 
 @dataclass
@@ -81,7 +51,7 @@ class _Heard:
     """What a member last told."""
 
     beat: Beat | None = None
-    models: Models = field(default_factory=Models)
+    models: tuple[Model, ...] = ()
     rtt_s: float | None = None
     events: list[float] = field(default_factory=list)
 
@@ -122,6 +92,7 @@ class Presence:
         self._linked: set[NodeId] = set()
         self._doubted: dict[NodeId, float] = {}
         self._doubted_at = self._spoke_up_at = float("-inf")
+        self._words, self._said_at = Words(), 0.0
         self._heard: dict[NodeId, _Heard] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
@@ -152,7 +123,7 @@ class Presence:
             self._loops = []
             self._note("node.down", self._own, "its agent stops", tell=False)
             try:
-                beat = msgspec.structs.replace(self._beat(), leaving=True)
+                beat = msgspec.structs.replace(self._beat(self._at()), leaving=True)
                 await self._control.publish(report.HEALTH, report.encode(beat))
             except CoveyError as error:
                 _log.debug("no goodbye was said: %s", error.line())
@@ -164,6 +135,7 @@ class Presence:
         for node in self._heard.keys() - others:
             del self._heard[node]
         self._linked &= others
+        self._words.keep(others | {self._own})
 
     # --------------------------------------------------------------- answers
 
@@ -201,7 +173,7 @@ class Presence:
             "health": [{"code": i.code, "severity": i.severity} for i in beat.items]
             if beat else [],
             "models": [{"name": m.name, "part": m.part, "phase": m.phase}
-                       for m in heard.models.models] if heard else [],
+                       for m in heard.models] if heard else [],
             "software": beat.software if beat else "",
         }  # fmt: skip
 
@@ -228,11 +200,13 @@ class Presence:
             self._stirred.clear()
 
     async def _ask_due(self) -> None:
+        for held in self._words.due(time.monotonic()):
+            self._act(held.author, held.word, held.written)
         for node in self._liveness.due(time.monotonic()):
             self._spawn(self._ask(node))
 
     async def _ask(self, node: NodeId) -> None:
-        rtt_s = await self._ping(node, _PING_TIMEOUT_S)
+        rtt_s = await self._ping(node, _PING_TIMEOUT_S * self._liveness.patience)
         now = time.monotonic()
         if rtt_s is None:
             self._liveness.missed(node, now)
@@ -263,7 +237,7 @@ class Presence:
         if silent > max(_FEW_SUSPECTS, len(others) // 4):
             return
         self._doubted[node] = self._doubted_at = now
-        await self._publish(report.HEALTH, Doubt(node.ed25519))
+        await self._publish(report.HEALTH, Doubt(self._at(), node.ed25519))
 
     def _on_link(self, node: NodeId, up: bool) -> None:
         if up == (node in self._linked):
@@ -296,11 +270,11 @@ class Presence:
                 await self._pause()
                 continue
             if asked or models != self._told[1] or beats % _MODELS_EACH_BEATS == 1:
-                await self._publish(report.MODELS, Models(models))
+                await self._publish(report.MODELS, Models(self._at(), models))
             if items != self._told[0]:
                 self._note_health(items)
             self._told = items, models
-            await self._publish(report.HEALTH, self._beat())
+            await self._publish(report.HEALTH, self._beat(self._at()))
             await self._pause()
 
     async def _pause(self) -> None:
@@ -308,8 +282,14 @@ class Presence:
             async with asyncio.timeout(_CHANGE_INTERVAL_S):
                 await self._models_changed.wait()
 
-    def _beat(self) -> Beat:
-        return Beat(self._sources.load(), self._items(), len(self._linked), self._software)
+    def _at(self) -> float:
+        """Return the time for a message: unix seconds, and later than that of the one before."""
+        self._said_at = max(time.time(), self._said_at + _AT_STEP_S)
+        self._words.wrote(self._own, self._said_at)
+        return self._said_at
+
+    def _beat(self, at: float) -> Beat:
+        return Beat(at, self._sources.load(), self._items(), len(self._linked), self._software)
 
     def _items(self) -> tuple[Item, ...]:
         found = self._health.items()[: report.MAX_ITEMS]
@@ -353,30 +333,43 @@ class Presence:
         return hear
 
     def _hear(self, author: NodeId, message: report.Message) -> None:
-        now = time.monotonic()
+        now, wall = time.monotonic(), time.time()
         if self._liveness.state(author) is None:
             return  # it is not a member (any more) by what this node knows
-        match message:
+        if isinstance(message, Event):
+            self._hear_event(author, message, now)
+            if not self._words.has_left(author, message.at):
+                self._liveness.heard(author, min(now, now - (wall - message.at)))
+        elif isinstance(message, Doubt) and not self._known(NodeId(message.node)):
+            self._liveness.heard(author, min(now, now - (wall - message.at)))
+        elif self._words.take(author, message, now, wall):
+            self._act(author, message, now)
+
+    def _known(self, node: NodeId) -> bool:
+        return node == self._own or self._liveness.state(node) is not None
+
+    def _act(self, author: NodeId, word: Word, at: float) -> None:
+        """Take a word for what was so at `at` (monotonic s): now, or when it was written."""
+        match word:
             case Beat():
-                self._of(author).beat = message
-                if message.leaving:
-                    self._liveness.departed(author, now)
+                self._of(author).beat = word
+                if word.leaving:
+                    self._liveness.departed(author, at)
                     return
             case Doubt():
-                node = NodeId(message.node)
-                if node == self._own:
-                    if now - self._spoke_up_at > _CHANGE_INTERVAL_S:
-                        self._spoke_up_at = now
-                        self._spawn(self._publish(report.HEALTH, self._beat()))
-                elif self._liveness.state(node) is not None:
-                    self._doubted[node] = now
-                    self.doubt(node)
+                self._act_on_doubt(NodeId(word.node), at)
             case Models():
-                self._of(author).models = message
+                self._of(author).models = word.models
                 self._on_models()
-            case Event():
-                self._hear_event(author, message, now)
-        self._liveness.heard(author, now)
+        self._liveness.heard(author, at)
+
+    def _act_on_doubt(self, node: NodeId, at: float) -> None:
+        if node != self._own:
+            self._doubted[node] = max(at, self._doubted.get(node, at))
+            self.doubt(node)
+        elif at - self._spoke_up_at > _CHANGE_INTERVAL_S:
+            self._spoke_up_at = at
+            self._spawn(self._publish(report.HEALTH, self._beat(self._at())))
 
     def _hear_event(self, author: NodeId, event: Event, now: float) -> None:
         recent = [at for at in self._of(author).events if now - at < 60.0]

@@ -155,8 +155,8 @@ def targets() -> list[Target]:
         *(Target(f"gossip {topic}", lambda raw, topic=topic: report.decode(topic, raw),
                  (report.encode(sample),))
           for topic, sample in (
-              (report.HEALTH, report.Beat(load, (report.Item("disk", "error"),))),
-              (report.MODELS, report.Models((report.Model("m", "head", "ready"),))),
+              (report.HEALTH, report.Beat(1.5, load, (report.Item("disk", "error"),))),
+              (report.MODELS, report.Models(1.5, (report.Model("m", "head", "ready"),))),
               (report.EVENTS, report.Event(1.5, "node.up", "box", "its agent is up")))),
         Target("envelope", envelope.decode, (envelope.seal(KEY, "health", b"x", 1, 2),)),
         Target("reply", frames.decode_reply, (b"\0payload", b"\1\x80"),

@@ -44,7 +44,7 @@ class Made:
     def walker(self) -> Walker:
         """Return the walker of the one that asks."""
         router = SimpleNamespace(
-            nearest=lambda *_: self.known, size=lambda: self.size, get=lambda _: None, version=0
+            nearest=lambda *_: self.known, size=lambda: self.size, known_as=lambda c: c, version=0
         )
         protocol: Any = SimpleNamespace(
             router=router, slow_s=0.2, is_dead=lambda _: False, ask=self._ask

@@ -186,3 +186,49 @@ def test_the_living_are_found_alive_and_the_dead_gone(
         if expected is State.ALIVE and world.liveness.state(one) is State.GONE:
             world.run(2000.0)
         assert world.liveness.state(one) is expected
+
+
+def test_what_was_said_before_a_member_was_gone_does_not_bring_it_back() -> None:
+    world = World(3)
+    world.liveness.departed(node(1), world.now - 60.0)
+    assert world.state(1) is State.GONE
+    world.liveness.heard(node(1), world.now - 61.0)
+    assert world.state(1) is State.GONE
+    world.liveness.heard(node(1), world.now - 59.0)
+    assert world.state(1) is State.ALIVE
+
+
+def test_an_old_goodbye_of_one_who_has_answered_since_changes_nothing() -> None:
+    world = World(3)
+    world.liveness.answered(node(1), world.now)
+    world.liveness.departed(node(1), world.now - 1.0)
+    assert world.state(1) is State.ALIVE
+    world.liveness.departed(node(1), world.now)
+    assert world.state(1) is State.GONE
+
+
+def test_who_is_slow_itself_waits_longer_and_suspects_fewer() -> None:
+    """All answers come too late for a while, as on a machine with too much to do."""
+    world = World(30)
+    world.run(60.0)
+    assert world.liveness.patience == 1.0
+    world.unreachable = set(world.nodes)
+    world.run(12.0)
+    assert world.liveness.patience > 2.0
+    gone = sum(world.liveness.state(one) is State.GONE for one in world.nodes)
+    assert gone <= 3, "they are given more time"
+    world.unreachable = set()
+    world.run(40.0)
+    assert world.liveness.patience == 1.0, "and all is as before when answers come again"
+    assert all(world.liveness.state(one) is State.ALIVE for one in world.nodes)
+
+
+def test_a_third_that_dies_at_once_is_noticed_as_fast_as_one() -> None:
+    world = World(30)
+    world.run(60.0)
+    world.dead = set(world.nodes[:10])
+    began = world.now
+    world.run(45.0)
+    gone = [at - began for at, _, state in world.changes if state is State.GONE]
+    assert len(gone) == 10
+    assert max(gone) < 30 + 2 * SUSPECT_S + 5, "a round of questions, and the time of a suspect"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,8 +15,9 @@ from agent.health import Health, HealthItem
 from agent.identity.keys import NodeId
 from agent.presence import report, service
 from agent.presence.liveness import State
+from agent.presence.needs import Sources
 from agent.presence.report import Event, Load, Model
-from agent.presence.service import Presence, Sources
+from agent.presence.service import Presence
 
 Handler = Callable[[NodeId, bytes], Awaitable[bool]]
 
@@ -167,6 +169,32 @@ async def test_a_goodbye_is_believed_at_once(monkeypatch: pytest.MonkeyPatch) ->
         assert made.presence[first].describe(second)["presence"] == "gone"
 
 
+async def test_a_newcomer_that_is_told_old_gossip_sees_nobody_go_and_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agent.presence.words.HOLD_S", 0.3)
+    async with fleet(3, monkeypatch) as made:
+        first, second, third = made.nodes
+        # Nobody can be asked: there is no path yet, and only gossip tells.
+        made.hub.dead |= {second, third}
+        hear, now, load = made.control(first).handlers[report.HEALTH], time.time(), Load(1, 1, 0, 0)
+        history: list[tuple[NodeId, report.Message]] = [
+            (second, report.Beat(now - 20, load, links=7)),
+            (second, report.Beat(now - 60, load, leaving=True)),
+            (second, report.Beat(now - 90, load)),
+            (third, report.Doubt(now - 70, second.ed25519)),
+            (third, report.Beat(now - 30, load, leaving=True)),
+            (third, report.Beat(now - 31, load)),
+        ]
+        for author, message in history:
+            assert await hear(author, report.encode(message))
+        await until(lambda: made.presence[first].describe(third)["presence"] == "gone")
+        await asyncio.sleep(0.5)
+        assert made.changes[first] == [(third, State.GONE)]
+        assert "member.suspect" not in made.kinds(first)
+        assert made.presence[first].describe(second)["presence"] == "alive"
+
+
 async def test_links_are_kept_to_the_living_and_a_lost_link_is_a_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -190,7 +218,7 @@ async def test_nonsense_and_strangers_are_refused_and_events_are_bounded(
         first, second = made.nodes
         hear = made.control(first).handlers
         assert not await hear[report.HEALTH](second, b"\xc1junk")
-        beat = report.encode(report.Beat(Load(1, 1, 0.0, 0)))
+        beat = report.encode(report.Beat(1.5, Load(1, 1, 0.0, 0)))
         assert not await hear[report.MODELS](second, beat)
         assert await hear[report.HEALTH](node(99), beat)
         assert made.presence[first].describe(node(99))["presence"] == "unknown"
