@@ -38,6 +38,7 @@ from agent.deploy.blobs import BlobServer
 from agent.deploy.deployments import Deployments
 from agent.deploy.engines import Engines
 from agent.discovery.node import Discovery
+from agent.discovery.ways import Ways
 from agent.errors import (
     CoveyError,
     EnvironmentFault,
@@ -187,6 +188,10 @@ class Agent:
             membership.key, membership.mesh.id, self._keys, membership.verify,
             listen=("::", network.discovery_port), certificate=membership.certificate.encode(),
             is_member=membership.is_member, on_member=lambda record: self._neighbours.found(record),
+            ways=Ways(
+                inside=lambda host: self._neighbours.inside(host),
+                asleep=lambda host: self._neighbours.asleep_at(host),
+            ),
         )  # fmt: skip
         self._traversal = Traversal(
             membership.key, membership.mesh.id, self._keys, self._control,

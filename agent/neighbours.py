@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import Any
 
@@ -204,6 +205,16 @@ class Neighbours:
         """Return whose overlay address this is."""
         return self._table.at(address)
 
+    def inside(self, host: str) -> bool:
+        """Say whether an IP address lies in the overlay."""
+        mesh, address = self._membership.mesh, _parsed(host)
+        return address in (mesh.ipv6_prefix if address.version == 6 else mesh.ipv4_network)
+
+    def asleep_at(self, host: str) -> bool:
+        """Say whether an IP address is that of a member to which no path is kept."""
+        node = self._table.at(_parsed(host))
+        return node is not None and self._traversal.asleep(node)
+
     def overlay_addresses(self, nodes: Iterable[NodeId]) -> list[IPv4Address | IPv6Address]:
         """Return the overlay addresses of some members."""
         return self._table.addresses(nodes)
@@ -328,6 +339,11 @@ class Neighbours:
         )
         if candidates:
             self._traversal.introduce(member.node_id, self._table.candidates(member.node_id))
+
+
+@lru_cache(4096)
+def _parsed(host: str) -> IPv4Address | IPv6Address:
+    return ip_address(host)
 
 
 def _is_address(host: str) -> bool:

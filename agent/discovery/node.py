@@ -43,6 +43,7 @@ from agent.discovery.store import FOUND_MAX, FOUND_SETS, RecordStore
 from agent.discovery.told import OnMember, Told
 from agent.discovery.upkeep import REMEMBERED_MAX, Memory, Upkeep
 from agent.discovery.walk import Walker
+from agent.discovery.ways import Ways
 from agent.errors import NotRunning
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
@@ -91,6 +92,7 @@ class Discovery:
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         ports: Ports | None = None,
+        ways: Ways | None = None,
     ) -> None:
         """Prepare; nothing is opened before `start`.
 
@@ -118,6 +120,7 @@ class Discovery:
             self._verifier, self._told.heard, sets=FOUND_SETS, records_max=FOUND_MAX
         )
         self._fixed_reach = reachable
+        self._ways = ways or Ways()
         self._reach = Reach(reachable)
         self._memory = Memory([], [])
         self._parts: _Parts | None = None
@@ -367,6 +370,7 @@ class Discovery:
             rng=self._rng,
             send_once=self._ports.send_once,
             admitted=self._on_admitted,
+            ways=self._ways,
         )
 
     def _running(self) -> _Parts:

@@ -43,6 +43,7 @@ from agent.discovery.roster import Roster
 from agent.discovery.routing import Table
 from agent.discovery.seal import NONCE_BYTES, Opened, Refusal, Seal
 from agent.discovery.store import RecordStore
+from agent.discovery.ways import Ways
 from agent.errors import UsageError
 from agent.identity.keys import NodeId
 
@@ -75,6 +76,7 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         rng: random.Random,
         send_once: Callable[[bytes, Address], None],
         admitted: Callable[[Contact], None],
+        ways: Ways,
     ) -> None:
         """`admitted` is told of each contact that is new in the table, or new at its address."""
         super().__init__(Node(own_key), store, CONTACTS_MAX)
@@ -91,6 +93,7 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         self._clock = clock
         self._send_once = send_once
         self._admitted = admitted
+        self._ways = ways
         self._loop = asyncio.get_running_loop()
         self._ipv6 = False
         self._liveness = Liveness()
@@ -110,6 +113,12 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
 
         It never raises. `peer` None greets whoever is at the address.
         """
+        if self._ways.asleep(address[0]):
+            if peer is not None:
+                self._bury(Contact(self._mesh_id, peer, *address))
+            silence: Future = self._loop.create_future()
+            silence.set_result(None)
+            return silence
         return self._questions.ask(peer, address, question)
 
     @property
@@ -120,6 +129,8 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
     def is_dead(self, contact: Contact) -> bool:
         """Say whether the contact is to be passed over at this address for now."""
         if not self._ipv6 and ":" in contact.ip:
+            return True
+        if self._ways.asleep(contact.ip):
             return True
         life = self._liveness
         return life.any_dead and life.is_dead(contact.place, self._loop.time())
@@ -209,7 +220,9 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         contact = self._contact(sender, address)
         self._liveness.heard(contact.place)
         known = self.router.get(contact.id)
-        if known is not contact:
+        if known is not None and self._keeps(known, contact):
+            known.heard = now
+        elif known is not contact:
             self._note_lately(contact)
             if serves and (known is not None or self.router.has_room(contact)):
                 self._prove(contact)
@@ -338,6 +351,11 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
             return known
         return Contact(self._mesh_id, node, *address)
 
+    def _keeps(self, known: Contact, other: Contact) -> bool:
+        """Say whether a contact on the underlay is kept although it was heard over the overlay."""
+        inside = self._ways.inside
+        return known is not other and inside(other.ip) and not inside(known.ip)
+
     def _note_lately(self, contact: Contact) -> None:
         self.lately.pop(contact.id, None)
         self.lately[contact.id] = contact
@@ -346,6 +364,9 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
 
     def _admit(self, contact: Contact, now: float) -> None:
         known = self.router.get(contact.id)
+        if known is not None and self._keeps(known, contact):
+            known.heard = now
+            return
         contact.heard = now
         self._liveness.answered(contact.place, now)
         if known is not contact and self.router.add_contact(contact):
