@@ -372,6 +372,10 @@ class Node:
             offer = RelayOffer(relay.ed25519, pack((at.host, theirs)), theirs.to_bytes(4, "big"))
         else:
             mine = int.from_bytes(ticket, "big")
+            if mine not in at.allocations:
+                self.engine.relay_failed(peer, relay, self.world.now)
+                self.act()
+                return
             allocation, offer = at.allocations[mine], None
         place = (at.host, mine)
         if tunnel:
