@@ -227,7 +227,7 @@ class Neighbours:
                 HealthItem(
                     "clock-differs", "error", "The clock differs",
                     "members' clocks and this one are over two minutes apart, so neither side "
-                    "hears the other's discovery",
+                    "hears the other's discovery.",
                     "Set this machine's clock (`date` shows it) and keep it right by NTP.",
                 )
             )  # fmt: skip
