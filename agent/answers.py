@@ -130,7 +130,7 @@ class Answers:
     async def netcheck(self) -> dict[str, Any]:
         """Check what this node's network lets through."""
         contacts = dict(self._discovery.contacts())
-        found = await self._traversal.netcheck()
+        found = await self._traversal.netcheck(linked=bool(self._presence.links()))
         asked = [(node, place) for node, place in found.pop("rendezvous") if node in contacts]
         rtts = await asyncio.gather(
             *(self._discovery.ping(node, contacts[node]) for node, _ in asked)

@@ -225,11 +225,26 @@ class Neighbours:
         while True:
             for record in (await self._discovery.members()).values():
                 self.found(record)
+            self._judge_clock()
             if time.monotonic() - looked_at >= ADDRESSES_INTERVAL_S:
                 looked_at = time.monotonic()
                 await self.look_for_addresses()
             starting = time.monotonic() - began < STARTING_S
             await asyncio.sleep(1.0 if starting else DISCOVER_INTERVAL_S)
+
+    def _judge_clock(self) -> None:
+        """Say that the clock may be wrong where every member's datagrams are refused for it."""
+        if self._discovery.contacts():
+            self._health.clear("clock-differs")
+        elif self._discovery.counters.get("refused_clock"):
+            self._health.set(
+                HealthItem(
+                    "clock-differs", "error", "The clock differs",
+                    "members' clocks and this one are over two minutes apart, so neither side "
+                    "hears the other's discovery.",
+                    "Set this machine's clock (`date` shows it) and keep it right by NTP.",
+                )
+            )  # fmt: skip
 
     def connected(self, node: NodeId) -> bool:
         """Say whether WireGuard reaches a node now."""

@@ -29,6 +29,7 @@ from itertools import count
 from pathlib import Path
 
 from agent.demo.natrules import HOME, KINDS, LAN, MAPPER_CHAINS, WAN, Kind
+from agent.demo.natrules import apart as apart_rules
 from agent.demo.natrules import gateway as gateway_rules
 from agent.demo.natrules import mapper as mapper_settings
 from agent.demo.natrules import weather as weather_rules
@@ -314,6 +315,11 @@ class NatLab:
         """Drop this share of all packets between the site and the internet, in both directions."""
         site.loss_percent = percent
         self._set_weather(site)
+
+    def part(self, one: Site, other: Site, apart: bool) -> None:
+        """Drop all that goes from one of two sites to the other, or let it pass again."""
+        first, second = sorted((one.link, other.link))
+        load(INTERNET, apart_rules(first, second, apart))
 
     def _set_weather(self, site: Site) -> None:
         load(INTERNET, weather_rules(site.link, site.loss_percent, site.udp))

@@ -195,6 +195,18 @@ def weather(link: str, loss_percent: float, udp: bool) -> str:
     )  # fmt: skip
 
 
+def apart(one: str, other: str, yes: bool) -> str:
+    """Return the internet's rules that keep two sites' links from each other, or let them."""
+    rules = ["type filter hook forward priority 0;"]
+    for source, target in ((one, other), (other, one)) if yes else ():
+        rules.append(f'iifname "{source}" oifname "{target}" drop')
+    table = f"apart-{one}-{other}"
+    return "\n".join(
+        [f"table inet {table}", f"delete table inet {table}", f"table inet {table} {{",
+         *_chain("forward", rules), "}", ""]
+    )  # fmt: skip
+
+
 # The chains that miniupnpd fills. Those that are hooked come before the gateway's own; forwarding
 # needs none, since the gateway lets in whatever was DNATed.
 MAPPER_CHAINS = """table inet miniupnpd {

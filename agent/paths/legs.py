@@ -12,6 +12,7 @@
                                                    until then ask that anew each ASK_ANEW_S
     any        the peer offers one                join it; by WebSocket if no UDP gets through here;
                                                    one that failed not before RETRY_S
+    none       one that it offers failed          join it again after RETRY_S; it says it only once
     any        the peer offers it no more         gone
 
 At most OWN_MAX of our own and OFFERS_MAX of the peer's. A relay gives a pair one allocation, and
@@ -66,6 +67,7 @@ class Legs:
         self._legs: dict[NodeId, Leg] = {}
         self._not_before: dict[NodeId, float] = {}
         self._dead_ticket: dict[NodeId, bytes | None] = {}
+        self._offers: tuple[RelayOffer, ...] = ()  # the peer's, by its last signal
         self.wake_at = _NEVER
 
     def open_legs(self) -> list[Leg]:
@@ -100,6 +102,7 @@ class Legs:
                 self.failed(leg.relay, now)
             elif leg.relay in dead:
                 self._replace(leg, max(dead[leg.relay], leg.asked_at), bool(proved), now)
+        offers_due = self._join_again(now)
         count = sum(relay not in dead for relay in self._legs)
         due = _NEVER
         if count == 0:
@@ -116,7 +119,22 @@ class Legs:
             (max(at, self._legs[r].asked_at) for r, at in dead.items() if r in self._legs),
             default=_NEVER,
         )
-        self.wake_at = min(due, asked + ASK_TIMEOUT_S, again + ASK_ANEW_S)
+        self.wake_at = min(due, asked + ASK_TIMEOUT_S, again + ASK_ANEW_S, offers_due)
+
+    def _join_again(self, now: float) -> float:
+        """Join what the peer still offers and could not be joined; return when it is due."""
+        missing = [
+            self._not_before[offer.node]
+            for offer in self._offers[:OFFERS_MAX]
+            if offer.node not in self._legs and offer.node in self._not_before
+        ]
+        due = min(missing, default=_NEVER)
+        if now < due:
+            return due
+        self.set_offers(self._offers, now)
+        # What is not joined now may not be joined at all.
+        self._offers = tuple(offer for offer in self._offers if offer.node in self._legs)
+        return _NEVER
 
     def _replace(self, leg: Leg, since: float, others: bool, now: float) -> None:
         """A relay is silent: do without it if another works, else ask it anew at times.
@@ -158,6 +176,7 @@ class Legs:
 
     def set_offers(self, offers: tuple[RelayOffer, ...], now: float) -> None:
         """Take what the peer offers now."""
+        self._offers = offers
         current = {offer.node: offer for offer in offers[:OFFERS_MAX]}
         for relay, leg in list(self._legs.items()):
             if leg.offered and relay not in current:

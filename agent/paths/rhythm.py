@@ -23,18 +23,21 @@ from agent.paths.path import Path
 # NATs forget UDP after 30 s at the earliest that is common (RFC 4787 asks for 120 s; Linux has 30 s
 # before the first answer), so that one keepalive may be lost.
 IDLE_S = 14.0
-# While packets flow a path that went silent has to be noticed within a second.
-ACTIVE_S = 1.0
+# While packets flow a path that went silent has to be left before TCP's repetition 1.4 s after the
+# first loss: the next ones are 3.0 and 6.2 s after it, however soon there is a path again.
+ACTIVE_S = 0.4
 ACTIVE_FOR_S = 10.0
 # What flows by itself stays below one of these: keepalives, presence, gossip. Two looks may lie
 # close together, with a single message between them.
 ACTIVE_BYTES_PER_S, ACTIVE_BYTES = 4000.0, 4000
-FAST_S, FAST_FOR_S, SLOW_S = 0.25, 4.0, 2.0
+FAST_S, FAST_FOR_S, SLOW_S = 0.12, 4.0, 2.0
 EXPECT_S = 0.1
 RELAY_S, RELAY_PINGS = 0.25, 10
 RETRY_S = 1.5
 # WireGuard answers what carries data after 10 s at the latest, most protocols in an RTT.
 _SILENT_TX_S = 0.7
+# Looks at WireGuard's counters are half a second apart; packets that came before one count so long.
+_RECEIVING_S = 0.75
 _NEVER = float("inf")
 _LONG_AGO = float("-inf")
 
@@ -46,7 +49,7 @@ class Rhythm:
         self._rng = rng
         self._rx = self._tx = 0
         self._active_at = self._looked_at = _LONG_AGO
-        self._received_at = _LONG_AGO
+        self._received_at = _LONG_AGO  # on the path in use
         self._unanswered_tx_since: float | None = None
 
     def active(self, now: float) -> bool:
@@ -55,7 +58,7 @@ class Rhythm:
 
     def receiving(self, now: float) -> bool:
         """Say whether WireGuard received on the path in use within the last second or so."""
-        return now - self._received_at < 1.2
+        return now - self._received_at < _RECEIVING_S
 
     def traffic(self, rx: int, tx: int, on_path: bool, now: float) -> None:
         """Take WireGuard's counters; `on_path`: its endpoint is the path in use."""
@@ -94,7 +97,7 @@ class Rhythm:
             if not path.suspect(now):
                 return now + path.timeout_s
             fast = path.silent_for(now) < FAST_FOR_S
-            return now + (max(FAST_S, (path.rtt or 0.0) / 2) if fast else SLOW_S)
+            return now + (max(FAST_S, path.rtt or 0.0) if fast else SLOW_S)
         if now < path.provisional_until:
             return now + EXPECT_S
         if path.bursting:

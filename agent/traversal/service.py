@@ -211,6 +211,7 @@ class Traversal:
         self._parts: _Parts | None = None
         self._heard_at = float("inf")
         self.failed = False
+        self._failure = ""
 
     # ------------------------------------------------------------------ life
 
@@ -225,8 +226,8 @@ class Traversal:
         """
         try:
             await self._start(wireguard_port)
-        except EnvironmentFault:
-            self.failed = True
+        except EnvironmentFault as fault:
+            self.failed, self._failure = True, fault.message
             raise
 
     async def _start(self, wireguard_port: int) -> None:
@@ -440,8 +441,8 @@ class Traversal:
         as_ = f", seen as {', '.join(seen)}" if seen else ""
         return f"NAT {self._engine.nat.name.lower()}{as_}{mapped}"
 
-    async def netcheck(self) -> dict[str, Any]:
-        """Describe this node's own network, with what follows from it."""
+    async def netcheck(self, *, linked: bool = True) -> dict[str, Any]:
+        """Describe this node's own network, with what follows; `linked`: to some member, by TCP."""
         parts, now, nat = self._parts, _now(), self._engine.nat
         mapping = parts.mapper.describe() if parts is not None else None
         interfaces = underlay_interfaces(self._settings.interface, self._settings.overlay_networks)
@@ -461,9 +462,9 @@ class Traversal:
             "path_mtu": max(mtus, default=None),
             "rendezvous": list(self._helpers.rendezvous),
             "relays": relays,
-            "verdict": verdict.sentence(
+            "verdict": verdict.without_engine(self._failure) if self.failed else verdict.sentence(
                 nat, port=parts.wireguard_port if parts is not None else 0, mapped=public,
-                helpers=len(self._helpers.rendezvous), relays=len(relays),
+                helpers=len(self._helpers.rendezvous), relays=len(relays), linked=linked,
             ),
         }  # fmt: skip
 

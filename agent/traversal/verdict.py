@@ -17,8 +17,30 @@ _SENTENCES = {
 }
 
 
-def sentence(nat: NatKind, *, port: int, mapped: bool, helpers: int, relays: int) -> str:
-    """Return what follows from the NAT's kind, a mapped port, and who is there to help."""
+_SILENT = (
+    "Nothing gets out of here, neither UDP nor TCP, or no member is there: this node reaches "
+    "nobody, and nobody reaches it. Let UDP {port} and TCP to the members' control port through "
+    "the firewall, and see whether the cable and the default route are right."
+)
+
+
+def without_engine(reason: str) -> str:
+    """Return what follows where paths are not looked for at all."""
+    return (
+        f"This node looks for no paths: {reason}. It reaches members that are at the addresses of "
+        "their records, and members behind routers do not reach it."
+    )
+
+
+def sentence(
+    nat: NatKind, *, port: int, mapped: bool, helpers: int, relays: int, linked: bool = True
+) -> str:
+    """Return what follows from the NAT's kind, a mapped port, and who is there to help.
+
+    `linked`: a control connection to some member is open.
+    """
+    if nat is NatKind.BLOCKED and not linked:
+        return _SILENT.format(port=port)
     if nat is NatKind.UNKNOWN and not helpers:
         return (
             "No member that others reach from outside is known yet, so nothing can be said of "

@@ -1,9 +1,10 @@
-"""Paths measured: time to the first packet and to a direct path for each class of NATs.
+"""Paths measured: time to the first packet and to a direct path for each class of NATs, and gaps.
 
     python tests/bench/paths.py [--quick] [--json FILE]
 
 Real agents behind real NATs in namespaces (tests/lab/nat). Both agents of a pair are brought up,
-and the clock runs from when both say that they are up. `relay.py` measures throughput.
+and the clock runs from when both say that they are up. A gap is the longest time that a TCP stream
+over the overlay stands still when its path changes under it. `relay.py` measures throughput.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ PAIRS = (
     ("UDP blocked/easy", "blocked", "easy", 3.0, None),
     ("same LAN", "lan", "lan", 2.0, None),
 )
+GAP_GOAL_S = 3.0
+GAP_LIMIT = (
+    "TCP's own repetitions are in it: 1.4, 3.0, 6.2 s after the last packet that got through"
+)
 LIMIT = "rendezvous, relays and both ends share two cores, without delay between them"
 
 
@@ -36,8 +41,11 @@ def main() -> int:
     flags = parser(__doc__)
     flags.add_argument("--part", type=Path, help=argparse.SUPPRESS)
     arguments = flags.parse_args()
+    rows: list[Row]
     if arguments.part:
-        arguments.part.write_text(json.dumps(measure(3 if arguments.quick else 20)))
+        sys.path.insert(0, str(LAB))
+        rows = measure(3 if arguments.quick else 20) + gaps(1 if arguments.quick else 10)
+        arguments.part.write_text(json.dumps(rows))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
@@ -46,14 +54,13 @@ def main() -> int:
         code = subprocess.run(command, check=False).returncode
         if code != 0:
             raise SystemExit(f"measuring failed with exit code {code}")
-        rows: list[Row] = json.loads(file.read_text())
+        rows = json.loads(file.read_text())
     finish("paths", conditions(quick=arguments.quick), rows, arguments.json)
     return 0
 
 
 def measure(repeats: int) -> list[Row]:
     """Bring each pair up so many times, both ways of starting in turn."""
-    sys.path.insert(0, str(LAB))
     from matrix import End
     from nat_agents import NatMesh
 
@@ -80,6 +87,27 @@ def measure(repeats: int) -> list[Row]:
                 results.append(mesh.connect(starter, other))
                 print(f"  {name}: {results[-1]}", file=sys.stderr, flush=True)
             rows += _rows(name, results, first_goal, direct_goal)
+    return rows
+
+
+def gaps(repeats: int) -> list[Row]:
+    """Make each change under a stream so many times; one that loses a byte ends the bench."""
+    from stream_changes import CHANGES, StreamLab
+
+    found: dict[str, list[float]] = {change.name: [] for change in CHANGES}
+    with tempfile.TemporaryDirectory() as folder, StreamLab(Path(folder)) as lab:
+        for _ in range(repeats):
+            for change in CHANGES:
+                found[change.name].append(lab.measure(change))
+                print(
+                    f"  {change.name}: {found[change.name][-1]:.2f} s", file=sys.stderr, flush=True
+                )
+        lab.end()
+    rows: list[Row] = []
+    for name, values in found.items():
+        p50, p95 = percentiles(values)
+        rows.append(row(f"gap, {name}: p50", p50, "s"))
+        rows.append(row(f"gap, {name}: p95", p95, "s", goal=GAP_GOAL_S, limit=GAP_LIMIT))
     return rows
 
 

@@ -136,6 +136,22 @@ def test_an_offer_that_failed_is_not_joined_again_at_once() -> None:
     assert done == [out.OpenRelay(HIGH, RELAYS[0], False, b"new")]
 
 
+def test_an_offer_that_failed_is_joined_again_though_the_peer_says_no_more() -> None:
+    made, done, _ = legs()
+    made.set_offers((offer(0), offer(1)), 0.0)
+    made.opened(RELAYS[1], (HOSTS[1], 7001), None, 0.1)
+    made.failed(RELAYS[0], 1.0)
+    done.clear()
+    tick(made, 1.0 + RETRY_S - 0.1, called=False, proved=(RELAYS[1],))
+    assert made.wake_at <= 1.0 + RETRY_S
+    joined = out.OpenRelay(HIGH, RELAYS[0], False, b"t")
+    assert joined not in done
+    tick(made, 1.0 + RETRY_S, called=False, proved=(RELAYS[1],))
+    assert done.count(joined) == 1
+    tick(made, 1.1 + RETRY_S, called=False, proved=(RELAYS[1],))
+    assert done.count(joined) == 1, "it is being joined"
+
+
 def test_both_ask_the_same_relay_and_each_keeps_its_side_of_the_one_allocation() -> None:
     for peer in (HIGH, LOW):
         made, done, _ = legs(peer)

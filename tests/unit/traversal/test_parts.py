@@ -83,6 +83,19 @@ def test_there_is_a_sentence_for_every_kind_of_nat(nat: NatKind) -> None:
     assert "{" not in found
 
 
+def test_where_tcp_fails_too_nobody_is_told_of_relays_by_websocket() -> None:
+    shut = verdict.sentence(
+        NatKind.BLOCKED, port=WG, mapped=False, helpers=1, relays=1, linked=False
+    )
+    assert "Nothing gets out" in shut
+    assert "WebSocket" not in shut
+    assert str(WG) in shut
+
+
+def test_without_the_engine_the_reason_is_the_verdict() -> None:
+    assert "needs CAP_NET_RAW" in verdict.without_engine("this needs CAP_NET_RAW")
+
+
 def test_the_sentence_says_what_is_missing() -> None:
     alone = verdict.sentence(NatKind.UNKNOWN, port=WG, mapped=False, helpers=0, relays=0)
     assert "one machine with a public address" in alone
