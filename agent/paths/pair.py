@@ -13,7 +13,8 @@
     a pong came from the place    the path is proved; if it is better, WireGuard's endpoint
      that was asked
     the path in use is silent     alarm: ping it each FAST_S, burst at all others, ask rendezvous
-     for a timeout                 where they see us, signal and call
+     for a timeout, or CALM_S if   where they see us, signal and call
+     nothing flows
     … too long                    move to the best that answers, or to a relay; ask the silent one
                                    each RETRY_S for RETRY_FOR_S
     relayed or nothing            a round (call, burst), in pauses that grow (`rounds.py`)
@@ -71,6 +72,8 @@ HEAD_START_S = 0.4
 REST_AFTER_S = 20.0
 # A path that failed is asked again this long, besides the rounds.
 RETRY_FOR_S = 60.0
+# A path that nothing flows on may be silent for so long before anything is done about it.
+CALM_S = 3.0
 # Whatever the peer says: WireGuard's session with it is renewed no more often.
 RENEW_S = 1.0
 # A ping from a place that answered lately needs none back.
@@ -379,7 +382,9 @@ class Pair:
         used = self._used
         if used is None or not used.suspect(now):
             return
-        if not self._alarmed:
+        # With nothing under way there is no haste, and a machine that is too busy to answer must not
+        # get more to do for it.
+        if not self._alarmed and (self._rhythm.active(now) or used.silent_for(now) >= CALM_S):
             self._alarm(now)
         if too_silent(self._book, used, receiving=self._rhythm.receiving(now), now=now):
             self._give_up(used, now)

@@ -5,7 +5,8 @@ path                                    next ping
 in use, answered, packets flow          ACTIVE_S later
 in use, answered, idle                  IDLE_S later
 in use, asked                           when its answer is late
-in use, silent                          each FAST_S, after a while each SLOW_S
+in use, silent                          each FAST_S, after a while each SLOW_S; while nothing
+                                         flows each CALM_PING_S
 in use, we send and nothing comes back  at once
 expected to open (birthday)             each EXPECT_S
 a relay in reserve                      IDLE_S later; until it answers RELAY_S, a few times
@@ -31,6 +32,7 @@ ACTIVE_FOR_S = 10.0
 # close together, with a single message between them.
 ACTIVE_BYTES_PER_S, ACTIVE_BYTES = 4000.0, 4000
 FAST_S, FAST_FOR_S, SLOW_S = 0.12, 4.0, 2.0
+CALM_PING_S = 1.0
 EXPECT_S = 0.1
 RELAY_S, RELAY_PINGS = 0.25, 10
 RETRY_S = 1.5
@@ -96,6 +98,8 @@ class Rhythm:
         if in_use:
             if not path.suspect(now):
                 return now + path.timeout_s
+            if not self.active(now):
+                return now + CALM_PING_S
             fast = path.silent_for(now) < FAST_FOR_S
             return now + (max(FAST_S, path.rtt or 0.0) if fast else SLOW_S)
         if now < path.provisional_until:

@@ -218,6 +218,7 @@ def test_a_fifth_of_all_packets_lost(seed: int) -> None:
     assert duet.gap(lambda: None, for_s=60.0) <= GAP_S
     # It may lose the direct path by bad luck, but not all the time.
     assert len(duet.starter.changes) <= 6
+    world.run(20.0, until=duet.direct)
     assert duet.direct()
 
 
@@ -258,7 +259,8 @@ def test_routers_that_make_a_state_for_what_comes_in_unasked() -> None:
         duet = Duet(world, "easy", "easy", race=True, starts_b=seed % 2 == 1)
         duet.settle()
         duet.start(both=seed % 3 == 0)
-        found = duet.measure(for_s=120.0)
+        # Who is unlucky at first may be so in the round after 40 s as well; there is the next.
+        found = duet.measure(for_s=160.0)
         assert found.first_s is not None
         assert found.first_s <= 2.0
         assert found.direct_s is not None, seed
