@@ -154,6 +154,7 @@ class Pair:
         self._book.network_changed()
         self._chance.network_changed()
         self._alarm(now)
+        self._call_again(now)
 
     def signal(self, signal: Signal, now: float) -> None:
         """Take what the peer tells."""
@@ -228,6 +229,10 @@ class Pair:
         path.answered(sent_at, unpack(pong.seen), now)
         path.next_at = self._rhythm.after_answer(path, path is self._used, now)
         if path is self._used:
+            if self._alarmed and self._outright(now):
+                # What was asked of the peer is settled, and needs no repetition.
+                self._calls = False
+                self._talk.hush()
             self._alarmed = False
         self._choose(now, "it answered")
         self._show(now, "it answered")
@@ -410,7 +415,9 @@ class Pair:
         self._alarmed = True
         self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
         self._own.observe_soon(now)
-        self._call_again(now)
+        # While nothing flows, rounds are soon enough for that.
+        if self._rhythm.active(now):
+            self._call_again(now)
 
     def _call_again(self, now: float) -> None:
         """Ask the peer to probe us, unless nobody here wants it and nothing flows."""
