@@ -188,6 +188,7 @@ class Agent:
             membership.key, membership.mesh.id, self._keys, membership.verify,
             listen=("::", network.discovery_port), certificate=membership.certificate.encode(),
             is_member=membership.is_member, on_member=lambda record: self._neighbours.found(record),
+            heard=lambda node: self._presence.shown(node),
             ways=Ways(
                 inside=lambda host: self._neighbours.inside(host),
                 asleep=lambda host: self._neighbours.asleep_at(host),
@@ -208,6 +209,7 @@ class Agent:
             changed=lambda: self._neighbours.paths_changed(),
             note=lambda node, text: self._presence.note("path.changed", node, text),
             slept=lambda node: self._presence.slept(node),
+            heard=lambda node: self._presence.shown(node),
         )  # fmt: skip
         self._neighbours = Neighbours(
             settings, membership, self._overlay, self._discovery, self._traversal, self._health,

@@ -92,6 +92,7 @@ class Discovery:
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         ports: Ports | None = None,
+        heard: Callable[[NodeId], None] = lambda node: None,
         ways: Ways | None = None,
     ) -> None:
         """Prepare; nothing is opened before `start`.
@@ -102,7 +103,8 @@ class Discovery:
         their questions; True: they do, whatever tests would say.
         `is_member` makes it cheap to look again whether a verified certificate still stands.
         `on_member` is told of each other member's record that is new here, or says something new,
-        however it came; it is called in the event loop and must not block.
+        however it came; it is called in the event loop and must not block. So is `heard`, which
+        is told who asked or answered something.
         """
         self._key = key
         self._mesh_id = mesh_id
@@ -120,6 +122,7 @@ class Discovery:
             self._verifier, self._told.heard, sets=FOUND_SETS, records_max=FOUND_MAX
         )
         self._fixed_reach = reachable
+        self._heard = heard
         self._ways = ways or Ways()
         self._reach = Reach(reachable)
         self._memory = Memory([], [])
@@ -370,6 +373,7 @@ class Discovery:
             rng=self._rng,
             send_once=self._ports.send_once,
             admitted=self._on_admitted,
+            heard=self._heard,
             ways=self._ways,
         )
 

@@ -76,9 +76,13 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         rng: random.Random,
         send_once: Callable[[bytes, Address], None],
         admitted: Callable[[Contact], None],
+        heard: Callable[[NodeId], None],
         ways: Ways,
     ) -> None:
-        """`admitted` is told of each contact that is new in the table, or new at its address."""
+        """`admitted` is told of each contact that is new in the table, or new at its address.
+
+        `heard` is told of whoever asked or answered something, however late.
+        """
         super().__init__(Node(own_key), store, CONTACTS_MAX)
         self.router = Table(self, CONTACTS_MAX, self.source_node)
         self.counters: Counter[str] = Counter()
@@ -93,6 +97,7 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
         self._clock = clock
         self._send_once = send_once
         self._admitted = admitted
+        self._heard = heard
         self._ways = ways
         self._loop = asyncio.get_running_loop()
         self._ipv6 = False
@@ -191,6 +196,8 @@ class Protocol(KademliaProtocol):  # type: ignore[misc]  # kademlia has no types
             self.counters["refused_malformed"] += 1
             return
         address, content = _plain(addr), message.content
+        if isinstance(content, Asked | Answered):
+            self._heard(opened.sender)
         if isinstance(content, Asked):
             self._on_question(opened, address, message.id, content)
         elif isinstance(content, Answered):

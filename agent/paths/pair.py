@@ -229,7 +229,7 @@ class Pair:
         path.answered(sent_at, unpack(pong.seen), now)
         path.next_at = self._rhythm.after_answer(path, path is self._used, now)
         if path is self._used:
-            if self._alarmed and self._outright(now):
+            if self._alarmed and self._book.path_class(path) < PathClass.PUNCHED:
                 # What was asked of the peer is settled, and needs no repetition.
                 self._calls = False
                 self._talk.hush()
@@ -387,8 +387,8 @@ class Pair:
         used = self._used
         if used is None or not used.suspect(now):
             return
-        # With nothing under way there is no haste, and a machine that is too busy to answer must not
-        # get more to do for it.
+        # With nothing under way there is no haste, and a machine that is too busy to answer must
+        # not get more to do for it.
         if not self._alarmed and (self._rhythm.active(now) or used.silent_for(now) >= CALM_S):
             self._alarm(now)
         if too_silent(self._book, used, receiving=self._rhythm.receiving(now), now=now):
@@ -522,14 +522,12 @@ class Pair:
         """Say whether packets go without a NAT in between that could forget us.
 
         Such a path needs no relay in reserve, and the peer no news of our network: if it fails, all
-        is told anew.
+        is told anew. A late answer is no failure while nothing flows.
         """
         used = self._used
-        return (
-            used is not None
-            and self._direct(now)
-            and self._book.path_class(used) < PathClass.PUNCHED
-        )
+        if used is None or self._book.path_class(used) >= PathClass.PUNCHED:
+            return False
+        return not self._alarmed or not self._rhythm.active(now)
 
     def _direct(self, now: float) -> bool:
         used = self._used

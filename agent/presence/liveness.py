@@ -2,7 +2,8 @@
 
 Each node asks one other a second whether it is there, and everyone is asked by someone about once
 a second, however many they are (as in SWIM: Das, Gupta, Motivala 2002). What a node hears of
-another directly (an answer, something that it wrote and signed) is the only evidence of life.
+another directly (a datagram that it sealed, something that it wrote and signed) is the only
+evidence of life.
 
     state     becomes                when
     -----     -------                ----

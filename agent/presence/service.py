@@ -147,6 +147,14 @@ class Presence:
         """Note that something came from a member: a request, an answer."""
         self._liveness.heard(node, time.monotonic())
 
+    def shown(self, node: NodeId) -> None:
+        """Note that a datagram came that a member has sealed: it is there, unless it said goodbye.
+
+        Much is on its way when an agent stops, and arrives after its last word.
+        """
+        if self._liveness.state(node) is not State.GONE:
+            self._liveness.heard(node, time.monotonic())
+
     def doubt(self, node: NodeId) -> None:
         """Take a hint that a member may have died: it is asked at once."""
         if self._liveness.doubt(node, time.monotonic()):

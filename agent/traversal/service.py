@@ -177,13 +177,15 @@ class Traversal:
         changed: Callable[[], None],
         note: Callable[[NodeId, str], None] = lambda node, text: None,
         slept: Callable[[NodeId], None] = lambda node: None,
+        heard: Callable[[NodeId], None] = lambda node: None,
         make_port: Callable[[int], Port] = RawPort,
         make_second: Callable[[int], Port] = PlainPort,
         run: Run = run_nft,
     ) -> None:
         """`changed`: another peer, endpoint or MTU counts. `note`: a path changed, for people.
 
-        `slept`: no path is kept to that member any more. The others replace the system, for tests.
+        `slept`: no path is kept to that member any more. `heard`: a probe came from it. The
+        others replace the system, for tests.
         """
         self._key = key
         self._mesh_id = mesh_id
@@ -194,6 +196,7 @@ class Traversal:
         self._changed = changed
         self._note = note
         self._slept = slept
+        self._tell_heard = heard
         self._make_port, self._make_second, self._run = make_port, make_second, run
         self._seal = PathSeal(key, mesh_id, keys, secrets.randbits(62))
         self._engine = PathEngine(key.id, SystemRandom(), time.time_ns() // 1_000_000)
@@ -507,6 +510,7 @@ class Traversal:
 
     def _feed(self, peer: NodeId, place: Place, probe: Probe, local_port: int) -> None:
         self._heard_at = _now()
+        self._tell_heard(peer)
         self._engine.probe_received(peer, place, probe, _now(), local_port)
         self._after()
 

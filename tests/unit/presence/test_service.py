@@ -227,3 +227,19 @@ async def test_nonsense_and_strangers_are_refused_and_events_are_bounded(
             assert await hear[report.EVENTS](second, shout)
         told = [e for e in made.presence[first].events.after(0) if e.scope == "mesh"]
         assert len(told) == service._EVENTS_PER_MINUTE
+
+
+def test_any_datagram_of_a_member_shows_that_it_lives_but_none_after_its_goodbye() -> None:
+    made = Fleet(2)
+    own, peer = made.nodes
+    presence = made.presence[own]
+    presence.set_members(made.nodes)
+    liveness = presence._liveness
+    liveness.doubt(peer, time.monotonic())
+    liveness.missed(peer, time.monotonic())
+    assert liveness.state(peer) is State.SUSPECT
+    presence.shown(peer)
+    assert liveness.state(peer) is State.ALIVE
+    liveness.departed(peer, time.monotonic())
+    presence.shown(peer)
+    assert liveness.state(peer) is State.GONE, "it came late"
