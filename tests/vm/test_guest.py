@@ -53,7 +53,7 @@ PYTEST = (
     "-o", "timeout=300",
 )  # fmt: skip
 # From one case's end to the next one's: that one's own limit, and the boot before the first.
-CASE_LIMIT_S = 900.0
+CASE_LIMIT_S = 1200.0
 _COLLECT_S = 300.0
 _CONSOLE_LINES = 60
 

@@ -1,7 +1,7 @@
-"""Puts the networks of the lab's tests on the path, which pytest's importlib mode does not."""
+"""Puts this folder and the lab's networks on the path, which importlib mode does not."""
 
 import sys
 from pathlib import Path
 
 _LAB = Path(__file__).parents[2] / "lab"
-sys.path[:0] = [str(_LAB / "probing"), str(_LAB / "nat")]
+sys.path[:0] = [str(Path(__file__).parent), str(_LAB / "probing"), str(_LAB / "nat")]

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from nat_agents import NatMesh
+from patient import be_patient
 
 from agent.demo.natlab import NatLab, Site, load
 from agent.demo.natrules import KINDS
 from agent.errors import CoveyError
 
-# Emulated, an agent takes some 30 s to come up, and longer to settle.
-pytestmark = pytest.mark.timeout(600)
+# Emulated, an agent takes half a minute to come up, and minutes where the machine is busy.
+pytestmark = pytest.mark.timeout(1200)
 LIMIT_S = 180.0
 OPERATOR = """
 table inet operator {
@@ -91,6 +94,15 @@ class Mesh(NatMesh):
             found["all", folder] = "\n".join(sorted(names))
         return found
 
+    def try_agent(
+        self, name: str, *arguments: str, timeout_s: float = 600
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(Path(__file__).with_name("patient.py")), *arguments]
+        return self.machine(name).run(command, env=self.environment(name), timeout_s=timeout_s)
+
+    def agent(self, name: str, *arguments: str, timeout_s: float = 600) -> str:
+        return super().agent(name, *arguments, timeout_s=timeout_s)
+
     def part(self, name: str, part: str) -> str:
         said: str = self.get(name, "/v1/status")["parts"][part]
         return said
@@ -122,6 +134,7 @@ class Mesh(NatMesh):
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     began = time.monotonic()
+    be_patient()
     with NatLab() as lab:
         made = Mesh(tmp_path_factory.mktemp("mesh"), lab)
         print(f"three agents up after {time.monotonic() - began:.1f} s")
