@@ -358,6 +358,14 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     both.close()
 
 
+@pytest.fixture(params=[backend for backend in BACKENDS if backend != "fake"])
+def wired(request: pytest.FixtureRequest, namespaces: None) -> Iterator[RealPair]:
+    """As `pair`, without the fake: for what takes time to show itself."""
+    both = RealPair(request.param)
+    yield both
+    both.close()
+
+
 @pytest.fixture
 def real(namespaces: None) -> Iterator[RealPair]:
     """Two namespaces for cases that only wireguard-go has."""
