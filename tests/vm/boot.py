@@ -70,6 +70,14 @@ class Guest:
         """Return the whole lines that the command has written to REPORTS."""
         return _text(self._folder / "reports").split("\n")[:-1]
 
+    def end(self) -> None:
+        """End it, if it runs."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
+        self._process.kill()
+        self._process.wait()
+
     def wait(self, timeout_s: float) -> int:
         """Return the command's exit status; VmFault if there is none, or not by then."""
         try:
@@ -172,14 +180,11 @@ def start(
             process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
             )
+        guest = Guest(process, own)
         try:
-            yield Guest(process, own)
+            yield guest
         finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END_S)
-            process.kill()
-            process.wait()
+            guest.end()
 
 
 def _release(kernel: Path) -> str:

@@ -98,6 +98,7 @@ class Run:
                 if found["case"] == case:
                     return found
             if ended or time.monotonic() > deadline:
+                self._guest.end()  # those after this case have not to wait as long
                 tail = "\n".join(self._guest.console().splitlines()[-_CONSOLE_LINES:])
                 why = "ended" if ended else f"was silent for {CASE_LIMIT_S:.0f} s"
                 raise GuestFailure(f"the guest {why} before this case had; its console:\n{tail}")
@@ -107,7 +108,9 @@ class Run:
 @contextmanager
 def running(cases: list[str]) -> Iterator[Run]:
     """Run the cases in a guest."""
-    command = ["sh", "-c", 'exec "$@" "@$COVEY_VM_FILES/cases"', "sh", *PYTEST, "-p", "reporter"]
+    # Two more than pyproject.toml's -q: the console names each case as it begins.
+    pytest_there = [*PYTEST, "-vv", "-p", "reporter"]
+    command = ["sh", "-c", 'exec "$@" "@$COVEY_VM_FILES/cases"', "sh", *pytest_there]
     files = {"cases": "".join(f"{case}\n" for case in cases)}
     with boot.start(command, folder=ROOT, environment=ENVIRONMENT, files=files) as guest:
         yield Run(guest)

@@ -22,7 +22,7 @@ from agent.demo.natrules import KINDS
 from agent.errors import CoveyError
 
 # Emulated, an agent takes half a minute to come up, and minutes where the machine is busy.
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(900)
 LIMIT_S = 180.0
 OPERATOR = """
 table inet operator {
@@ -101,7 +101,13 @@ class Mesh(NatMesh):
         return self.machine(name).run(command, env=self.environment(name), timeout_s=timeout_s)
 
     def agent(self, name: str, *arguments: str, timeout_s: float = 600) -> str:
-        return super().agent(name, *arguments, timeout_s=timeout_s)
+        began = time.monotonic()
+        try:
+            return super().agent(name, *arguments, timeout_s=timeout_s)
+        finally:
+            # So that a guest that is cut off shows how far it came.
+            took = time.monotonic() - began
+            Path("/dev/console").write_text(f"{name}: agent {arguments[0]}, {took:.1f} s\n")
 
     def part(self, name: str, part: str) -> str:
         said: str = self.get(name, "/v1/status")["parts"][part]
