@@ -55,7 +55,7 @@ def test_a_guest_that_does_not_boot_fails_its_cases_with_the_console(
 ) -> None:
     monkeypatch.setattr(boot, "_MODULES", ())
     with boot.start(["true"], folder=Path("/"), environment={}, files={}) as guest:
-        with pytest.raises(GuestFailure, match=r"(?s)mount.*the guest could not be set up\n"):
+        with pytest.raises(GuestFailure, match=r"(?s)insmod.*the guest could not be set up\n"):
             Run(guest).result("a case")
         with pytest.raises(boot.VmFault, match="did not run the command"):
             guest.wait(10)
