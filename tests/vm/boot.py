@@ -1,15 +1,17 @@
-"""Boot this machine's own files under another kernel in QEMU and run one command there.
+"""Boot this machine's own files under a Debian kernel in QEMU and run one command there.
 
-Used by the tests in this folder, for what the running kernel lacks (WireGuard). The guest has a
-Debian kernel, this machine's root directory read-only over 9p, memory for /tmp and /run, and no
-network. Its words come over the serial console. By hand: `python tests/vm/boot.py COMMAND …`.
+Used by the tests in this folder, for what the running kernel may lack (WireGuard, netem). The guest
+has this machine's root directory read-only over 9p, memory for /tmp and /run, and no network. Its
+words come over the serial console; a second serial port is for what the command reports. By hand:
+`python tests/vm/boot.py COMMAND …`.
 
-Needs: qemu-system-x86, busybox, and a kernel with its modules, for instance Debian's package
-linux-image-cloud-amd64.
+Needs: qemu-system-x86, busybox, kmod, and a kernel with its modules that has 9p: Debian's package
+linux-image-amd64, not linux-image-cloud-amd64.
 """
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import os
 import re
@@ -19,26 +21,85 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-_MODULES = ("virtio_pci", "9p", "9pnet_virtio", "veth", "wireguard")
+# What it takes to mount this machine's files; modprobe loads the others from there (init.sh).
+_MODULES = ("virtio_pci", "9p", "9pnet_virtio")
+_NEEDED = ("wireguard", "9p")
 _INIT = Path(__file__).with_name("init.sh")
-_MEMORY_MIB = 768
-_CPUS = 1
+# Three agents take 0.5 GiB; and /tmp and /run are memory.
+_MEMORY_MIB = 2048
+_CPUS = min(2, os.cpu_count() or 1)
+_STATUS = re.compile(r"^covey-vm: status (\d+)$", re.MULTILINE)
+_END_S = 10.0
+_POLL_S = 0.05
+# The file in the guest to which the command writes its reports.
+REPORTS = "/dev/ttyS1"
 
 
 class VmFault(Exception):
     """The machine cannot be booted, or did not finish; the message says why."""
 
 
-def find_kernel() -> tuple[Path, Path]:
-    """Return the newest /boot/vmlinuz-* whose modules include WireGuard, and their folder."""
-    for kernel in sorted(Path("/boot").glob("vmlinuz-*"), reverse=True):
-        modules = Path("/lib/modules") / kernel.name.removeprefix("vmlinuz-")
-        if any(modules.rglob("wireguard.ko*")):
-            return kernel, modules
-    raise VmFault("no kernel with WireGuard in /boot: install the package linux-image-cloud-amd64")
+class Guest:
+    """A machine that runs; what it has said so far."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+        self._process = process
+        self._folder = folder
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        """The command's exit status, once it has ended."""
+        found = _STATUS.search(self.console())
+        return int(found[1]) if found else None
+
+    def console(self) -> str:
+        """Return QEMU's own words, if it had any, and all that the console has shown."""
+        return _text(self._folder / "qemu") + _text(self._folder / "console")
+
+    def reports(self) -> list[str]:
+        """Return the whole lines that the command has written to REPORTS."""
+        return _text(self._folder / "reports").split("\n")[:-1]
+
+    def end(self) -> None:
+        """End it, if it runs."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self, timeout_s: float) -> int:
+        """Return the command's exit status; VmFault if there is none, or not by then."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise VmFault(
+                f"the guest did not end within {timeout_s:.0f} s:\n{self.console()}"
+            ) from None
+        if self.status is None:
+            raise VmFault(f"the guest did not run the command:\n{self.console()}")
+        return self.status
+
+
+def find_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> Path:
+    """Return the newest vmlinuz-* whose modules include WireGuard and 9p."""
+    for kernel in sorted(boot.glob("vmlinuz-*"), key=_version, reverse=True):
+        folder = modules / _release(kernel)
+        if all(any(folder.rglob(f"{name}.ko*")) for name in _NEEDED):
+            return kernel
+    raise VmFault(
+        f"no kernel in {boot} has WireGuard and 9p: install the package linux-image-amd64"
+    )
 
 
 def module_files(modules: Path, names: Iterable[str]) -> list[Path]:
@@ -81,49 +142,65 @@ def build_initramfs(modules: Path) -> bytes:
     return _cpio(files, ("dev", "proc", "sys", "root"))
 
 
-def run(
-    command: Sequence[str], *, environment: dict[str, str], timeout_s: float
-) -> tuple[int, str]:
-    """Run the command in the guest; return its exit status and what the console showed.
+@contextmanager
+def start(
+    command: Sequence[str], *, folder: Path, environment: dict[str, str], files: dict[str, str]
+) -> Iterator[Guest]:
+    """Start a guest that runs the command in `folder`; leaving the block ends it.
 
-    Raises VmFault if something is missing, or the guest did not finish within `timeout_s`.
+    `files` (name: text) lie in the folder that $COVEY_VM_FILES names there. Raises VmFault if
+    something is missing.
     """
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         raise VmFault("qemu-system-x86_64 is not installed: install the package qemu-system-x86")
-    kernel, modules = find_kernel()
-    settings = "".join(f"export {key}={shlex.quote(text)}\n" for key, text in environment.items())
-    # The guest shares this folder read-only with everything else.
-    with tempfile.TemporaryDirectory(prefix="covey-vm-", dir="/var/tmp") as folder:
-        script = Path(folder, "command.sh")
-        script.write_text(f"{settings}cd {shlex.quote(os.getcwd())}\nexec {shlex.join(command)}\n")
-        archive = Path(folder, "initramfs")
-        archive.write_bytes(build_initramfs(modules))
+    kernel = find_kernel()
+    # The guest shares this folder read-only with everything else; /tmp it has of its own.
+    with tempfile.TemporaryDirectory(prefix="covey-vm-", dir="/var/tmp") as name:
+        own = Path(name)
+        for title, text in files.items():
+            (own / title).write_text(text)
+        wanted = environment | {"COVEY_VM_FILES": name, "HOME": "/tmp"}
+        settings = "".join(f"export {key}={shlex.quote(text)}\n" for key, text in wanted.items())
+        script = own / "command.sh"
+        script.write_text(f"{settings}cd {shlex.quote(str(folder))}\nexec {shlex.join(command)}\n")
+        archive = own / "initramfs"
+        archive.write_bytes(build_initramfs(Path("/lib/modules") / _release(kernel)))
         share = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
         line = f"console=ttyS0 quiet panic=-1 covey.script={script}"
         arguments = [
             qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-            "-serial", "stdio", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(_CPUS),
+            "-serial", f"file:{own}/console", "-serial", f"file:{own}/reports",
+            # Not KVM: where it is there it is not always usable, and nothing here needs speed.
+            "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(_CPUS),
             "-m", str(_MEMORY_MIB), "-nic", "none",
             "-virtfs", share, "-kernel", str(kernel), "-initrd", str(archive), "-append", line,
         ]  # fmt: skip
-        try:
-            guest = subprocess.run(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=timeout_s,
-                check=False,
+        with (own / "qemu").open("wb") as said:
+            process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
             )
-        except subprocess.TimeoutExpired as late:
-            words = (late.stdout or b"").decode(errors="replace")
-            raise VmFault(f"the guest did not end within {timeout_s:.0f} s:\n{words}") from None
-    output = guest.stdout.decode(errors="replace").replace("\r\n", "\n")
-    status = re.search(r"^covey-vm: status (\d+)$", output, re.MULTILINE)
-    if status is None:
-        raise VmFault(f"the guest did not run the command:\n{output}")
-    return int(status[1]), output
+        guest = Guest(process, own)
+        try:
+            yield guest
+        finally:
+            guest.end()
+
+
+def _release(kernel: Path) -> str:
+    return kernel.name.removeprefix("vmlinuz-")
+
+
+def _version(kernel: Path) -> list[tuple[int, str]]:
+    """Return what sorts kernels by age: 6.1.0-9 before 6.1.0-56."""
+    parts = re.findall(r"\d+|\D+", kernel.name)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
+
+
+def _text(file: Path) -> str:
+    if not file.exists():
+        return ""
+    return file.read_bytes().decode(errors="replace").replace("\r\n", "\n")
 
 
 def _libraries(program: str) -> list[str]:
@@ -149,10 +226,23 @@ def _cpio(files: dict[str, bytes], folders: Iterable[str]) -> bytes:
     return bytes(archive)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the command line's command in a guest, and show the console as it goes."""
+    shown = 0
     try:
-        code, words = run(sys.argv[1:], environment={}, timeout_s=600)
+        with start(sys.argv[1:], folder=Path.cwd(), environment={}, files={}) as guest:
+            while True:
+                ended = not guest.runs
+                text = guest.console()
+                print(text[shown:], end="", flush=True)
+                shown = len(text)
+                if ended:
+                    return guest.wait(0)
+                time.sleep(_POLL_S)
     except VmFault as fault:
-        sys.exit(str(fault))
-    sys.stdout.write(words)
-    sys.exit(code)
+        print(str(fault).partition("\n")[0], file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

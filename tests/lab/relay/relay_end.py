@@ -12,6 +12,7 @@ import asyncio
 import ctypes
 import json
 import logging
+import os
 import signal
 import socket
 import struct
@@ -32,6 +33,7 @@ from relay_net import OVERLAY, PEER, WIREGUARD_PORT
 from relay_node import SOCKET
 
 from agent.overlay.device import PeerConfig
+from agent.overlay.kernel import KernelDevice
 from agent.overlay.userspace import UserspaceDevice
 from agent.probing.port import MAGIC
 from agent.relay import messages
@@ -41,6 +43,9 @@ from agent.relay.pairs import Place
 from agent.relay.tunnelclient import TunnelClient
 
 KEY = {"anna": ANNA, "bert": BERT}
+# In a virtual machine (tests/vm) WireGuard is the kernel's.
+KERNEL = os.environ.get("COVEY_TEST_DEVICES") == "kernel"
+DEVICE = KernelDevice if KERNEL else UserspaceDevice
 
 
 def say(event: str, **more: object) -> None:
@@ -90,7 +95,7 @@ class End:
         self.arguments = arguments
         self.name: str = arguments["name"]
         self.key, self.peer = KEY[self.name], KEY[PEER[self.name]]
-        self.device = UserspaceDevice(f"wg-{self.name}")
+        self.device = DEVICE(f"wg-{self.name}")
         self.worker = ThreadPoolExecutor(1)
 
     async def on_device(self, call: Any, *given: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
@@ -119,6 +120,29 @@ def test_an_address_moves_from_one_peer_to_another(pair: Any) -> None:
     assert not pair.ping(0, B6, 0.15)
     first.apply([pair.peer(1), replace(stranger, allowed_ips=())])
     assert pair.ping(0, B6)
+
+
+def test_a_keepalive_is_sent_until_it_is_taken_away(wired: Any) -> None:
+    first, second = wired.open(0), wired.open(1)
+    second.apply([wired.peer(0, endpoint=None)])
+    first.apply([wired.peer(1, keepalive_s=1)])
+
+    def received() -> int:
+        (state,) = second.peers()
+        return int(state.rx_bytes) if state.last_handshake is not None else 0
+
+    # It opens the session by itself, and goes on without any traffic.
+    for more in range(3):
+        before, deadline = received(), time.monotonic() + 10
+        while received() == before:
+            assert time.monotonic() < deadline, f"{more} came"
+            time.sleep(0.05)
+    assert second.peers()[0].endpoint == wired.peer(0).endpoint
+    first.apply([wired.peer(1)])
+    time.sleep(0.5)
+    last = received()
+    time.sleep(2.5)
+    assert received() == last
 
 
 def test_close_leaves_nothing_and_open_works_again(pair: Any) -> None:
