@@ -229,7 +229,7 @@ async def test_nonsense_and_strangers_are_refused_and_events_are_bounded(
         assert len(told) == service._EVENTS_PER_MINUTE
 
 
-def test_any_datagram_of_a_member_shows_that_it_lives_but_none_after_its_goodbye() -> None:
+async def test_any_datagram_of_a_member_shows_that_it_lives_but_none_after_its_goodbye() -> None:
     made = Fleet(2)
     own, peer = made.nodes
     presence = made.presence[own]
