@@ -42,7 +42,7 @@ class Lazy(Fleet):
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Lazy]:
-    made = Lazy(ROOT, COUNT)
+    made = Lazy(ROOT, COUNT, lan=3)
     made.join_all(2)
     for name in made.names:
         wait_until(f"{name} knows everyone", lambda n=name: len(made.peers(n)) == COUNT - 1)
@@ -68,9 +68,7 @@ def test_who_is_not_talked_to_is_no_peer_and_connected_by_the_first_packet(fleet
     one, two = asleep(fleet)[0]
     assert key_of(fleet, two) not in fleet.wireguard_peers(one)
     assert key_of(fleet, one) not in fleet.wireguard_peers(two)
-    status = fleet.status(one)["peers"]
-    assert status["asleep"] >= 1
-    assert status["connected"] + status["asleep"] == status["known"]
+    assert fleet.status(one)["peers"]["asleep"] >= 1
     address = str(fleet.status(two)["ipv6"])
     began = time.monotonic()
     done = subprocess.run(
@@ -91,6 +89,6 @@ def test_a_ping_wakes_as_well(fleet: Lazy) -> None:
     if not pairs:
         pytest.fail(f"all keep paths to all of {COUNT}: the mesh is not lazy")
     one, two = pairs[0]
-    answer = json.loads(fleet.agent(one, "ping", two, "--json"))
+    (answer,) = json.loads(fleet.agent(one, "ping", two, "--count", "1", "--json"))["answers"]
     assert answer["rtt_ms"] is not None
     assert answer["route"] == "lan"
