@@ -299,6 +299,7 @@ class Neighbours:
             fault = error
         configs = self._table.configs(is_member, now, None if blind else self._traversal.wish)
         await self._overlay.set_peers(configs)
+        self._traversal.configured(frozenset(config.node_public for config in configs))
         self._write_quick_file(configs)
         if fault is not None:
             raise fault

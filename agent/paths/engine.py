@@ -1,7 +1,7 @@
 """All paths of one node: the surface that the shell uses. A core.
 
-    set_local, introduce, want, need, let_go, came_up,  what this machine and its user say
-     forget, expel, network_changed
+    set_local, introduce, want, need, let_go, ready,    what this machine and its user say
+     came_up, forget, expel, network_changed
     signal_received, probe_received, wireguard_seen,    what happens
      relay_opened, relay_failed
     tick, wake_at                                       time
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from agent.identity.keys import NodeId
@@ -186,6 +186,13 @@ class PathEngine:
         if kept is not None:
             kept.needed_at = now
             self._run(kept, now)
+
+    def ready(self, peers: Iterable[NodeId], now: float) -> None:
+        """Say whom WireGuard takes handshakes from."""
+        for peer in peers:
+            kept = self._kept.get(peer)
+            if kept is not None and kept.pair.ready(now):
+                self._run(kept, now)
 
     def came_up(self, peer: NodeId, now: float) -> None:
         """Say that the peer's agent was just heard of, or signals get through to it only now."""

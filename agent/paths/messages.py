@@ -96,7 +96,8 @@ class Pong(_Message, frozen=True, tag="q"):
     """I am, and saw you at `seen`.
 
     `provisional`: heard on a birthday socket, which is not yet WireGuard's way out. `session`: a
-    number that the sender drew when it began to keep the receiver, 0 while it does not. When it is
+    number that the sender drew when it began to keep the receiver, 0 while its WireGuard does not
+    know the receiver: then a handshake would be lost, and the path is not proved yet. When it is
     another than before, the sender's WireGuard has lost the session that there was.
     """
 

@@ -89,6 +89,7 @@ class Pair:
     def __init__(self, peer: NodeId, own: Own, now: float) -> None:
         self.peer = peer
         self.wanted = False  # somebody here needs the peer; else the peer needs us
+        self._ready = own.id < peer  # WireGuard here takes handshakes of the peer, or begins them
         self._peer_session = 0
         self._renewed_at = _LONG_AGO
         self._own = own
@@ -127,6 +128,16 @@ class Pair:
         self._called_at = now + HEAD_START_S if self._book.candidates else now
         self._rounds.begin(now)
         self._talk.say(self._called_at)
+
+    def ready(self, now: float) -> bool:
+        """WireGuard has the peer: tell it so by a ping. Returns whether that is news."""
+        if self._ready:
+            return False
+        self._ready = True
+        for path in self._book.all():
+            if now - path.heard_at < _HEARD_FRESH_S:
+                path.next_at = min(path.next_at, now)
+        return True
 
     def came_up(self, now: float) -> None:
         """The peer's agent has come up, or signals get through to it only now: try as at first."""
@@ -193,7 +204,8 @@ class Pair:
             return
         self._in_session(ping.session, now)
         if ping.answer:
-            pong = Pong(ping.token, pack(place), local_port != 0, self._book.session)
+            session = self._book.session if self._ready else 0
+            pong = Pong(ping.token, pack(place), local_port != 0, session)
             self._own.out(SendProbe(self.peer, place, pong, local_port))
         if local_port:
             if self._chance.heard(place, local_port, now):
@@ -221,6 +233,8 @@ class Pair:
         if pong.provisional:
             self._expect(place, now)
             return
+        if not pong.session:
+            return  # a handshake would come too early, and the next one is 5 s later
         path = self._book.learn(place, now)
         if path is None:
             return

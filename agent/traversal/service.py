@@ -21,7 +21,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from random import SystemRandom
@@ -343,6 +343,13 @@ class Traversal:
         self._engine.need(node, _now())
         self._after()
         return True
+
+    def configured(self, keys: Collection[bytes]) -> None:
+        """Say whom WireGuard has as peers now, by their WireGuard keys."""
+        if self._parts is not None:
+            kept = self._engine.peers()
+            self._engine.ready([node for node in kept if node.wireguard_public in keys], _now())
+            self._after()
 
     def came_up(self, node: NodeId) -> None:
         """Say that a member's agent was just heard of, or that signals get to it only now."""

@@ -298,7 +298,8 @@ class Node:
         self.realm.send((self.host, port), to, self.id, payload)
 
     def act(self) -> None:
-        """Do what the engine wants."""
+        """Do what the engine wants; WireGuard takes in a peer at once."""
+        self.engine.ready(self.engine.peers(), self.world.now)
         for output in self.engine.take():
             self._do(output)
         self.world.wake(self)

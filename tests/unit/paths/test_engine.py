@@ -11,7 +11,7 @@ from agent.identity.keys import NodeId
 from agent.paths import outputs as out
 from agent.paths.book import PATIENCE_S
 from agent.paths.candidates import PathClass, Surroundings
-from agent.paths.engine import GUEST_S, GUESTS_MAX, PathEngine
+from agent.paths.engine import GUEST_S, GUESTS_MAX, NEED_S, PathEngine
 from agent.paths.messages import (
     Candidate,
     Kind,
@@ -85,7 +85,9 @@ def prove(made: PathEngine, place: Place, now: float, peer: NodeId = PEER) -> No
     """Answer the pings that go to a place."""
     for output in probes(run(made, now, now + 1.0)):
         if output.place == place:
-            made.probe_received(peer, place, Pong(output.probe.token, pack(THERE)), now + 1.0)
+            made.probe_received(
+                peer, place, Pong(output.probe.token, pack(THERE), session=1), now + 1.0
+            )
             return
     raise AssertionError("it was not pinged")
 
@@ -188,12 +190,12 @@ def test_a_pong_from_another_place_or_with_another_token_proves_nothing() -> Non
     made.signal_received(PEER, signal(THERE), 1.0)
     asked = [p for p in probes(run(made, 1.0, 2.0)) if p.place == THERE]
     elsewhere = ("203.0.113.10", 4000)
-    made.probe_received(PEER, elsewhere, Pong(asked[0].probe.token, pack(THERE)), 2.0)
-    made.probe_received(PEER, THERE, Pong(asked[0].probe.token ^ 1, pack(THERE)), 2.0)
+    made.probe_received(PEER, elsewhere, Pong(asked[0].probe.token, pack(THERE), session=1), 2.0)
+    made.probe_received(PEER, THERE, Pong(asked[0].probe.token ^ 1, pack(THERE), session=1), 2.0)
     other = NodeId(bytes([99]) * 32)
-    made.probe_received(other, THERE, Pong(asked[0].probe.token, pack(THERE)), 2.0)
+    made.probe_received(other, THERE, Pong(asked[0].probe.token, pack(THERE), session=1), 2.0)
     assert not any(isinstance(output, out.SetEndpoint) for output in made.take())
-    made.probe_received(PEER, THERE, Pong(asked[0].probe.token, pack(THERE)), 2.0)
+    made.probe_received(PEER, THERE, Pong(asked[0].probe.token, pack(THERE), session=1), 2.0)
     assert any(isinstance(output, out.SetEndpoint) for output in made.take())
 
 
@@ -370,10 +372,10 @@ def test_any_order_of_events(events: list[tuple[str, int, float]]) -> None:
             case "pong" if sent:
                 last = sent[-1 - n % len(sent)]
                 answered.add((last.peer, last.place))
-                pong = Pong(last.probe.token, pack(THERE))
+                pong = Pong(last.probe.token, pack(THERE), session=1)
                 made.probe_received(last.peer, last.place, pong, now)
             case "stale_pong":
-                made.probe_received(peer, place, Pong(n, pack(THERE)), now)
+                made.probe_received(peer, place, Pong(n, pack(THERE), session=1), now)
             case "wg" | "roam":
                 endpoint = place if name == "roam" else None
                 made.wireguard_seen(peer, endpoint, sequence * n, sequence, now)
@@ -419,3 +421,74 @@ def test_a_rendezvous_that_becomes_known_late_is_asked_in_full_at_once() -> None
         now += 0.05
     assert asked >= 3
     assert made.nat is NatKind.BLOCKED
+
+
+def test_a_path_counts_once_the_peers_wireguard_takes_handshakes() -> None:
+    """Else the first handshake is lost, and WireGuard begins the next 5 s later."""
+    made = engine()
+    made.want(PEER, 1.0)
+    made.signal_received(PEER, signal(THERE), 1.0)
+    asked = [p for p in probes(run(made, 1.0, 2.0)) if p.place == THERE]
+    made.probe_received(PEER, THERE, Pong(asked[0].probe.token, pack(THERE)), 2.0)
+    assert not any(isinstance(output, out.SetEndpoint) for output in made.take())
+    made.probe_received(PEER, THERE, Pong(asked[1].probe.token, pack(THERE), session=7), 2.0)
+    assert any(isinstance(output, out.SetEndpoint) for output in made.take())
+
+
+def test_who_does_not_begin_handshakes_says_when_it_takes_them() -> None:
+    higher = PathEngine(NodeId(bytes([255]) * 32), random.Random(1), 1)
+    higher.need(PEER, 1.0)
+    higher.probe_received(PEER, THERE, Ping(1, wants=True), 1.0)
+    (early,) = [p.probe for p in probes([(1.0, o) for o in higher.take()], Pong)]
+    assert early.session == 0
+    higher.ready([PEER], 1.1)
+    assert probes([(1.1, o) for o in higher.take()]), "and tells so by a ping"
+    higher.probe_received(PEER, THERE, Ping(2, wants=True), 1.2)
+    (later,) = [p.probe for p in probes([(1.2, o) for o in higher.take()], Pong)]
+    assert later.session > 0
+
+
+def test_a_peer_whose_wireguard_was_made_anew_gets_another_handshake() -> None:
+    made = engine()
+    made.want(PEER, 1.0)
+    for session, renewed in ((5, False), (5, False), (6, True), (6, False)):
+        now = 10.0 * session
+        made.probe_received(PEER, THERE, Ping(1, session=session), now)
+        assert any(isinstance(o, out.RenewSession) for o in made.take()) is renewed
+
+
+def test_who_is_needed_is_kept_while_packets_flow_and_then_let_go() -> None:
+    made = engine()
+    made.need(PEER, 1.0)
+    made.wireguard_seen(PEER, None, 0, 0, 1.0)
+    for now in range(10, 400, 10):
+        made.wireguard_seen(PEER, None, 1000 * now, 0, float(now))
+        made.tick(float(now))
+    assert made.peers() == [PEER]
+    made.tick(399.0 + NEED_S)
+    assert made.peers() == []
+
+
+def test_keepalives_and_questions_are_no_use() -> None:
+    made = engine()
+    made.need(PEER, 1.0)
+    for now in range(10, 200, 10):
+        made.wireguard_seen(PEER, None, 40 * now, 40 * now, float(now))
+        made.tick(float(now))
+    assert made.peers() == []
+
+
+def test_who_is_wanted_there_is_kept_here_and_who_is_let_go_is_not() -> None:
+    made = engine()
+    made.probe_received(PEER, THERE, Ping(1), 1.0)
+    assert made.peers() == [], "it only asks"
+    made.probe_received(PEER, THERE, Ping(2, wants=True), 2.0)
+    assert made.peers() == [PEER]
+    made.tick(2.0 + GUEST_S + 1)
+    assert made.peers() == []
+    made.want(PEER, 100.0)
+    made.tick(1000.0)
+    assert made.peers() == [PEER]
+    made.let_go(PEER, 1000.0)
+    made.tick(1001.0 + NEED_S)
+    assert made.peers() == []

@@ -82,6 +82,10 @@ class Bench:
 
         def changed() -> None:
             self.changes[index] += 1
+            asyncio.get_running_loop().call_soon(configure)
+
+        def configure() -> None:
+            self.nodes[index].configured({peer.wireguard_public for peer in self.ids})
 
         node = Traversal(
             self.keys[index], MESH, KEYS, self.plane.end(self.ids[index]),
