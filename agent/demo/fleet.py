@@ -25,10 +25,10 @@ _POLL_S = 0.05
 class Fleet(AgentLab):
     """`count` machines n0, n1, … on one LAN; the first makes the mesh and is up."""
 
-    def __init__(self, root: Path, count: int, lan: int = 2) -> None:
-        """`lan`: the number of its LAN, another for each fleet at a time; tests of LANs have 1."""
+    def __init__(self, root: Path, count: int, *, lan: int = 2, letter: str = "n") -> None:
+        """`lan` and `letter`: others for each fleet in a sandbox; tests of LANs have LAN 1."""
         super().__init__(root, Lan(lan))
-        self.names = [f"n{number}" for number in range(count)]
+        self.names = [f"{letter}{number}" for number in range(count)]
         for name in self.names:
             self.lab.add(name)
         self.founder = self.names[0]

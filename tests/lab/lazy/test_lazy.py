@@ -42,7 +42,7 @@ class Lazy(Fleet):
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Lazy]:
-    made = Lazy(ROOT, COUNT, lan=3)
+    made = Lazy(ROOT, COUNT, lan=3, letter="z")
     made.join_all(2)
     for name in made.names:
         wait_until(f"{name} knows everyone", lambda n=name: len(made.peers(n)) == COUNT - 1)
