@@ -15,11 +15,9 @@ knows, and carries out what it wants. Monotonic time, except where relays count 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import secrets
-import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +34,6 @@ from agent.paths.candidates import PathClass, Surroundings, is_private
 from agent.paths.engine import PathEngine
 from agent.paths.messages import (
     PROBE_BYTES,
-    NatKind,
     Observe,
     Ping,
     Place,
@@ -71,16 +68,17 @@ from agent.probing.demand import Address, DemandTap
 from agent.probing.hold import Holds
 from agent.probing.nft import Run, run_nft
 from agent.probing.plainport import PlainPort
-from agent.probing.port import MAGIC, Port
+from agent.probing.port import Port
 from agent.probing.rawport import RawPort
 from agent.probing.rendezvous import Asked
 from agent.probing.rendezvous import Rendezvous as Answering
 from agent.probing.snat import BirthdayRules
 from agent.relay import messages as relay_messages
-from agent.traversal import verdict
+from agent.traversal import netcheck
 from agent.traversal.birthdays import Birthdays
 from agent.traversal.carrier import Carrier, Control
 from agent.traversal.helpers import Helpers
+from agent.traversal.netcheck import Hairpin
 from agent.traversal.relayuse import Listener, RelayUse
 from agent.traversal.surroundings import underlay_interfaces
 
@@ -96,8 +94,6 @@ LOOK_MIN_S = 0.4
 # Nothing that was sealed for us in so long, though peers are looked for: this node may lack the
 # network key, which WireGuard does not need. Idle paths are pinged each 14 s; at start all answer.
 DEAF_S, DEAF_FIRST_S = 45.0, 5.0
-# What netcheck sends to itself: no probe is so short. A router turns it around in a millisecond.
-_HAIRPIN_BYTES, _HAIRPIN_S, _HAIRPIN_TRIES = 28, 0.3, 2
 _WORDS = {
     PathClass.LAN: "lan", PathClass.IPV6: "ipv6", PathClass.PUBLIC: "public",
     PathClass.PUNCHED: "punched", PathClass.RELAYED: "relayed",
@@ -157,9 +153,7 @@ class _Parts:
     seen: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
     looked_at: float = float("-inf")
     flows: bool = False
-    # What netcheck sends to our own outside place, and whether it came back.
-    hairpin: bytes = b""
-    hairpinned: asyncio.Event = field(default_factory=asyncio.Event)
+    hairpin: Hairpin = field(default_factory=Hairpin)
 
 
 class Traversal:
@@ -453,48 +447,18 @@ class Traversal:
 
     async def netcheck(self, *, linked: bool = True) -> dict[str, Any]:
         """Describe this node's own network, with what follows; `linked`: to some member, by TCP."""
-        parts, now, nat = self._parts, _now(), self._engine.nat
-        mapping = parts.mapper.describe() if parts is not None else None
-        interfaces = underlay_interfaces(self._settings.interface, self._settings.overlay_networks)
-        seen = self._engine.places(now)
-        mtus = [known.mtu for known in self._sets.values() if known.mtu]
-        relays = [node for node, _ in self._helpers.relays]
-        public = mapping is not None and mapping.mapping is not None and mapping.mapping.public
-        return {
-            "udp": {NatKind.UNKNOWN: None, NatKind.BLOCKED: False}.get(nat, True),
-            "ipv4": [str(each.ip) for each in interfaces if each.version == 4],
-            "ipv6": [str(each.ip) for each in interfaces if each.version == 6],
-            "nat": nat.name.lower(),
-            "seen_as": [endpoints.join(*place) for place in seen],
-            "port_mapping": mapping.summary if mapping is not None else "not running",
-            "port_mapping_tried": [each.text() for each in mapping.attempts] if mapping else [],
-            "hairpin": await self._hairpins(parts, seen) if parts is not None else None,
-            "path_mtu": max(mtus, default=None),
-            "rendezvous": list(self._helpers.rendezvous),
-            "relays": relays,
-            "verdict": verdict.without_engine(self._failure) if self.failed else verdict.sentence(
-                nat, port=parts.wireguard_port if parts is not None else 0, mapped=public,
-                helpers=len(self._helpers.rendezvous), relays=len(relays), linked=linked,
+        parts = self._parts
+        found = netcheck.Found(
+            nat=self._engine.nat, seen=self._engine.places(_now()),
+            interfaces=underlay_interfaces(
+                self._settings.interface, self._settings.overlay_networks
             ),
-        }  # fmt: skip
-
-    async def _hairpins(self, parts: _Parts, seen: Sequence[Place]) -> bool | None:
-        """Say whether the router turns around what we send to our own outside place."""
-        outside = [place for place in seen if ":" not in place[0]]
-        if not outside or self._engine.nat is NatKind.NONE:
-            return None
-        token = secrets.token_bytes(_HAIRPIN_BYTES)
-        parts.hairpin, parts.hairpinned = MAGIC + token, asyncio.Event()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
-            for _ in range(_HAIRPIN_TRIES):
-                with contextlib.suppress(OSError):
-                    sender.sendto(parts.hairpin, outside[0])
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_HAIRPIN_S):
-                        await parts.hairpinned.wait()
-                        return True
-        return False
+            mapping=parts.mapper.describe() if parts is not None else None,
+            mtus=[known.mtu for known in self._sets.values() if known.mtu],
+            helpers=self._helpers, port=parts.wireguard_port if parts is not None else 0,
+            linked=linked, failure=self._failure if self.failed else "",
+        )  # fmt: skip
+        return await netcheck.describe(found, parts.hairpin if parts is not None else None)
 
     # ----------------------------------------------------------- what comes in
 
@@ -502,8 +466,7 @@ class Traversal:
         parts = self._parts
         if parts is None:
             return
-        if datagram == parts.hairpin:
-            parts.hairpinned.set()
+        if parts.hairpin.heard(datagram):
             return
         if len(datagram) < PROBE_BYTES:
             parts.relays.received(place, datagram)
