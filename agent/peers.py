@@ -32,11 +32,15 @@ RATE_WINDOW_S = 5.0
 
 @dataclass(frozen=True)
 class Wish:
-    """How WireGuard shall reach a peer; `order` and `session` as in `PeerConfig`."""
+    """How WireGuard shall reach a peer; `order` and `session` as in `PeerConfig`.
+
+    `passive`: not at all, but it may call.
+    """
 
     endpoint: Endpoint | None = None
     order: int = 0
     session: int = 0
+    passive: bool = False
 
 
 Chosen = Callable[[NodeId], Wish | None]
@@ -150,7 +154,7 @@ class PeerTable:
             if wish is None:
                 asleep = True
                 continue
-            begins = self._begins(peer, chosen)
+            begins = self._begins(peer, chosen) and not wish.passive
             if chosen and begins and wish.endpoint is None and self._handshake(peer) is None:
                 # A packet that waits for it would begin a handshake into the void, and the next
                 # try is 5 s later.

@@ -39,6 +39,8 @@ FRESH_PER_CALL = 2
 # A suspect is asked this often; it has four chances before it counts as gone.
 SUSPECT_INTERVAL_S = 0.7
 SUSPECT_S = 3.0
+# A newcomer's agent is up so long after it became a member, on a slow machine.
+NEW_S = 10.0
 MISSES = 2
 # So many more questions than answers may come to nothing before this node takes itself for the slow
 # one, and waits longer; and so many count at most.
@@ -66,6 +68,7 @@ Changed = Callable[[NodeId, State], None]
 @dataclass
 class _Member:
     heard_at: float
+    added_at: float
     state: State = State.ALIVE
     since: float = 0.0
     proved_at: float = _NEVER  # the newest that shows that it lives; `heard_at` begins with a guess
@@ -100,7 +103,7 @@ class Liveness:
         for node in self._members.keys() - wanted:
             del self._members[node]
         for node in wanted - self._members.keys():
-            self._members[node] = _Member(heard_at=now, since=now)
+            self._members[node] = _Member(heard_at=now, since=now, added_at=now)
             # A newcomer is asked soon, not when the present round is over.
             self._round.append(node)
 
@@ -147,6 +150,11 @@ class Liveness:
         member.urgent = True
         self._next_at = now
         return True
+
+    def settled(self, node: NodeId, now: float) -> bool:
+        """Say whether a member has answered from here, or has been one for a while."""
+        member = self._members.get(node)
+        return member is not None and (member.answers or now - member.added_at >= NEW_S)
 
     def slept(self, node: NodeId) -> None:
         """Take it that a member cannot be asked from here now, as if it had never answered."""

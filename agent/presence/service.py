@@ -234,13 +234,17 @@ class Presence:
         """Have others ask as well; one voice is enough, so not when another told it just now.
 
         Who doubts many at once is slow or cut off itself, and keeps quiet: else a busy moment
-        would make everyone ask everyone, and be a busier one.
+        would make everyone ask everyone, and be a busier one. Doubts are told one after another.
         """
+        while (wait_s := self._doubted_at + _DOUBT_INTERVAL_S - time.monotonic()) > 0:
+            await asyncio.sleep(wait_s)
+            if self._liveness.state(node) in (State.ALIVE, None):
+                return
         now = time.monotonic()
         lately = now - _DOUBT_INTERVAL_S
         others = self._liveness.alive()
         silent = sum(self._liveness.state(one) is State.SUSPECT for one in others)
-        if self._doubted.get(node, float("-inf")) > lately or self._doubted_at > lately:
+        if self._doubted.get(node, float("-inf")) > lately:
             return
         if silent > max(_FEW_SUSPECTS, len(others) // 4):
             return
@@ -255,7 +259,9 @@ class Presence:
             self.heard(node)
         else:
             self._linked.discard(node)
-            self.doubt(node)
+            # Who joins does so by a link of its own, which ends before its agent is there.
+            if self._liveness.settled(node, time.monotonic()):
+                self.doubt(node)
         self._note("link.up" if up else "link.down", node, "a control connection is open"
                    if up else "the control connection closed")  # fmt: skip
 

@@ -94,12 +94,15 @@ LOOK_MIN_S = 0.4
 # Nothing that was sealed for us in so long, though peers are looked for: this node may lack the
 # network key, which WireGuard does not need. Idle paths are pinged each 14 s; at start all answer.
 DEAF_S, DEAF_FIRST_S = 45.0, 5.0
+# Members that are gone and may call WireGuard.
+RESTING_MAX = 64
 _WORDS = {
     PathClass.LAN: "lan", PathClass.IPV6: "ipv6", PathClass.PUBLIC: "public",
     PathClass.PUNCHED: "punched", PathClass.RELAYED: "relayed",
 }  # fmt: skip
 
 
+_RESTING = "it is gone; it is looked for when it is heard of again"
 _ASLEEP = "nothing flows to it; it is connected when something does"
 
 
@@ -203,6 +206,7 @@ class Traversal:
         self._introduced: set[NodeId] = set()
         self._talked_to: frozenset[NodeId] = frozenset()
         self._wanted: set[NodeId] = set()
+        self._resting: dict[NodeId, None] = {}  # gone, longest first
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._parts: _Parts | None = None
@@ -295,6 +299,7 @@ class Traversal:
         self._carrier.forget(self._members)
         now = _now()
         self._wanted &= self._members
+        self._resting = {node: None for node in self._resting if node in self._members}
         for node in {*self._engine.peers(), *self._introduced} - self._members:
             self._engine.expel(node, now)
             self._introduced.discard(node)
@@ -390,6 +395,9 @@ class Traversal:
         """Stop looking for a member that is gone, until it is to be kept again."""
         self._wanted.discard(node)
         self._talked_to -= {node}
+        self._resting[node] = None
+        if len(self._resting) > RESTING_MAX:
+            del self._resting[next(iter(self._resting))]
         self._engine.forget(node, _now())
         self._after()
 
@@ -405,12 +413,16 @@ class Traversal:
     def asleep(self, node: NodeId) -> bool:
         """Say whether no path is kept to a member, since nobody needs one."""
         kept = self._parts.kept if self._parts is not None else ()
-        return node in self._introduced and node not in kept
+        return node in self._introduced and node not in kept and node not in self._resting
 
     def wish(self, node: NodeId) -> Wish | None:
-        """Return how WireGuard shall reach a member; None while no path to it is kept."""
+        """Return how WireGuard shall reach a member; None while no path to it is kept.
+
+        One that is gone may call: if it was off during a change of the network key, WireGuard's own
+        handshake is all that anybody hears of it.
+        """
         if self._parts is None or node not in self._parts.kept:
-            return None
+            return Wish(passive=True) if node in self._resting else None
         known = self._sets.get(node)
         return Wish() if known is None else known.wish
 
@@ -424,6 +436,8 @@ class Traversal:
         now = _now()
         view = self._engine.describe(node, now)
         if view is None:
+            if node in self._resting:
+                return {"route": "none", "why": _RESTING}
             return {"route": "asleep", "why": _ASLEEP} if self.asleep(node) else {}
         known = self._sets.get(node)
         return {
@@ -591,6 +605,8 @@ class Traversal:
         if kept == parts.kept:
             return
         left, parts.kept = parts.kept - kept, kept
+        for node in kept & self._resting.keys():
+            del self._resting[node]
         for node in left:
             self._sets.pop(node, None)
             parts.seen.pop(node, None)

@@ -159,6 +159,15 @@ def test_a_member_that_nothing_flows_to_is_no_peer_and_what_is_sent_to_it_no_err
     assert len(peers.addresses([A, B])) == 2
 
 
+def test_a_member_that_is_gone_may_call_whichever_end_begins_handshakes() -> None:
+    for own, other in ((A, B), (B, A)):
+        peers = PeerTable(own)
+        peers.learn(other, IPv6Address("fd00::1"), IPv4Address("10.77.0.1"), [FIRST])
+        (config,) = peers.configs(everyone, 0.0, lambda _: Wish(passive=True))
+        assert config.node_public == other.wireguard_public
+        assert (config.endpoint, config.keepalive_s) == (None, 0)
+
+
 def test_who_was_taken_from_the_device_is_not_connected() -> None:
     peers = table(FIRST)
     peers.observe([state(handshake=1.0, rx=100)], 1.0)
