@@ -12,6 +12,7 @@ from agent.errors import EnvironmentFault
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
 from agent.overlay.device import PeerState
+from agent.peers import Wish
 from agent.probing.port import FakeNetwork, FakePort, Port
 from agent.traversal.carrier import PROTOCOL
 from agent.traversal.service import LOOK_MIN_S, Addresses, Settings, Traversal
@@ -197,7 +198,8 @@ async def test_a_member_that_nobody_talks_to_is_asleep_until_it_is_needed() -> N
     assert not two.asleep(bench.ids[0]), "who is wanted takes part"
     assert bench.plane.requests == 0, "a ping is enough"
     one.rest(bench.ids[1])
-    assert one.asleep(bench.ids[1])
+    assert one.describe(bench.ids[1])["route"] == "none"
+    assert one.wish(bench.ids[1]) == Wish(passive=True), "it may call"
     assert bench.slept == [bench.ids[1]]
     assert not one.need(NodeKey(bytes([9]) * 32).id), "a stranger"
     await bench.stop()
