@@ -94,6 +94,9 @@ LOOK_MIN_S = 0.4
 # Nothing that was sealed for us in so long, though peers are looked for: this node may lack the
 # network key, which WireGuard does not need. Idle paths are pinged each 14 s; at start all answer.
 DEAF_S, DEAF_FIRST_S = 45.0, 5.0
+# Nearly all paths are found sooner, and until then nothing is to be sent to the peer: WireGuard
+# would take it for a handshake that failed, and begin the next 5 s later.
+PASSIVE_AFTER_S = 10.0
 # Members that are gone and may call WireGuard.
 RESTING_MAX = 64
 _WORDS = {
@@ -412,19 +415,25 @@ class Traversal:
 
     def asleep(self, node: NodeId) -> bool:
         """Say whether no path is kept to a member, since nobody needs one."""
-        kept = self._parts.kept if self._parts is not None else ()
+        if self._parts is None or self.deaf:
+            return False  # all are WireGuard's then
+        kept = self._parts.kept
         return node in self._introduced and node not in kept and node not in self._resting
 
     def wish(self, node: NodeId) -> Wish | None:
         """Return how WireGuard shall reach a member; None while no path to it is kept.
 
         One that is gone may call: if it was off during a change of the network key, WireGuard's own
-        handshake is all that anybody hears of it.
+        handshake is all that anybody hears of it. So may one that no path is found to: it may have
+        no path engine.
         """
         if self._parts is None or node not in self._parts.kept:
             return Wish(passive=True) if node in self._resting else None
         known = self._sets.get(node)
-        return Wish() if known is None else known.wish
+        if known is not None and known.wish.endpoint is not None:
+            return known.wish
+        view = self._engine.describe(node, _now())
+        return Wish(passive=view is not None and _now() - view.since > PASSIVE_AFTER_S)
 
     def mtu(self, node: NodeId) -> int:
         """Return the largest packet that fits through the tunnel to a node; 0: not measured."""

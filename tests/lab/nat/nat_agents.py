@@ -51,6 +51,15 @@ class NatMesh(AgentLab):
         for name in others:
             self.agent(name, "join", ticket)
 
+    def __enter__(self) -> NatMesh:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop all agents: their sockets' names are taken as long as they run."""
+        running = [name for name in self._places.machines if self.socket(name).exists()]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda name: self.try_agent(name, "down"), running))
+
     def ticket(self, *arguments: str) -> str:
         """Return a ticket of the founder's."""
         made: str = self.ask(self._founder, "invite", *arguments)["ticket"]

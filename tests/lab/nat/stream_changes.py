@@ -72,6 +72,7 @@ class StreamLab:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.mesh.__exit__()
         self.nat.close()
 
     def measure(self, change: Change) -> float:

@@ -22,8 +22,10 @@ DIRECT = {
 
 @pytest.mark.timeout(900)
 def test_every_pair_carries_traffic(tmp_path: Path) -> None:
-    with Matrix(KINDS) as matrix:
-        mesh = NatMesh(tmp_path, matrix.lab, matrix.rendezvous)
+    with (
+        Matrix(KINDS) as matrix,
+        NatMesh(tmp_path, matrix.lab, matrix.rendezvous) as mesh,
+    ):
         mesh.join([end.machine.name for end in matrix.ends()])
         cells = list(matrix.run(mesh.connect))
     print(text(cells))

@@ -31,6 +31,9 @@ time.time_ns = lambda: true_ns() + 172_800 * 10**9
 WITHOUT_RAW = ["setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw"]
 
 
+ACL = '[[rule]]\nfrom="*"\nto="*"\nports=["tcp:7100"]\naction="allow"\n'
+
+
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatMesh]:
     with NatLab() as nat:
@@ -42,11 +45,11 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatMesh]:
             ("narrow", "easy"),
         ):
             nat.add(name, kind)
-        made = NatMesh(tmp_path_factory.mktemp("bad"), nat, [founder])
-        made.acl.write_text('[[rule]]\nfrom="*"\nto="*"\nports=["tcp:7100"]\naction="allow"\n')
-        for name in ("bare", "late", "shut", "narrow"):
-            made.join([name])
-        yield made
+        with NatMesh(tmp_path_factory.mktemp("bad"), nat, [founder]) as made:
+            made.acl.write_text(ACL)
+            for name in ("bare", "late", "shut", "narrow"):
+                made.join([name])
+            yield made
 
 
 def until(what: Callable[[], Any], limit_s: float = LIMIT_S) -> Any:

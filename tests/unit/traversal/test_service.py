@@ -239,5 +239,8 @@ async def test_without_the_right_to_share_the_port_endpoints_are_others_business
     with pytest.raises(EnvironmentFault, match="CAP_NET_RAW"):
         await node.start(WG)
     assert node.failed
+    node.set_members(bench.ids)
+    node.introduce(bench.ids[1], [(HOSTS[1], WG)])
+    assert not node.asleep(bench.ids[1])
     assert not node.observe([])
     await node.stop()
