@@ -19,6 +19,7 @@ import msgspec
 from agent import endpoint
 from agent.config import Config
 from agent.control import ControlPlane
+from agent.control.troubles import BROKE
 from agent.errors import ConfigError, EnvironmentFault, PeerError, UsageError
 from agent.lan import newcomer
 from agent.membership import issuer, join, naming
@@ -30,6 +31,8 @@ from agent.membership.ticket import Ticket
 _log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 15.0
+# For one whose connection broke under the request.
+_TRIES, _TRY_AGAIN_S = 3, 0.5
 # The LAN is asked if the ticket's addresses have not answered by then: most joins end before.
 _LAN_AFTER_S = 0.5
 # Beside addresses that may just be wrong: a LAN's members answer within a second.
@@ -116,9 +119,19 @@ async def _ask_addresses(control: ControlPlane, ticket: Ticket, request: bytes) 
             "the ticket names no address, and no member was found on this LAN",
             hint="Give one with `--bootstrap HOST`, or join on a member's LAN.",
         )
-    return await control.request(
-        None, ticket.addresses, join.PROTOCOL, request, timeout_s=JOIN_TIMEOUT_S
-    )
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            return await control.request(
+                None, ticket.addresses, join.PROTOCOL, request, timeout_s=JOIN_TIMEOUT_S
+            )
+        except PeerError as error:
+            # Whoever asks again with the same ticket and key gets the same answer, and no second
+            # use of the ticket is counted.
+            if not tries_left or not error.message.startswith(BROKE):
+                raise
+            _log.info("join.again %s", error.message)
+            await asyncio.sleep(_TRY_AGAIN_S)
+    raise AssertionError("the last try returns or raises")
 
 
 async def _ask_lan(control: ControlPlane, ticket: Ticket, request: bytes, own: str) -> bytes:

@@ -29,7 +29,7 @@ from agent.control.links import Link, Links
 from agent.control.setup import Setup
 from agent.control.swarm import Host
 from agent.control.topics import Asker, Topics
-from agent.control.troubles import Trouble, unreachable
+from agent.control.troubles import BROKE, Trouble, unreachable
 from agent.errors import PeerError
 from agent.identity.keys import NodeId, NodeKey
 
@@ -209,7 +209,7 @@ class Node:
         except Exception as error:
             log.debug("request failed, protocol=%s, node=%s: %r", protocol, node, error)
             raise PeerError(
-                f"the connection broke before the node had answered {protocol} {_who(node)}",
+                f"{BROKE} {protocol} {_who(node)}",
                 hint="Try again; if it goes on, look at that node's log.",
             ) from None
 

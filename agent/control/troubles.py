@@ -23,6 +23,10 @@ class Trouble(Enum):
     OTHER_NODE = "is another node"
 
 
+# What a request's error begins with when its connection ended under it.
+BROKE = "the connection broke before the node had answered"
+
+
 def unreachable(
     peer: str | None, troubles: Mapping[str, Trouble], addresses: Sequence[str], timeout_s: float
 ) -> PeerError:

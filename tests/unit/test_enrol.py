@@ -13,6 +13,7 @@ import pytest
 
 from agent import config, enrol
 from agent.config import Config
+from agent.control.troubles import BROKE
 from agent.errors import EnvironmentFault, MembershipError, PeerError, StateError, TicketError
 from agent.identity.keys import NodeId, NodeKey
 from agent.lan.peers import LanPeer
@@ -37,6 +38,7 @@ class World:
         self.asked: list[tuple[NodeId | None, tuple[str, ...]]] = []
         self.keys: NetworkKeys | None = None
         self.stopped = 0
+        self.breaking = 0
 
     def __call__(self, key: NodeKey, keys: NetworkKeys, listen: Sequence[str]) -> World:
         assert listen == ()
@@ -57,7 +59,11 @@ class World:
         self.asked.append((peer, tuple(addresses)))
         if not self.answering.intersection(addresses):
             raise PeerError("nobody could be reached")
-        return self.membership.admit(JoinRequest.decode(payload), NOW).encode()
+        answer = self.membership.admit(JoinRequest.decode(payload), NOW).encode()
+        if self.breaking:
+            self.breaking -= 1
+            raise PeerError(f"{BROKE} {protocol} (any node)", hint="Try again.")
+        return answer
 
     async def find(self, mesh_id: bytes, network_key: bytes, **_: Any) -> AsyncIterator[LanPeer]:
         self.lan_asked += 1
@@ -82,6 +88,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         monkeypatch.setattr(enrol, "ControlPlane", made)
         monkeypatch.setattr(enrol.newcomer, "find", made.find)
         monkeypatch.setattr(enrol, "_LAN_AFTER_S", 0.0)
+        monkeypatch.setattr(enrol, "_TRY_AGAIN_S", 0.0)
         monkeypatch.setattr(made.membership, "_state", state)
         yield made  # type: ignore[misc]
 
@@ -197,3 +204,21 @@ async def test_who_gives_up_waiting_leaves_nothing_behind() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_connection_that_broke_under_the_request_costs_no_use_of_the_ticket(
+    world: World, tmp_path: Path
+) -> None:
+    """The member has admitted the newcomer, and its answer was lost: twice."""
+    world.answering, world.breaking = {FAR}, 2
+    membership = await joined(world, tmp_path, FAR, assignments=["network.mdns=false"])
+    assert membership.certificate.name == "pi"
+    assert len(world.asked) == 3
+    assert len(world.membership.peers()) == 1
+
+
+async def test_a_connection_that_breaks_each_time_is_said(world: World, tmp_path: Path) -> None:
+    world.answering, world.breaking = {FAR}, 99
+    with pytest.raises(PeerError, match="the connection broke"):
+        await joined(world, tmp_path, FAR, assignments=["network.mdns=false"])
+    assert len(world.asked) == 3
