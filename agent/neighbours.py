@@ -49,7 +49,7 @@ STARTING_S = 20.0
 # How often this machine looks at its own addresses: a laptop moves between networks.
 ADDRESSES_INTERVAL_S = 5.0
 # A mesh that comes up changes many times a second; each write waits for the disk.
-QUICK_FILE_INTERVAL_S = 10.0
+QUICK_FILE_INTERVAL_S = 3.0
 # Members tell each other their records by gossip, beside the DHT: this is the topic.
 TOPIC = "records"
 

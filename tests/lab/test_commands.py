@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -56,14 +57,20 @@ def test_both_overlay_addresses_carry_packets(mesh: DemoMesh) -> None:
 def test_the_wg_quick_file_is_what_wireguard_has(mesh: DemoMesh) -> None:
     file = mesh.root / "beta" / "covey-beta.conf"
     assert file.stat().st_mode & 0o777 == 0o600
-    stripped = mesh.machine("beta").run(["wg-quick", "strip", str(file)])
-    assert stripped.returncode == 0, stripped.stderr
-    shown = mesh.machine("beta").run(["wg", "show", "covey-beta", "peers"]).stdout.split()
-    listed = [
-        line.partition("=")[2].strip()
-        for line in stripped.stdout.splitlines()
-        if line.startswith("PublicKey")
-    ]
+    deadline = time.monotonic() + 20
+    while True:  # it is written some seconds after a change
+        stripped = mesh.machine("beta").run(["wg-quick", "strip", str(file)])
+        assert stripped.returncode == 0, stripped.stderr
+        shown = mesh.machine("beta").run(["wg", "show", "covey-beta", "peers"]).stdout.split()
+        listed = [
+            line.partition("=")[2].strip()
+            for line in stripped.stdout.splitlines()
+            if line.startswith("PublicKey")
+        ]
+        if sorted(listed) == sorted(shown) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    assert shown
     assert sorted(listed) == sorted(shown)
     assert len(listed) == 3
 
