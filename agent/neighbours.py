@@ -307,10 +307,10 @@ class Neighbours:
     def _write_quick_file(self, configs: Sequence[PeerConfig]) -> None:
         """Keep the last good state as a wg-quick file, for an operator without Covey."""
         membership, network = self._membership, self._settings.network
-        names = {m.node_id.wireguard_public: m.certificate.name for m in membership.peers()}
         now = time.monotonic()
         if now < self._quick_file_at:
             return
+        names = {m.node_id.wireguard_public: m.certificate.name for m in membership.peers()}
         content = WgQuickFile(
             DeviceConfig(
                 membership.key.wireguard_private,
