@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 # How often discovery is asked for heads. A node that has a new one says so by gossip, after which
 # all look; this is for what was missed.
-_HEADS_INTERVAL_S = 20.0
+_HEADS_INTERVAL_S = 60.0
 # A head that died without a word is believed for so long at most.
 _HEAD_TTL_S = 30.0
 # A newcomer's first connections go over the overlay, which takes a moment to come up.
@@ -52,7 +52,7 @@ class Company:
         self._first_seen: dict[NodeId, float] = {}
         self._look = asyncio.Event()
         self._tell = tell
-        self.heads: list[dict[str, Any]] = []
+        self._heads: list[dict[str, Any]] = []
 
     def members(self, now: float) -> Sequence[Member]:
         """Return all valid members at `now` (unix seconds), there or not, this node too."""
@@ -103,6 +103,12 @@ class Company:
         if not self._neighbours.connected(node) and now - seen < _OVERLAY_FIRST_S:
             return []
         return self.control_addresses(node)
+
+    @property
+    def heads(self) -> list[dict[str, Any]]:
+        """The heads that discovery knows, but those of members that are gone."""
+        there = {str(node) for node in (*self._alive(), self._membership.key.id)}
+        return [head for head in self._heads if head["node"] in there]
 
     def head_nodes(self) -> set[NodeId]:
         """Return the nodes where heads answer."""
@@ -167,4 +173,4 @@ class Company:
                  "node": str(record.id), "name": member.certificate.name}
                 for head in announced
             ]  # fmt: skip
-        self.heads = found
+        self._heads = found

@@ -78,10 +78,14 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=
 
 
 class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="models"):
-    """Every model that runs on the author."""
+    """Every model that runs on the author; `revision` is another when something is new in it.
+
+    That may be what the listing does not show: where a head answers.
+    """
 
     at: _Time
     models: Annotated[tuple[Model, ...], msgspec.Meta(max_length=MAX_MODELS)] = ()
+    revision: _Count = 0
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="event"):

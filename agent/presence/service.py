@@ -51,7 +51,7 @@ class _Heard:
     """What a member last told."""
 
     beat: Beat | None = None
-    models: tuple[Model, ...] = ()
+    models: Models | None = None
     rtt_s: float | None = None
     events: list[float] = field(default_factory=list)
 
@@ -181,7 +181,7 @@ class Presence:
             "health": [{"code": i.code, "severity": i.severity} for i in beat.items]
             if beat else [],
             "models": [{"name": m.name, "part": m.part, "phase": m.phase}
-                       for m in heard.models] if heard else [],
+                       for m in heard.models.models] if heard and heard.models else [],
             "software": beat.software if beat else "",
         }  # fmt: skip
 
@@ -269,7 +269,7 @@ class Presence:
 
     async def _tell(self) -> None:
         """Send the beat in its time, and what changed soon after it did."""
-        beats, due = 0, 0.0
+        beats, revision, due = 0, int(time.time()), 0.0
         await asyncio.sleep(self._rng.uniform(0.0, 0.5))
         while True:
             now = time.monotonic()
@@ -283,8 +283,10 @@ class Presence:
             elif (items, models) == self._told and not asked:
                 await self._pause()
                 continue
-            if asked or models != self._told[1] or beats % _MODELS_EACH_BEATS == 1:
-                await self._publish(report.MODELS, Models(self._at(), models))
+            new = asked or models != self._told[1]
+            if new or beats % _MODELS_EACH_BEATS == 1:
+                revision += new
+                await self._publish(report.MODELS, Models(self._at(), models, revision))
             if items != self._told[0]:
                 self._note_health(items)
             self._told = items, models
@@ -373,8 +375,13 @@ class Presence:
             case Doubt():
                 self._act_on_doubt(NodeId(word.node), at)
             case Models():
-                self._of(author).models = word.models
-                self._on_models()
+                heard = self._of(author)
+                before, heard.models = heard.models, word
+                if before is None or (before.revision, before.models) != (
+                    word.revision,
+                    word.models,
+                ):
+                    self._on_models()
         self._liveness.heard(author, at)
 
     def _act_on_doubt(self, node: NodeId, at: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -71,6 +72,7 @@ class Fleet:
         self.changes: dict[NodeId, list[tuple[NodeId, State]]] = {n: [] for n in self.nodes}
         self.health = {n: Health() for n in self.nodes}
         self.models: dict[NodeId, list[Model]] = {n: [] for n in self.nodes}
+        self.news: Counter[NodeId] = Counter()
         self.presence = {n: self._make(n) for n in self.nodes}
 
     def _make(self, own: NodeId) -> Presence:
@@ -87,6 +89,7 @@ class Fleet:
         return Presence(
             own, Control(self.hub, own), ping, sources, self.health[own],
             changed=lambda other, state: self.changes[own].append((other, state)),
+            models=lambda: self.news.update([own]),
             rng=random.Random(own.ed25519),
         )  # fmt: skip
 
@@ -159,6 +162,24 @@ async def test_beats_carry_load_health_and_models(monkeypatch: pytest.MonkeyPatc
         assert seen["models"] == [{"name": "covey-mini", "part": "head", "phase": "ready"}]
         assert seen["load"]["free_bytes"] == 1 << 30
         await until(lambda: "health.set" in made.kinds(first))
+
+
+async def test_only_models_that_are_news_have_others_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(2, monkeypatch) as made:
+        first, second = made.nodes
+        await until(lambda: made.presence[first].describe(second)["load"] is not None)
+        before = made.news[first]
+        hear = made.control(first).handlers[report.MODELS]
+        models, now = (Model("m", "head", "ready"),), time.time() + 1
+        for step, (said, looks) in enumerate((
+            (report.Models(now, models, 7), 1),
+            (report.Models(now + 1, models, 7), 0),  # said again, for who missed it
+            (report.Models(now + 2, models, 8), 1),  # its head answers elsewhere
+            (report.Models(now + 3, (), 8), 1),
+        )):  # fmt: skip
+            await hear(second, report.encode(said))
+            assert made.news[first] - before == looks, step
+            before = made.news[first]
 
 
 async def test_a_goodbye_is_believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
