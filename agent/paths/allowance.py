@@ -23,3 +23,7 @@ class Allowance:
             return False
         self._left -= 1
         return True
+
+    def give_back(self) -> None:
+        """Do not count one that was taken."""
+        self._left = min(self._burst, self._left + 1)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from agent.identity.keys import NodeId
 from agent.paths.allowance import Allowance
 from agent.paths.candidates import Intake, PathClass, is_private, path_class, permitted, probeable
+from agent.paths.credit import Credit
 from agent.paths.legs import Leg
 from agent.paths.messages import SESSION_MAX, Candidate, Kind, NatKind, Ping, Place
 from agent.paths.outputs import SendProbe
@@ -35,13 +36,14 @@ _NEVER = float("inf")
 class Book:
     """The paths to one peer, by place."""
 
-    def __init__(self, peer: NodeId, own: Own) -> None:
+    def __init__(self, peer: NodeId, own: Own, credit: Credit) -> None:
         self._peer = peer
         self._own = own
         self._paths: dict[Place, Path] = {}
         self._outstanding: OrderedDict[int, tuple[Place, float]] = OrderedDict()
         self._intake = Intake()
         self._allowance = Allowance(PROBES_PER_S, PROBES_BURST)
+        self._credit = credit
         self.session = own.rng.randint(1, SESSION_MAX)
         self.nat = NatKind.UNKNOWN  # the peer's, by its own word
         self.candidates: tuple[Candidate, ...] = ()
@@ -151,7 +153,8 @@ class Book:
 
     def ping(self, path: Path, now: float, *, nominates: bool, wants: bool) -> bool:
         """Ping a place; False when the allowance is used up."""
-        if not self._allowance.take(now):
+        unproved = path.rtt is None and path.relay is None
+        if (unproved and not self._credit.probes.take(now)) or not self._allowance.take(now):
             return False
         token, relayed = self._token(path.place, now), path.relay is not None
         self._send(path.place, Ping(token, True, nominates, relayed, wants, self.session))

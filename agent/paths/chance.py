@@ -20,6 +20,7 @@ from __future__ import annotations
 from agent.identity.keys import NodeId
 from agent.paths.birthday import HOLD_S, SOCKETS, Pauses, Salvo
 from agent.paths.book import Book
+from agent.paths.credit import Credit
 from agent.paths.messages import NatKind, Place
 from agent.paths.outputs import AddSnat, RemoveSnat, StartBirthday, StopBirthday
 from agent.paths.own import Own
@@ -37,7 +38,7 @@ _NEVER = float("inf")
 class Chance:
     """The attempts of one pair, seen from one side."""
 
-    def __init__(self, peer: NodeId, own: Own) -> None:
+    def __init__(self, peer: NodeId, own: Own, credit: Credit) -> None:
         self._peer = peer
         self._own = own
         self._pauses = Pauses()
@@ -46,6 +47,7 @@ class Chance:
         self._hit: tuple[Place, int] | None = None
         self._hit_at = 0.0
         self._answered_attempt = 0
+        self._salvos = credit.salvos
         self._consider_at = _NEVER
         self.salvo: Salvo | None = None
 
@@ -108,8 +110,11 @@ class Chance:
         return True
 
     def shoot(self, attempt: int, host: str, now: float) -> bool:
-        """Easy side: the peer's sockets are open; False when this attempt is known."""
+        """Easy side: the peer's sockets are open; False for a known attempt, or one too many."""
         if attempt == self._answered_attempt or self.trying or not self._own.turns.take(self):
+            return False
+        if not self._salvos.take(now):
+            self._own.turns.give_back(self)
             return False
         self._answered_attempt = attempt
         self.salvo = Salvo(host, self._own.rng, now)
@@ -127,6 +132,8 @@ class Chance:
         """A direct path is there: what is under way ends, and the next attempt may come at once."""
         if self._hit is not None and self._hit[0] != place:
             self._remove()
+        if self.salvo is not None and self.salvo.host == place[0]:
+            self._salvos.give_back()
         self._end()
         self._pauses.reset()
 

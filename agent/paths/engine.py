@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from agent.identity.keys import NodeId
 from agent.paths.allowance import Allowance
 from agent.paths.candidates import Surroundings, is_private, own_candidates
+from agent.paths.credit import Credit
 from agent.paths.messages import (
     CANDIDATES_MAX,
     Candidate,
@@ -86,6 +87,7 @@ _LONG_AGO = float("-inf")
 class _Sender:
     probes: Allowance
     signals: Allowance
+    credit: Credit
 
 
 @dataclass
@@ -372,7 +374,7 @@ class PathEngine:
             return None
         kept = self._kept.get(peer)
         if kept is None:
-            kept = self._kept[peer] = _Kept(Pair(peer, self._own, now))
+            kept = self._kept[peer] = _Kept(Pair(peer, self._own, self._sender(peer).credit, now))
         return kept
 
     def _guest(self, peer: NodeId, now: float) -> _Kept | None:
@@ -393,7 +395,9 @@ class PathEngine:
         sender = self._senders.get(peer)
         if sender is None:
             sender = self._senders[peer] = _Sender(
-                Allowance(PROBES_PER_S, PROBES_BURST), Allowance(SIGNALS_PER_S, SIGNALS_BURST)
+                Allowance(PROBES_PER_S, PROBES_BURST),
+                Allowance(SIGNALS_PER_S, SIGNALS_BURST),
+                Credit(),
             )
             if len(self._senders) > _SENDERS_MAX:
                 self._senders.popitem(last=False)

@@ -38,6 +38,7 @@ from agent.paths.book import Book
 from agent.paths.candidates import PathClass
 from agent.paths.chance import SETTLE_S, Chance
 from agent.paths.choice import NOMINATED_S, better, too_silent
+from agent.paths.credit import Credit
 from agent.paths.legs import Legs
 from agent.paths.messages import (
     Candidate,
@@ -86,17 +87,17 @@ _LONG_AGO = float("-inf")
 class Pair:
     """This node and one peer."""
 
-    def __init__(self, peer: NodeId, own: Own, now: float) -> None:
+    def __init__(self, peer: NodeId, own: Own, credit: Credit, now: float) -> None:
         self.peer = peer
         self.wanted = False  # somebody here needs the peer; else the peer needs us
         self._ready = own.id < peer  # WireGuard here takes handshakes of the peer, or begins them
         self._peer_session = 0
         self._renewed_at = _LONG_AGO
         self._own = own
-        self._book = Book(peer, own)
+        self._book = Book(peer, own, credit)
         self._legs = Legs(peer, own)
         self._talk = Talk()
-        self._chance = Chance(peer, own)
+        self._chance = Chance(peer, own, credit)
         self._mtu = PathMtu(peer, own)
         self._rhythm = Rhythm(own.rng)
         self._leads = own.id < peer

@@ -9,14 +9,14 @@ evidence of life.
     -----     -------                ----
     alive     suspect                two questions in a row were not answered, the first at once
                                      after a hint (its last link went, others doubt it), or nothing
-                                     was heard for SILENT_S
+                                     was heard for `silent_s`
     suspect   alive                  heard
     suspect   gone                   SUSPECT_S later
     gone      alive                  heard
 
 A member that never answered a question from here (there is no path to it) is not suspected for its
 silence under questions alone, only when another doubts it as well, or when nothing that it wrote
-arrives for SILENT_S; one that lives and is doubted says so to all. `now` is monotonic seconds.
+arrives for `silent_s`; one that lives and is doubted says so to all. `now` is monotonic seconds.
 
 Where most questions come to nothing, it is this node or its network that is slow, and to suspect
 everyone would only make it slower: it waits up to `patience` times as long then (as in Lifeguard:
@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from agent.identity.keys import NodeId
+from agent.presence import report
 
 PROBE_INTERVAL_S = 1.0
 # Newcomers are asked sooner than their turn comes, so many in one call of `due`.
@@ -45,8 +46,8 @@ MISSES = 2
 # So many more questions than answers may come to nothing before this node takes itself for the slow
 # one, and waits longer; and so many count at most.
 STRAIN_FREE, STRAIN_MAX = 3, 15
-# Reports come each 60 s at most, so this is three of them and a margin.
-SILENT_S = 200.0
+# In a mesh of few; in a larger one so many beats.
+SILENT_S, SILENT_BEATS = 200.0, 3.3
 # One of those who are gone is asked again this often; most say themselves that they are back.
 GONE_INTERVAL_S = 10.0
 
@@ -96,6 +97,11 @@ class Liveness:
     def patience(self) -> float:
         """How many times as long as usual to wait for answers, and for suspects: 1 … 7."""
         return 1.0 + max(0, self._strain - STRAIN_FREE) / 2
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing may be heard of a member whom no question reaches."""
+        return max(SILENT_S, SILENT_BEATS * report.beat_interval_s(len(self._members) + 1))
 
     def set_members(self, nodes: Iterable[NodeId], now: float) -> None:
         """Say who is a member: a new one counts as alive, one that is none is forgotten."""
@@ -177,10 +183,10 @@ class Liveness:
 
         Report each with `answered` or `missed`.
         """
-        asked = []
+        asked, silent_s = [], self.silent_s
         for node, member in self._members.items():
             missing = member.state is State.ALIVE and member.misses > 0
-            if member.state is State.ALIVE and now - member.heard_at > SILENT_S:
+            if member.state is State.ALIVE and now - member.heard_at > silent_s:
                 self._to(node, member, State.SUSPECT, now)
             elif member.state is State.SUSPECT and now - member.since >= SUSPECT_S * self.patience:
                 self._to(node, member, State.GONE, now)

@@ -32,7 +32,7 @@ from agent.probing.port import DATAGRAM_MAX, OnDatagram, Place, Sent
 # linux/in6.h: where in what we send the kernel shall put the checksum, and check it on receipt.
 _IPV6_CHECKSUM_AT = 6
 # Where the route to an address leaves from. A lookup takes 15 µs; a change is news to `changes.py`.
-_SOURCE_KEPT_S = 1.0
+_SOURCE_KEPT_S = 30.0
 _SOURCES_MAX = 1024
 _BUFFER_BYTES = DATAGRAM_MAX + 128  # and an IPv4 header, and then some to see that it was cut
 _ANCILLARY_BYTES = socket.CMSG_SPACE(sockets.PKTINFO6.size)

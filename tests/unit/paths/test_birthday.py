@@ -16,6 +16,7 @@ from agent.paths.birthday import (
     Turns,
 )
 from agent.paths.chance import SETTLE_S, Chance
+from agent.paths.credit import SALVOS_BURST, Credit
 from agent.paths.own import Own
 
 ME, PEER = NodeId(bytes([1]) * 32), NodeId(bytes([2]) * 32)
@@ -79,7 +80,7 @@ def test_turns_are_few_and_given_back() -> None:
 def chance() -> tuple[Chance, list[out.Output]]:
     done: list[out.Output] = []
     own = Own(ME, 1, random.Random(1), done.append, lambda now: None)
-    return Chance(PEER, own), done
+    return Chance(PEER, own, Credit()), done
 
 
 def test_the_hard_side_from_sockets_to_a_rule() -> None:
@@ -131,10 +132,32 @@ def test_the_easy_side_answers_each_attempt_once() -> None:
     assert made.shoot(2, "203.0.113.1", 9.0)
 
 
+def test_attempts_that_do_not_hit_are_few_whatever_the_peer_tells() -> None:
+    made, _ = chance()
+    shot = 0
+    for attempt in range(1, 101):
+        shot += made.shoot(attempt, "203.0.113.1", 9.0 * attempt)
+        made.tick(9.0 * attempt + SALVO_S + 0.1)
+    assert SALVOS_BURST <= shot <= SALVOS_BURST + 900 / 300
+
+
+def test_attempts_that_hit_cost_nothing() -> None:
+    made, _ = chance()
+    for attempt in range(1, 101):
+        assert made.shoot(attempt, EASY[0], 9.0 * attempt)
+        made.settled(EASY)
+    assert made.shoot(101, EASY[0], 1000.0)
+    made.settled(("198.51.100.1", 7))
+    for attempt in range(102, 110):  # it answers elsewhere: that is no hit
+        made.shoot(attempt, EASY[0], 1000.0)
+        made.settled(("198.51.100.1", 7))
+    assert not made.shoot(110, EASY[0], 1000.0)
+
+
 def test_an_attempt_waits_for_its_turn() -> None:
     done: list[out.Output] = []
     own = Own(ME, 1, random.Random(1), done.append, lambda now: None)
-    first, second, third = (Chance(PEER, own) for _ in range(3))
+    first, second, third = (Chance(PEER, own, Credit()) for _ in range(3))
     assert [c.begin(EASY, 0.0) for c in (first, second, third)] == [True, True, False]
     first.close()
     assert third.begin(EASY, 0.1)

@@ -14,6 +14,7 @@ from agent.paths.choice import (
     better,
     too_silent,
 )
+from agent.paths.credit import Credit
 from agent.paths.messages import Candidate, Kind, Place
 from agent.paths.own import Own
 from agent.paths.path import BURST_S, Path
@@ -28,7 +29,7 @@ SEEN = ("198.51.100.7", 7)
 def book(*places: Place) -> Book:
     own = Own(ME, 1, random.Random(1), lambda output: None, lambda now: None)
     own.around = Surroundings()
-    made = Book(PEER, own)
+    made = Book(PEER, own, Credit())
     made.set_candidates(tuple(Candidate.of(Kind.OBSERVED, place) for place in places), 0.0)
     return made
 

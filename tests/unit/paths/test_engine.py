@@ -11,6 +11,7 @@ from agent.identity.keys import NodeId
 from agent.paths import outputs as out
 from agent.paths.book import PATIENCE_S
 from agent.paths.candidates import PathClass, Surroundings
+from agent.paths.credit import PROBES_BURST, PROBES_PER_S
 from agent.paths.engine import GUEST_S, GUESTS_MAX, NEED_S, PathEngine
 from agent.paths.messages import (
     Candidate,
@@ -168,6 +169,17 @@ def test_hostile_candidates_are_not_probed() -> None:
     ]
     made.signal_received(PEER, signal(*hostile, THERE), 1.0)
     assert {p.place for p in probes(run(made, 1.0, 60.0))} == {THERE}
+
+
+def test_a_third_party_that_a_peer_names_is_sent_little_however_it_signals() -> None:
+    made, sent = engine(), 0
+    for n in range(600):  # ten minutes, a new place each time, and let go by us in between
+        now = float(n)
+        made.signal_received(PEER, signal(("203.0.114.9", 1000 + n), sequence=n + 1), now)
+        sent += len(probes(run(made, now, now + 0.99)))
+        if n % 60 == 59:
+            made.forget(PEER, now + 0.99)
+    assert 100 < sent <= PROBES_BURST + 600 * PROBES_PER_S
 
 
 def test_an_offer_can_send_us_to_a_relay_only_after_an_answer() -> None:

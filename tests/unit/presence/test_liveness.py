@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.identity.keys import NodeId
+from agent.presence import report
 from agent.presence.liveness import SILENT_S, SUSPECT_S, Liveness, State
 
 STEP_S = 0.25
@@ -102,6 +103,13 @@ def test_who_cannot_be_asked_from_here_lives_as_long_as_it_is_heard() -> None:
     assert world.changes == []
     world.run(SILENT_S + SUSPECT_S + 1)
     assert world.state(2) is State.GONE
+
+
+def test_silence_is_three_beats_at_least_however_many_members_there_are() -> None:
+    for members in (1, 10, 30, 100, 1000):
+        liveness = Liveness(random.Random(1), lambda one, state: None)
+        liveness.set_members([node(n) for n in range(1, members)], 0.0)
+        assert liveness.silent_s >= 3 * report.beat_interval_s(members)
 
 
 def test_one_that_never_answered_is_gone_when_others_doubt_it_and_it_stays_silent() -> None:
