@@ -7,7 +7,9 @@
                 within OFFER_WAIT_S
     one        it works, or WARM_AFTER_S passed   the side with the lower id asks for a second, so
                                                    that one may die
-    asked      no word for ASK_TIMEOUT_S, refused ask the next; this one again after RETRY_S
+    asked      no word for ASK_TIMEOUT_S, refused ask the next; this one again after RETRY_S, or
+                                                   after ALONE_S, then twice as long each time,
+                                                   if there is none else
     open       its path is silent                 ask the next; when one works close the silent one,
                                                    until then ask that anew each ASK_ANEW_S
     any        the peer offers one                join it; by WebSocket if no UDP gets through here;
@@ -37,9 +39,11 @@ WARM_AFTER_S = 1.5
 _OTHER_AFTER_S = 5.0
 ASK_TIMEOUT_S = 3.0
 RETRY_S = 20.0
+ALONE_S = 3.0
 # A relay that lost the allocation tells the shell so (`failed`); one that is only silent is likely
 # to be as before when it is back, and a new place has to be signalled first.
 ASK_ANEW_S = 60.0
+_IN_VAIN_MAX = 8
 _NEVER = float("inf")
 
 
@@ -67,6 +71,7 @@ class Legs:
         self._legs: dict[NodeId, Leg] = {}
         self._not_before: dict[NodeId, float] = {}
         self._dead_ticket: dict[NodeId, bytes | None] = {}
+        self._in_vain = 0  # how many were asked since one gave a place
         self._offers: tuple[RelayOffer, ...] = ()  # the peer's, by its last signal
         self.wake_at = _NEVER
 
@@ -113,7 +118,7 @@ class Legs:
             if proved and first:
                 due = now
         if now >= due:
-            due = self._open_next(now, dead)
+            due = self._open_next(now, dead, alone=count == 0)
         asked = min((e.asked_at for e in self._legs.values() if e.place is None), default=_NEVER)
         again = min(
             (max(at, self._legs[r].asked_at) for r, at in dead.items() if r in self._legs),
@@ -161,6 +166,7 @@ class Legs:
             self._own.out(CloseRelay(self._peer, relay))
             return False
         leg.place = place
+        self._in_vain = 0
         if not leg.offered:
             leg.offer = offer
         return True
@@ -170,6 +176,8 @@ class Legs:
         leg = self._legs.pop(relay, None)
         if leg is None:
             return
+        if leg.place is None:
+            self._in_vain = min(self._in_vain + 1, _IN_VAIN_MAX)
         self._not_before[relay] = now + RETRY_S
         self._dead_ticket[relay] = leg.ticket
         self._own.out(CloseRelay(self._peer, relay))
@@ -235,16 +243,24 @@ class Legs:
         )  # fmt: skip
         self._own.out(OpenRelay(self._peer, relay, tunnel, offer.ticket))
 
-    def _open_next(self, now: float, dead: Collection[NodeId] = ()) -> float:
-        """Ask the nearest relay that is not in use; return when to try again."""
+    def _open_next(self, now: float, dead: Collection[NodeId], *, alone: bool) -> float:
+        """Ask the nearest relay that is not in use; return when to try again.
+
+        `alone`: no other works. Then those that failed follow soon, the one longest ago first: it
+        may have been let go only because another worked then.
+        """
         mine = [leg for leg in self._legs.values() if not leg.offered and leg.relay not in dead]
         if len(mine) >= OWN_MAX:
             return _NEVER
         again = _NEVER
-        for relay in self._own.relays:
+        relays, sooner_s = self._own.relays, 0.0
+        if alone:
+            sooner_s = max(0.0, RETRY_S - ALONE_S * 2**self._in_vain)
+            relays = tuple(sorted(relays, key=lambda r: self._not_before.get(r.node, 0.0)))
+        for relay in relays:
             if relay.node in self._legs or relay.node in (self._own.id, self._peer):
                 continue
-            not_before = self._not_before.get(relay.node, 0.0)
+            not_before = self._not_before.get(relay.node, 0.0) - sooner_s
             if now < not_before:
                 again = min(again, not_before)
                 continue

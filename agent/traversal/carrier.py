@@ -1,9 +1,10 @@
 """Brings signals to a peer that no packet reaches yet, over the control plane. A shell.
 
 A request, where the peer can be asked: it is linked, or others reach it from outside. Else gossip:
-every member passes the signal on and the one that it names takes it. Signals are sealed for their
-peer, so that nobody on the way reads them (agent/paths/wire.py). Both may lose one; the engine
-repeats what is not acknowledged.
+every member passes the signal on and the one that it names takes it. That too when the request is
+not answered soon: the link may go over the very path that has just died. Signals are sealed for
+their peer, so that nobody on the way reads them (agent/paths/wire.py). Both may lose one; the
+engine repeats what is not acknowledged, and takes each once.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ PROTOCOL = "/covey/paths/1"
 TOPIC = "signals"
 # A signal is repeated after 0.4 s; a request that takes longer is of no use.
 _REQUEST_LIMIT_S = 2.0
+# Most round trips are shorter, and TCP's repetition 1.4 s after a loss is not missed for it.
+_HEDGE_S = 0.3
 # After a request that failed the peer gets its signals by gossip for so long.
 _GOSSIP_S = 30.0
 _KEY_BYTES = 32
@@ -94,19 +97,32 @@ class Carrier:
 
     async def _send(self, peer: NodeId, sealed: bytes) -> None:
         now = asyncio.get_running_loop().time()
+        addresses = self._addresses(peer) if now >= self._gossip_until.get(peer, 0.0) else None
+        if addresses is None:
+            await self._tell_all(peer, sealed)
+            return
+        request = asyncio.create_task(self._request(peer, addresses, sealed))
         try:
-            if now >= self._gossip_until.get(peer, 0.0):
-                addresses = self._addresses(peer)
-                if addresses is not None:
-                    try:
-                        await self._control.request(
-                            peer, addresses, PROTOCOL, sealed, timeout_s=_REQUEST_LIMIT_S
-                        )
-                    except PeerError as error:
-                        _log.debug("signal not delivered node=%s: %s", peer, error.message)
-                        self._gossip_until[peer] = now + _GOSSIP_S
-                    else:
-                        return
+            done, _ = await asyncio.wait({request}, timeout=_HEDGE_S)
+            if not done or not request.result():
+                await self._tell_all(peer, sealed)
+            if not await request:
+                self._gossip_until[peer] = now + _GOSSIP_S
+        finally:
+            request.cancel()
+
+    async def _request(self, peer: NodeId, addresses: Sequence[str], sealed: bytes) -> bool:
+        try:
+            await self._control.request(
+                peer, addresses, PROTOCOL, sealed, timeout_s=_REQUEST_LIMIT_S
+            )
+        except CoveyError as error:
+            _log.debug("signal not delivered node=%s: %s", peer, error.line())
+            return False
+        return True
+
+    async def _tell_all(self, peer: NodeId, sealed: bytes) -> None:
+        try:
             await self._control.publish(TOPIC, peer.ed25519 + sealed)
         except CoveyError as error:
             _log.debug("no signal node=%s: %s", peer, error.line())

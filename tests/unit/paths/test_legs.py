@@ -5,6 +5,7 @@ import random
 from agent.identity.keys import NodeId
 from agent.paths import outputs as out
 from agent.paths.legs import (
+    ALONE_S,
     ASK_ANEW_S,
     ASK_TIMEOUT_S,
     OFFER_WAIT_S,
@@ -81,6 +82,28 @@ def test_a_relay_that_says_nothing_makes_way_for_the_next() -> None:
     assert made.wake_at == ASK_TIMEOUT_S + RETRY_S
     tick(made, made.wake_at)
     assert done[-1] == out.OpenRelay(HIGH, RELAYS[0])
+
+
+def test_one_that_was_let_go_is_asked_soon_when_no_other_works() -> None:
+    made, done, own = legs()
+    own.relays = own.relays[:2]
+    tick(made, 0.0)
+    made.opened(RELAYS[0], (HOSTS[0], 7000), offer(0), 0.1)
+    tick(made, 0.2, proved=(RELAYS[0],))
+    made.opened(RELAYS[1], (HOSTS[1], 7000), offer(1), 0.3)
+    tick(made, 5.0, proved=(RELAYS[1],), dead={RELAYS[0]: 4.0})  # let go
+    done.clear()
+    tick(made, 6.0, dead={RELAYS[1]: 6.0})  # the other dies a second later
+    assert done == [], "it was let go just now"
+    tick(made, made.wake_at, dead={RELAYS[1]: 6.0})
+    assert done == [out.OpenRelay(HIGH, RELAYS[0])]
+    assert made.wake_at < 5.0 + RETRY_S
+    done.clear()
+    tick(made, 8.0 + ASK_TIMEOUT_S, dead={RELAYS[1]: 6.0})
+    assert done == [out.CloseRelay(HIGH, RELAYS[0])], "it does not answer either"
+    tick(made, made.wake_at, dead={RELAYS[1]: 6.0})
+    assert done[1:] == [out.OpenRelay(HIGH, RELAYS[0])]
+    assert made.wake_at <= 8.0 + 2 * ASK_TIMEOUT_S + 2 * ALONE_S
 
 
 def test_a_silent_relay_is_kept_until_another_works() -> None:

@@ -20,6 +20,8 @@ class FakeControl:
         self.asked: list[tuple[NodeId, bytes]] = []
         self.told: list[bytes] = []
         self.fails = False
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.handler: Callable[[NodeId, bytes], Awaitable[bytes]] | None = None
         self.subscriber: Callable[[NodeId, bytes], Awaitable[bool]] | None = None
 
@@ -35,6 +37,7 @@ class FakeControl:
         self, peer: NodeId, addresses: Sequence[str], protocol: str, payload: bytes, *,
         timeout_s: float,
     ) -> bytes:  # fmt: skip
+        await self.answers.wait()
         if self.fails:
             raise PeerError("it does not answer")
         self.asked.append((peer, payload))
@@ -84,6 +87,29 @@ async def test_after_a_request_that_failed_gossip_carries_the_signals_at_once() 
     await settled(made)
     assert control.told == [PEER.ed25519 + b"one", PEER.ed25519 + b"two"]
     assert control.asked == []
+
+
+async def test_a_request_that_takes_long_is_helped_by_gossip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agent.traversal.carrier._HEDGE_S", 0.02)
+    control = FakeControl()
+    made, _ = carrier(control, ["10.77.0.2:4001"])
+    control.answers.clear()
+    made.send(PEER, b"one")
+    await asyncio.sleep(0.05)
+    assert control.told == [PEER.ed25519 + b"one"], "the link hangs"
+    control.answers.set()
+    await settled(made)
+    made.send(PEER, b"two")
+    await settled(made)
+    assert control.asked == [(PEER, b"one"), (PEER, b"two")], "it is asked as before"
+    assert control.told == [PEER.ed25519 + b"one"]
+    control.answers.clear()
+    made.send(PEER, b"three")
+    await asyncio.sleep(0)
+    await made.stop()
+    assert control.asked[-1] == (PEER, b"two")
 
 
 async def test_gossip_for_others_is_passed_on_and_not_taken() -> None:
