@@ -533,11 +533,13 @@ class Agent:
     def _attend(self) -> None:
         """Keep paths to whom this node talks to."""
         gateway = "gateway" in self._membership.certificate.roles
+        alive = self._presence.alive()
         self._traversal.keep(
             talked_to(
-                self._presence.alive(), self._settings.network.keep_paths, self._presence.chosen(),
+                alive, self._settings.network.keep_paths, self._presence.chosen(),
                 self._deployments.partners(), self._company.head_nodes() if gateway else (),
-            )
+            ),
+            frozenset(alive),
         )  # fmt: skip
 
     def _rest_if_gone(self, node: NodeId) -> None:

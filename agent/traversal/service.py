@@ -98,14 +98,14 @@ DEAF_S, DEAF_FIRST_S = 45.0, 5.0
 # would take it for a handshake that failed, and begin the next 5 s later.
 PASSIVE_AFTER_S = 10.0
 # Members that are gone and may call WireGuard.
-RESTING_MAX = 64
+CALLERS_MAX = 64
 _WORDS = {
     PathClass.LAN: "lan", PathClass.IPV6: "ipv6", PathClass.PUBLIC: "public",
     PathClass.PUNCHED: "punched", PathClass.RELAYED: "relayed",
 }  # fmt: skip
 
 
-_RESTING = "it is gone; it is looked for when it is heard of again"
+_GONE = "it is gone; it is looked for when it is heard of again"
 _ASLEEP = "nothing flows to it; it is connected when something does"
 
 
@@ -209,7 +209,8 @@ class Traversal:
         self._introduced: set[NodeId] = set()
         self._talked_to: frozenset[NodeId] = frozenset()
         self._wanted: set[NodeId] = set()
-        self._resting: dict[NodeId, None] = {}  # gone, longest first
+        self._alive: frozenset[NodeId] = frozenset()
+        self._callers: frozenset[NodeId] = frozenset()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._parts: _Parts | None = None
@@ -302,10 +303,10 @@ class Traversal:
         self._carrier.forget(self._members)
         now = _now()
         self._wanted &= self._members
-        self._resting = {node: None for node in self._resting if node in self._members}
         for node in {*self._engine.peers(), *self._introduced} - self._members:
             self._engine.expel(node, now)
             self._introduced.discard(node)
+        self._choose_callers()
         self._after()
 
     def set_network_keys(self, keys: NetworkKeys) -> None:
@@ -332,8 +333,13 @@ class Traversal:
             self._introduced.add(node)
             self._follow()
 
-    def keep(self, nodes: frozenset[NodeId]) -> None:
-        """Replace the members to whom paths are kept, whether anything flows to them or not."""
+    def keep(self, nodes: frozenset[NodeId], alive: Collection[NodeId]) -> None:
+        """Replace the members to whom paths are kept, whether anything flows to them or not, and
+        those that are there.
+        """
+        if self._alive != alive:
+            self._alive = frozenset(alive)
+            self._choose_callers()
         if nodes != self._talked_to:
             self._talked_to = nodes
             self._follow()
@@ -369,6 +375,16 @@ class Traversal:
         self._wanted = wanted
         self._after()
 
+    def _choose_callers(self) -> None:
+        """Choose who of the gone may call; each node others, so that all may call some."""
+        gone = self._members - self._alive
+        own = self._key.id.ed25519
+        by_chance = sorted(gone, key=lambda node: hashlib.blake2b(node.ed25519 + own).digest())
+        callers = frozenset(by_chance[:CALLERS_MAX])
+        if callers != self._callers:
+            self._callers = callers
+            self._changed()
+
     def _on_demand(self, address: Address) -> bool:
         node = self._addresses.node_at(address)
         return node is not None and self.need(node)
@@ -396,11 +412,6 @@ class Traversal:
 
     def rest(self, node: NodeId) -> None:
         """Stop looking for a member that is gone, until it is to be kept again."""
-        self._wanted.discard(node)
-        self._talked_to -= {node}
-        self._resting[node] = None
-        if len(self._resting) > RESTING_MAX:
-            del self._resting[next(iter(self._resting))]
         self._engine.forget(node, _now())
         self._after()
 
@@ -418,22 +429,23 @@ class Traversal:
         if self._parts is None or self.deaf:
             return False  # all are WireGuard's then
         kept = self._parts.kept
-        return node in self._introduced and node not in kept and node not in self._resting
+        return node in self._introduced and node not in kept and node in self._alive
 
     def wish(self, node: NodeId) -> Wish | None:
         """Return how WireGuard shall reach a member; None while no path to it is kept.
 
-        One that is gone may call: if it was off during a change of the network key, WireGuard's own
-        handshake is all that anybody hears of it. So may one that no path is found to: it may have
-        no path engine.
+        One that is gone may call, whether it is looked for or not: if it was off during a change of
+        the network key, WireGuard's own handshake is all that anybody hears of it. So may one that
+        no path is found to: it may have no path engine.
         """
+        gone = node in self._callers
         if self._parts is None or node not in self._parts.kept:
-            return Wish(passive=True) if node in self._resting else None
+            return Wish(passive=True) if gone else None
         known = self._sets.get(node)
         if known is not None and known.wish.endpoint is not None:
             return known.wish
         view = self._engine.describe(node, _now())
-        return Wish(passive=view is not None and _now() - view.since > PASSIVE_AFTER_S)
+        return Wish(passive=gone or view is None or _now() - view.since > PASSIVE_AFTER_S)
 
     def mtu(self, node: NodeId) -> int:
         """Return the largest packet that fits through the tunnel to a node; 0: not measured."""
@@ -445,9 +457,9 @@ class Traversal:
         now = _now()
         view = self._engine.describe(node, now)
         if view is None:
-            if node in self._resting:
-                return {"route": "none", "why": _RESTING}
-            return {"route": "asleep", "why": _ASLEEP} if self.asleep(node) else {}
+            if self.asleep(node):
+                return {"route": "asleep", "why": _ASLEEP}
+            return {"route": "none", "why": _GONE} if node in self._members - self._alive else {}
         known = self._sets.get(node)
         return {
             "route": _WORDS[view.path_class] if view.path_class is not None else "none",
@@ -614,8 +626,6 @@ class Traversal:
         if kept == parts.kept:
             return
         left, parts.kept = parts.kept - kept, kept
-        for node in kept & self._resting.keys():
-            del self._resting[node]
         for node in left:
             self._sets.pop(node, None)
             parts.seen.pop(node, None)

@@ -15,7 +15,7 @@ from agent.overlay.device import PeerState
 from agent.peers import Wish
 from agent.probing.port import FakeNetwork, FakePort, Port
 from agent.traversal.carrier import PROTOCOL
-from agent.traversal.service import LOOK_MIN_S, Addresses, Settings, Traversal
+from agent.traversal.service import CALLERS_MAX, LOOK_MIN_S, Addresses, Settings, Traversal
 
 MESH = b"m" * 32
 KEYS = NetworkKeys(bytes(32), (bytes(32),))
@@ -111,7 +111,7 @@ class Bench:
         for node in self.nodes:
             await node.start(WG)
             node.set_members(self.ids)
-            node.keep(frozenset(self.ids))
+            node.keep(frozenset(self.ids), self.ids)
 
     async def stop(self) -> None:
         for node in self.nodes:
@@ -186,7 +186,7 @@ async def test_a_member_that_nobody_talks_to_is_asleep_until_it_is_needed() -> N
     await bench.start()
     one, two = bench.nodes
     for node in bench.nodes:
-        node.keep(frozenset())
+        node.keep(frozenset(), bench.ids)
     one.introduce(bench.ids[1], [(HOSTS[1], WG)])
     two.introduce(bench.ids[0], [(HOSTS[0], WG)])
     await asyncio.sleep(0.05)
@@ -198,10 +198,44 @@ async def test_a_member_that_nobody_talks_to_is_asleep_until_it_is_needed() -> N
     assert not two.asleep(bench.ids[0]), "who is wanted takes part"
     assert bench.plane.requests == 0, "a ping is enough"
     one.rest(bench.ids[1])
-    assert one.describe(bench.ids[1])["route"] == "none"
-    assert one.wish(bench.ids[1]) == Wish(passive=True), "it may call"
+    assert one.asleep(bench.ids[1])
     assert bench.slept == [bench.ids[1]]
     assert not one.need(NodeKey(bytes([9]) * 32).id), "a stranger"
+    await bench.stop()
+
+
+async def test_a_member_that_is_gone_may_call_whether_or_not_it_is_looked_for() -> None:
+    bench = Bench()
+    await bench.nodes[0].start(WG)
+    one, peer = bench.nodes[0], bench.ids[1]
+    one.set_members(bench.ids)
+    one.introduce(peer, [])
+    one.keep(frozenset(), ())
+    assert one.describe(peer)["route"] == "none"
+    assert not one.asleep(peer)
+    assert one.wish(peer) == Wish(passive=True)
+    assert one.need(peer)
+    assert one.describe(peer)["why"] != "it is gone; it is looked for when it is heard of again"
+    assert one.wish(peer) == Wish(passive=True), "nobody knows where it is"
+    one.rest(peer)
+    assert one.wish(peer) == Wish(passive=True)
+    changes = bench.changes[0]
+    one.keep(frozenset(), [peer])
+    assert bench.changes[0] > changes
+    assert one.wish(peer) is None, "it is there, so it is asked to be connected"
+    await bench.nodes[0].stop()
+
+
+async def test_where_many_are_gone_each_may_call_some() -> None:
+    bench = Bench()
+    many = [NodeKey(n.to_bytes(32, "big")).id for n in range(10, 10 + 2 * CALLERS_MAX)]
+    for node in bench.nodes:
+        await node.start(WG)
+        node.set_members([*bench.ids, *many])
+        node.keep(frozenset(), bench.ids)
+    may = [{peer for peer in many if node.wish(peer)} for node in bench.nodes]
+    assert [len(some) for some in may] == [CALLERS_MAX, CALLERS_MAX]
+    assert may[0] != may[1]
     await bench.stop()
 
 
