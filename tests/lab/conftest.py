@@ -6,6 +6,7 @@ sandbox, whatever a test does.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,9 @@ from agent.demo import sandbox
 from agent.demo.mesh import GATEWAY_PORT, DemoMesh
 
 ROOT = Path("/run/covey-lab")
+
+# What lies beside the tests, which pytest's importlib mode does not put on the path.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

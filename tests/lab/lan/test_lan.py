@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from capture import capturing
 
 from agent.demo.netlab import Lan, Machine
 from agent.identity.keys import NodeKey
@@ -191,25 +192,16 @@ def test_other_programs_see_a_service_and_the_wire_carries_nothing_readable(
     lan: Lan, run: Callable[..., Running], tmp_path: Path
 ) -> None:
     file = tmp_path / "lan.pcap"
-    capture = subprocess.Popen(
-        ["nsenter", f"--net=/run/netns/{lan.switch}", "tcpdump", "-i", "switch",
-         "--immediate-mode", "-U", "-Z", "root", "-w", str(file), "udp"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert capture.stderr is not None
-    capture.stderr.readline()  # "listening on …"
-    members = [run("desk", 1), run("shelf", 2)]
-    for member in members:
-        member.event("started")
-    done = lan.machines["attic"].run([sys.executable, str(HERE / "foreign.py"), "2.5"])
+    at_switch = ["nsenter", f"--net=/run/netns/{lan.switch}"]
+    with capturing(lambda command: [*at_switch, *command], file, "udp", link="switch"):
+        members = [run("desk", 1), run("shelf", 2)]
+        for member in members:
+            member.event("started")
+        done = lan.machines["attic"].run([sys.executable, str(HERE / "foreign.py"), "2.5"])
+        for member in members:
+            member.stop()
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    for member in members:
-        member.stop()
-    time.sleep(0.3)
-    capture.terminate()
-    capture.wait(timeout=10)
-    capture.stderr.close()
     assert len(seen) == 2
     for name, (text, port, addresses) in seen.items():
         label = name.removesuffix("._covey._udp.local.")

@@ -23,21 +23,22 @@ _PORT = 51820
 _TTL, _UDP = 64, 17
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 
-# Read by Python at the start of an agent: all that it signals then is the lie in COVEY_LIES, host
+# Read by Python at the start of an agent: all that it signals then is the lie in LIES_ABOUT, host
 # by host, from new ports each time, five times a second to each peer, with an attempt on random
-# ports each time.
+# ports each time. It sends no probe, so that no path to it ends what it asks for.
 LIES = """
 import itertools
 import os
 import agent.paths.pair as pair
 from agent.paths.messages import Candidate, Kind, NatKind
 from agent.paths.talk import Talk
+from agent.traversal.service import Traversal
 
 true_signal, numbers = pair.Signal, itertools.count()
 
 
 def lie(**said):
-    number, hosts = next(numbers), os.environ["COVEY_LIES"].split()
+    number, hosts = next(numbers), os.environ["LIES_ABOUT"].split()
     places = [(host, 1024 + (number * 8 + n) % 60_000) for host in hosts for n in range(8)]
     said["candidates"] = tuple(Candidate.of(Kind.OBSERVED, place) for place in places)
     said["nat"], said["birthday"], said["call_me"] = NatKind.HARD, number + 1, True
@@ -52,6 +53,7 @@ def due(self, now):
 
 
 pair.Signal = lie
+Traversal._send_probe = lambda self, parts, output: None
 Talk.due = due
 Talk.wake_at = property(lambda self: getattr(self, "lied_at", 0.0) + 0.2)
 """
