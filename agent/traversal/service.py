@@ -209,7 +209,7 @@ class Traversal:
         self._introduced: set[NodeId] = set()
         self._talked_to: frozenset[NodeId] = frozenset()
         self._wanted: set[NodeId] = set()
-        self._alive: frozenset[NodeId] = frozenset()
+        self._alive: frozenset[NodeId] | None = None  # nobody has said yet
         self._callers: frozenset[NodeId] = frozenset()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -375,9 +375,12 @@ class Traversal:
         self._wanted = wanted
         self._after()
 
+    def _gone(self) -> frozenset[NodeId]:
+        return frozenset() if self._alive is None else self._members - self._alive
+
     def _choose_callers(self) -> None:
         """Choose who of the gone may call; each node others, so that all may call some."""
-        gone = self._members - self._alive
+        gone = self._gone()
         own = self._key.id.ed25519
         by_chance = sorted(gone, key=lambda node: hashlib.blake2b(node.ed25519 + own).digest())
         callers = frozenset(by_chance[:CALLERS_MAX])
@@ -429,23 +432,22 @@ class Traversal:
         if self._parts is None or self.deaf:
             return False  # all are WireGuard's then
         kept = self._parts.kept
-        return node in self._introduced and node not in kept and node in self._alive
+        return node in self._introduced and node not in kept and node not in self._gone()
 
     def wish(self, node: NodeId) -> Wish | None:
         """Return how WireGuard shall reach a member; None while no path to it is kept.
 
-        One that is gone may call, whether it is looked for or not: if it was off during a change of
-        the network key, WireGuard's own handshake is all that anybody hears of it. So may one that
-        no path is found to: it may have no path engine.
+        One that is gone may call: if it was off during a change of the network key, WireGuard's own
+        handshake is all that anybody hears of it. So may one that no path is found to: it may have
+        no path engine.
         """
-        gone = node in self._callers
         if self._parts is None or node not in self._parts.kept:
-            return Wish(passive=True) if gone else None
+            return Wish(passive=True) if node in self._callers else None
         known = self._sets.get(node)
         if known is not None and known.wish.endpoint is not None:
             return known.wish
         view = self._engine.describe(node, _now())
-        return Wish(passive=gone or view is None or _now() - view.since > PASSIVE_AFTER_S)
+        return Wish(passive=view is not None and _now() - view.since > PASSIVE_AFTER_S)
 
     def mtu(self, node: NodeId) -> int:
         """Return the largest packet that fits through the tunnel to a node; 0: not measured."""
@@ -459,7 +461,7 @@ class Traversal:
         if view is None:
             if self.asleep(node):
                 return {"route": "asleep", "why": _ASLEEP}
-            return {"route": "none", "why": _GONE} if node in self._members - self._alive else {}
+            return {"route": "none", "why": _GONE} if node in self._gone() else {}
         known = self._sets.get(node)
         return {
             "route": _WORDS[view.path_class] if view.path_class is not None else "none",

@@ -204,19 +204,20 @@ async def test_a_member_that_nobody_talks_to_is_asleep_until_it_is_needed() -> N
     await bench.stop()
 
 
-async def test_a_member_that_is_gone_may_call_whether_or_not_it_is_looked_for() -> None:
+async def test_a_member_that_is_gone_may_call_again_after_it_was_looked_for() -> None:
     bench = Bench()
     await bench.nodes[0].start(WG)
     one, peer = bench.nodes[0], bench.ids[1]
     one.set_members(bench.ids)
     one.introduce(peer, [])
+    assert one.wish(peer) is None, "nobody has said yet who is there"
     one.keep(frozenset(), ())
     assert one.describe(peer)["route"] == "none"
     assert not one.asleep(peer)
     assert one.wish(peer) == Wish(passive=True)
     assert one.need(peer)
     assert one.describe(peer)["why"] != "it is gone; it is looked for when it is heard of again"
-    assert one.wish(peer) == Wish(passive=True), "nobody knows where it is"
+    assert one.wish(peer) == Wish(), "it may be found soon"
     one.rest(peer)
     assert one.wish(peer) == Wish(passive=True)
     changes = bench.changes[0]
