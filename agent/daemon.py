@@ -77,6 +77,7 @@ _MEMBERSHIP_INTERVAL_S = 1.0
 _REVOCATIONS_TTL_S = 900.0
 _REVOCATIONS_INTERVAL_S = 30.0
 _CATCH_UP_INTERVAL_S = 5.0
+_REMEMBER_INTERVAL_S = 300.0
 # A member's record, from itself, for who hears nothing of discovery.
 RECORD_PROTOCOL = "/covey/record/1"
 _RECORD_TIMEOUT_S = 5.0
@@ -238,7 +239,7 @@ class Agent:
             self._own, self._control, self._ping,
             Sources(self._load, self._models, self._company.name_of, self._company.link_addresses),
             self._health, changed=self._presence_changed, models=self._company.look_soon,
-            software=__version__,
+            left=self._traversal.left, software=__version__,
         )  # fmt: skip
         self._lan = LanBeacon(
             membership.key, membership.mesh.id, self._keys, control_port=network.control_port,
@@ -260,6 +261,7 @@ class Agent:
         )  # fmt: skip
         self._api = LocalApi(answers, settings.socket)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._resting: dict[NodeId, asyncio.TimerHandle] = {}  # who will be left alone soon
 
     # ------------------------------------------------------------------ life
 
@@ -280,6 +282,7 @@ class Agent:
                         ("revocations", self._follow_revocations()),
                         ("late", self._catch_up()),
                         ("helpers", self._follow_helpers()),
+                        ("paths", self._remember_paths()),
                     )
                 ]
                 await self._stop.wait()
@@ -311,21 +314,22 @@ class Agent:
             self._control.on_link(follower)
         self._authority.begin()
         self._traversal.begin()
+        self._neighbours.begin()
         if network.relay:
             self._control.serve(relay_messages.PROTOCOL, self._on_relay_message)
         # Who is a member stands before anyone can ask: the gate, the peers, the DHT's own list.
         await self.follow_membership()
         self._control.on_fault(self._control_fault)
+        # It takes a while to start, and packets need not wait for it: where members were reached
+        # before is remembered.
+        control = asyncio.create_task(self._start_control())
         try:
-            await self._control.start()
-        except EnvironmentFault as error:
-            if "in use" in error.message:
-                raise
-            self._control.start_later(error)
-        await self._discovery.start()
-        if network.relay:
-            await self._relay.start()
-        await self._start_traversal()
+            await self._discovery.start()
+            if network.relay:
+                await self._relay.start()
+            await self._start_traversal()
+        finally:
+            await control
         address = str(membership.ipv6)
         keys = overlaykeys.route(membership, self._authority.keys_answer)
         await self._blobs.start(address, network.overlay_port, [keys])
@@ -339,6 +343,14 @@ class Agent:
         self._presence.note("node.up", self._own, "its agent is up", tell=True)
         _log.info("agent up name=%s node=%s ipv6=%s", membership.certificate.name, self._own,
                   membership.ipv6)  # fmt: skip
+
+    async def _start_control(self) -> None:
+        try:
+            await self._control.start()
+        except EnvironmentFault as error:
+            if "in use" in error.message:
+                raise
+            self._control.start_later(error)
 
     async def _start_traversal(self) -> None:
         """Look for paths; without the right to, endpoints are tried one after another."""
@@ -358,6 +370,8 @@ class Agent:
         """Take down what is up, in reverse; one part's failure must not keep the next one up."""
         for task in self._tasks:
             task.cancel()
+        for timer in self._resting.values():
+            timer.cancel()
         self._neighbours.remember()
         for part in (self._api, self._deployments, self._lan, self._presence, self._blobs,
                      self._discovery, self._traversal, self._relay, self._control, self._clamp,
@@ -471,6 +485,11 @@ class Agent:
             port = self._settings.network.overlay_port
             await overlaykeys.fetch_from_any(reached, port, self._authority.take_keys)
 
+    async def _remember_paths(self) -> None:
+        while True:
+            await asyncio.sleep(_REMEMBER_INTERVAL_S)
+            self._neighbours.remember_paths()
+
     async def _follow_helpers(self) -> None:
         """Tell the path engine who of those that are reached from outside helps it."""
         mesh = self._membership.mesh
@@ -523,12 +542,14 @@ class Agent:
         if state is State.ALIVE:
             self._deployments.trust(node)
             self._traversal.came_up(node)
+            if (timer := self._resting.pop(node, None)) is not None:
+                timer.cancel()
         else:
             self._deployments.suspect(node)
         self._attend()
         if state is State.GONE:
             loop = asyncio.get_running_loop()
-            loop.call_later(_REST_AFTER_S, self._rest_if_gone, node)
+            self._resting[node] = loop.call_later(_REST_AFTER_S, self._rest, node)
 
     def _attend(self) -> None:
         """Keep paths to whom this node talks to."""
@@ -542,9 +563,9 @@ class Agent:
             frozenset(alive),
         )  # fmt: skip
 
-    def _rest_if_gone(self, node: NodeId) -> None:
-        if node not in self._presence.alive():
-            self._traversal.rest(node)
+    def _rest(self, node: NodeId) -> None:
+        del self._resting[node]
+        self._traversal.rest(node)
 
     def _found_on_lan(self, peer: LanPeer) -> None:
         """Greet a neighbour that announced itself; discovery then says whether it is a member."""

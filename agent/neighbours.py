@@ -31,6 +31,7 @@ from agent.overlay.device import DeviceConfig, Interface, PeerConfig
 from agent.overlay.shell import Overlay
 from agent.overlay.wgquick import WgQuickFile
 from agent.peers import PeerTable
+from agent.traversal.memory import PathMemory
 from agent.traversal.service import Traversal
 from agent.underlay import own_addresses
 
@@ -81,6 +82,7 @@ class Neighbours:
         self._learnt: dict[NodeId, MemberRecord] = {}  # each node's record as last taken in
         self._news = asyncio.Event()  # a member or an endpoint was learnt: WireGuard must follow
         self._routing_file = settings.state_dir / "discovery"
+        self._paths = PathMemory(settings.state_dir / "paths.json")
         self._quick_file: WgQuickFile | None = None
         self._quick_file_at = float("-inf")
         self._flows = False  # packets flow to some peer
@@ -94,11 +96,9 @@ class Neighbours:
             IPv4Interface((membership.ipv4, mesh.ipv4_network.prefixlen)),
         )
 
-    async def begin(self) -> None:
-        """Give WireGuard every remembered member; the overlay is up."""
-        for member in self._membership.peers():
-            self._to_table(member)
-        await self._apply()
+    def begin(self) -> None:
+        """Read where members were reached before this start."""
+        self._paths.load()
 
     async def enter_discovery(self) -> None:
         """Come back through whoever is remembered, and say where this node is."""
@@ -151,10 +151,17 @@ class Neighbours:
         return True
 
     def remember(self) -> None:
-        """Keep whom discovery knows, for the next start."""
+        """Keep whom discovery knows, and where members are reached, for the next start."""
         if self._membership.peers():
             with contextlib.suppress(StateError):
                 privatefile.replace(self._routing_file, self._discovery.save())
+            self.remember_paths()
+
+    def remember_paths(self) -> None:
+        """Keep where members are reached, for the next start; that may come without a stop."""
+        with contextlib.suppress(StateError):
+            members = {member.node_id for member in self._membership.peers()}
+            self._paths.save(self._traversal.places(), members)
 
     async def follow_membership(self) -> None:
         """Give WireGuard who is a member now, and take the others from it; at once."""
@@ -354,7 +361,10 @@ class Neighbours:
             [(host, port) for host, port in candidates if _is_address(host)],
         )
         if candidates:
-            self._traversal.introduce(member.node_id, self._table.candidates(member.node_id))
+            self._traversal.introduce(
+                member.node_id, self._table.candidates(member.node_id),
+                self._paths.place(member.node_id),
+            )  # fmt: skip
 
 
 @lru_cache(4096)

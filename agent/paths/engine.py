@@ -164,9 +164,16 @@ class PathEngine:
         self._own.around, self._own.relays = around, tuple(relays)
         self._refresh(now, force=changed)
 
-    def introduce(self, peer: NodeId, places: Sequence[Place], now: float) -> None:
-        """Say where a peer's record says that it is; it is used when the peer is wanted."""
-        record = tuple(_named(place) for place in places[:CANDIDATES_MAX])
+    def introduce(
+        self, peer: NodeId, places: Sequence[Place], now: float, was_at: Place | None = None
+    ) -> None:
+        """Say where a peer's record says that it is; it is used when the peer is wanted.
+
+        `was_at`: where it was reached before this node started.
+        """
+        record = tuple(_named(place) for place in places[: CANDIDATES_MAX - 1])
+        if was_at is not None and was_at not in places:
+            record = (Candidate.of(Kind.OBSERVED, was_at), *record)
         if peer == self._own.id or self._records.get(peer) == record:
             return
         self._records[peer] = record
@@ -201,6 +208,13 @@ class PathEngine:
         kept = self._kept.get(peer)
         if kept is not None:
             kept.pair.came_up(now)
+            self._run(kept, now)
+
+    def left(self, peer: NodeId, now: float) -> None:
+        """Say that the peer's agent said that it stops."""
+        kept = self._kept.get(peer)
+        if kept is not None:
+            kept.pair.left(now)
             self._run(kept, now)
 
     def let_go(self, peer: NodeId, now: float) -> None:

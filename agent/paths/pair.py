@@ -19,6 +19,7 @@
                                    each RETRY_S for RETRY_FOR_S
     relayed or nothing            a round (call, burst), in pauses that grow (`rounds.py`)
     direct, but not on the LAN    a burst at places that would be better, each BETTER_S
+    the peer's agent stops        no path, no relay, no call until it is heard again
     relayed, one NAT is hard      birthday probing (`chance.py`)
     WireGuard roamed              to a direct path that is sound: the higher id follows, the lower
                                    sets its own again; to an unknown place: ping it; from a
@@ -77,6 +78,8 @@ RETRY_FOR_S = 60.0
 CALM_S = 3.0
 # Whatever the peer says: WireGuard's session with it is renewed no more often.
 RENEW_S = 1.0
+# What a peer sent before it left arrives for so long after its goodbye.
+_LEAVING_S = 0.5
 # A ping from a place that answered lately needs none back.
 _HEARD_FRESH_S = 5.0
 _HEARD_GAP_S = 0.08
@@ -107,6 +110,7 @@ class Pair:
         self._used: Path | None = None
         self._view = PathView(since=now)
         self._lost_at: float | None = None
+        self._left_at: float | None = None
         self._alarmed = False
         self._nominated: Place | None = None
         self._nominated_at = _LONG_AGO
@@ -123,7 +127,7 @@ class Pair:
 
     def call(self, now: float) -> None:
         """Somebody here needs the peer: find it."""
-        if self._direct(now):
+        if self._direct(now) or self._left_at is not None:
             return
         self._calls = True
         self._called_at = now + HEAD_START_S if self._book.candidates else now
@@ -142,11 +146,25 @@ class Pair:
 
     def came_up(self, now: float) -> None:
         """The peer's agent has come up, or signals get through to it only now: try as at first."""
+        self._left_at = None
         if self.wanted and not self._direct(now):
             self._legs.retry()
             self._rounds.begin(now)
             self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
             self._call_again(now)
+
+    def left(self, now: float) -> None:
+        """The peer's agent said that it stops: there is no path, and nobody to call."""
+        self._left_at = now
+        self._calls = False
+        self._talk.hush()
+        self._legs.close()
+        self._book.set_relays([], now)
+        self._book.network_changed()
+        self._chance.close()
+        self._used = None
+        self._mtu.stop()
+        self._show(now, "its agent stopped", moved=True)
 
     def local_changed(self, now: float) -> None:
         """Our own places or our NAT's kind are others now."""
@@ -170,6 +188,7 @@ class Pair:
 
     def signal(self, signal: Signal, now: float) -> None:
         """Take what the peer tells."""
+        self._hear(now)
         first = self._talk.heard_epoch != signal.epoch
         if not self._talk.accept(signal, self._own.epoch, now):
             return
@@ -203,6 +222,7 @@ class Pair:
         """Answer the peer's ping; `local_port`: the birthday socket that heard it, 0: WireGuard."""
         if local_port and not self._chance.attempt:
             return
+        self._hear(now)
         self._in_session(ping.session, now)
         if ping.answer:
             session = self._book.session if self._ready else 0
@@ -313,6 +333,8 @@ class Pair:
             why = why_not_direct(
                 self._own, self._book, self._chance, self._talk, self._lost_at, self._since, now
             )
+        if self._left_at is not None:
+            why = "The peer's agent has stopped."
         rtt = self._used.rtt if self._used is not None else None
         return PathView(view.path_class, view.place, view.relay, rtt, view.since, why)
 
@@ -343,6 +365,10 @@ class Pair:
 
     # The rules.
 
+    def _hear(self, now: float) -> None:
+        if self._left_at is not None and now - self._left_at > _LEAVING_S:
+            self._left_at = None
+
     def _in_session(self, session: int, now: float) -> None:
         """Note which session the peer has with us; 0: it does not say, or has none."""
         if not session or session == self._peer_session or now - self._renewed_at < RENEW_S:
@@ -355,6 +381,8 @@ class Pair:
 
     def _tend_relays(self, now: float) -> None:
         """See that there are relays, unless packets go the whole way without a NAT."""
+        if self._left_at is not None:
+            return
         if self._outright(now):
             rested = now - self._view.since >= REST_AFTER_S
             self._legs.rest(self._view.since + REST_AFTER_S, rested=rested)
@@ -436,7 +464,7 @@ class Pair:
 
     def _call_again(self, now: float) -> None:
         """Ask the peer to probe us, unless nobody here wants it and nothing flows."""
-        if self.wanted or self._rhythm.active(now):
+        if self._left_at is None and (self.wanted or self._rhythm.active(now)):
             self._calls = True
             self._called_at = now
             self._talk.say(now)

@@ -69,11 +69,12 @@ class Presence:
         *,
         changed: Callable[[NodeId, State], None] = lambda node, state: None,
         models: Callable[[], None] = lambda: None,
+        left: Callable[[NodeId], None] = lambda node: None,
         rng: random.Random | None = None,
         software: str = "",
     ) -> None:
         """`changed` is called when a member turns alive, suspect or gone, `models` when one says
-        that its models changed.
+        that its models changed, `left` when one says that its agent stops.
         """
         self._own = own
         self._control = control
@@ -82,6 +83,7 @@ class Presence:
         self._health = health
         self._on_changed = changed
         self._on_models = models
+        self._on_left = left
         self._stirred = asyncio.Event()
         self._models_changed = asyncio.Event()
         self._software = software
@@ -371,6 +373,8 @@ class Presence:
                 self._of(author).beat = word
                 if word.leaving:
                     self._liveness.departed(author, at)
+                    if self._liveness.state(author) is State.GONE:
+                        self._on_left(author)
                     return
             case Doubt():
                 self._act_on_doubt(NodeId(word.node), at)

@@ -40,6 +40,8 @@ _FRAGMENT_BITS = 0x3FFF
 # The first byte of an IPv6 packet; where the last four bytes of a destination stand.
 _IPV6_FIRST = 0x60
 _IPV6_TAIL, _IPV4_TAIL = 36, 16
+_IPV6_PROTOCOL, _IPV4_PROTOCOL = 6, 9
+_TCP = 6
 # The kernel takes 4,096 instructions, and a tail needs two for each family.
 TAILS_MAX = 1000
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -88,18 +90,20 @@ def _all_of(*checks: _Check) -> tuple[Instruction, ...]:
     return (*program, Instruction(RETURN, 0, 0, _WHOLE), Instruction(RETURN, 0, 0, 0))
 
 
-def outgoing_except(tails: Sequence[int], heads: int = DATAGRAM_MAX) -> tuple[Instruction, ...]:
+def outgoing_except(
+    tails: Sequence[int], heads: int = DATAGRAM_MAX, only_tcp: Sequence[int] = ()
+) -> tuple[Instruction, ...]:
     """Return the program for a packet socket on an interface without link headers (WireGuard's).
 
     It lets the first bytes of outgoing IP packets through, but for those to an address whose last
-    four bytes, as a number, are among `tails` (at most TAILS_MAX, the rest is left out).
+    four bytes, as a number, are among `tails`, and but for TCP to those among `only_tcp` (together
+    at most TAILS_MAX, the rest is left out).
     """
-    tails = list(tails)[:TAILS_MAX]
-    listed = [
-        step for tail in tails for step in (Instruction(JUMP_EQUAL, 0, 1, tail), *NOTHING)
+    last = [
+        _to_tails(at, only_tcp[:TAILS_MAX], tails[: max(0, TAILS_MAX - len(only_tcp))], at_protocol,
+                  heads)
+        for at, at_protocol in ((_IPV6_TAIL, _IPV6_PROTOCOL), (_IPV4_TAIL, _IPV4_PROTOCOL))
     ]  # fmt: skip
-    kept = Instruction(RETURN, 0, 0, heads)
-    last = [(Instruction(LOAD_WORD, 0, 0, at), *listed, kept) for at in (_IPV6_TAIL, _IPV4_TAIL)]
     return (
         Instruction(LOAD_WORD, 0, 0, PACKET_TYPE),
         Instruction(JUMP_EQUAL, 1, 0, _PACKET_OUTGOING),
@@ -110,4 +114,25 @@ def outgoing_except(tails: Sequence[int], heads: int = DATAGRAM_MAX) -> tuple[In
         Instruction(JUMP_ALWAYS, 0, 0, len(last[0])),
         *last[0],
         *last[1],
+    )
+
+
+def _to_tails(
+    at: int, only_tcp: Sequence[int], tails: Sequence[int], at_protocol: int, heads: int
+) -> tuple[Instruction, ...]:
+    """Return what follows for one family, whose destinations' tails stand at `at`."""
+    program = [Instruction(LOAD_WORD, 0, 0, at)]
+    for tail in tails:
+        program += [Instruction(JUMP_EQUAL, 0, 1, tail), *NOTHING]
+    for left, tail in zip(range(len(only_tcp), 0, -1), only_tcp, strict=True):
+        # Over the comparisons that follow, and over the end for all others.
+        over = 2 * (left - 1) + 1
+        program += [Instruction(JUMP_EQUAL, 0, 1, tail), Instruction(JUMP_ALWAYS, 0, 0, over)]
+    return (
+        *program,
+        Instruction(RETURN, 0, 0, heads),
+        Instruction(LOAD_BYTE, 0, 0, at_protocol),
+        Instruction(JUMP_EQUAL, 1, 0, _TCP),
+        *NOTHING,
+        Instruction(RETURN, 0, 0, heads),
     )

@@ -1,8 +1,9 @@
-"""Hears what this machine sends over the overlay to members that have no path yet. A shell.
+"""Hears what this machine sends over the overlay to members that have no path now. A shell.
 
 A packet socket on WireGuard's interface sees each outgoing packet before WireGuard does. A filter
 in the kernel leaves out those to the addresses given to `ignore`, so that what flows to members
 that are connected costs some nanoseconds a packet, and the others' first packets arrive here.
+Of members that a path is being looked for already, TCP alone is heard (`noroute.py`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from agent.errors import EnvironmentFault
 from agent.probing import bpf, sockets
+from agent.probing.noroute import HEAD_BYTES
 
 _ETH_P_ALL = 3
-# An IPv6 header; of IPv4 less is needed.
-_HEAD_BYTES = 40
 _IPV6_BYTES, _IPV4_BYTES = 40, 20
 _IPV6_DESTINATION, _IPV4_DESTINATION = slice(24, 40), slice(16, 20)
 # What a program sends to addresses that are nobody's must not keep this process busy.
@@ -30,12 +30,20 @@ Address = IPv4Address | IPv6Address
 class DemandTap:
     """Outgoing packets of one interface; `on_demand` gets the address that each was for."""
 
-    def __init__(self, interface: str, on_demand: Callable[[Address], bool]) -> None:
-        """`on_demand` says whether the address is a member's: others are not heard again."""
+    def __init__(
+        self, interface: str, on_demand: Callable[[Address], bool],
+        on_waiting: Callable[[bytes], None],
+    ) -> None:  # fmt: skip
+        """`on_demand` says whether the address is a member's: others are not heard again.
+
+        `on_waiting` gets the first HEAD_BYTES of what is for members that are being looked for.
+        """
         self._interface = interface
         self._on_demand = on_demand
+        self._on_waiting = on_waiting
         self._socket: socket.socket | None = None
         self._ignored: frozenset[int] = frozenset()
+        self._waiting: frozenset[int] = frozenset()
         self._muted: dict[int, None] = {}
 
     def start(self) -> None:
@@ -62,11 +70,11 @@ class DemandTap:
                 hint="Members that nothing flows to stay unconnected until they call.",
             ) from error
 
-    def ignore(self, addresses: Iterable[Address]) -> None:
-        """Replace the addresses that are not to be heard of."""
-        tails = frozenset(map(_tail, addresses))
-        if tails != self._ignored:
-            self._ignored = tails
+    def ignore(self, addresses: Iterable[Address], waiting: Iterable[Address]) -> None:
+        """Replace the addresses that are not to be heard of, and those of who is looked for."""
+        tails, waiting_tails = frozenset(map(_tail, addresses)), frozenset(map(_tail, waiting))
+        if (tails, waiting_tails) != (self._ignored, self._waiting):
+            self._ignored, self._waiting = tails, waiting_tails
             self._filter()
 
     def stop(self) -> None:
@@ -79,21 +87,26 @@ class DemandTap:
     def _filter(self) -> None:
         if self._socket is not None:
             tails = [*self._ignored, *self._muted]
-            sockets.attach(self._socket, bpf.outgoing_except(tails, _HEAD_BYTES))
+            program = bpf.outgoing_except(tails, HEAD_BYTES, only_tcp=[*self._waiting])
+            sockets.attach(self._socket, program)
 
     def _readable(self) -> None:
         for _ in range(sockets.BATCH):
             if self._socket is None:
                 return
             try:
-                head = self._socket.recv(_HEAD_BYTES)
+                head = self._socket.recv(HEAD_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 # The interface is down or gone; whoever looks after it says so.
                 return
             address = destination(head)
-            if address is not None and not address.is_multicast and not self._on_demand(address):
+            if address is None or address.is_multicast:
+                continue
+            if _tail(address) in self._waiting:
+                self._on_waiting(head)
+            elif not self._on_demand(address):
                 self._mute(address)
 
     def _mute(self, address: Address) -> None:

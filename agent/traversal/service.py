@@ -67,6 +67,7 @@ from agent.probing.changes import UnderlayChanges
 from agent.probing.demand import Address, DemandTap
 from agent.probing.hold import Holds
 from agent.probing.nft import Run, run_nft
+from agent.probing.noroute import NoRoute
 from agent.probing.plainport import PlainPort
 from agent.probing.port import Port
 from agent.probing.rawport import RawPort
@@ -155,7 +156,9 @@ class _Parts:
     changes: UnderlayChanges
     wireguard_port: int
     tap: DemandTap
+    no_route: NoRoute
     kept: frozenset[NodeId] = frozenset()
+    reached: frozenset[NodeId] = frozenset()
     seen: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
     looked_at: float = float("-inf")
     flows: bool = False
@@ -209,6 +212,7 @@ class Traversal:
         self._introduced: set[NodeId] = set()
         self._talked_to: frozenset[NodeId] = frozenset()
         self._wanted: set[NodeId] = set()
+        self._reached: set[NodeId] = set()  # by some path
         self._alive: frozenset[NodeId] | None = None  # nobody has said yet
         self._callers: frozenset[NodeId] = frozenset()
         self._timer: asyncio.TimerHandle | None = None
@@ -260,10 +264,14 @@ class Traversal:
         except BaseException:
             port.close()
             raise
-        tap = DemandTap(self._settings.interface, self._on_demand)
-        self._parts = _Parts(
-            port, second, answering, relays, birthdays, holds, mapper, changes, wireguard_port, tap
+        no_route = NoRoute()
+        tap = DemandTap(
+            self._settings.interface, self._on_demand, lambda head: no_route.say(head, _now())
         )
+        self._parts = _Parts(
+            port, second, answering, relays, birthdays, holds, mapper, changes, wireguard_port, tap,
+            no_route,
+        )  # fmt: skip
         try:
             answering.start()
         except EnvironmentFault as fault:
@@ -291,6 +299,7 @@ class Traversal:
             parts.mapper.stop(), parts.relays.stop(), parts.birthdays.stop(), parts.holds.stop()
         )
         parts.tap.stop()
+        parts.no_route.stop()
         parts.answering.stop()
         parts.port.close()
 
@@ -322,14 +331,14 @@ class Traversal:
             self._helpers = helpers
             self._tell_local()
 
-    def introduce(self, node: NodeId, places: Sequence[Place]) -> None:
-        """Say where a member says it is, by its record.
+    def introduce(self, node: NodeId, places: Sequence[Place], was_at: Place | None = None) -> None:
+        """Say where a member says it is, by its record, and was reached before this node started.
 
         Nobody is looked for before that: who has no record is only just joining, by a connection
         that is not yet its agent's, and what it were sent there would be a stranger's to it.
         """
         if node in self._members:
-            self._engine.introduce(node, places, _now())
+            self._engine.introduce(node, places, _now(), was_at)
             self._introduced.add(node)
             self._follow()
 
@@ -363,6 +372,20 @@ class Traversal:
         """Say that a member's agent was just heard of, or that signals get to it only now."""
         self._engine.came_up(node, _now())
         self._after()
+
+    def left(self, node: NodeId) -> None:
+        """Say that a member's agent said that it stops."""
+        self._engine.left(node, _now())
+        self._after()
+
+    def places(self) -> dict[NodeId, Place]:
+        """Return where members are reached directly, for the next start (`introduce`)."""
+        now, found = _now(), {}
+        for node in self._reached:
+            view = self._engine.describe(node, now)
+            if view is not None and view.direct and view.place is not None:
+                found[node] = view.place
+        return found
 
     def _follow(self) -> None:
         if self._parts is None:
@@ -625,6 +648,12 @@ class Traversal:
 
     def _follow_kept(self, parts: _Parts) -> None:
         kept = frozenset(self._engine.peers())
+        reached = kept & self._reached
+        if (kept, reached) == (parts.kept, parts.reached):
+            return
+        parts.reached = reached
+        overlay = self._addresses.overlay
+        parts.tap.ignore(overlay(reached), waiting=overlay(kept - reached))
         if kept == parts.kept:
             return
         left, parts.kept = parts.kept - kept, kept
@@ -632,7 +661,6 @@ class Traversal:
             self._sets.pop(node, None)
             parts.seen.pop(node, None)
             self._slept(node)
-        parts.tap.ignore(self._addresses.overlay(kept))
         self._changed()
 
     def _tick(self) -> None:
@@ -682,6 +710,10 @@ class Traversal:
                     self._changed()
             case PathChanged():
                 new = output.new
+                if new.path_class is not None:
+                    self._reached.add(peer)
+                else:
+                    self._reached.discard(peer)
                 route = _WORDS[new.path_class] if new.path_class is not None else "none"
                 _log.info("path node=%s route=%s place=%s reason=%s", peer, route, new.place,
                           output.reason)  # fmt: skip

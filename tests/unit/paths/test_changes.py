@@ -239,6 +239,87 @@ def test_the_agent_of_one_side_starts_again(seed: int) -> None:
     assert duet.direct()
 
 
+@pytest.mark.parametrize("kinds", [("easy", "easy"), ("hard", "hard"), ("public", "easy")])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_agent_that_says_that_it_stops_is_not_called_until_it_is_back(
+    kinds: tuple[str, str], seed: int
+) -> None:
+    world = World(seed)
+    duet = ready(world, *kinds, starts_b=seed % 2 == 1)
+    stays, goes = duet.starter, duet.other
+    if seed // 2:
+        stays, goes = goes, stays
+    goes.dead = True
+    stays.engine.left(goes.id, world.now)
+    stays.act()
+    view = stays.engine.describe(goes.id, world.now)
+    assert view is not None
+    assert view.path_class is None
+    assert view.why == "The peer's agent has stopped."
+    signals, changes = stays.signals[goes.id], len(stays.changes)
+    world.run(8.0)
+    assert stays.signals[goes.id] == signals
+    assert len(stays.changes) == changes, "a relay would lead nowhere"
+    goes.dead = False
+    goes.engine = PathEngine(goes.id, world.rng, epoch=world.epoch())
+    duet.town.tell(goes)
+    goes.engine.want(stays.id, world.now)
+    goes.act()
+    began = world.now
+    world.run(8.0, until=lambda: None not in duet.classes())
+    assert world.now - began <= 2.0
+    world.run(8.0)
+    assert duet.carries()
+    check(duet.starter, duet.other)
+
+
+def test_what_was_on_its_way_when_an_agent_stopped_brings_no_path_back() -> None:
+    world = World(3)
+    duet = ready(world, "easy", "easy")
+    stays, goes = duet.starter, duet.other
+    stays.engine.left(goes.id, world.now)  # and it pings on for a moment
+    stays.act()
+    world.run(0.4)
+    goes.dead = True
+    view = stays.engine.describe(goes.id, world.now)
+    assert view is not None
+    assert view.why == "The peer's agent has stopped."
+
+
+def test_a_word_that_an_agent_stops_which_was_not_so_costs_a_moment() -> None:
+    world = World(4)
+    duet = ready(world, "easy", "easy")
+
+    def lie() -> None:
+        duet.starter.engine.left(duet.other.id, world.now)
+        duet.starter.act()
+
+    assert duet.gap(lie) <= GAP_S
+    world.run(20.0)
+    assert duet.direct()
+    check(duet.starter, duet.other)
+
+
+def test_where_a_peer_was_before_is_tried_at_the_start() -> None:
+    """A restart behind the same NATs: no signal is needed, nor a relay."""
+    world = World(5)
+    duet = ready(world, "easy", "easy")
+    node, peer = duet.starter, duet.other
+    was = node.engine.describe(peer.id, world.now)
+    assert was is not None
+    node.engine = PathEngine(node.id, world.rng, epoch=world.epoch())
+    node.engine.introduce(peer.id, [], world.now, was.place)
+    duet.town.tell(node)
+    node.engine.want(peer.id, world.now)
+    node.act()
+    began = world.now
+    world.run(2.0, until=lambda: node.engine.describe(peer.id, world.now).path_class is not None)
+    assert world.now - began <= 0.3
+    now_at = node.engine.describe(peer.id, world.now)
+    assert now_at is not None
+    assert (now_at.path_class, now_at.place) == (PathClass.PUNCHED, was.place)
+
+
 def test_a_restart_with_a_clock_set_back_is_heard_after_a_while() -> None:
     world = World(8)
     duet = ready(world, "easy", "easy")

@@ -73,6 +73,7 @@ class Fleet:
         self.health = {n: Health() for n in self.nodes}
         self.models: dict[NodeId, list[Model]] = {n: [] for n in self.nodes}
         self.news: Counter[NodeId] = Counter()
+        self.left: dict[NodeId, list[NodeId]] = {n: [] for n in self.nodes}
         self.presence = {n: self._make(n) for n in self.nodes}
 
     def _make(self, own: NodeId) -> Presence:
@@ -89,7 +90,7 @@ class Fleet:
         return Presence(
             own, Control(self.hub, own), ping, sources, self.health[own],
             changed=lambda other, state: self.changes[own].append((other, state)),
-            models=lambda: self.news.update([own]),
+            models=lambda: self.news.update([own]), left=self.left[own].append,
             rng=random.Random(own.ed25519),
         )  # fmt: skip
 
@@ -212,6 +213,7 @@ async def test_a_newcomer_that_is_told_old_gossip_sees_nobody_go_and_come(
         await until(lambda: made.presence[first].describe(third)["presence"] == "gone")
         await asyncio.sleep(0.5)
         assert made.changes[first] == [(third, State.GONE)]
+        assert made.left[first] == [third], "the others' goodbyes were before they came back"
         assert "member.suspect" not in made.kinds(first)
         assert made.presence[first].describe(second)["presence"] == "alive"
 

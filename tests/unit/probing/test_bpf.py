@@ -49,6 +49,10 @@ def run(program: Sequence[bpf.Instruction], packet: bytes, packet_type: int = 0)
                     x = (load(k, 1) & 15) * 4
                 case bpf.JUMP_EQUAL:
                     at += true if a == k else false
+                case bpf.JUMP_ALWAYS:
+                    at += k
+                case bpf.LOAD_BYTE:
+                    a = load(k, 1)
                 case bpf.JUMP_GREATER:
                     at += true if a > k else false
                 case bpf.JUMP_ANY_BIT:
@@ -127,6 +131,43 @@ def test_the_largest_passes_and_one_more_byte_does_not() -> None:
     packet = ipv4(fits, options=10)
     assert run(bpf.from_ip_header(PORT), packet) == len(packet)
     assert run(bpf.from_ip_header(PORT), packet + b"\0") == 0
+
+
+def packet_to(tail: int, *, version: int, protocol: int) -> bytes:
+    if version == 6:
+        return (
+            bytes([0x60, 0, 0, 0, 0, 20, protocol, 64])
+            + bytes(28)
+            + tail.to_bytes(4, "big")
+            + b"x" * 30
+        )
+    head = bytes([0x45, 0, 0, 50, 0, 0, 0, 0, 64, protocol, 0, 0]) + bytes(4)
+    return head + tail.to_bytes(4, "big") + b"x" * 30
+
+
+@given(
+    st.lists(st.integers(1, 2**32 - 1), max_size=12, unique=True),
+    st.integers(0, 12), st.integers(0, 2**32 - 1), st.sampled_from([4, 6]),
+    st.sampled_from([1, 6, 17]), st.data(),
+)  # fmt: skip
+def test_what_goes_to_whom_is_heard(
+    tails: list[int], split: int, other: int, version: int, protocol: int, data: st.DataObject
+) -> None:
+    ignored, waiting = tails[:split], tails[split:]
+    program = bpf.outgoing_except(ignored, 40, only_tcp=waiting)
+    tail = data.draw(st.sampled_from([other, *tails]))
+    packet = packet_to(tail, version=version, protocol=protocol)
+    heard = tail not in ignored and (tail not in waiting or protocol == 6)
+    assert run(program, packet, packet_type=4) == (40 if heard else 0)
+    assert run(program, packet, packet_type=0) == 0, "it came in"
+
+
+def test_more_addresses_than_fit_are_left_out() -> None:
+    many = list(range(1, bpf.TAILS_MAX + 100))
+    for program in (bpf.outgoing_except(many, 40), bpf.outgoing_except([], 40, only_tcp=many)):
+        assert len(program) <= 4096
+        assert run(program, packet_to(1, version=6, protocol=17), packet_type=4) == 0
+        assert run(program, packet_to(many[-1], version=4, protocol=17), packet_type=4) == 40
 
 
 def test_nothing_drops_everything() -> None:
