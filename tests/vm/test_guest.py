@@ -30,6 +30,9 @@ CASES = (
     "tests/lab/probing/test_wireguard_port.py",
     "tests/lab/probing/test_birthday_path.py",
     "tests/lab/probing/test_mss.py",
+    # The relay between two whose WireGuard is the kernel's, by rules and by the agent.
+    "tests/lab/relay/test_relay.py::test_by_nftables",
+    "tests/lab/relay/test_relay.py::test_a_new_place_is_found_without_being_told",
     # Weather, and in the end what the kernel says of it all.
     "tests/vm/guest/test_netem.py",
     "tests/vm/guest/test_taint.py",
