@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 BENCHES := main_job mesh paths path_matrix relay
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: help demo test check lint unit lab matrix fuzz vm bench setup lock clean
+.PHONY: help demo test check lint unit lab namespaces matrix fuzz vm bench setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -17,7 +17,7 @@ help: ## Show these commands.
 demo: $(READY) ## Bring up three nodes and a gateway here and ask them two questions (ARGS=--keep).
 	@$(BIN)/agent demo $(ARGS)
 
-test: unit lab ## Run the unit tests, then the lab tests of the demo's mesh.
+test: unit namespaces ## Run the unit tests, then those that need namespaces (20 minutes).
 
 check: lint unit ## Run the fast tests: lint, types, unit.
 
@@ -29,7 +29,9 @@ lint: $(READY) ## Lint and check types.
 unit: $(READY) ## Run the unit tests.
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit
 
-lab: $(READY) ## Run the tests that need namespaces, in a sandbox.
+lab: namespaces matrix ## Run the tests that need namespaces, then the whole matrix of NATs (40 minutes).
+
+namespaces: $(READY) ## Run the tests that need namespaces, in a sandbox.
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/lab
 
 matrix: $(READY) ## Connect every kind of NAT with every other (20 minutes; ARGS="easy hard"); tables in build/.

@@ -1,4 +1,4 @@
-"""The lab: one mesh of real agents in namespaces for all its tests. Run it with `make lab`.
+"""The lab: one mesh of real agents in namespaces for all its tests. Run it with `make namespaces`.
 
 `python -m agent.demo.sandbox -- pytest tests/lab`: everything that is made here ends with that
 sandbox, whatever a test does.
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse to build networks on the machine itself."""
     if items and not sandbox.inside():
-        raise pytest.UsageError("the lab tests run in a sandbox: use `make lab`")
+        raise pytest.UsageError("the lab tests run in a sandbox: use `make namespaces`")
 
 
 @pytest.fixture(scope="session")
