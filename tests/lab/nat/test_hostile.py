@@ -127,13 +127,13 @@ def test_who_is_named_as_the_sender_gets_no_more_than_was_sent(
 def test_a_flood_from_outside_gets_no_answer_and_stops_nothing(
     mesh: NatMesh, tmp_path: Path
 ) -> None:
-    founder, stranger = mesh.machine("r1"), mesh.nat.add("stranger", "public").machines[0]
+    founder, flooder = mesh.machine("r1"), mesh.nat.add("flooder", "public").machines[0]
     pid = int(mesh.get("r1", "/v1/status")["pid"])
     answers = tmp_path / "answers.pcap"
-    with capturing(stranger.command, answers, "udp", "and", "src", founder.address):
+    with capturing(flooder.command, answers, "udp", "and", "src", founder.address):
         command = [sys.executable, str(SCRIPT), "flood", founder.address, str(PORT), "10"]
         flood = subprocess.Popen(
-            stranger.command(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+            flooder.command(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
         time.sleep(2.0)
         before, began = cpu_s(pid), time.monotonic()
