@@ -40,11 +40,19 @@ class Fleet(AgentLab):
         made: str = self.ask(self.founder, "invite", "--uses", str(uses))["ticket"]
         return made
 
-    def join_all(self, parallel: int = 4) -> None:
-        """Let everyone join, a few at a time: each imports libp2p, a second of one core."""
+    def join_all(self, parallel: int = 4, *, pause_s: float = 0.0) -> None:
+        """Let everyone join, a few at a time: each imports libp2p, a second of one core.
+
+        `pause_s`: after each one, for what its coming means to the others.
+        """
         ticket = self.ticket(len(self.names))
+
+        def join(name: str) -> None:
+            self.agent(name, "join", ticket)
+            time.sleep(pause_s)
+
         with ThreadPoolExecutor(parallel) as pool:
-            list(pool.map(lambda name: self.agent(name, "join", ticket), self.names[1:]))
+            list(pool.map(join, self.names[1:]))
 
     def status(self, name: str) -> dict[str, Any]:
         """Return an agent's status."""
