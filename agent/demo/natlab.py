@@ -47,7 +47,7 @@ _NETWORKS, _CARRIER = ("192.168.1", "192.168.0"), "100.64.0"
 UDP_TIMEOUT_S = 120
 _PACKAGES = {"miniupnpd": "miniupnpd-nftables", "conntrack": "conntrack"}
 # A daemon starts in 20 ms, and ends at once.
-_START_S = _END_S = 5.0
+_START_S, _END_S = 5.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,12 @@ class NatLab:
         for daemon in self._mappers:
             daemon.terminate()
         for daemon in self._mappers:
-            daemon.wait(_END_S)
+            try:
+                daemon.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                # miniupnpd misses a signal that comes while it is about to wait for packets.
+                daemon.kill()
+                daemon.wait()
         for name in self._namespaces:
             _ip("netns", "delete", name)
         self._mappers, self._namespaces, self.sites = [], [], {}
