@@ -161,8 +161,13 @@ class PathEngine:
             self._observe_begun = _LONG_AGO
             self._observe_soon(now)
         changed = around != self._own.around
+        before = {relay.node for relay in self._own.relays}
         self._own.around, self._own.relays = around, tuple(relays)
         self._refresh(now, force=changed)
+        if not before.issuperset(relay.node for relay in relays):
+            for kept in list(self._kept.values()):
+                kept.pair.relays_found(now)
+                self._run(kept, now)
 
     def introduce(
         self, peer: NodeId, places: Sequence[Place], now: float, was_at: Place | None = None

@@ -223,6 +223,12 @@ class Legs:
         """Ask those that failed again: what was in the way may be gone."""
         self._not_before.clear()
 
+    def found(self, now: float) -> None:
+        """Who relays is known better: join what the peer offers and could not be joined before."""
+        self.retry()
+        self._in_vain = 0
+        self.set_offers(self._offers, now)
+
     def close(self) -> None:
         """The pair ends."""
         for leg in self._legs.values():

@@ -179,6 +179,11 @@ class Pair:
             path.burst(now)
         self._show(now, "what we know of our network changed")
 
+    def relays_found(self, now: float) -> None:
+        """Others are known to relay than before."""
+        if self._left_at is None and not self._outright(now):
+            self._legs.found(now)
+
     def network_changed(self, now: float) -> None:
         """We are on another network: what is used is kept until something answers."""
         self._book.network_changed()

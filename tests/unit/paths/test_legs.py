@@ -175,6 +175,20 @@ def test_an_offer_that_failed_is_joined_again_though_the_peer_says_no_more() -> 
     assert done.count(joined) == 1, "it is being joined"
 
 
+def test_an_offer_of_a_relay_that_was_not_known_is_joined_once_it_is() -> None:
+    """An agent that has just started hears an offer before it knows who relays."""
+    made, done, own = legs(HIGH)
+    relays, own.relays = own.relays, ()
+    made.set_offers((offer(0),), 1.0)
+    made.failed(RELAYS[0], 1.0)
+    done.clear()
+    tick(made, 2.0)
+    assert done == []
+    own.relays = relays
+    made.found(2.5)
+    assert done == [out.OpenRelay(HIGH, RELAYS[0], False, b"t")]
+
+
 def test_both_ask_the_same_relay_and_each_keeps_its_side_of_the_one_allocation() -> None:
     for peer in (HIGH, LOW):
         made, done, _ = legs(peer)
