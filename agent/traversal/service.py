@@ -398,12 +398,12 @@ class Traversal:
         self._wanted = wanted
         self._after()
 
-    def _gone(self) -> frozenset[NodeId]:
-        return frozenset() if self._alive is None else self._members - self._alive
+    def _gone(self, node: NodeId) -> bool:
+        return self._alive is not None and node in self._members and node not in self._alive
 
     def _choose_callers(self) -> None:
         """Choose who of the gone may call; each node others, so that all may call some."""
-        gone = self._gone()
+        gone = filter(self._gone, self._members)
         own = self._key.id.ed25519
         by_chance = sorted(gone, key=lambda node: hashlib.blake2b(node.ed25519 + own).digest())
         callers = frozenset(by_chance[:CALLERS_MAX])
@@ -455,7 +455,7 @@ class Traversal:
         if self._parts is None or self.deaf:
             return False  # all are WireGuard's then
         kept = self._parts.kept
-        return node in self._introduced and node not in kept and node not in self._gone()
+        return node in self._introduced and node not in kept and not self._gone(node)
 
     def wish(self, node: NodeId) -> Wish | None:
         """Return how WireGuard shall reach a member; None while no path to it is kept.
@@ -484,7 +484,7 @@ class Traversal:
         if view is None:
             if self.asleep(node):
                 return {"route": "asleep", "why": _ASLEEP}
-            return {"route": "none", "why": _GONE} if node in self._gone() else {}
+            return {"route": "none", "why": _GONE} if self._gone(node) else {}
         known = self._sets.get(node)
         return {
             "route": _WORDS[view.path_class] if view.path_class is not None else "none",
