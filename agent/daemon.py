@@ -262,6 +262,7 @@ class Agent:
         self._api = LocalApi(answers, settings.socket)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resting: dict[NodeId, asyncio.TimerHandle] = {}  # who will be left alone soon
+        self._gone: set[NodeId] = set()
 
     # ------------------------------------------------------------------ life
 
@@ -401,6 +402,7 @@ class Agent:
             self._presence.note("key.changed", self._own, "the mesh has a new network key")
         gone, new = self._members - members, members - self._members
         self._members = members
+        self._gone &= members
         if gone or new:
             self._control.set_members(members)
             self._presence.set_members(members)
@@ -541,13 +543,16 @@ class Agent:
     def _presence_changed(self, node: NodeId, state: State) -> None:
         if state is State.ALIVE:
             self._deployments.trust(node)
-            self._traversal.came_up(node)
+            if node in self._gone:  # a suspect that answers late was not away
+                self._gone.discard(node)
+                self._traversal.came_up(node)
             if (timer := self._resting.pop(node, None)) is not None:
                 timer.cancel()
         else:
             self._deployments.suspect(node)
         self._attend()
         if state is State.GONE:
+            self._gone.add(node)
             loop = asyncio.get_running_loop()
             self._resting[node] = loop.call_later(_REST_AFTER_S, self._rest, node)
 

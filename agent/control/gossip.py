@@ -8,10 +8,13 @@ star delivers 14 to 24 %; a random graph with three links a node delivers all of
 peer hold 32 messages and refuse more, a peer in its mesh is never told what it has missed, each
 message carries a newly signed address record, and every message that comes starts a task.
 
-Ours has five rules.
+Ours has six rules.
 
     accept   once: size, author a member, time, signature, rate; then the subscriber's own judgement
     pass on  at once to every link that wants the topic and did not send it; GRAFT to all, no PRUNE
+    to one   a topic that begins with `to/` carries messages for one member each, whose id (32
+             bytes) they begin with: the others pass them on without their subscriber's judgement,
+             and at once to FANOUT links only, and to that member where it is linked
     repair   a new link or stream hears at once of all that is still kept: IHAVE; who lacks one asks
              one link: IWANT. So does a link whose queue was too full. Streams lose nothing else;
              for what no rule foresees, all links that did not show that they have a message are
@@ -38,7 +41,7 @@ from agent.control.outbox import Outbox
 from agent.control.wanted import Wanted
 from agent.errors import PeerError
 
-ID_BYTES = 20
+ID_BYTES, ID_OF_NODE_BYTES = 20, 32
 # Told one by one and at once they were half of what an idle mesh says, and cost as much CPU.
 REPAIR_S = 2.0
 REPAIR_GRID_S = 10.0
@@ -51,6 +54,7 @@ MAX_SEEN = 16_384
 # One message may be asked for by one link as often as this.
 MAX_SERVED = 6
 MAX_TOPICS_PER_PEER = 64
+ADDRESSED, FANOUT = "to/", 3
 # A link's work, in units of about 0.3 ms: what it may cause in a second, and at once.
 WORK_PER_S = 200.0
 WORK_BURST = 2000.0
@@ -78,6 +82,8 @@ class _Message:
     data: bytes
     # Links that have shown that they have it.
     holders: set[bytes]
+    # Whom it is for; empty: everybody.
+    addressee: bytes = b""
     at: float = 0.0
     served: dict[bytes, int] = field(default_factory=dict)
 
@@ -104,6 +110,7 @@ class Gossip:
 
     def __init__(self, own: bytes) -> None:
         """`own`: this node's id (32 bytes)."""
+        self._own = own
         self._authors = Authors(own)
         self._topics: set[str] = set()
         self._published: set[str] = set()
@@ -157,7 +164,8 @@ class Gossip:
         self._published.add(topic)
         name = _id(data)
         if name not in self._kept:
-            self._keep(name, _Message(topic, data, set()), now)
+            addressee = _addressee(topic, envelope.decode(data).payload)
+            self._keep(name, _Message(topic, data, set(), addressee), now)
 
     def receive(self, peer: bytes, raw: bytes, now: float, wall: float) -> list[Arrival]:
         """Take an RPC from a link and return the messages that its subscribers are to judge.
@@ -312,7 +320,13 @@ class Gossip:
             self._see(name)
             return None
         self._wanted.came(name)
-        self._judged[name] = _Message(topic, data, {peer, found.author})
+        addressee = _addressee(topic, found.payload)
+        message = _Message(topic, data, {peer, found.author}, addressee)
+        if addressee not in (b"", self._own):
+            # Most are for others, and to wake a subscriber costs more than all the rest.
+            self._keep(name, message, now)
+            return None
+        self._judged[name] = message
         return Arrival(name, topic, found.author, found.payload)
 
     def _forged(self, link: _Peer, name: bytes, now: float) -> None:
@@ -329,15 +343,29 @@ class Gossip:
         self._kept_bytes += len(message.data)
         while len(self._kept) > MAX_KEPT_MESSAGES or self._kept_bytes > MAX_KEPT_BYTES:
             self._drop_oldest()
-        for peer, link in self._peers.items():
-            if message.topic not in link.topics or peer in message.holders:
-                continue
+        for peer in self._next_hops(name, message):
+            link = self._peers[peer]
             if message.topic in link.told_only:
                 link.outbox.ihave(message.topic, [name])
             else:
                 link.outbox.publish(name, message.topic, message.data)
         due = math.ceil((now + REPAIR_S) / REPAIR_GRID_S) * REPAIR_GRID_S
         self._repairs.append((due, name))
+
+    def _next_hops(self, name: bytes, message: _Message) -> list[bytes]:
+        """Return the links to which a message goes at once."""
+        found = [
+            peer
+            for peer, link in self._peers.items()
+            if message.topic in link.topics and peer not in message.holders
+        ]
+        if not message.addressee:
+            return found
+        if message.addressee == self._own:
+            return []
+        # By chance, so that each message has its own ways, and the same whenever it is asked.
+        found.sort(key=lambda peer: (peer != message.addressee, _id(name + self._own + peer)))
+        return found[: FANOUT + (message.addressee in found)]
 
     def _drop_oldest(self) -> None:
         name, message = self._kept.popitem(last=False)
@@ -368,3 +396,8 @@ class Gossip:
 def _id(data: bytes) -> bytes:
     """Return a message's name: its hash, for one message has one encoding."""
     return hashlib.sha256(data).digest()[:ID_BYTES]
+
+
+def _addressee(topic: str, payload: bytes) -> bytes:
+    """Return whom a message is for; empty: everybody."""
+    return payload[:ID_OF_NODE_BYTES] if topic.startswith(ADDRESSED) else b""

@@ -6,10 +6,10 @@ from __future__ import annotations
 class Allowance:
     """A bucket that fills with `per_s` a second up to `burst`."""
 
-    __slots__ = ("_at", "_burst", "_left", "_per_s")
+    __slots__ = ("_at", "_burst", "_left", "per_s")
 
     def __init__(self, per_s: float, burst: float) -> None:
-        self._per_s = per_s
+        self.per_s = per_s
         self._burst = burst
         self._left = burst
         self._at: float | None = None
@@ -17,7 +17,7 @@ class Allowance:
     def take(self, now: float) -> bool:
         """Say whether it may happen now, and count it if so."""
         if self._at is not None:
-            self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._per_s)
+            self._left = min(self._burst, self._left + max(0.0, now - self._at) * self.per_s)
         self._at = now
         if self._left < 1:
             return False

@@ -10,10 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.identity.keys import NodeId
+from agent.paths.allowance import Allowance
 from agent.paths.birthday import Turns
 from agent.paths.candidates import Surroundings
 from agent.paths.messages import Candidate, NatKind, Place
 from agent.paths.outputs import Output
+
+# Paths that fail at once, as when a relay or this network does; after so many it is this machine or
+# its peers that are too slow to answer, and all that is done in haste makes them slower.
+ALARMS_PER_S, ALARMS_BURST = 0.1, 16.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Own:
     candidates: tuple[Candidate, ...] = ()
     relays: tuple[RelayNode, ...] = ()
     turns: Turns = field(default_factory=Turns)
+    alarms: Allowance = field(default_factory=lambda: Allowance(ALARMS_PER_S, ALARMS_BURST))
 
     def relay_host(self, host: str) -> bool:
         """Say whether an address is that of a relay we know."""

@@ -188,7 +188,8 @@ class Pair:
         """We are on another network: what is used is kept until something answers."""
         self._book.network_changed()
         self._chance.network_changed()
-        self._alarm(now)
+        self._alarmed = True
+        self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
         self._call_again(now)
 
     def signal(self, signal: Signal, now: float) -> None:
@@ -462,6 +463,8 @@ class Pair:
         """Something is wrong with the path in use: do at once all that may find another."""
         self._alarmed = True
         self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
+        if not self._own.alarms.take(now):
+            return
         self._own.observe_soon(now)
         # While nothing flows, rounds are soon enough for that.
         if self._rhythm.active(now):
@@ -532,6 +535,8 @@ class Pair:
                 path.next_at = now + 0.1
 
     def _signal_due(self, now: float) -> None:
+        if self._outright(now):
+            self._talk.settle()
         if not self._talk.due(now):
             return
         call = self._calls and not self._direct(now)

@@ -18,8 +18,10 @@ from agent.paths.messages import Kind, Place
 # When the pings of a burst leave, after its begin. Both sides do this, the other begins a signal's
 # way later, and a fifth of packets may be lost: the last ones are for slow signals.
 BURST_S = (0.0, 0.1, 0.25, 0.5, 0.9, 1.5, 2.5, 4.0)
-# Before a first RTT is known; then twice the RTT and this much for a busy machine.
-_TIMEOUT_S, _SLACK_S = 1.0, 0.25
+# Before a first RTT is known; then twice the RTT and this much for a busy machine, or what the
+# variation of the RTT asks for (as in TCP, RFC 6298): where machines are so busy that answers come
+# late, to take them for lost and look for other ways would only make them busier.
+_TIMEOUT_S, _SLACK_S, _TIMEOUT_MAX_S = 1.0, 0.25, 2.5
 # A path whose last answer is older may have gone unnoticed; idle keepalives are 15 s apart.
 PROVED_S = 40.0
 FRESH_S = 3.0
@@ -53,6 +55,7 @@ class Path:
         "trusted",
         "unanswered",
         "usable_at",
+        "variation",
     )
 
     def __init__(self, place: Place, kind: Kind | None, relay: NodeId | None = None) -> None:
@@ -63,6 +66,7 @@ class Path:
         self.trusted = False  # a relay's place that we know to be a relay's: usable unproved,
         self.usable_at = _LONG_AGO  # from then on
         self.rtt: float | None = None
+        self.variation = 0.0  # of the RTT
         self.seen: Place | None = None  # where the peer sees us on this path
         self.asked_at = self.answered_at = self.heard_at = _LONG_AGO
         self.silent_since: float | None = None
@@ -78,7 +82,10 @@ class Path:
     @property
     def timeout_s(self) -> float:
         """How long an answer may take."""
-        return _TIMEOUT_S if self.rtt is None else 2 * self.rtt + _SLACK_S
+        if self.rtt is None:
+            return _TIMEOUT_S
+        usual_s = 2 * self.rtt + _SLACK_S
+        return max(usual_s, min(self.rtt + 4 * self.variation, _TIMEOUT_MAX_S))
 
     @property
     def bursting(self) -> bool:
@@ -111,7 +118,11 @@ class Path:
     def answered(self, sent_at: float, seen: Place, now: float) -> None:
         """Note an answer to the ping that left at `sent_at`."""
         rtt = now - sent_at
-        self.rtt = rtt if self.rtt is None or self.failed else self.rtt + (rtt - self.rtt) / 4
+        if self.rtt is None or self.failed:
+            self.rtt = rtt
+        else:
+            self.variation += (abs(rtt - self.rtt) - self.variation) / 4
+            self.rtt += (rtt - self.rtt) / 4
         self.answered_at = now
         self.seen = seen
         self.unanswered = 0
@@ -133,7 +144,7 @@ class Path:
         self.failed = True
         self.penalty_until = _LONG_AGO
         self.failures = []
-        self.rtt = None
+        self.rtt, self.variation = None, 0.0
         self.answered_at = _LONG_AGO
 
     def proved(self, now: float) -> bool:

@@ -8,6 +8,7 @@
                                            clock was set back, not an old signal carried twice
     ours has news, or calls                repeated by REPEAT_S until the peer has heard it
     one came that calls or has news        answered, so that the peer stops repeating
+    the path got direct, through no NAT    ours is not repeated
     anything                               PER_S signals a second at most, BURST at once
 
 Each transmission has a number of its own, and holds everything: so loss, doubling and order do not
@@ -45,6 +46,7 @@ class Talk:
         self._acknowledged = 0
         self._tries = 0
         self._next_at = _NEVER
+        self._owes = False  # an answer
         self._allowance = Allowance(PER_S, BURST)
 
     @property
@@ -66,10 +68,18 @@ class Talk:
     def hush(self) -> None:
         """Say nothing after all, and wait for nothing."""
         self._acknowledged = self._news
-        self._tries, self._next_at = 0, _NEVER
+        self._tries, self._next_at, self._owes = 0, _NEVER, False
+
+    def settle(self) -> None:
+        """Repeat nothing: there is a path that needs no agreement. An answer is still given."""
+        if self._tries:
+            self._acknowledged, self._tries = self._news, 0
+            if not self._owes:
+                self._next_at = _NEVER
 
     def answer(self, now: float) -> None:
         """Tell the peer that we heard it."""
+        self._owes = True
         self._next_at = min(self._next_at, now + _ANSWER_DELAY_S)
 
     def accept(self, signal: Signal, own_epoch: int, now: float) -> bool:
@@ -116,7 +126,7 @@ class Talk:
             self.called_at = self._calls[self.sequence] = now
             if len(self._calls) > len(REPEAT_S):
                 self._calls.popitem(last=False)
-        self._next_at = _NEVER
+        self._next_at, self._owes = _NEVER, False
         if self.unheard and self._tries < len(REPEAT_S):
             self._next_at = now + REPEAT_S[self._tries]
             self._tries += 1

@@ -19,8 +19,9 @@ silence under questions alone, only when another doubts it as well, or when noth
 arrives for `silent_s`; one that lives and is doubted says so to all. `now` is monotonic seconds.
 
 Where most questions come to nothing, it is this node or its network that is slow, and to suspect
-everyone would only make it slower: it waits up to `patience` times as long then (as in Lifeguard:
-Dadgar, Phillips, Currey 2018). A third of the members may die at once without that.
+everyone would only make it slower: it waits up to `patience` times as long then, and asks the
+silent so much less often (as in Lifeguard: Dadgar, Phillips, Currey 2018). Whoever was heard of
+since it was asked is not suspected at all. A third of the members may die at once without that.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class Liveness:
 
         Report each with `answered` or `missed`.
         """
-        asked, silent_s = [], self.silent_s
+        asked, silent_s, again_s = [], self.silent_s, SUSPECT_INTERVAL_S * self.patience
         for node, member in self._members.items():
             missing = member.state is State.ALIVE and member.misses > 0
             if member.state is State.ALIVE and now - member.heard_at > silent_s:
@@ -192,7 +193,7 @@ class Liveness:
                 self._to(node, member, State.GONE, now)
                 member.answers = False
             again = missing or member.state is State.SUSPECT
-            if member.urgent or (again and now - member.asked_at >= SUSPECT_INTERVAL_S):
+            if member.urgent or (again and now - member.asked_at >= again_s):
                 asked.append(node)
         fresh = (n for n, m in self._members.items() if m.asked_at == _NEVER and n not in asked)
         asked += itertools.islice(fresh, FRESH_PER_CALL)
@@ -218,8 +219,11 @@ class Liveness:
             self._strain = max(0, self._strain - 1)
             self.heard(node, now)
 
-    def missed(self, node: NodeId, now: float) -> None:
-        """Note that a question was not answered in its time."""
+    def missed(self, node: NodeId, asked_at: float, now: float) -> None:
+        """Note that a question of `asked_at` was not answered in its time.
+
+        Who was heard since then lives, and is slow, or this node is.
+        """
         member = self._members.get(node)
         if member is None or member.state is not State.ALIVE:
             return
@@ -227,6 +231,8 @@ class Liveness:
         if not (member.answers or doubted):
             return
         self._strain = min(STRAIN_MAX, self._strain + 1)
+        if member.proved_at > asked_at:
+            return
         member.misses += 1
         if member.misses >= member.allowed_misses:
             self._to(node, member, State.SUSPECT, now)

@@ -216,10 +216,14 @@ class Presence:
             self._spawn(self._ask(node))
 
     async def _ask(self, node: NodeId) -> None:
-        rtt_s = await self._ping(node, _PING_TIMEOUT_S * self._liveness.patience)
+        asked_at, patience = time.monotonic(), self._liveness.patience
+        rtt_s = await self._ping(node, _PING_TIMEOUT_S * patience)
         now = time.monotonic()
         if rtt_s is None:
-            self._liveness.missed(node, now)
+            # Discovery gives a question up after a second, but hears what comes later.
+            if patience > 1.0:
+                await asyncio.sleep(asked_at + _PING_TIMEOUT_S * patience - now)
+            self._liveness.missed(node, asked_at, time.monotonic())
             return
         self._liveness.answered(node, now)
         self._of(node).rtt_s = rtt_s

@@ -5,6 +5,10 @@ every member passes the signal on and the one that it names takes it. That too w
 not answered soon: the link may go over the very path that has just died. Signals are sealed for
 their peer, so that nobody on the way reads them (agent/paths/wire.py). Both may lose one; the
 engine repeats what is not acknowledged, and takes each once.
+
+What goes by gossip costs every member, so that all together say no more than they can bear: who
+looks for many at once says the first at once, and is held back then. Without that, busy machines
+take late answers for lost ones, look for ways by gossip, and are busier (docs/design-notes.md).
 """
 
 from __future__ import annotations
@@ -14,20 +18,25 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
+from agent.control.gossip import ADDRESSED
 from agent.errors import CoveyError, PeerError
 from agent.identity.keys import NodeId
+from agent.paths.allowance import Allowance
 from agent.paths.wire import SIGNAL_MAX_BYTES
 
 _log = logging.getLogger(__name__)
 
 PROTOCOL = "/covey/paths/1"
-TOPIC = "signals"
+TOPIC = f"{ADDRESSED}signals"
 # A signal is repeated after 0.4 s; a request that takes longer is of no use.
 _REQUEST_LIMIT_S = 2.0
 # Most round trips are shorter, and TCP's repetition 1.4 s after a loss is not missed for it.
 _HEDGE_S = 0.3
 # After a request that failed the peer gets its signals by gossip for so long.
 _GOSSIP_S = 30.0
+# All members together gossip so many signals a second, each one so many at once, and no member is
+# held back to less than one in ten seconds.
+_GOSSIP_PER_S, _GOSSIP_BURST, _GOSSIP_PER_S_MIN = 10.0, 32.0, 0.1
 _KEY_BYTES = 32
 # Signals under way at once; a mesh of 1,000 that comes up has some tens.
 _UNDER_WAY_MAX = 256
@@ -57,17 +66,16 @@ class Carrier:
 
     def __init__(
         self,
-        own: NodeId,
         control: Control,
         addresses: Callable[[NodeId], Sequence[str] | None],
         take: Callable[[NodeId, bytes], None],
     ) -> None:
         """`addresses`: a peer's control addresses; None when it is not to be asked directly."""
-        self._own = own
         self._control = control
         self._addresses = addresses
         self._take = take
         self._gossip_until: dict[NodeId, float] = {}
+        self._allowance = Allowance(_GOSSIP_PER_S, _GOSSIP_BURST)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(self) -> None:
@@ -83,8 +91,9 @@ class Carrier:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def forget(self, members: frozenset[NodeId]) -> None:
-        """Keep nothing of those who are no members."""
+    def set_members(self, members: frozenset[NodeId]) -> None:
+        """Say who the other members are; nothing of others is kept."""
+        self._allowance.per_s = max(_GOSSIP_PER_S / (len(members) + 1), _GOSSIP_PER_S_MIN)
         for node in self._gossip_until.keys() - members:
             del self._gossip_until[node]
 
@@ -122,6 +131,9 @@ class Carrier:
         return True
 
     async def _tell_all(self, peer: NodeId, sealed: bytes) -> None:
+        if not self._allowance.take(asyncio.get_running_loop().time()):
+            _log.debug("no signal node=%s: too many by gossip", peer)
+            return
         try:
             await self._control.publish(TOPIC, peer.ed25519 + sealed)
         except CoveyError as error:
@@ -136,6 +148,5 @@ class Carrier:
     async def _on_gossip(self, author: NodeId, payload: bytes) -> bool:
         if not _KEY_BYTES < len(payload) <= _KEY_BYTES + SIGNAL_MAX_BYTES:
             return False
-        if payload[:_KEY_BYTES] == self._own.ed25519:
-            self._take(author, payload[_KEY_BYTES:])
+        self._take(author, payload[_KEY_BYTES:])
         return True

@@ -203,7 +203,7 @@ class Traversal:
         self._make_port, self._make_second, self._run = make_port, make_second, run
         self._seal = PathSeal(key, mesh_id, keys, secrets.randbits(62))
         self._engine = PathEngine(key.id, SystemRandom(), time.time_ns() // 1_000_000)
-        self._carrier = Carrier(key.id, control, addresses.signal, self._signal)
+        self._carrier = Carrier(control, addresses.signal, self._signal)
         self._members: frozenset[NodeId] = frozenset()
         self._helpers = Helpers()
         self._hosts: dict[NodeId, tuple[str, ...]] = {}
@@ -309,7 +309,7 @@ class Traversal:
         """Replace who is a member: nobody else is heard."""
         self._members = frozenset(members) - {self._key.id}
         self._seal.set_members(self._members)
-        self._carrier.forget(self._members)
+        self._carrier.set_members(self._members)
         now = _now()
         self._wanted &= self._members
         for node in {*self._engine.peers(), *self._introduced} - self._members:

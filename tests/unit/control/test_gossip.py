@@ -228,6 +228,43 @@ def give(net: Net, target: int, source: int, *data: bytes, topic: str = TOPIC) -
     net.deliver(source, target, rpc.encode(Rpc(published=[(topic, each) for each in data])))
 
 
+def test_what_is_addressed_to_another_is_passed_on_and_delivered_to_that_one_alone() -> None:
+    net = Net(5, [(0, 1), (1, 2), (2, 3), (3, 4)])
+    topic = f"{gossip.ADDRESSED}signals"
+    for node in net.nodes:
+        node.subscribe(topic)
+    net.run()
+    payload = net.ids[3] + b"for you"
+    net.nodes[0].publish(topic, net.seal(0, payload, topic=topic), net.now)
+    net.run()
+    assert net.got == [[], [], [], [payload], []]
+    net.link(0, 4)
+    net.run()
+    assert net.got == [[], [], [], [payload], []]
+
+
+def test_what_is_addressed_takes_few_ways_and_yet_arrives() -> None:
+    count, sent = 60, 400
+    net = Net(count, graph(count, 4))
+    topic = f"{gossip.ADDRESSED}signals"
+    for node in net.nodes:
+        node.subscribe(topic)
+    net.run()
+    chance, costs = random.Random(3), []
+    for n in range(sent):
+        author, addressee = chance.sample(range(count), 2)
+        payload = net.ids[addressee] + b"%d" % n
+        before = net.rpcs
+        net.nodes[author].publish(topic, net.seal(author, payload, topic=topic), net.now)
+        net.flush()
+        costs.append(net.rpcs - before)
+    at_once = sum(len(got) for got in net.got)
+    assert at_once >= 0.99 * sent
+    assert max(costs) <= count * (gossip.FANOUT + 1) < len(net.links)
+    net.run(2 * gossip.REPAIR_GRID_S)
+    assert sum(len(got) for got in net.got) == sent
+
+
 def test_old_future_forged_and_misplaced_messages_are_dropped() -> None:
     net = Net(3, [(0, 1), (1, 2)])
     good = net.seal(2, b"good")

@@ -175,3 +175,15 @@ def test_what_flows_by_itself_is_no_traffic() -> None:
     assert rhythm.hasten(used, 10.05) == float("inf"), "one message between two looks"
     rhythm.traffic(3 * quiet, 3 * quiet, True, 15.0)
     assert rhythm.hasten(used, 15.0) == 10.0 + ACTIVE_S
+
+
+def test_a_path_whose_answers_vary_is_given_longer_and_an_even_one_no_longer() -> None:
+    made = book(ONE, TWO)
+    for n in range(40):
+        even = answer(made, ONE, 0.02, 10.0 + n)
+        uneven = answer(made, TWO, 0.02 if n % 2 else 0.8, 10.0 + n)
+    assert even.timeout_s < 0.3
+    assert 1.2 < uneven.timeout_s <= 2.5
+    for n in range(40):
+        answer(made, TWO, 0.02, 60.0 + n)
+    assert uneven.timeout_s < 0.3, "it is quiet again"

@@ -29,7 +29,7 @@ from agent.paths.messages import (
     Signal,
     pack,
 )
-from agent.paths.own import RelayNode, Rendezvous
+from agent.paths.own import ALARMS_BURST, RelayNode, Rendezvous
 
 ME, PEER, HELPER, RELAY = (NodeId(bytes([n]) * 32) for n in (5, 6, 7, 8))
 AROUND = Surroundings(
@@ -504,3 +504,33 @@ def test_who_is_wanted_there_is_kept_here_and_who_is_let_go_is_not() -> None:
     made.let_go(PEER, 1000.0)
     made.tick(1001.0 + NEED_S)
     assert made.peers() == []
+
+
+def test_when_everybody_is_slow_few_are_called_in_haste() -> None:
+    """A machine that is too busy to hear its peers in time must not get more to do."""
+    made = engine()
+    peers = [NodeId(bytes([n]) * 32) for n in range(20, 20 + 3 * int(ALARMS_BURST))]
+    for n, peer in enumerate(peers):
+        made.introduce(peer, [("203.0.113.9", 5000 + n)], 1.0)
+        made.want(peer, 1.0)
+    places = {("203.0.113.9", 5000 + n): peer for n, peer in enumerate(peers)}
+    now, carried = 1.0, 0
+    called: list[float] = []
+    while now < 12.0:
+        silent = now >= 6.0
+        if int(now * 2) > carried:
+            carried = int(now * 2)
+            for place, peer in places.items():
+                made.wireguard_seen(peer, place, 50_000 * carried, 50_000 * carried, now)
+        for output in made.take():
+            if isinstance(output, out.SendSignal) and silent and output.signal.call_me:
+                called.append(now)
+            asked = isinstance(output, out.SendProbe) and isinstance(output.probe, Ping)
+            if asked and not silent and output.place in places:
+                answer = Pong(output.probe.token, pack(THERE), session=1)
+                made.probe_received(places[output.place], output.place, answer, now + 0.001)
+        now += 0.01
+        made.tick(now)
+    first = [at for at in called if at < 6.0 + 1.0]
+    assert 0 < len(first) <= ALARMS_BURST
+    assert len(called) > len(first), "the others in their rounds"

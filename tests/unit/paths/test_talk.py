@@ -73,3 +73,17 @@ def test_however_much_there_is_to_say_signals_are_few() -> None:
         sent += len(drain(talk, now, now))
         now += 0.01
     assert sent <= BURST + 10 * PER_S + 1
+
+
+def test_what_needs_no_agreement_is_not_repeated_but_an_answer_is_given() -> None:
+    talk = Talk()
+    talk.say(0.0)
+    talk.settle()
+    assert len(drain(talk, 0.0, 0.1)) == 1, "it is said once"
+    talk.settle()
+    assert drain(talk, 0.1, 100.0) == []
+    talk.say(100.0)
+    drain(talk, 100.0, 100.1)
+    talk.answer(100.2)
+    talk.settle()
+    assert len(drain(talk, 100.2, 200.0)) == 1

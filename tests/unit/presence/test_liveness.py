@@ -40,7 +40,7 @@ class World:
             each()
             for one in asked:
                 if one in self.dead or one in self.unreachable:
-                    self.liveness.missed(one, self.now)
+                    self.liveness.missed(one, self.now, self.now)
                 else:
                     self.liveness.answered(one, self.now)
 
@@ -89,11 +89,42 @@ def test_a_hint_about_a_live_member_changes_nothing() -> None:
 def test_one_lost_answer_is_no_suspicion_but_is_asked_again_soon() -> None:
     world = World(3)
     world.run(4.0)
-    world.liveness.missed(node(1), world.now)
+    world.liveness.missed(node(1), world.now, world.now)
     assert world.state(1) is State.ALIVE
     world.asked.clear()
     world.run(1.0)
     assert node(1) in world.asked
+
+
+def test_who_was_heard_of_since_it_was_asked_is_slow_and_no_suspect() -> None:
+    world = World(3)
+    world.run(4.0)
+    for _ in range(10):
+        asked_at, world.now = world.now, world.now + 1.0
+        world.liveness.heard(node(1), world.now - 0.5)
+        world.liveness.missed(node(1), asked_at, world.now)
+    assert world.state(1) is State.ALIVE
+    assert world.liveness.patience > 1.0, "nor is it taken for quick"
+    for _ in range(2):
+        asked_at, world.now = world.now, world.now + 1.0
+        world.liveness.missed(node(1), asked_at, world.now)
+    assert world.state(1) is State.SUSPECT
+
+
+def test_where_most_questions_come_to_nothing_suspects_are_asked_less_often() -> None:
+    asked = {}
+    for dead in (1, 12):
+        world = World(16)
+        world.run(16.0)
+        world.dead.update(node(n) for n in range(1, dead + 1))
+        for one in world.dead:
+            world.liveness.doubt(one, world.now)
+        world.run(1.5)
+        world.asked.clear()
+        world.run(2.5)
+        asked[dead] = world.asked.count(node(1))
+    assert asked[1] == 3
+    assert asked[12] < asked[1]
 
 
 def test_who_cannot_be_asked_from_here_lives_as_long_as_it_is_heard() -> None:
@@ -154,7 +185,7 @@ def test_a_member_that_says_goodbye_is_gone_at_once_and_may_return() -> None:
 def test_a_stranger_has_no_state_and_nothing_about_it_is_kept() -> None:
     world = World(2)
     world.liveness.heard(node(99), world.now)
-    world.liveness.missed(node(99), world.now)
+    world.liveness.missed(node(99), world.now, world.now)
     assert not world.liveness.doubt(node(99), world.now)
     assert world.state(99) is None
     world.liveness.set_members([node(1)], world.now)

@@ -259,7 +259,7 @@ async def test_any_datagram_of_a_member_shows_that_it_lives_but_none_after_its_g
     presence.set_members(made.nodes)
     liveness = presence._liveness
     liveness.doubt(peer, time.monotonic())
-    liveness.missed(peer, time.monotonic())
+    liveness.missed(peer, time.monotonic(), time.monotonic())
     assert liveness.state(peer) is State.SUSPECT
     presence.shown(peer)
     assert liveness.state(peer) is State.ALIVE

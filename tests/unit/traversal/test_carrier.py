@@ -49,7 +49,7 @@ class FakeControl:
 
 def carrier(control: FakeControl, addresses: list[str] | None) -> tuple[Carrier, list[bytes]]:
     taken: list[bytes] = []
-    made = Carrier(ME, control, lambda _: addresses, lambda _, sealed: taken.append(sealed))
+    made = Carrier(control, lambda _: addresses, lambda _, sealed: taken.append(sealed))
     made.begin()
     return made, taken
 
@@ -112,12 +112,10 @@ async def test_a_request_that_takes_long_is_helped_by_gossip(
     assert control.asked[-1] == (PEER, b"two")
 
 
-async def test_gossip_for_others_is_passed_on_and_not_taken() -> None:
+async def test_a_signal_that_comes_by_gossip_is_taken() -> None:
     control = FakeControl()
     _, taken = carrier(control, None)
     assert control.subscriber is not None
-    assert await control.subscriber(PEER, PEER.ed25519 + b"theirs")
-    assert taken == []
     assert await control.subscriber(PEER, ME.ed25519 + b"ours")
     assert taken == [b"ours"]
 
@@ -139,3 +137,19 @@ async def test_a_request_that_is_too_long_is_refused() -> None:
         await control.handler(PEER, bytes(SIGNAL_MAX_BYTES + 1))
     await control.handler(PEER, b"fine")
     assert taken == [b"fine"]
+
+
+async def test_members_together_gossip_no_more_than_a_mesh_bears() -> None:
+    control = FakeControl()
+    made, _ = carrier(control, None)
+    made.set_members(frozenset(NodeId(bytes([n]) * 32) for n in range(2, 101)))
+    for n in range(200):
+        made.send(PEER, b"%d" % n)
+    await settled(made)
+    at_once = len(control.told)
+    assert at_once == 32
+    made._allowance.per_s = 1000.0  # as if time had passed
+    await asyncio.sleep(0.01)
+    made.send(PEER, b"later")
+    await settled(made)
+    assert control.told[-1] == PEER.ed25519 + b"later"
