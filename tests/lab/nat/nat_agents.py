@@ -78,8 +78,13 @@ class NatMesh(AgentLab):
             list(pool.map(one, names))
 
     def connect(self, starter: End, other: End) -> Result:
-        """Bring up two agents, the starter first; time from when both are until packets cross."""
+        """Bring up two agents, the starter first; time from when both are until packets cross.
+
+        They meet for the first time: where each other was reached before is forgotten.
+        """
         one, two = starter.machine.name, other.machine.name
+        for name in (one, two):
+            (self.root / name / "paths.json").unlink(missing_ok=True)
         kinds = {starter.site.kind.name, other.site.kind.name}
         self.agent(one, "up")
         try:
