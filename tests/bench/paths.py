@@ -77,16 +77,16 @@ def measure(repeats: int) -> list[Row]:
                 continue
             sites = [lab.add(f"p{index}{side}", kind) for side, kind in (("a", one), ("b", two))]
             ends[name] = End(sites[0], sites[0].machines[0]), End(sites[1], sites[1].machines[0])
-        mesh = NatMesh(Path(folder), lab, rendezvous)
-        mesh.join([end.machine.name for pair in ends.values() for end in pair])
-        for name, _, _, first_goal, direct_goal in PAIRS:
-            one, two = ends[name]
-            results = []
-            for turn in range(repeats):
-                starter, other = (one, two) if turn % 2 == 0 else (two, one)
-                results.append(mesh.connect(starter, other))
-                print(f"  {name}: {results[-1]}", file=sys.stderr, flush=True)
-            rows += _rows(name, results, first_goal, direct_goal)
+        with NatMesh(Path(folder), lab, rendezvous) as mesh:
+            mesh.join([end.machine.name for pair in ends.values() for end in pair])
+            for name, _, _, first_goal, direct_goal in PAIRS:
+                one, two = ends[name]
+                results = []
+                for turn in range(repeats):
+                    starter, other = (one, two) if turn % 2 == 0 else (two, one)
+                    results.append(mesh.connect(starter, other))
+                    print(f"  {name}: {results[-1]}", file=sys.stderr, flush=True)
+                rows += _rows(name, results, first_goal, direct_goal)
     return rows
 
 
