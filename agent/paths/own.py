@@ -18,7 +18,7 @@ from agent.paths.outputs import Output
 
 # Paths that fail at once, as when a relay or this network does; after so many it is this machine or
 # its peers that are too slow to answer, and all that is done in haste makes them slower.
-ALARMS_PER_S, ALARMS_BURST = 0.1, 16.0
+ALARMS_PER_S, ALARMS_BURST = 0.25, 24.0
 
 
 @dataclass(frozen=True)
