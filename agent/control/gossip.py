@@ -55,6 +55,8 @@ MAX_SEEN = 16_384
 MAX_SERVED = 6
 MAX_TOPICS_PER_PEER = 64
 ADDRESSED, FANOUT = "to/", 3
+# Nobody but its addressee judges such a message, so what all carry is bounded here.
+MAX_ADDRESSED_BYTES = 4096
 # A link's work, in units of about 0.3 ms: what it may cause in a second, and at once.
 WORK_PER_S = 200.0
 WORK_BURST = 2000.0
@@ -164,8 +166,8 @@ class Gossip:
         self._published.add(topic)
         name = _id(data)
         if name not in self._kept:
-            addressee = _addressee(topic, envelope.decode(data).payload)
-            self._keep(name, _Message(topic, data, set(), addressee), now)
+            payload = envelope.decode(data).payload if topic.startswith(ADDRESSED) else b""
+            self._keep(name, _Message(topic, data, set(), _addressee(topic, payload)), now)
 
     def receive(self, peer: bytes, raw: bytes, now: float, wall: float) -> list[Arrival]:
         """Take an RPC from a link and return the messages that its subscribers are to judge.
@@ -321,6 +323,10 @@ class Gossip:
             return None
         self._wanted.came(name)
         addressee = _addressee(topic, found.payload)
+        if addressee and len(found.payload) > MAX_ADDRESSED_BYTES:
+            self.counts["refused"] += 1
+            self._see(name)
+            return None
         message = _Message(topic, data, {peer, found.author}, addressee)
         if addressee not in (b"", self._own):
             # Most are for others, and to wake a subscriber costs more than all the rest.

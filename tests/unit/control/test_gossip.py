@@ -243,6 +243,19 @@ def test_what_is_addressed_to_another_is_passed_on_and_delivered_to_that_one_alo
     assert net.got == [[], [], [], [payload], []]
 
 
+def test_what_is_addressed_and_too_long_goes_no_further() -> None:
+    net = Net(3, [(0, 1), (1, 2)])
+    topic = f"{gossip.ADDRESSED}signals"
+    for node in net.nodes:
+        node.subscribe(topic)
+    net.run()
+    payload = net.ids[2] + bytes(gossip.MAX_ADDRESSED_BYTES)
+    net.nodes[0].publish(topic, net.seal(0, payload, topic=topic), net.now)
+    net.run(30.0)
+    assert net.got == [[], [], []]
+    assert net.nodes[1].counts["refused"] == 1
+
+
 def test_what_is_addressed_takes_few_ways_and_yet_arrives() -> None:
     count, sent = 60, 400
     net = Net(count, graph(count, 4))
