@@ -188,8 +188,7 @@ class Pair:
         """We are on another network: what is used is kept until something answers."""
         self._book.network_changed()
         self._chance.network_changed()
-        self._alarmed = True
-        self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
+        self._doubt(now)
         self._call_again(now)
 
     def signal(self, signal: Signal, now: float) -> None:
@@ -459,10 +458,13 @@ class Pair:
             self._show(now, "nothing answers any more", moved=True)
             self._mtu.stop()
 
-    def _alarm(self, now: float) -> None:
-        """Something is wrong with the path in use: do at once all that may find another."""
+    def _doubt(self, now: float) -> None:
         self._alarmed = True
         self._book.make_ready(self._used, now, UNSYNCHRONISED_S)
+
+    def _alarm(self, now: float) -> None:
+        """Something is wrong with the path in use: do at once all that may find another."""
+        self._doubt(now)
         if not self._own.alarms.take(now):
             return
         self._own.observe_soon(now)
