@@ -74,7 +74,7 @@ def owner_rows(quick: bool) -> list[Row]:
     times: list[float] = []
     names = {fleet.status(name)["node"]: name for name in fleet.names}
     tried = 0
-    while len(times) < (4 if quick else 12):
+    while len(times) < (3 if quick else 12):
         tried += 1
         owner = _owner(fleet, head)
         if names[owner] == head:
@@ -106,7 +106,7 @@ def owner_rows(quick: bool) -> list[Row]:
 def idle_rows(quick: bool) -> list[Row]:
     """Let agents settle, then measure each one's memory and CPU over half a minute or three."""
     # Paths that nobody needs any more are let go after three minutes.
-    count, settle_s, watch_s = (12, 20, 30) if quick else (30, 200, 180)
+    count, settle_s, watch_s = (12, 20, 20) if quick else (30, 200, 180)
     of = f"idle mesh of {count}:"
     fleet = Fleet(ROOT, count)
     # Thirty machines have thirty processors for what a newcomer means to them, here are two.

@@ -20,6 +20,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -93,9 +94,11 @@ def in_a_process(part: str, quick: bool) -> list[Row]:
         command += ["--quick"] if quick else []
         print(f"== {part}", file=sys.stderr)
         inside = [sys.executable, "-m", "agent.demo.sandbox", "--"] if part in SANDBOXED else []
+        began = time.monotonic()
         code = subprocess.run([*inside, *command], check=False).returncode
         if code != 0:
             raise SystemExit(f"the part {part} failed with exit code {code}")
+        print(f"== {part} took {time.monotonic() - began:.0f} s", file=sys.stderr)
         rows: list[Row] = json.loads(file.read_text())
         return rows
 

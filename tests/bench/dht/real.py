@@ -31,7 +31,7 @@ DEAD = 0.3
 PUT_GOAL_MS, GET_GOAL_MS, DEAD_GOAL_MS = 20.0, 5.0, 2000.0
 SERVICE_TTL_S = 120.0
 # Until what the first calls after a kill have found out is known to all.
-LATER_S = 20.0
+LATER_S, QUICK_LATER_S = 20.0, 10.0
 # The library's longest phase takes some 40 s; its process is given up after this.
 LIBRARY_S = 240.0
 # Idle is measured for so long, and polled as the agent does: members and one service each second.
@@ -184,12 +184,12 @@ async def killed(mesh: Mesh | Library) -> Found:
     }
 
 
-async def covey() -> Found:
-    """Measure Covey's nodes."""
+async def covey(later_s: float) -> Found:
+    """Measure Covey's nodes; those that live are measured again `later_s` after the kill."""
     mesh = Mesh()
     try:
         found = await healthy(mesh) | await killed(mesh)
-        await asyncio.sleep(LATER_S)
+        await asyncio.sleep(later_s)
         found[f"put, {DEAD:.0%} dead"] = await one_by_one(LIVING, mesh.put("dead"))
         found[f"get, {DEAD:.0%} dead"] = await one_by_one(LIVING, mesh.get("dead", LIVING))
         return found
@@ -236,7 +236,7 @@ async def idle(seconds: float) -> float:
         await mesh.stop()
 
 
-def measured(idle_s: float) -> tuple[Found, Found, float]:
+def measured(idle_s: float, later_s: float) -> tuple[Found, Found, float]:
     """Return Covey's times, the library's, and the idle share of a core (%).
 
     Each is alone while its nodes live. While the library waits for its dead ones, ours run.
@@ -247,7 +247,7 @@ def measured(idle_s: float) -> tuple[Found, Found, float]:
     there.close()
     try:
         peers: Found = received(here)
-        ours, share = asyncio.run(covey()), asyncio.run(idle(idle_s))
+        ours, share = asyncio.run(covey(later_s)), asyncio.run(idle(idle_s))
         return ours, peers | received(here), share
     finally:
         process.kill()
@@ -264,7 +264,8 @@ def received(end: Connection) -> Found:
 
 def rows(quick: bool) -> list[Row]:
     """Measure, and return the figures; a minute, in which the library mostly waits."""
-    ours, peers, share = measured(IDLE_S / 2 if quick else IDLE_S)
+    spans = (IDLE_S / 2, QUICK_LATER_S) if quick else (IDLE_S, LATER_S)
+    ours, peers, share = measured(*spans)
     goals = {"put": PUT_GOAL_MS, "get": GET_GOAL_MS}
     limit = "one process; the library checks nothing and takes the first value that it is given"
     made = []

@@ -376,7 +376,7 @@ FILLED = "; routing tables filled at the start, and so old that some contacts ar
 # others' records would cost more than they show.
 QUICK = (
     Plan(100, 60.0, 1000, listers=3),
-    Plan(1000, 20.0, 5000, published=0.1),
+    Plan(500, 20.0, 2500, published=0.2),
 )
 FULL = (
     Plan(100, 1200.0, 2000, listers=3),

@@ -57,8 +57,11 @@ async def _told(
             sent[payload] = (author, trio.current_time())
             await nodes[author].pubsub.publish(TOPIC, payload)
             await trio.sleep(1 / per_s)
-        await trio.sleep(WAIT_S)
-    others = {p: [e for n, e in enumerate(nodes) if n != author] for p, (author, _) in sent.items()}
+        others = {p: [each for n, each in enumerate(nodes) if n != author]
+                  for p, (author, _) in sent.items()}  # fmt: skip
+        with trio.move_on_after(WAIT_S):
+            while any(p not in each.at for p in sent for each in others[p]):  # noqa: ASYNC110 - seen from outside
+                await trio.sleep(0.1)
     arrived = sum(p in each.at for p in sent for each in others[p])
     whole = [p for p in sent if all(p in each.at for each in others[p])]
     took = [max(each.at[p] for each in others[p]) - sent[p][1] for p in whole]
