@@ -7,6 +7,7 @@ it (no CAP_NET_RAW) they are tried one after another, which gets through no NAT.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -90,6 +91,11 @@ class _Peer:
     heard_at: float | None = None
     throughput: _Throughput = field(default_factory=_Throughput)
 
+    @functools.cached_property
+    def networks(self) -> tuple[IPv6Network, IPv4Network]:
+        """Its addresses as networks; made once, since they are asked for at each look."""
+        return IPv6Network(self.ipv6), IPv4Network(self.ipv4)
+
 
 class PeerTable:
     """Every member but this node."""
@@ -110,7 +116,10 @@ class PeerTable:
         if peer is None:
             peer = _Peer(node, ipv6, ipv4, tuple(candidates), Choice())
             self._peers[node] = self._by_key[node.wireguard_public] = peer
-        peer.ipv6, peer.ipv4, peer.candidates = ipv6, ipv4, tuple(candidates)
+        elif (peer.ipv6, peer.ipv4) != (ipv6, ipv4):
+            peer.ipv6, peer.ipv4 = ipv6, ipv4
+            vars(peer).pop("networks", None)
+        peer.candidates = tuple(candidates)
         self._by_address[ipv6] = self._by_address[ipv4] = node
 
     def at(self, address: IPv6Address | IPv4Address) -> NodeId | None:
@@ -163,7 +172,7 @@ class PeerTable:
                 PeerConfig(
                     node_public=peer.node.wireguard_public,
                     endpoint=wish.endpoint,
-                    allowed_ips=(IPv6Network(peer.ipv6), IPv4Network(peer.ipv4)),
+                    allowed_ips=peer.networks,
                     keepalive_s=KEEPALIVE_S if begins else 0,
                     order=wish.order,
                     session=wish.session,
@@ -178,7 +187,7 @@ class PeerTable:
     ) -> list[tuple[tuple[IPv6Network, IPv4Network], int]]:
         """Return the members' addresses with what the paths to them carry, as `carried` says."""
         return [
-            ((IPv6Network(peer.ipv6), IPv4Network(peer.ipv4)), carried(peer.node))
+            (peer.networks, carried(peer.node))
             for peer in self._peers.values()
             if is_member(peer.node)
         ]

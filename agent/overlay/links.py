@@ -188,7 +188,11 @@ def wait_gone(name: str) -> None:
 
 def exists(name: str) -> bool:
     """Say whether an interface of that name exists."""
-    return any(name == present for _, present in socket.if_nameindex())
+    try:
+        _index(name)
+    except NetlinkError:
+        return False
+    return True
 
 
 def port_in_use(port: int) -> EnvironmentFault:

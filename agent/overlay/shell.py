@@ -271,17 +271,31 @@ class Overlay:
             wait_s = CHECK_INTERVAL_S if works else min(2 * wait_s, RETRY_MAX_S)
 
     async def _look_after(self) -> None:
-        restarted = await self._restarted()
-        if not restarted and self._fault is None:
-            await self._call(self._started().refresh)
+        """Find out how the device does, in one visit to the worker: this is done each second."""
+        device = self._device
+        if device is None:
+            return
+
+        def look() -> str | None:
+            reason = device.failure()
+            if reason is None:
+                device.refresh()
+            return reason
+
+        reason = await self._call(look)
+        if reason is not None:
+            await self._made_anew(device, reason)
 
     async def _restarted(self) -> bool:
         """Make the device anew if it broke; say whether that was done. The lock is held."""
-        device, config = self._device, self._config
-        if device is None or config is None:
-            return False
-        reason = await self._call(device.failure)
-        if reason is None:
+        device = self._device
+        reason = await self._call(device.failure) if device is not None else None
+        return device is not None and reason is not None and await self._made_anew(device, reason)
+
+    async def _made_anew(self, device: Device, reason: str) -> bool:
+        """Make the broken device anew; say whether that could be done. The lock is held."""
+        config = self._config
+        if config is None:
             return False
         try:
             await self._call(device.close)
