@@ -76,6 +76,10 @@ class Chance:
         """How many attempts were made on the hard side, or answered on the easy one."""
         return max(self._pauses.attempt, self._answered_attempt)
 
+    def began_anew(self) -> None:
+        """The peer's agent has started again, and counts its attempts from one."""
+        self._answered_attempt = 0
+
     def told(self, attempt: int, shown: Place | None, direct: bool, now: float) -> None:
         """Take a signal of the peer: its attempt (0: none), and where its NAT shows it."""
         self._consider_at = min(self._consider_at, now + AFTER_S[NatKind.EASY])

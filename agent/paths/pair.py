@@ -199,6 +199,8 @@ class Pair:
             return
         if not self._talk.unheard:
             self._calls = False
+        if first:
+            self._chance.began_anew()
         if first and not self._talk.unheard and signal.heard_epoch != self._own.epoch:
             self._talk.say(now)  # it has started again and knows nothing of us
         new = self._book.set_candidates(signal.candidates, now)

@@ -307,6 +307,22 @@ def test_why_before_the_peer_has_said_anything() -> None:
     assert view.why == "The peer has not answered our signals yet."
 
 
+def test_an_attempt_of_an_agent_that_started_again_is_a_new_one() -> None:
+    made = engine()
+    made.want(PEER, 1.0)
+    shots = []
+    for epoch, now in ((1, 1.0), (1, 15.0), (2, 30.0)):
+        call = Signal(epoch=epoch, sequence=int(now), birthday=1,
+                      candidates=(Candidate.of(Kind.OBSERVED, THERE),), call_me=True)  # fmt: skip
+        made.signal_received(PEER, call, now)
+        sent = probes(run(made, now, now + 10.0))
+        shots.append(len({probe.place for probe in sent if probe.place[0] == THERE[0]}))
+    first, repeated, after_its_restart = shots
+    assert first > 1500
+    assert repeated < 10, "the same attempt is not answered twice"
+    assert after_its_restart > 1500
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(
