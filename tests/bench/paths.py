@@ -4,7 +4,8 @@
 
 Real agents behind real NATs in namespaces (tests/lab/nat). Both agents of a pair are brought up,
 and the clock runs from when both say that they are up. A gap is the longest time that a TCP stream
-over the overlay stands still when its path changes under it. `relay.py` measures throughput.
+over the overlay stands still when its path changes under it; where packets get lost, the same
+stream without Covey is the peer. `relay.py` measures throughput.
 """
 
 from __future__ import annotations
@@ -92,22 +93,30 @@ def measure(repeats: int) -> list[Row]:
 
 def gaps(repeats: int) -> list[Row]:
     """Make each change under a stream so many times; one that loses a byte ends the bench."""
-    from stream_changes import CHANGES, StreamLab
+    from stream_changes import CHANGES, LOSS, PlainTcp, StreamLab
 
     found: dict[str, list[float]] = {change.name: [] for change in CHANGES}
+    peers: list[float] = []
     with tempfile.TemporaryDirectory() as folder, StreamLab(Path(folder)) as lab:
+        plain = PlainTcp(lab.nat, Path(folder))
         for _ in range(repeats):
             for change in CHANGES:
                 found[change.name].append(lab.measure(change))
-                print(
-                    f"  {change.name}: {found[change.name][-1]:.2f} s", file=sys.stderr, flush=True
-                )
+                said = f"  {change.name}: {found[change.name][-1]:.2f} s"
+                if change.name == LOSS:
+                    peers.append(plain.loss())
+                    said += f", {peers[-1]:.2f} s without Covey"
+                print(said, file=sys.stderr, flush=True)
         lab.end()
+        plain.end()
     rows: list[Row] = []
     for name, values in found.items():
         p50, p95 = percentiles(values)
-        rows.append(row(f"gap, {name}: p50", p50, "s"))
-        rows.append(row(f"gap, {name}: p95", p95, "s", goal=GAP_GOAL_S, limit=GAP_LIMIT))
+        their_p50, their_p95 = percentiles(peers) if name == LOSS else (None, None)
+        longest = row(f"gap, {name}: longest", max(values), "s", goal=GAP_GOAL_S, limit=GAP_LIMIT,
+                      peer=max(peers) if name == LOSS else None)  # fmt: skip
+        rows += [row(f"gap, {name}: p50", p50, "s", peer=their_p50),
+                 row(f"gap, {name}: p95", p95, "s", peer=their_p95), longest]  # fmt: skip
     return rows
 
 

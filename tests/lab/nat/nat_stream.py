@@ -62,7 +62,8 @@ def receive(address: str, port: int, last_file: str) -> None:
     """Take one stream, and tell each pause in it."""
     digest, count = hashlib.sha256(), 0
     told = os.open(last_file, os.O_RDWR | os.O_CREAT, 0o600)
-    with socket.create_server((address, port), family=socket.AF_INET6) as listening:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, port), family=family) as listening:
         print("READY", flush=True)
         listening.settimeout(_DEAD_S)
         stream, _ = listening.accept()

@@ -24,8 +24,10 @@ from nat_stream import Stream, expected
 from agent.demo.natlab import NatLab
 
 ONE, OTHER, PORT = "one", "other", 7100
+LOSS = "a fifth of packets lost"
 # The stream is watched so long after a change; several times what the engine's clocks take.
 WATCH_S = 4.0
+LOSS_PERCENT, LOSS_S = 20, 10.0
 # For longer than this nothing is waited for; TCP's repetitions are 26 s apart by then.
 LIMIT_S = 60.0
 _ROUTE_LIMIT_S = 30.0
@@ -129,6 +131,29 @@ class StreamLab:
         return Stream(folder, ends[0], ends[1], address, PORT)
 
 
+class PlainTcp:
+    """The same stream between two machines with public addresses, without Covey: the peer."""
+
+    def __init__(self, nat: NatLab, folder: Path) -> None:
+        self._nat = nat
+        self._sites = [nat.add(name, "public") for name in ("plain1", "plain2")]
+        one, other = (site.machines[0] for site in self._sites)
+        self._stream = Stream(folder, one, other, other.address, PORT + 1)
+
+    def loss(self) -> float:
+        """Lose what a change of ours loses, for as long; return the longest pause, in seconds."""
+        self._stream.gap(time.monotonic(), 1.0, LIMIT_S)
+        since = time.monotonic()
+        self._nat.loss(self._sites[1], LOSS_PERCENT)
+        gap = self._stream.gap(since, LOSS_S, LIMIT_S)
+        self._nat.loss(self._sites[1], 0)
+        return gap
+
+    def end(self) -> None:
+        """End the stream."""
+        self._stream.end()
+
+
 # -- the changes
 
 
@@ -168,8 +193,8 @@ CHANGES = (
     Change("port remap", lambda lab: lab.nat.remap(lab.sites[OTHER]), prepare=_direct),
     Change("address change", lambda lab: void(lab.nat.change_address(lab.sites[ONE])),
            prepare=_direct),
-    Change("a fifth of packets lost", lambda lab: lab.nat.loss(lab.sites[OTHER], 20),
-           prepare=_direct, undo=lambda lab: lab.nat.loss(lab.sites[OTHER], 0), watch_s=10.0),
+    Change(LOSS, lambda lab: lab.nat.loss(lab.sites[OTHER], LOSS_PERCENT), prepare=_direct,
+           undo=lambda lab: lab.nat.loss(lab.sites[OTHER], 0), watch_s=LOSS_S),
     # An agent that starts imports for a second, and its interface is gone meanwhile.
     Change("agent restarted", _restart(OTHER), prepare=_direct, undo=_direct, bound_s=60.0),
 )  # fmt: skip
