@@ -63,12 +63,16 @@ class Finish(enum.Enum):
 
 @dataclass(frozen=True)
 class Timings:
-    """What a generation cost: token counts, and wall seconds for the prompt and for the rest."""
+    """What a generation cost: token counts, and wall seconds for the prompt and for the rest.
+
+    `reused` of the prompt's tokens were in the caches already.
+    """
 
     prompt_tokens: int
     prompt_s: float
     generated: int
     generate_s: float
+    reused: int = 0
 
 
 class Generation(Protocol):

@@ -1,115 +1,169 @@
-"""One answer after another: prefill, sample, decode, until the model or the limits end it.
+"""Many answers at once: batches of all that run go through the pipeline, and tokens are sampled.
 
-For `head.py`, in its engine thread. It knows pipelines and samplers, not asyncio and not HTTP.
+For `head.py`, in its engine thread; `batching.py` says what goes into each batch. It knows
+pipelines and samplers, not asyncio and not HTTP.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from agent.engine.frames import Remove
+from agent.engine.batching import Schedule, Turn, Work
 from agent.engine.generation import Finish, GenerationRequest, Timings, Token
-from agent.engine.pipeline import Batch, Pipeline
+from agent.engine.pipeline import Pipeline
 from agent.engine.sampler import Sampler
 from agent.engine.vocabulary import Vocabulary
-
-# One request after another needs one sequence.
-_SEQUENCE = 0
+from agent.errors import CoveyError
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way: `deliver` takes each token; setting `cancelled` ends it within one."""
+    """A request on its way: `deliver` takes each token, `ended` why there are no more.
+
+    That is an error when the ring broke, and None when it was cancelled, by setting `cancelled`.
+    `released` is called last, once no batch has rows of it any more.
+    """
 
     request: GenerationRequest
     deliver: Callable[[Token], None]
+    ended: Callable[[Finish | CoveyError | None], None] = lambda _: None
+    released: Callable[[], None] = lambda: None
     cancelled: bool = False
     timings: Timings = field(default=Timings(0, 0.0, 0, 0.0))
 
 
+@dataclass(eq=False)
+class _Answer:
+    """A job in the schedule; times are those of `perf_counter`."""
+
+    job: Job
+    work: Work
+    sampler: Sampler
+    began: float | None = None
+    first: float | None = None
+    generated: int = 0
+    flying: int = 0
+    over: bool = False
+
+
 class Generator:
-    """Runs jobs through a pipeline whose context holds `context` tokens, `n_batch` rows a batch."""
+    """Runs jobs through a pipeline whose caches hold `context` tokens for all together.
+
+    `n_batch`: rows a batch; `slots`: jobs that run at once; `sequences`: those and the kept ones.
+    """
 
     def __init__(
-        self, pipeline: Pipeline, vocabulary: Vocabulary, *, context: int, n_batch: int
-    ) -> None:
+        self, pipeline: Pipeline, vocabulary: Vocabulary, *, context: int, n_batch: int,
+        slots: int = 1, sequences: int = 1,
+    ) -> None:  # fmt: skip
         self._pipeline = pipeline
         self._vocabulary = vocabulary
         self._context = context
-        self._n_batch = n_batch
+        self._schedule = Schedule(
+            cells=context, rows=n_batch, slots=slots, sequences=sequences, depth=pipeline.depth,
+            reuse=pipeline.context.weights.shares_prefixes,
+        )  # fmt: skip
+        self._answers: dict[Work, _Answer] = {}
+        self._flying: deque[Turn] = deque()
 
-    def run(self, job: Job) -> Finish | None:
-        """Generate, and say why it ended: None when it was cancelled.
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._answers)
 
-        The sequence is left in the caches; call `clear` next. Raises what the pipeline raises.
-        """
-        began = time.perf_counter()
+    def add(self, job: Job) -> None:
+        """Take a job, whose prompt leaves room for an answer."""
         prompt = job.request.prompt
-        if not self._prefill(job, prompt):
-            return None
-        ready = time.perf_counter()
-        generated = 0
-        room = min(job.request.max_tokens, self._context - len(prompt))
+        limit = min(len(prompt) + job.request.max_tokens, self._context)
+        work = Work.of(prompt, limit)
         sampler = Sampler(job.request.sampling, self._vocabulary.size, prompt)
-        try:
-            while True:
-                token = sampler.sample(self._pipeline.context)
-                if self._vocabulary.ends(token):
-                    return Finish.STOP
-                generated += 1
-                job.deliver(Token(token, self._vocabulary.piece(token)))
-                if generated == room:
-                    return Finish.LENGTH
-                if job.cancelled:
-                    return None
-                self._pipeline.submit(self._step(token, len(prompt) + generated - 1))
-                self._pipeline.collect()
-        finally:
-            sampler.close()
-            ended = time.perf_counter()
-            job.timings = Timings(len(prompt), ready - began, generated, ended - ready)
+        self._answers[work] = _Answer(job, work, sampler)
+        self._schedule.add(work)
 
-    def _prefill(self, job: Job, prompt: tuple[int, ...]) -> bool:
-        """Feed the prompt in chunks, several under way; False when the job was cancelled."""
-        pipeline = self._pipeline
-        tokens = np.array(prompt, np.int32)
-        for start in range(0, len(tokens), self._n_batch):
-            if job.cancelled:
-                break
-            chunk = tokens[start : start + self._n_batch]
-            if pipeline.in_flight == pipeline.depth:
-                pipeline.collect()
-            pipeline.submit(self._chunk(chunk, start, is_last=start + len(chunk) == len(tokens)))
-        while pipeline.in_flight:
-            pipeline.collect()
-        return not job.cancelled
+    def step(self) -> None:
+        """Begin a batch, or finish the oldest one. Raises what the pipeline raises."""
+        for answer in [a for a in self._answers.values() if a.job.cancelled and not a.over]:
+            self._end(answer, None)
+        if self._pipeline.in_flight < self._pipeline.depth:
+            turn = self._schedule.next()
+            if turn is not None:
+                self._submit(turn)
+                return
+        if self._flying:
+            self._collect()
 
-    @staticmethod
-    def _chunk(
-        tokens: np.ndarray[tuple[int], np.dtype[np.int32]], start: int, *, is_last: bool
-    ) -> Batch:
-        count = len(tokens)
-        outputs = np.zeros(count, np.int8)
-        outputs[-1] = is_last
-        positions = np.arange(start, start + count, dtype=np.int32)
-        return Batch((), tokens, np.full(count, _SEQUENCE, np.int32), positions, outputs)
+    def run(self) -> None:
+        """Work until all jobs have ended."""
+        while self.busy:
+            self.step()
 
-    @staticmethod
-    def _step(token: int, position: int) -> Batch:
-        return Batch(
-            (),
-            np.array([token], np.int32),
-            np.array([_SEQUENCE], np.int32),
-            np.array([position], np.int32),
-            np.ones(1, np.int8),
-        )
+    def fail(self, error: CoveyError) -> None:
+        """End all jobs with an error; no batch comes back any more."""
+        for answer in list(self._answers.values()):
+            answer.flying = 0
+            if answer.over:
+                self._release(answer)
+            else:
+                self._end(answer, error)
 
-    def clear(self) -> None:
-        """Forget the sequence on all stages, by an operation in the order of the frames."""
-        self._pipeline.submit(Batch((Remove(_SEQUENCE),)))
-        while self._pipeline.in_flight:
-            self._pipeline.collect()
+    def _submit(self, turn: Turn) -> None:
+        now = time.perf_counter()
+        for work in turn.works:
+            answer = self._answers[work]
+            answer.flying += 1
+            if answer.began is None:
+                answer.began = now
+        self._flying.append(turn)
+        before = self._pipeline.stats.decode_s
+        self._pipeline.submit(turn.batch)
+        # What the first part took: on a ring the others' time is another, but in proportion.
+        self._schedule.took(turn, self._pipeline.stats.decode_s - before)
+
+    def _collect(self) -> None:
+        self._pipeline.collect()
+        turn = self._flying.popleft()
+        for row, work in turn.wanted:
+            answer = self._answers[work]
+            if not answer.over:
+                self._sample(answer, row)
+        for work in turn.works:
+            answer = self._answers[work]
+            answer.flying -= 1
+            if answer.over and not answer.flying:
+                self._release(answer)
+
+    def _sample(self, answer: _Answer, row: int) -> None:
+        token = answer.sampler.sample(self._pipeline.context, row)
+        if answer.first is None:
+            answer.first = time.perf_counter()
+        if self._vocabulary.ends(token):
+            self._end(answer, Finish.STOP)
+            return
+        answer.generated += 1
+        answer.job.deliver(Token(token, self._vocabulary.piece(token)))
+        self._schedule.sampled(answer.work, token)
+        if answer.work.length == answer.work.limit:
+            self._end(answer, Finish.LENGTH)
+
+    def _end(self, answer: _Answer, finish: Finish | CoveyError | None) -> None:
+        now = time.perf_counter()
+        began = now if answer.began is None else answer.began
+        first = now if answer.first is None else answer.first
+        job = answer.job
+        job.timings = Timings(
+            len(job.request.prompt), first - began, answer.generated, now - first,
+            answer.work.reused,
+        )  # fmt: skip
+        answer.over = True
+        answer.sampler.close()
+        self._schedule.end(answer.work)
+        job.ended(finish)
+        if not answer.flying:
+            self._release(answer)
+
+    def _release(self, answer: _Answer) -> None:
+        del self._answers[answer.work]
+        answer.job.released()

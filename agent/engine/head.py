@@ -1,8 +1,8 @@
 """The head: a `generation.Model` for asyncio over a pipeline that runs in one thread of its own.
 
 For `process.py`, which builds the pipeline, and for the HTTP server, which sees only the Model.
-Requests are served one after another. Once the ring breaks, the running generation and every later
-one raise an EngineError that names the stage; a broken head is replaced, never mended.
+Requests are served together (`batching.py`). Once the ring breaks, the running generations and
+every later one raise an EngineError that names the stage; a broken head is replaced, never mended.
 """
 
 from __future__ import annotations
@@ -43,10 +43,16 @@ _Item = Token | Finish | CoveyError | None
 
 @dataclass(frozen=True)
 class HeadLimits:
-    """How many tokens a request may have in all, and how many rows go in one batch."""
+    """How many tokens the caches hold, rows a batch, and requests that are served at once.
+
+    `sequences` are those of the requests and of the prefixes that are kept. A request alone may use
+    the whole context.
+    """
 
     context: int
     n_batch: int
+    slots: int = 1
+    sequences: int = 1
 
 
 class HeadGeneration:
@@ -58,7 +64,7 @@ class HeadGeneration:
         self._ended = asyncio.Event()
         self._finish: Finish | None = None
         self._head = head
-        self.job = Job(request, self._post)
+        self.job = Job(request, self._post, self.end, self.release)
 
     @property
     def finish(self) -> Finish:
@@ -87,8 +93,7 @@ class HeadGeneration:
 
     async def aclose(self) -> None:
         """Cancel what is left and wait until the ring is free of it."""
-        self.job.cancelled = True
-        self._head.forget(self)
+        self._head.cancel(self)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 await self._ended.wait()
@@ -154,7 +159,7 @@ class Head:
 
     def fail(self, error: CoveyError) -> None:
         """Be broken without having been ready: the ring could not be joined."""
-        self._break(error, None)
+        self._break(error)
 
     async def stop(self) -> None:
         """Cancel everything and let the engine thread end; bounded."""
@@ -215,14 +220,18 @@ class Head:
         self._vocabulary.check(request.prompt)
         check(request.sampling, self._vocabulary.size)
 
-    def forget(self, generation: HeadGeneration) -> None:
-        """Take a generation that has not begun out of the queue."""
+    def cancel(self, generation: HeadGeneration) -> None:
+        """Have a generation end; one that the engine thread has not seen ends here."""
+        generation.job.cancelled = True
         with self._lock:
-            if generation not in self._waiting:
-                return
-            self._waiting.remove(generation)
-        generation.end(None)
-        generation.release()
+            unseen = generation in self._waiting
+            if unseen:
+                self._waiting.remove(generation)
+        if unseen:
+            generation.end(None)
+            generation.release()
+        else:
+            self._wake()
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
@@ -231,29 +240,30 @@ class Head:
     # From here on: the engine thread.
 
     def _serve(self, pipeline: Pipeline) -> None:
+        limits = self._limits
         generator = Generator(
-            pipeline, self._vocabulary, context=self._limits.context, n_batch=self._limits.n_batch
-        )
-        running: HeadGeneration | None = None
+            pipeline, self._vocabulary, context=limits.context, n_batch=limits.n_batch,
+            slots=limits.slots, sequences=limits.sequences,
+        )  # fmt: skip
         try:
             while not self._stopping:
-                running = self._next()
-                if running is None:
+                while (generation := self._next()) is not None:
+                    generator.add(generation.job)
+                if generator.busy:
+                    generator.step()
+                else:
                     pipeline.rest(self._wake_read)
                     self._drain_wake()
-                    continue
-                running.end(generator.run(running.job))
-                generator.clear()
-                running.release()
-                running = None
         except CoveyError as error:
-            self._break(error, running)
+            self._break(error)
         except Exception as error:
             log.exception("the engine thread failed")
-            self._break(EngineError(f"the engine failed: {error!r}."), running)
+            self._break(EngineError(f"the engine failed: {error!r}."))
         finally:
+            over = self._broken or EngineError("the engine is stopping.")
+            generator.fail(over)
             pipeline.close()
-        self._fail_waiting(EngineError("the engine is stopping."))
+            self._fail_waiting(over)
 
     def _next(self) -> HeadGeneration | None:
         with self._lock:
@@ -263,7 +273,7 @@ class Head:
         while select.select([self._wake_read], [], [], 0)[0]:
             os.read(self._wake_read, 4096)
 
-    def _break(self, error: CoveyError, running: HeadGeneration | None) -> None:
+    def _break(self, error: CoveyError) -> None:
         broken = (
             error
             if isinstance(error, EngineError)
@@ -272,9 +282,6 @@ class Head:
         self._broken = broken
         log.error("broken: %s", broken.message)
         self._on_broken(broken)
-        if running is not None:
-            running.end(broken)
-            running.release()
         self._fail_waiting(broken)
 
     def _fail_waiting(self, error: CoveyError) -> None:

@@ -114,6 +114,12 @@ class Weights:
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocabulary)
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Whether a sequence can begin with a part of another: a recurrent state has no parts."""
+        recurrent = llama_cpp.llama_model_is_recurrent(self.handle)
+        return not recurrent and not llama_cpp.llama_model_is_hybrid(self.handle)
+
+    @property
     def chat_template(self) -> str | None:
         """The chat template in the file, if there is one."""
         found: bytes | None = llama_cpp.llama_model_chat_template(self.handle, None)

@@ -9,26 +9,16 @@ from __future__ import annotations
 import select
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from agent.engine.frames import Frame, Operation
+from agent.engine.batching import Batch
+from agent.engine.frames import Frame
 from agent.engine.link import Inlet, Lost, Membership, Outlet
-from agent.engine.llama import Context, Ints, Marks
+from agent.engine.llama import Context
 from agent.errors import PeerError
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Operations, then tokens with their sequences and positions, and marks (1: logits wanted)."""
-
-    operations: tuple[Operation, ...] = ()
-    tokens: Ints = field(default_factory=lambda: np.empty(0, np.int32))
-    sequences: Ints = field(default_factory=lambda: np.empty(0, np.int32))
-    positions: Ints = field(default_factory=lambda: np.empty(0, np.int32))
-    outputs: Marks = field(default_factory=lambda: np.empty(0, np.int8))
 
 
 @dataclass

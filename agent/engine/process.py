@@ -166,7 +166,7 @@ class Loaded:
         n_ctx = spec.n_ctx or weights.train_context
         threads = spec.threads or default_threads()
         return ContextLimits(
-            n_ctx, min(spec.n_batch, n_ctx), spec.n_seq, threads, spec.flash_attention
+            n_ctx, min(spec.n_batch, n_ctx), spec.sequences, threads, spec.flash_attention
         )
 
     def member(self, spec: EngineSpec) -> Membership:
@@ -281,7 +281,7 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
         head = Head(
             spec.model_name,
             loaded.weights[-1],
-            HeadLimits(limits.n_ctx, limits.n_batch),
+            HeadLimits(limits.n_ctx, limits.n_batch, spec.slots, spec.sequences),
             lambda error: channel.emit_error("broken", error),
         )
         listener = None if spec.role == "whole" else Listener(spec.listen, spec.port)

@@ -80,9 +80,9 @@ class Sampler:
         ]
         return links
 
-    def sample(self, context: Context) -> int:
-        """Choose the next token from the last row that has logits, and remember it."""
-        return int(llama_cpp.llama_sampler_sample(self._chain, context.handle, -1))
+    def sample(self, context: Context, row: int) -> int:
+        """Choose the token after a row of the last batch, a marked one, and remember it."""
+        return int(llama_cpp.llama_sampler_sample(self._chain, context.handle, row))
 
     def close(self) -> None:
         """Free the chain; harmless when done twice."""

@@ -16,6 +16,8 @@ Role = Literal["whole", "head", "stage"]
 _ROW_TYPES = {"f32": RowType.F32, "f16": RowType.F16, "q8": RowType.Q8}
 _FILES = {"whole": 1, "stage": 1, "head": 2}
 RING_ID_BYTES = 16
+# llama.cpp keeps 256 sequences at most.
+SLOTS_MAX = 128
 
 
 class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -25,7 +27,8 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     `ring` is 16 bytes in hex; `stages` counts the ring's processes with the head, which is stage 0.
     `listen` and `predecessor` are overlay addresses; the latter is the only one that may connect.
     `http_address` empty means no HTTP server; port 0 lets the system choose one. `n_ctx` 0 is the
-    model's own context, `threads` 0 is one for each CPU. `silence_s` is how long a stage may be
+    model's own context, for all `slots` requests together that are served at once. `threads` 0 is
+    one for each CPU. `silence_s` is how long a stage may be
     silent, and `join_timeout_s` how long the neighbours may take to come, once `connect` was said.
     `cache` is a folder where the result of the self-test is kept; empty: it is not kept.
     """
@@ -35,7 +38,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     model_name: str = "model"
     n_ctx: int = 0
     n_batch: int = 512
-    n_seq: int = 1
+    slots: int = 16
     threads: int = 0
     gpu_layers: int = 0
     flash_attention: bool = False
@@ -59,6 +62,11 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return _ROW_TYPES[self.row_type]
 
     @property
+    def sequences(self) -> int:
+        """How many sequences the caches have: one a request, and as many for prefixes."""
+        return 2 * self.slots
+
+    @property
     def title(self) -> str:
         """What messages call this engine."""
         return "the model" if self.role == "whole" else stage_name(self.stage)
@@ -67,8 +75,10 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """Raise ConfigError for a spec that makes no sense."""
         if len(self.files) != _FILES[self.role]:
             raise ConfigError(f"a {self.role} engine takes {_FILES[self.role]} file(s)")
-        if self.n_batch < 1 or self.n_seq < 1 or self.n_ctx < 0 or self.threads < 0:
-            raise ConfigError("n_batch, n_seq, n_ctx and threads must not be negative")
+        if self.n_batch < 1 or self.n_ctx < 0 or self.threads < 0:
+            raise ConfigError("n_batch, n_ctx and threads must not be negative")
+        if not 1 <= self.slots <= SLOTS_MAX:
+            raise ConfigError(f"slots must be 1 to {SLOTS_MAX}, not {self.slots}")
         if self.silence_s <= 0 or self.join_timeout_s <= 0:
             raise ConfigError("silence_s and join_timeout_s must be above 0")
         if self.role == "whole":

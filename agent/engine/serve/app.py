@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 # A context of a million tokens is about 4 MB of text; the rest is room for JSON's escapes.
 MAX_BODY_BYTES = 8 * 2**20
 BODY_TIMEOUT_S = 60.0
-# One ring answers them in turn; past this the wait is longer than clients wait.
+# Some run at once, the others wait; past this the wait is longer than clients wait.
 MAX_REQUESTS = 256
 # When to try again: about what a ring needs to be planned anew and loaded.
 RETRY_AFTER_S = 5
@@ -213,7 +213,7 @@ async def _whole(request: web.Request, job: _Job, answer: Answer) -> web.Respons
         async for text in texts:
             _check_present(request)
             parts.append(text)
-    counts = openai.usage(len(job.prompt), answer.tokens)
+    counts = openai.usage(len(job.prompt), answer.tokens, answer.timings.reused)
     _log_done(job, answer)
     return _json(
         job.form.whole(
@@ -242,7 +242,7 @@ async def _stream(request: web.Request, job: _Job, answer: Answer) -> web.Stream
                 else:
                     await stream.keep_alive()
         last = form.end(answer.reason, {"timings": openai.timings(answer.timings)})
-        counts = openai.usage(len(job.prompt), answer.tokens)
+        counts = openai.usage(len(job.prompt), answer.tokens, answer.timings.reused)
         await stream.send(
             *opening, last, *([form.counted(counts)] if job.ask.include_usage else [])
         )

@@ -57,20 +57,23 @@ def model_object(name: str, created: int, context: int) -> Json:
     }
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
-    """Return the token counts of one answer."""
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Json:
+    """Return the token counts of one answer; `cached_tokens` of the prompt were in the caches."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 
 def timings(cost: Timings) -> Json:
     """Return what an answer cost under llama-server's names: milliseconds and tokens/s."""
-    return _timed("prompt", cost.prompt_tokens, cost.prompt_s) | _timed(
-        "predicted", cost.generated, cost.generate_s
-    )
+    return {
+        "cache_n": cost.reused,
+        **_timed("prompt", cost.prompt_tokens - cost.reused, cost.prompt_s),
+        **_timed("predicted", cost.generated, cost.generate_s),
+    }
 
 
 def _timed(name: str, tokens: int, seconds: float) -> Json:

@@ -25,7 +25,8 @@ from agent.engine.stage import Stage
 N_CTX = 512
 N_BATCH = 32
 # One thread: threads that share CPUs with other work wait for each other at every barrier.
-LIMITS = ContextLimits(N_CTX, N_BATCH, 2, 1)
+SLOTS, SEQUENCES = 4, 8
+LIMITS = ContextLimits(N_CTX, N_BATCH, SEQUENCES, 1)
 
 
 def prompt(length: int, seed: int = 1) -> tuple[int, ...]:

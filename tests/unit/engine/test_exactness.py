@@ -9,12 +9,14 @@ import engine_rings as rings
 import numpy as np
 import pytest
 
-from agent.engine.frames import RowType
+from agent.engine.batching import Batch
+from agent.engine.frames import Remove, RowType
 from agent.engine.generation import Finish, GenerationRequest, Sampling, Token
 from agent.engine.generator import Generator, Job
 from agent.engine.llama import Weights
 from agent.engine.pipeline import Pipeline
 from agent.engine.vocabulary import Vocabulary
+from agent.errors import CoveyError
 
 GREEDY = Sampling(temperature=0.0)
 PROMPT = rings.prompt(77)  # three chunks of at most 32
@@ -23,17 +25,20 @@ COUNT = 24
 
 def answer(
     pipeline: Pipeline, path: Path, prompt: tuple[int, ...] = PROMPT, sampling: Sampling = GREEDY
-) -> tuple[list[int], Finish | None]:
+) -> tuple[list[int], Finish | CoveyError | None]:
     weights = Weights(path)
     try:
         tokens: list[Token] = []
-        job = Job(GenerationRequest(prompt, COUNT, sampling), tokens.append)
+        ends: list[Finish | CoveyError | None] = []
         generator = Generator(
             pipeline, Vocabulary(weights), context=rings.N_CTX, n_batch=rings.N_BATCH
         )
-        finish = generator.run(job)
-        generator.clear()
-        return [token.id for token in tokens], finish
+        generator.add(Job(GenerationRequest(prompt, COUNT, sampling), tokens.append, ends.append))
+        generator.run()
+        # Each time a schedule of its own, which knows nothing of what the caches hold.
+        pipeline.submit(Batch((Remove(0),)))
+        pipeline.collect()
+        return [token.id for token in tokens], ends[0]
     finally:
         weights.close()
 

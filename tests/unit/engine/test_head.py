@@ -1,4 +1,4 @@
-"""The head as a model for asyncio: order, cancelling, limits, sampling, and a broken ring."""
+"""The head as a model for asyncio: many at once, cancelling, limits, sampling, a broken ring."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def weights(models: Callable[..., Path]) -> Iterator[Weights]:
 async def serving(
     weights: Weights, pipeline: Pipeline, broken: list[CoveyError] | None = None
 ) -> AsyncIterator[Head]:
-    limits = HeadLimits(rings.N_CTX, rings.N_BATCH)
+    limits = HeadLimits(rings.N_CTX, rings.N_BATCH, rings.SLOTS, rings.SEQUENCES)
     head = Head("tiny", weights, limits, [].append if broken is None else broken.append)
     assert head.state() == ("loading", "the ring is being joined.")
     with pytest.raises(EngineError, match="being joined"):
@@ -53,21 +53,74 @@ async def collected(generation: HeadGeneration) -> list[int]:
         return [token.id async for token in generation]
 
 
-async def test_answers_one_after_another_are_those_of_the_whole_model(
+@pytest.mark.parametrize("boundaries", [(), (5, 9), (3, 7, 10)])
+async def test_answers_at_the_same_time_are_those_of_the_whole_model(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path, boundaries: tuple[int, ...]
+) -> None:
+    with rings.pipeline(models(), tmp_path, boundaries) as pipeline:
+        async with serving(weights, pipeline) as head:
+            # More than there are slots, and one that is another's prompt.
+            prompts = [*(rings.prompt(20 + 7 * seed, seed) for seed in range(6)), PROMPT, PROMPT]
+            runs = [head.generate(request(prompt=prompt)) for prompt in prompts]
+            found = await asyncio.gather(*map(collected, runs))
+            for prompt, tokens in zip(prompts, found, strict=True):
+                assert tokens == rings.reference(models(), prompt, 8)[0]
+            assert {run.finish for run in runs} == {Finish.LENGTH}
+            timings = runs[6].timings
+            assert (timings.prompt_tokens, timings.generated) == (50, 8)
+            assert timings.prompt_s > 0 and timings.generate_s > 0
+            assert pipeline.stats.batches < 8 * 9, "they did not share batches"
+
+
+async def test_the_next_question_of_a_conversation_computes_what_is_new_alone(
     weights: Weights, models: Callable[..., Path], tmp_path: Path
 ) -> None:
     with rings.pipeline(models(), tmp_path, (3, 7, 10)) as pipeline:
         async with serving(weights, pipeline) as head:
-            other = rings.prompt(40, seed=5)
-            runs = [head.generate(request()), head.generate(request(prompt=other)),
-                    head.generate(request())]  # fmt: skip
+            first = head.generate(request())
+            said = await collected(first)
+            assert first.timings.reused == 0
+            rows = pipeline.stats.rows
+            following = (*PROMPT, *said, *rings.prompt(20, seed=9))
+            second = head.generate(request(prompt=following))
+            assert await collected(second) == rings.reference(models(), following, 8)[0]
+            # What was said last was never fed.
+            assert second.timings.reused == 50 + 8 - 1
+            assert pipeline.stats.rows - rows == 21 + 8 - 1
+
+
+async def test_a_cache_that_is_too_small_for_all_makes_some_wait_and_nobody_wrong(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with rings.pipeline(models(), tmp_path, (5, 9)) as pipeline:
+        async with serving(weights, pipeline) as head:
+            prompts = [rings.prompt(100, seed) for seed in range(4)]
+            runs = [head.generate(request(120, prompt=prompt)) for prompt in prompts]
             found = await asyncio.gather(*map(collected, runs))
-            assert found[0] == found[2] == rings.reference(models(), PROMPT, 8)[0]
-            assert found[1] == rings.reference(models(), other, 8)[0]
-            assert {run.finish for run in runs} == {Finish.LENGTH}
-            timings = runs[0].timings
-            assert (timings.prompt_tokens, timings.generated) == (50, 8)
-            assert timings.prompt_s > 0 and timings.generate_s > 0
+            assert rings.N_CTX < 4 * 220
+            for prompt, tokens in zip(prompts, found, strict=True):
+                assert tokens == rings.reference(models(), prompt, 120)[0]
+
+
+async def test_one_of_many_that_is_cancelled_leaves_the_others_as_they_are(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with rings.pipeline(models(), tmp_path, (3, 7, 10)) as pipeline:
+        async with serving(weights, pipeline) as head:
+            prompts = [rings.prompt(40, seed) for seed in range(4)]
+            runs = [head.generate(request(40, prompt=prompt)) for prompt in prompts]
+
+            async def leave() -> None:
+                async for _ in runs[1]:
+                    break
+                async with asyncio.timeout(5):
+                    await runs[1].aclose()
+
+            others = [run for run in runs if run is not runs[1]]
+            *found, _ = await asyncio.gather(*map(collected, others), leave())
+            for run, tokens in zip(others, found, strict=True):
+                assert tokens == rings.reference(models(), run.job.request.prompt, 40)[0]
+            assert runs[1].timings.generated < 40
 
 
 async def test_a_cancelled_answer_stops_frees_the_ring_and_the_next_is_exact(

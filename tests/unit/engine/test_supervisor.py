@@ -39,7 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def specs(parts: list[Path], cache: str, address: str = "127.0.0.1") -> list[EngineSpec]:
     """Return the specs of a ring: the head with the first and last part, and the stages."""
     common = {
-        "n_ctx": rings.N_CTX, "n_batch": rings.N_BATCH, "n_seq": 2, "threads": 1, "ring": RING,
+        "n_ctx": rings.N_CTX, "n_batch": rings.N_BATCH, "slots": 4, "threads": 1, "ring": RING,
         "epoch": 3, "stages": len(parts) - 1, "listen": address, "predecessor": address,
         "silence_s": 10.0, "join_timeout_s": 20.0, "cache": cache,
     }  # fmt: skip

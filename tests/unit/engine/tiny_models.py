@@ -1,8 +1,9 @@
-"""Random-weight llama models, small enough to make in a blink."""
+"""Random-weight llama models: small enough to make in a blink, or of any other shape."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -18,6 +19,19 @@ CONTEXT = 512
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model."""
+
+    layers: int = LAYERS
+    n_embd: int = N_EMBD
+    heads: int = HEADS
+    kv_heads: int = KV_HEADS
+    feed_forward: int = FEED_FORWARD
+    vocabulary: int = VOCABULARY
+    context: int = CONTEXT
+
+
 def write_model(
     path: Path,
     *,
@@ -26,33 +40,38 @@ def write_model(
     seed: int = 0,
     architecture: str = "llama",
     layers: int = LAYERS,
+    shape: Shape | None = None,
     rope_freqs: bool = False,
     extra: Callable[[gguf.GGUFWriter], None] = lambda _: None,
 ) -> Path:
-    """Write a model with random weights of one type, and an SPM vocabulary with byte fallback."""
+    """Write a model with random weights of one type, and an SPM vocabulary with byte fallback.
+
+    `shape` stands for all sizes, `layers` for that one.
+    """
+    shape = shape or Shape(layers)
     random = np.random.default_rng(seed)
     kind = gguf.GGMLQuantizationType[weight_type]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(N_EMBD // HEADS)
-    writer.add_vocab_size(VOCABULARY)
+    writer.add_rope_dimension_count(shape.n_embd // shape.heads)
+    writer.add_vocab_size(shape.vocabulary)
     tokens = [b"<unk>", b"<s>", b"</s>"] + [b"<0x%02X>" % byte for byte in range(256)]
     types = [2, 3, 3] + [6] * 256
     words = ["\u2581" + word for word in ("the", "a", "ring", "of", "stages")]
     words += [chr(letter) for letter in range(ord("a"), ord("z") + 1)] + ["\u2581"]
     tokens += [word.encode() for word in words]
-    tokens += [b"w%d" % number for number in range(VOCABULARY - len(tokens))]
-    types += [1] * (VOCABULARY - len(types))
+    tokens += [b"w%d" % number for number in range(shape.vocabulary - len(tokens))]
+    types += [1] * (shape.vocabulary - len(types))
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
-    writer.add_token_scores([-float(index) for index in range(VOCABULARY)])
+    writer.add_token_scores([-float(index) for index in range(shape.vocabulary)])
     writer.add_token_types(types)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -64,27 +83,29 @@ def write_model(
         values = random.standard_normal((rows, columns), dtype=np.float32) * np.float32(scale)
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
-    narrow = N_EMBD**-0.5
-    matrix("token_embd.weight", VOCABULARY, N_EMBD, 1.0)
-    writer.add_tensor("output_norm.weight", np.ones(N_EMBD, np.float32))
+    narrow = shape.n_embd**-0.5
+    matrix("token_embd.weight", shape.vocabulary, shape.n_embd, 1.0)
+    writer.add_tensor("output_norm.weight", np.ones(shape.n_embd, np.float32))
     if not tied:
-        matrix("output.weight", VOCABULARY, N_EMBD, narrow)
+        matrix("output.weight", shape.vocabulary, shape.n_embd, narrow)
     if rope_freqs:
-        factors = np.linspace(1.0, 4.0, N_EMBD // HEADS // 2, dtype=np.float32)
+        factors = np.linspace(1.0, 4.0, shape.n_embd // shape.heads // 2, dtype=np.float32)
         writer.add_tensor("rope_freqs.weight", factors)
-    for layer in range(layers):
+    for layer in range(shape.layers):
         prefix = f"blk.{layer}."
         for norm in ("attn_norm", "ffn_norm"):
-            values = 1 + 0.1 * random.standard_normal(N_EMBD, dtype=np.float32)
+            values = 1 + 0.1 * random.standard_normal(shape.n_embd, dtype=np.float32)
             writer.add_tensor(f"{prefix}{norm}.weight", values)
-        head = N_EMBD // HEADS
-        matrix(prefix + "attn_q.weight", HEADS * head, N_EMBD, narrow)
-        matrix(prefix + "attn_k.weight", KV_HEADS * head, N_EMBD, narrow)
-        matrix(prefix + "attn_v.weight", KV_HEADS * head, N_EMBD, narrow)
-        matrix(prefix + "attn_output.weight", N_EMBD, HEADS * head, narrow)
-        matrix(prefix + "ffn_gate.weight", FEED_FORWARD, N_EMBD, narrow)
-        matrix(prefix + "ffn_up.weight", FEED_FORWARD, N_EMBD, narrow)
-        matrix(prefix + "ffn_down.weight", N_EMBD, FEED_FORWARD, FEED_FORWARD**-0.5)
+        head = shape.n_embd // shape.heads
+        matrix(prefix + "attn_q.weight", shape.heads * head, shape.n_embd, narrow)
+        matrix(prefix + "attn_k.weight", shape.kv_heads * head, shape.n_embd, narrow)
+        matrix(prefix + "attn_v.weight", shape.kv_heads * head, shape.n_embd, narrow)
+        matrix(prefix + "attn_output.weight", shape.n_embd, shape.heads * head, narrow)
+        matrix(prefix + "ffn_gate.weight", shape.feed_forward, shape.n_embd, narrow)
+        matrix(prefix + "ffn_up.weight", shape.feed_forward, shape.n_embd, narrow)
+        matrix(
+            prefix + "ffn_down.weight", shape.n_embd, shape.feed_forward, shape.feed_forward**-0.5
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

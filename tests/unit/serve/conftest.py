@@ -79,7 +79,7 @@ class ScriptedGeneration:
 
     @property
     def timings(self) -> Timings:
-        return Timings(len(self._request.prompt), 0.5, self._count, 0.25)
+        return Timings(len(self._request.prompt), 0.5, self._count, 0.25, 1)
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         model = self._model

@@ -69,11 +69,13 @@ async def test_chat_whole(start: Any, models: Any) -> None:
     prompt = b"<|user|>hello\n<|assistant|>"
     assert answer.usage.prompt_tokens == len(prompt) + 1
     assert (answer.usage.completion_tokens, answer.usage.total_tokens) == (2, len(prompt) + 3)
+    assert answer.usage.prompt_tokens_details.cached_tokens == 1
     assert answer.model_extra["timings"] == {
-        "prompt_n": len(prompt) + 1,
+        "cache_n": 1,
+        "prompt_n": len(prompt),
         "prompt_ms": 500.0,
-        "prompt_per_token_ms": pytest.approx(500 / (len(prompt) + 1), abs=1e-3),
-        "prompt_per_second": 2 * (len(prompt) + 1),
+        "prompt_per_token_ms": pytest.approx(500 / len(prompt), abs=1e-3),
+        "prompt_per_second": 2 * len(prompt),
         "predicted_n": 2,
         "predicted_ms": 250.0,
         "predicted_per_token_ms": 125.0,

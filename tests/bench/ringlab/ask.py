@@ -1,0 +1,40 @@
+"""The client: so many streams at once, and when each token came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import aiohttp
+import numpy as np
+
+# The tokens that end an answer are biased away, so that every answer is long.
+NEVER = {"2": -100}
+
+
+async def run(
+    base: str, streams: int, prompt: int, answer: int, vocabulary: int
+) -> tuple[float, float]:
+    """Return tokens/s of all streams while all of them decode, and s to the first one's token."""
+    random = np.random.default_rng(int(time.time() * 1000) % 2**32)
+    timeout = aiohttp.ClientTimeout(total=900)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+
+        async def one() -> list[float]:
+            body = {
+                "model": "ring", "prompt": random.integers(300, vocabulary, prompt).tolist(),
+                "max_tokens": answer, "temperature": 0, "stream": True, "logit_bias": NEVER,
+            }  # fmt: skip
+            stamps = [time.perf_counter()]
+            async with session.post(f"http://{base}/v1/completions", json=body) as response:
+                response.raise_for_status()
+                async for line in response.content:
+                    if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["text"]:
+                        stamps.append(time.perf_counter())
+            return stamps
+
+        found = await asyncio.gather(*(one() for _ in range(streams)))
+    began, ended = max(s[1] for s in found), min(s[-1] for s in found)
+    tokens = sum(sum(began < at <= ended for at in stamps) for stamps in found)
+    return tokens / (ended - began), min(s[1] - s[0] for s in found)

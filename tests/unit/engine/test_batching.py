@@ -1,0 +1,347 @@
+"""Continuous batching on simulated stages: the right tokens for everybody, whatever happens."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.engine.batching import CHUNK_ROWS_MIN, MIXED_ROWS, PREFIX_MIN, Schedule, Turn, Work
+from agent.engine.cells import Cells
+from agent.engine.frames import Copy, Remove
+
+
+def follows(tokens: Sequence[int]) -> int:
+    """Return the token that the simulated model says after these."""
+    return zlib.crc32(np.array(tokens, np.int32).tobytes()) % 1000
+
+
+def answer(prompt: Sequence[int], limit: int) -> list[int]:
+    said = list(prompt)
+    while len(said) < limit:
+        said.append(follows(said))
+    return said[len(prompt) :]
+
+
+class Stage:
+    """A KV cache as llama.cpp has it: cells of a position and a token, shared by sequences."""
+
+    def __init__(self, cells: int) -> None:
+        self.room = cells
+        self.cells: list[tuple[int, int, set[int]]] = []
+
+    def run(self, turn: Turn) -> dict[int, int]:
+        """Apply a batch; return what the model says after each marked row."""
+        for operation in turn.batch.operations:
+            self.apply(operation)
+        for token, sequence, position in zip(
+            turn.batch.tokens, turn.batch.sequences, turn.batch.positions, strict=True
+        ):
+            there = self.sequence(int(sequence))
+            assert len(there) == position, "a gap, or a position twice"
+            self.cells.append((int(position), int(token), {int(sequence)}))
+        assert len(self.cells) <= self.room, "the KV cache is full"
+        return {
+            row: follows(
+                self.sequence(int(turn.batch.sequences[row]))[: int(turn.batch.positions[row]) + 1]
+            )
+            for row in np.flatnonzero(turn.batch.outputs)
+        }
+
+    def apply(self, operation: Remove | Copy) -> None:
+        match operation:
+            case Remove(sequence, start, stop):
+                assert stop == -1
+                for position, _, owners in self.cells:
+                    if position >= start:
+                        owners.discard(sequence)
+                self.cells = [cell for cell in self.cells if cell[2]]
+            case Copy(source, target, start, stop):
+                assert start == 0
+                assert not self.sequence(target)
+                assert len(self.sequence(source)) >= stop, "a copy of what is not there"
+                for position, _, owners in self.cells:
+                    if source in owners and position < stop:
+                        owners.add(target)
+
+    def sequence(self, number: int) -> list[int]:
+        cells = sorted((p, token) for p, token, owners in self.cells if number in owners)
+        assert [p for p, _ in cells] == list(range(len(cells)))
+        return [token for _, token in cells]
+
+
+class Ring:
+    """A schedule and its stages; batches come back in order."""
+
+    def __init__(
+        self, cells: int = 4096, rows: int = 512, slots: int = 4, sequences: int = 8,
+        depth: int = 2, reuse: bool = True,
+    ) -> None:  # fmt: skip
+        self.schedule = Schedule(
+            cells=cells, rows=rows, slots=slots, sequences=sequences, depth=depth, reuse=reuse
+        )
+        self.stage = Stage(cells)
+        self.flying: deque[tuple[Turn, dict[int, int]]] = deque()
+        self.depth, self.rows = depth, rows
+        self.turns: list[Turn] = []
+        self.said: dict[Work, list[int]] = {}
+        self.over: set[Work] = set()
+
+    def add(self, prompt: Sequence[int], limit: int, priority: int = 0) -> Work:
+        work = Work.of(prompt, limit, priority)
+        self.schedule.add(work)
+        self.said[work] = []
+        return work
+
+    def cancel(self, work: Work) -> None:
+        self.over.add(work)
+        self.schedule.end(work)
+
+    def submit(self) -> bool:
+        if len(self.flying) == self.depth:
+            return False
+        turn = self.schedule.next()
+        if turn is None:
+            return False
+        assert 0 < len(turn.batch.tokens) <= self.rows
+        self.turns.append(turn)
+        self.flying.append((turn, self.stage.run(turn)))
+        assert self.schedule.free_cells == self.stage.room - len(self.stage.cells)
+        return True
+
+    def collect(self) -> bool:
+        if not self.flying:
+            return False
+        turn, said = self.flying.popleft()
+        assert set(said) == {row for row, _ in turn.wanted}
+        for row, work in turn.wanted:
+            if work in self.over:
+                continue
+            self.said[work].append(said[row])
+            self.schedule.sampled(work, said[row])
+            if work.length == work.limit:
+                self.over.add(work)
+                self.schedule.end(work)
+        return True
+
+    def run(self) -> None:
+        for _ in range(100_000):
+            if not self.submit() and not self.collect():
+                break
+        assert not self.schedule.waiting
+        assert not self.schedule.running
+
+
+def test_cells_are_shared_and_freed_with_their_last_user() -> None:
+    cells = Cells(10, 3)
+    cells.extend(0, 6)
+    cells.share(0, 1, 4)
+    cells.extend(1, 2)
+    assert (cells.free, cells.length(0), cells.length(1)) == (2, 6, 6)
+    cells.cut(0)
+    assert cells.free == 4
+    cells.cut(1, 3)
+    assert (cells.free, cells.length(1)) == (7, 3)
+    with pytest.raises(ValueError, match="8 cells are wanted, 7 are free"):
+        cells.extend(2, 8)
+    with pytest.raises(ValueError, match="cannot share"):
+        cells.share(1, 2, 4)
+
+
+def test_one_request_is_prompt_chunks_and_then_a_row_each() -> None:
+    ring = Ring(depth=1, rows=100)
+    prompt = list(range(250))
+    work = ring.add(prompt, 260)
+    ring.run()
+    assert ring.said[work] == answer(prompt, 260)
+    assert [len(turn.batch.tokens) for turn in ring.turns] == [100, 100, 50] + [1] * 9
+
+
+def test_a_prompt_is_cut_so_that_its_chunks_follow_each_other() -> None:
+    ring = Ring(depth=3, rows=512, cells=8192)
+    ring.add(list(range(4096)), 4097)
+    ring.run()
+    assert [len(turn.batch.tokens) for turn in ring.turns] == [256] * 16
+    assert all(not turn.wanted for turn in ring.turns[:-1])
+
+
+def test_decoding_requests_are_split_over_the_batches_under_way() -> None:
+    ring = Ring(depth=2, slots=8, sequences=8)
+    for n in range(8):
+        ring.add([n, n + 1], 200)
+    for _ in range(20):
+        while ring.submit():
+            pass
+        ring.collect()
+    assert {len(turn.batch.tokens) for turn in ring.turns[-8:]} == {4}
+    ring.run()
+
+
+def test_a_long_prompt_leaves_the_others_their_turns() -> None:
+    ring = Ring(depth=2, cells=20_000, slots=8)
+    talkers = [ring.add([n], 400) for n in range(4)]
+    for _ in range(20):
+        while ring.submit():
+            pass
+        ring.collect()
+    before = {work: len(ring.said[work]) for work in talkers}
+    ring.add(list(range(4000)), 4010)
+    begun = len(ring.turns)
+    while len(ring.turns) < begun + 40:
+        while ring.submit():
+            pass
+        ring.collect()
+    assert all(len(ring.said[work]) - before[work] >= 19 for work in talkers)
+    mixed = ring.turns[begun:]
+    assert max(len(turn.batch.tokens) for turn in mixed) <= MIXED_ROWS + 4
+    assert sum(len(turn.batch.tokens) for turn in mixed) > 30 * CHUNK_ROWS_MIN
+    ring.run()
+
+
+def test_beside_answers_a_prompt_gets_as_many_rows_as_the_time_of_a_batch_allows() -> None:
+    ring = Ring(depth=1, cells=20_000)
+    ring.add([1], 4000)
+    sizes = []
+    for _ in range(60):
+        if len(ring.turns) == 20:
+            ring.add([2] * 3000, 3010)
+        ring.submit()
+        turn = ring.turns[-1]
+        # Reading the weights takes 40 ms, a row 2 ms.
+        ring.schedule.took(turn, max(0.04, 0.002 * len(turn.batch.tokens)))
+        sizes.append(len(turn.batch.tokens))
+        ring.collect()
+    assert sizes[:20] == [1] * 20
+    assert sizes[20] == 1 + MIXED_ROWS, "nothing was known of rows yet"
+    assert set(sizes[22:]) == {1 + 40}
+
+
+def test_a_prefix_is_shared_with_one_that_runs_and_one_that_is_over() -> None:
+    ring = Ring(slots=4, sequences=8)
+    system = list(range(300))
+    first = ring.add([*system, 7], 340)
+    for _ in range(12):
+        ring.submit()
+        ring.collect()
+    second = ring.add([*system, 8, 9], 320)
+    ring.run()
+    third = ring.add([*system, 7, *answer([*system, 7], 340), 5], 400)
+    ring.run()
+    assert (second.reused, third.reused) == (300, 340 - 1)
+    for work, prompt in ((first, [*system, 7]), (second, [*system, 8, 9])):
+        assert ring.said[work] == answer(prompt, work.limit)
+    assert ring.said[third] == answer(third.tokens[:341].tolist(), 400)
+
+
+def test_the_same_prompt_again_computes_its_last_token_alone() -> None:
+    ring = Ring()
+    prompt = list(range(100))
+    ring.add(prompt, 105)
+    ring.run()
+    again = ring.add(prompt, 105)
+    ring.run()
+    assert again.reused == 99
+    assert ring.said[again] == answer(prompt, 105)
+
+
+def test_without_reuse_nothing_is_kept() -> None:
+    ring = Ring(reuse=False)
+    for _ in range(2):
+        work = ring.add(list(range(100)), 105)
+        ring.run()
+        assert work.reused == 0
+    assert ring.schedule.free_cells == 4096
+
+
+def test_the_urgent_come_first_and_the_others_in_their_order() -> None:
+    ring = Ring(slots=1, sequences=1)
+    works = [ring.add([n], 6, priority) for n, priority in ((1, 0), (2, 0), (3, 5))]
+    begun: list[Work] = []
+    for _ in range(200):
+        if ring.submit():
+            begun += [work for work in ring.turns[-1].works if work not in begun]
+        else:
+            ring.collect()
+    assert begun == [works[2], works[0], works[1]]
+
+
+def test_when_cells_run_out_the_youngest_waits_and_goes_on_with_the_same_tokens() -> None:
+    ring = Ring(cells=400, slots=4, sequences=4, depth=2)
+    works = [ring.add([n] * 40, 200) for n in range(1, 5)]
+    ring.run()
+    for n, work in enumerate(works, 1):
+        assert ring.said[work] == answer([n] * 40, 200)
+    served = [sum(len(t.batch.tokens[t.batch.sequences == 0]) for t in ring.turns)]
+    assert served[0] > 0
+    rows = sum(len(turn.batch.tokens) for turn in ring.turns)
+    assert rows > 4 * 199, "somebody had to compute again what it had given up"
+
+
+def test_a_cancelled_request_leaves_at_once_though_its_rows_are_under_way() -> None:
+    ring = Ring(slots=1, sequences=1)
+    first = ring.add(list(range(30)), 100)
+    ring.submit()
+    ring.cancel(first)
+    second = ring.add([5] * 30, 40)
+    assert ring.submit(), "the next one begins before the cancelled one's batch is back"
+    ring.run()
+    assert ring.said[second] == answer([5] * 30, 40)
+    assert ring.said[first] == []
+
+
+@pytest.mark.parametrize(("length", "limit"), [(0, 5), (5, 5), (3, 5000)])
+def test_what_can_never_be_served_is_refused(length: int, limit: int) -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        Ring().add([1] * length, limit)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from("add add add cancel submit submit collect collect".split()),
+        st.integers(0, 7), st.integers(1, 90), st.integers(1, 40), st.integers(0, 2),
+    ),
+    max_size=80,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    STEPS, st.integers(130, 600), st.integers(1, 70), st.integers(1, 5), st.integers(0, 4),
+    st.integers(1, 4), st.booleans(),
+)  # fmt: skip
+def test_any_order_of_events_gives_everybody_the_right_tokens(
+    steps: list[tuple[str, int, int, int, int]], cells: int, rows: int, slots: int, more: int,
+    depth: int, reuse: bool,
+) -> None:  # fmt: skip
+    ring = Ring(cells, rows, slots, slots + more, depth, reuse)
+    prompts: dict[Work, list[int]] = {}
+    for what, kind, length, room, priority in steps:
+        match what:
+            case "add":
+                # Few kinds, so that many share prefixes of different lengths.
+                prompt = [(kind % 3) * 100 + n for n in range(length)]
+                prompt[length * 2 // 3 :] = [kind] * (length - length * 2 // 3)
+                work = ring.add(prompt, length + room, priority)
+                prompts[work] = prompt
+            case "cancel":
+                living = [work for work in prompts if work not in ring.over]
+                if living:
+                    ring.cancel(living[kind % len(living)])
+            case "submit":
+                ring.submit()
+            case "collect":
+                ring.collect()
+    cancelled = {
+        work for work in ring.over if len(ring.said[work]) < work.limit - len(prompts[work])
+    }
+    ring.run()
+    for work, prompt in prompts.items():
+        expected = answer(prompt, work.limit)
+        said = ring.said[work]
+        assert said == (expected[: len(said)] if work in cancelled else expected)
+        assert work.reused == 0 or work.reused >= PREFIX_MIN
