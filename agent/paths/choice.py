@@ -23,7 +23,7 @@ from agent.paths.path import Path
 BETTER_RTT, BETTER_RTT_S = 0.8, 0.005
 SETTLED_S = 3.0
 # At a fifth of packets lost each way a ping fails in 36 of 100: six in a row in 0.2.
-SWITCH_S, SWITCH_PINGS = 0.7, 6
+SWITCH_S, SWITCH_PINGS = 0.5, 6
 GIVE_UP_S, GIVE_UP_PINGS = 1.6, 5
 RECEIVING_S, RECEIVING_PINGS = 2.4, 8
 # A relay that the peer may not have joined yet.

@@ -22,9 +22,13 @@ class SendProbe(_Output, frozen=True):
 
 
 class SendSignal(_Output, frozen=True):
-    """Seal it and have the control plane carry it."""
+    """Seal it and have the control plane carry it.
+
+    `doubtful`: packets to the peer are lost just now, and perhaps those of its link as well.
+    """
 
     signal: Signal
+    doubtful: bool = False
 
 
 class SetEndpoint(_Output, frozen=True):

@@ -80,6 +80,8 @@ CALM_S = 3.0
 RENEW_S = 1.0
 # What a peer sent before it left arrives for so long after its goodbye.
 _LEAVING_S = 0.5
+# A link that went over a path that is lost is itself given up, or made anew, after so long.
+DOUBTFUL_S = 10.0
 # A ping from a place that answered lately needs none back.
 _HEARD_FRESH_S = 5.0
 _HEARD_GAP_S = 0.08
@@ -559,7 +561,8 @@ class Pair:
             birthday=self._chance.attempt,
         )
         self._go = False
-        self._own.out(SendSignal(self.peer, signal))
+        lost = self._lost_at is not None and now - self._lost_at < DOUBTFUL_S
+        self._own.out(SendSignal(self.peer, signal, doubtful=self._alarmed or lost))
 
     def _show(self, now: float, reason: str, *, moved: bool = False) -> None:
         """Say how the peer is reached, if that is another way than before."""

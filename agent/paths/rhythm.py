@@ -31,7 +31,7 @@ ACTIVE_FOR_S = 10.0
 # What flows by itself stays below one of these: keepalives, presence, gossip. Two looks may lie
 # close together, with a single message between them.
 ACTIVE_BYTES_PER_S, ACTIVE_BYTES = 4000.0, 4000
-FAST_S, FAST_FOR_S, SLOW_S = 0.12, 4.0, 2.0
+FAST_S, FAST_FOR_S, SLOW_S = 0.08, 4.0, 2.0
 CALM_PING_S = 1.0
 EXPECT_S = 0.1
 RELAY_S, RELAY_PINGS = 0.25, 10

@@ -32,6 +32,8 @@ TOPIC = f"{ADDRESSED}signals"
 _REQUEST_LIMIT_S = 2.0
 # Most round trips are shorter, and TCP's repetition 1.4 s after a loss is not missed for it.
 _HEDGE_S = 0.3
+# The same where packets to the peer are lost just now: a link in one country answers within it.
+_DOUBTFUL_HEDGE_S = 0.06
 # After a request that failed the peer gets its signals by gossip for so long.
 _GOSSIP_S = 30.0
 # All members together gossip so many signals a second, each one so many at once, and no member is
@@ -83,11 +85,11 @@ class Carrier:
         self._control.serve(PROTOCOL, self._on_request)
         self._control.subscribe(TOPIC, self._on_gossip)
 
-    def send(self, peer: NodeId, sealed: bytes) -> None:
-        """Send a signal; it may be lost."""
+    def send(self, peer: NodeId, sealed: bytes, *, doubtful: bool = False) -> None:
+        """Send a signal; it may be lost. `doubtful`: the link to the peer may be dead."""
         if len(self._tasks) >= _UNDER_WAY_MAX:
             return
-        task = asyncio.get_running_loop().create_task(self._send(peer, sealed))
+        task = asyncio.get_running_loop().create_task(self._send(peer, sealed, doubtful))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -104,7 +106,7 @@ class Carrier:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _send(self, peer: NodeId, sealed: bytes) -> None:
+    async def _send(self, peer: NodeId, sealed: bytes, doubtful: bool) -> None:
         now = asyncio.get_running_loop().time()
         addresses = self._addresses(peer) if now >= self._gossip_until.get(peer, 0.0) else None
         if addresses is None:
@@ -112,7 +114,9 @@ class Carrier:
             return
         request = asyncio.create_task(self._request(peer, addresses, sealed))
         try:
-            done, _ = await asyncio.wait({request}, timeout=_HEDGE_S)
+            done, _ = await asyncio.wait(
+                {request}, timeout=_DOUBTFUL_HEDGE_S if doubtful else _HEDGE_S
+            )
             if not done or not request.result():
                 await self._tell_all(peer, sealed)
             if not await request:

@@ -675,7 +675,8 @@ class Traversal:
                 self._send_probe(parts, output)
             case SendSignal():
                 nonce = secrets.token_bytes(NONCE_BYTES)
-                self._carrier.send(peer, self._seal.seal_signal(peer, output.signal, nonce))
+                sealed = self._seal.seal_signal(peer, output.signal, nonce)
+                self._carrier.send(peer, sealed, doubtful=output.doubtful)
             case SetEndpoint():
                 known = self._sets.setdefault(peer, _Set())
                 order, session = known.wish.order + 1, known.wish.session

@@ -323,6 +323,34 @@ def test_an_attempt_of_an_agent_that_started_again_is_a_new_one() -> None:
     assert after_its_restart > 1500
 
 
+def test_a_call_of_a_peer_that_is_reached_has_its_path_asked_at_once() -> None:
+    made = engine()
+    made.want(PEER, 1.0)
+    made.signal_received(PEER, signal(THERE), 1.0)
+    prove(made, THERE, 1.0)
+    for output in probes(run(made, 2.0, 2.01)):  # the one that nominates
+        made.probe_received(PEER, THERE, Pong(output.probe.token, pack(THERE), session=1), 2.02)
+    assert not probes(run(made, 2.02, 5.0))
+    made.signal_received(PEER, signal(THERE, sequence=2), 5.0)
+    assert [probe.place for probe in probes(run(made, 5.0, 5.01))] == [THERE]
+
+
+def test_signals_about_a_path_that_just_died_say_that_the_link_may_be_dead_too() -> None:
+    made = engine()
+    made.want(PEER, 1.0)
+    made.signal_received(PEER, signal(THERE), 1.0)
+    first = [o for _, o in run(made, 1.0, 1.5) if isinstance(o, out.SendSignal)]
+    assert first
+    assert not any(output.doubtful for output in first)
+    made.signal_received(PEER, signal(THERE, sequence=2), 1.5)
+    prove(made, THERE, 1.5)
+    for at in (2.6, 3.1):  # packets flow
+        made.wireguard_seen(PEER, THERE, int(at * 1e6), int(at * 1e6), at)
+    said = [o.doubtful for _, o in run(made, 3.1, 6.0) if isinstance(o, out.SendSignal)]
+    assert said[-1]
+    assert said == sorted(said), "none is said without doubt once there is one"
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(

@@ -89,14 +89,15 @@ async def test_after_a_request_that_failed_gossip_carries_the_signals_at_once() 
     assert control.asked == []
 
 
+@pytest.mark.parametrize(("doubtful", "hedge"), [(False, "_HEDGE_S"), (True, "_DOUBTFUL_HEDGE_S")])
 async def test_a_request_that_takes_long_is_helped_by_gossip(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, doubtful: bool, hedge: str
 ) -> None:
-    monkeypatch.setattr("agent.traversal.carrier._HEDGE_S", 0.02)
+    monkeypatch.setattr(f"agent.traversal.carrier.{hedge}", 0.02)
     control = FakeControl()
     made, _ = carrier(control, ["10.77.0.2:4001"])
     control.answers.clear()
-    made.send(PEER, b"one")
+    made.send(PEER, b"one", doubtful=doubtful)
     await asyncio.sleep(0.05)
     assert control.told == [PEER.ed25519 + b"one"], "the link hangs"
     control.answers.set()
