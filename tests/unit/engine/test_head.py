@@ -128,13 +128,14 @@ async def test_a_cancelled_answer_stops_frees_the_ring_and_the_next_is_exact(
 ) -> None:
     with rings.pipeline(models(), tmp_path, (3, 7, 10)) as pipeline:
         async with serving(weights, pipeline) as head:
-            long = head.generate(request(400))
+            long, *more = [head.generate(request(400)) for _ in range(rings.SLOTS)]
             queued = head.generate(request(400))
             async for _ in long:
                 break
             await queued.aclose()  # it never began
             async with asyncio.timeout(5):
-                await long.aclose()
+                for each in (long, *more):
+                    await each.aclose()
             assert pipeline.in_flight == 0
             assert long.timings.generated < 400
             with pytest.raises(ValueError, match="not ended by itself"):
