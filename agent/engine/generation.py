@@ -36,11 +36,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt (token ids, at least one) and how far and how to go on from it."""
+    """One prompt (token ids, at least one) and how far and how to go on from it.
+
+    Where not all can run at once, those of a higher `priority` do.
+    """
 
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
+    priority: int = 0
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Generator:
         """Take a job, whose prompt leaves room for an answer."""
         prompt = job.request.prompt
         limit = min(len(prompt) + job.request.max_tokens, self._context)
-        work = Work.of(prompt, limit)
+        work = Work.of(prompt, limit, job.request.priority)
         sampler = Sampler(job.request.sampling, self._vocabulary.size, prompt)
         self._answers[work] = _Answer(job, work, sampler)
         self._schedule.add(work)

@@ -4,7 +4,9 @@
 
 A random-weight Q8_0 model of 16 layers and about 270 MB. Each node is one process with one thread,
 pinned to a CPU of its own, so there are as many nodes as CPUs; each link is delayed in user space.
-Streams decode together: tokens/s of all from when each has its first token until one ends.
+Streams decode together: tokens/s of all from when each has its first token until one ends. Two CPUs
+that are threads of one core have less than twice its speed: how much they have is what two separate
+processes of llama.cpp do there at once, and no ring of two can do more.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from report import Row, conditions, finish, parser, row
@@ -28,7 +31,15 @@ PROMPT = 16
 # Goals of two nodes without delay, as a multiple of one node: by streams.
 GOALS = {1: 0.93, 8: 1.4, 16: 1.55}
 LONG_GOAL = 1.7
-LIMIT = "the two CPUs may be threads of one core, which then has less than twice one's speed"
+
+
+def both(
+    model: Path, cases: list[tuple[int, int, int]], alone: list[tuple[float, float]]
+) -> list[float]:
+    """Return what two processes of llama.cpp do at once on two CPUs, as a multiple of one."""
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda cpu: nodes.peer(model, cases, cpu=cpu), (0, 1))
+    return [(a[0] + b[0]) / c[0] for a, b, c in zip(one, other, alone, strict=True)]
 
 
 def first_token_cases(quick: bool) -> list[int]:
@@ -62,7 +73,11 @@ def main() -> int:
         folder = Path(name)
         model = write_model(folder / "model.gguf", weight_type="Q8_0", shape=SHAPE)
         alone = nodes.peer(model, cases)
+        capacity = both(model, cases[: len(streams)], alone)
         one, one_first = asyncio.run(measured(model, folder, 1, 0.0, streams, prompts, answer))
+        for n, times in zip(streams, capacity, strict=True):
+            rows.append(row(f"two processes of llama.cpp at once, {n} streams each, of one", times,
+                            "×", limit="what these two CPUs have for two nodes"))  # fmt: skip
         for at, n in enumerate(streams):
             rows.append(row(f"1 node, {n} streams", one[n], "tokens/s", peer=alone[at][0],
                             limit="peer: llama.cpp whole in one process"))  # fmt: skip
@@ -77,9 +92,10 @@ def main() -> int:
                 rows.append(row(f"{label}, {n} streams", two[n], "tokens/s", peer=rpc[at][0],
                                 limit="peer: llama.cpp's RPC, two nodes"))  # fmt: skip
                 goal = GOALS.get(n) if not delay_s else None
+                limit = f"two processes of llama.cpp on these CPUs together: {capacity[at]:.2f} ×"
                 rows.append(row(f"{label}, {n} streams, of llama.cpp on one node",
                                 two[n] / alone[at][0], "×", goal=goal, higher=True,
-                                peer=rpc[at][0] / alone[at][0], limit=LIMIT))  # fmt: skip
+                                peer=rpc[at][0] / alone[at][0], limit=limit))  # fmt: skip
             for at, n in enumerate(prompts, len(streams)):
                 rows.append(row(f"{label}, first token after {n}", first[n], "s",
                                 peer=rpc[at][1]))  # fmt: skip
@@ -87,7 +103,7 @@ def main() -> int:
                     goal = LONG_GOAL if n >= 4096 and not delay_s else None
                     rows.append(row(f"{label}, first token after {n}, faster than one node by",
                                     alone[at][1] / first[n], "×", goal=goal, higher=True,
-                                    peer=alone[at][1] / rpc[at][1], limit=LIMIT))  # fmt: skip
+                                    peer=alone[at][1] / rpc[at][1]))  # fmt: skip
     found = conditions(
         quick=quick, model_layers=SHAPE.layers, n_embd=SHAPE.n_embd, weights="Q8_0", frames="f32",
         threads_per_node=1, prompt=PROMPT, answer=answer,

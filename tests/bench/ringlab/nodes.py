@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import pairwise
@@ -116,13 +119,9 @@ def _parts(model: Path, folder: Path, nodes: int) -> list[Path]:
 
 def peer(
     model: Path, cases: Sequence[tuple[int, int, int]], nodes: int = 1, one_way_s: float = 0.0,
-    layers: int = 0,
+    layers: int = 0, cpu: int = 0,
 ) -> list[tuple[float, float]]:  # fmt: skip
     """Run llama.cpp itself, whole, or over RPC with the other nodes as servers; see `peer.py`."""
-    import json
-    import socket
-    import time
-
     with contextlib.ExitStack() as stack:
         places = []
         for number in range(1, nodes):
@@ -146,7 +145,7 @@ def peer(
         remote = layers * (nodes - 1) // nodes
         command = [sys.executable, str(HERE / "peer.py"), str(model), json.dumps(list(cases)),
                    "--servers", ",".join(places), "--remote-layers", str(remote)]  # fmt: skip
-        with pinned(CPUS[0]):
+        with pinned(CPUS[cpu]):
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )

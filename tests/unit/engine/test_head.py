@@ -102,6 +102,26 @@ async def test_a_cache_that_is_too_small_for_all_makes_some_wait_and_nobody_wron
                 assert tokens == rings.reference(models(), prompt, 120)[0]
 
 
+async def test_the_urgent_pass_those_that_wait(
+    weights: Weights, models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with rings.pipeline(models(), tmp_path, ()) as pipeline:
+        async with serving(weights, pipeline) as head:
+            ended: list[str] = []
+
+            async def follow(name: str, generation: HeadGeneration) -> None:
+                await collected(generation)
+                ended.append(name)
+
+            running = [head.generate(request(20 * n)) for n in range(1, rings.SLOTS + 1)]
+            later = head.generate(request(30))
+            urgent = head.generate(request(30, priority=1))
+            await asyncio.gather(
+                *map(collected, running), follow("later", later), follow("urgent", urgent)
+            )
+            assert ended == ["urgent", "later"]
+
+
 async def test_one_of_many_that_is_cancelled_leaves_the_others_as_they_are(
     weights: Weights, models: Callable[..., Path], tmp_path: Path
 ) -> None:
