@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -25,6 +25,8 @@ from agent.ownership.owner import View
 # A person cannot read faster, and a program that asks more often gets the same again.
 CACHED_S = 1.0
 _ASK_TIMEOUT_S = 2.0
+# An owner that just died does not answer, and its successor is known sooner than that is sure.
+_LOOK_S = 0.1
 _HOPS = 2
 
 
@@ -88,15 +90,43 @@ class Board:
                 ):
                     ask.setdefault(owner, []).append(name)
             async with self._asking:
-                answers = await asyncio.gather(*(self._statuses(*item) for item in ask.items()))
-            for (node, names), statuses in zip(ask.items(), answers, strict=True):
+                answers = await self._answers(ask)
+            for node, names in ask.items():
+                statuses = answers.get(node)
                 for name in names:
                     if statuses is None:
+                        # Meanwhile this node may have heard of another owner.
+                        found[name] = self.status(name)
                         silent[name] = node
                     elif name in statuses and (statuses[name].owner or statuses[name].state):
                         found[name] = statuses[name]
                         silent.pop(name, None)
         return [self._describe(wish, found[wish.name], silent.get(wish.name)) for wish in wishes]
+
+    async def _answers(
+        self, ask: Mapping[NodeId, Sequence[str]]
+    ) -> dict[NodeId, dict[str, Status] | None]:
+        """Ask some nodes; whoever is slow is waited for only while nobody else owns what it did."""
+        asking = {
+            node: asyncio.create_task(self._statuses(node, list(names)))
+            for node, names in ask.items()
+        }
+        pending = set(asking.values())
+        try:
+            while pending:
+                pending = (await asyncio.wait(pending, timeout=_LOOK_S))[1]
+                for node, names in ask.items():
+                    if asking[node] in pending and self._replaced(node, names):
+                        pending.discard(asking[node])
+            return {node: task.result() for node, task in asking.items() if task.done()}
+        finally:
+            for task in asking.values():
+                task.cancel()
+
+    def _replaced(self, node: NodeId, names: Sequence[str]) -> bool:
+        """Say whether all that a node was asked for has another owner by now."""
+        statuses = [self.status(name) for name in names]
+        return all(s.state is not None or s.owner not in ("", str(node)) for s in statuses)
 
     def _owner(self, name: str, status: Status) -> NodeId | None:
         return NodeId.parse(status.owner) if status.owner else self._owners.first(name)

@@ -1,0 +1,86 @@
+"""What a node says of deployments: what it knows, what owners answer, who is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from agent.deploy.board import Board
+from agent.deploy.messages import Answer, AskStatus, HeadState, Request, Status, Statuses
+from agent.errors import PeerError
+from agent.identity.keys import NodeId
+from agent.ownership.owner import View
+
+OWN, OLD, NEW = (NodeId(bytes([n]) * 32) for n in (1, 2, 3))
+
+
+class Mesh:
+    """Ownership, executor, rings and mesh of a node that knows what a test says."""
+
+    def __init__(self) -> None:
+        self.owner: NodeId | None = None
+        self.dead: set[NodeId] = {OLD}
+        self.asked: list[NodeId] = []
+
+    def view(self, name: str) -> View:
+        return View(self.owner)
+
+    def first(self, name: str) -> NodeId | None:
+        return OLD
+
+    def state(self, name: str, head: NodeId | None = None) -> None:
+        return None
+
+    def find(self, node: NodeId) -> None:
+        return None
+
+    def live_workers(self, now: float) -> list[Any]:
+        return []
+
+    async def ask(self, node: NodeId, request: Request, timeout_s: float) -> Answer:
+        assert isinstance(request, AskStatus)
+        self.asked.append(node)
+        if node in self.dead:
+            await asyncio.sleep(timeout_s)
+            raise PeerError("no answer")
+        ready = HeadState("m", "ready", "")
+        return Statuses((Status("m", str(node), str(node), 5, ready),))
+
+    def board(self) -> Board:
+        known: Any = self
+        return Board(OWN, known, known, known, known, self.ask)
+
+
+WISH: Any = SimpleNamespace(
+    name="m", model="m", generation=1, author_id=OWN, source_id=None,
+)  # fmt: skip
+
+
+async def test_a_dead_owner_is_not_waited_for_once_another_is_known() -> None:
+    mesh = Mesh()
+    asyncio.get_running_loop().call_later(0.2, setattr, mesh, "owner", NEW)
+    began = time.monotonic()
+    [described] = await mesh.board().describe([WISH])
+    assert mesh.asked == [OLD, NEW]
+    assert described["owner"] == str(NEW)
+    assert described["phase"] == "ready"
+    assert time.monotonic() - began < 1.5
+
+
+async def test_an_owner_that_does_not_answer_is_named() -> None:
+    mesh = Mesh()
+    [described] = await mesh.board().describe([WISH])
+    assert described["phase"] == "unknown"
+    assert described["progress"] == f"its owner, …{str(OLD)[-8:]}, does not answer"
+
+
+async def test_an_answer_serves_for_a_second() -> None:
+    mesh = Mesh()
+    mesh.dead.clear()
+    board = mesh.board()
+    for _ in range(3):
+        [described] = await board.describe([WISH])
+        assert described["phase"] == "ready"
+    assert mesh.asked == [OLD]
