@@ -86,7 +86,8 @@ class Matrix:
         if KINDS[name].together:
             site = self.lab.add(name, name, machines=2)
             return End(site, site.machines[0]), End(site, site.machines[1])
-        left, right = (self.lab.add(f"{name}-{side}", name) for side in "ab")
+        # An interface is named after its machine, and Linux allows 15 characters.
+        left, right = (self.lab.add(f"{name}{side}", name) for side in "12")
         return End(left, left.machines[0]), End(right, right.machines[0])
 
     def ends(self) -> list[End]:
