@@ -25,10 +25,12 @@ class SendSignal(_Output, frozen=True):
     """Seal it and have the control plane carry it.
 
     `doubtful`: packets to the peer are lost just now, and perhaps those of its link as well.
+    `unheard`: nothing was heard of the peer here yet, so that it may not be there at all.
     """
 
     signal: Signal
     doubtful: bool = False
+    unheard: bool = False
 
 
 class SetEndpoint(_Output, frozen=True):

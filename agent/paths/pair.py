@@ -113,6 +113,7 @@ class Pair:
         self._view = PathView(since=now)
         self._lost_at: float | None = None
         self._left_at: float | None = None
+        self._heard = False
         self._alarmed = False
         self._nominated: Place | None = None
         self._nominated_at = _LONG_AGO
@@ -149,6 +150,7 @@ class Pair:
     def came_up(self, now: float) -> None:
         """The peer's agent has come up, or signals get through to it only now: try as at first."""
         self._left_at = None
+        self._heard = True
         if self.wanted and not self._direct(now):
             self._legs.retry()
             self._rounds.begin(now)
@@ -158,7 +160,7 @@ class Pair:
     def left(self, now: float) -> None:
         """The peer's agent said that it stops: there is no path, and nobody to call."""
         self._left_at = now
-        self._calls = False
+        self._heard = self._calls = False
         self._talk.hush()
         self._legs.close()
         self._book.set_relays([], now)
@@ -377,6 +379,8 @@ class Pair:
     def _hear(self, now: float) -> None:
         if self._left_at is not None and now - self._left_at > _LEAVING_S:
             self._left_at = None
+        if self._left_at is None:
+            self._heard = True
 
     def _in_session(self, session: int, now: float) -> None:
         """Note which session the peer has with us; 0: it does not say, or has none."""
@@ -562,7 +566,8 @@ class Pair:
         )
         self._go = False
         lost = self._lost_at is not None and now - self._lost_at < DOUBTFUL_S
-        self._own.out(SendSignal(self.peer, signal, doubtful=self._alarmed or lost))
+        doubtful = self._alarmed or lost
+        self._own.out(SendSignal(self.peer, signal, doubtful=doubtful, unheard=not self._heard))
 
     def _show(self, now: float, reason: str, *, moved: bool = False) -> None:
         """Say how the peer is reached, if that is another way than before."""

@@ -9,6 +9,8 @@ engine repeats what is not acknowledged, and takes each once.
 What goes by gossip costs every member, so that all together say no more than they can bear: who
 looks for many at once says the first at once, and is held back then. Without that, busy machines
 take late answers for lost ones, look for ways by gossip, and are busier (docs/design-notes.md).
+Members of whom nothing was heard yet have an allowance of their own: many are switched off, and who
+calls them all at its start must still have words for the one that is there.
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ class Carrier:
         self._take = take
         self._gossip_until: dict[NodeId, float] = {}
         self._allowance = Allowance(_GOSSIP_PER_S, _GOSSIP_BURST)
+        self._unheard = Allowance(_GOSSIP_PER_S, _GOSSIP_BURST)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(self) -> None:
@@ -85,17 +88,30 @@ class Carrier:
         self._control.serve(PROTOCOL, self._on_request)
         self._control.subscribe(TOPIC, self._on_gossip)
 
-    def send(self, peer: NodeId, sealed: bytes, *, doubtful: bool = False) -> None:
-        """Send a signal; it may be lost. `doubtful`: the link to the peer may be dead."""
+    def send(
+        self, peer: NodeId, sealed: bytes, *, doubtful: bool = False, unheard: bool = False
+    ) -> None:
+        """Send a signal; it may be lost.
+
+        `doubtful`: the link to the peer may be dead. `unheard`: the peer may not be there.
+        """
         if len(self._tasks) >= _UNDER_WAY_MAX:
             return
-        task = asyncio.get_running_loop().create_task(self._send(peer, sealed, doubtful))
+        task = asyncio.get_running_loop().create_task(
+            self._send(
+                peer,
+                sealed,
+                _DOUBTFUL_HEDGE_S if doubtful else _HEDGE_S,
+                self._unheard if unheard else self._allowance,
+            )
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def set_members(self, members: frozenset[NodeId]) -> None:
         """Say who the other members are; nothing of others is kept."""
-        self._allowance.per_s = max(_GOSSIP_PER_S / (len(members) + 1), _GOSSIP_PER_S_MIN)
+        per_s = max(_GOSSIP_PER_S / (len(members) + 1), _GOSSIP_PER_S_MIN)
+        self._allowance.per_s = self._unheard.per_s = per_s
         for node in self._gossip_until.keys() - members:
             del self._gossip_until[node]
 
@@ -106,19 +122,19 @@ class Carrier:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _send(self, peer: NodeId, sealed: bytes, doubtful: bool) -> None:
+    async def _send(
+        self, peer: NodeId, sealed: bytes, hedge_s: float, allowance: Allowance
+    ) -> None:
         now = asyncio.get_running_loop().time()
         addresses = self._addresses(peer) if now >= self._gossip_until.get(peer, 0.0) else None
         if addresses is None:
-            await self._tell_all(peer, sealed)
+            await self._tell_all(peer, sealed, allowance)
             return
         request = asyncio.create_task(self._request(peer, addresses, sealed))
         try:
-            done, _ = await asyncio.wait(
-                {request}, timeout=_DOUBTFUL_HEDGE_S if doubtful else _HEDGE_S
-            )
+            done, _ = await asyncio.wait({request}, timeout=hedge_s)
             if not done or not request.result():
-                await self._tell_all(peer, sealed)
+                await self._tell_all(peer, sealed, allowance)
             if not await request:
                 self._gossip_until[peer] = now + _GOSSIP_S
         finally:
@@ -134,8 +150,8 @@ class Carrier:
             return False
         return True
 
-    async def _tell_all(self, peer: NodeId, sealed: bytes) -> None:
-        if not self._allowance.take(asyncio.get_running_loop().time()):
+    async def _tell_all(self, peer: NodeId, sealed: bytes, allowance: Allowance) -> None:
+        if not allowance.take(asyncio.get_running_loop().time()):
             _log.debug("no signal node=%s: too many by gossip", peer)
             return
         try:

@@ -676,7 +676,7 @@ class Traversal:
             case SendSignal():
                 nonce = secrets.token_bytes(NONCE_BYTES)
                 sealed = self._seal.seal_signal(peer, output.signal, nonce)
-                self._carrier.send(peer, sealed, doubtful=output.doubtful)
+                self._carrier.send(peer, sealed, doubtful=output.doubtful, unheard=output.unheard)
             case SetEndpoint():
                 known = self._sets.setdefault(peer, _Set())
                 order, session = known.wish.order + 1, known.wish.session

@@ -351,6 +351,23 @@ def test_signals_about_a_path_that_just_died_say_that_the_link_may_be_dead_too()
     assert said == sorted(said), "none is said without doubt once there is one"
 
 
+def test_a_peer_is_unheard_until_it_says_something_and_again_when_it_left() -> None:
+    made = engine()
+    made.want(PEER, 1.0)
+
+    def said(start: float, end: float) -> set[bool]:
+        done = run(made, start, end)
+        return {o.unheard for _, o in done if isinstance(o, out.SendSignal) and o.peer == PEER}
+
+    assert said(1.0, 3.0) == {True}
+    made.came_up(PEER, 3.0)
+    assert said(3.0, 5.0) == {False}
+    made.left(PEER, 5.0)
+    made.left(PEER, 5.1)
+    made.signal_received(PEER, signal(THERE), 9.0)
+    assert said(9.0, 12.0) == {False}
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(

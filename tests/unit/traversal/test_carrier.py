@@ -154,3 +154,15 @@ async def test_members_together_gossip_no_more_than_a_mesh_bears() -> None:
     made.send(PEER, b"later")
     await settled(made)
     assert control.told[-1] == PEER.ed25519 + b"later"
+
+
+async def test_calling_those_who_may_not_be_there_leaves_words_for_those_who_are() -> None:
+    control = FakeControl()
+    made, _ = carrier(control, None)
+    made.set_members(frozenset(NodeId(bytes([n]) * 32) for n in range(2, 101)))
+    for n in range(100):
+        made.send(NodeId(bytes([100 + n]) * 32), b"who is there?", unheard=True)
+    made.send(PEER, b"you")
+    await settled(made)
+    assert len(control.told) == 32 + 1
+    assert control.told[-1] == PEER.ed25519 + b"you"
