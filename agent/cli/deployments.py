@@ -31,7 +31,8 @@ _POLL_S = 0.2
     "--context",
     type=click.IntRange(min=16),
     default=None,
-    help="Context in tokens (else what the model was trained for, up to 8192).",
+    help="Tokens that its requests may hold together, or one alone (else what the model was "
+    "trained for, up to 8192).",
 )
 @click.option("--no-wait", is_flag=True, help="Return at once instead of when it answers.")
 @json_option
