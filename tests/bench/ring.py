@@ -73,7 +73,7 @@ def main() -> int:
         folder = Path(name)
         model = write_model(folder / "model.gguf", weight_type="Q8_0", shape=SHAPE)
         alone = nodes.peer(model, cases)
-        capacity = both(model, cases[: len(streams)], alone)
+        capacity = both(model, cases[: len(streams)], alone[: len(streams)])
         one, one_first = asyncio.run(measured(model, folder, 1, 0.0, streams, prompts, answer))
         for n, times in zip(streams, capacity, strict=True):
             rows.append(row(f"two processes of llama.cpp at once, {n} streams each, of one", times,
