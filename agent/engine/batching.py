@@ -26,14 +26,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from agent.engine.cells import Cells
-from agent.engine.frames import Copy, Operation, Remove
+from agent.engine.frames import Copy, Ints, Marks, Operation, Remove
 
-Ints = npt.NDArray[np.int32]
-Marks = npt.NDArray[np.int8]
-
+# Whoever decodes then gets half of its speed while another's prompt is computed.
 MIXED_COST = 2.0
 # Before it is known what rows cost; and it never gets less, since so few cost next to nothing.
 MIXED_ROWS, MIXED_ROWS_MIN = 64, 8
@@ -58,7 +55,8 @@ class Work:
     """One request in the schedule. `tokens` has room for `limit`, of which `length` are there.
 
     The first are the prompt, the others what was sampled. Of these, `filled` are in the caches, or
-    on their way there. A higher `priority` is served first.
+    on their way there. A higher `priority` is served first. `reused` of the prompt's tokens were in
+    the caches before it came.
     """
 
     tokens: Ints
@@ -208,9 +206,10 @@ class Schedule:
             self._waiting.remove(work)
         elif work in self._running:
             self._running.remove(work)
-            self._kept.append(_Kept(work.sequence, work.tokens[: work.filled].copy()))
-            if not self._reuse or work.filled < PREFIX_MIN:
-                self._forget(self._kept[-1])
+            if self._reuse and work.filled >= PREFIX_MIN:
+                self._kept.append(_Kept(work.sequence, work.tokens[: work.filled].copy()))
+            else:
+                self._free(work.sequence)
 
     def sampled(self, work: Work, token: int) -> None:
         """Take the token that follows a request's last one."""
@@ -307,7 +306,10 @@ class Schedule:
             work.sequence = source.sequence
             self._operations.append(Remove(source.sequence, shared))
             self._cells.cut(source.sequence, shared)
-        work.filled = work.reused = shared
+        if not work.served:
+            # Whoever comes a second time may find its own words, told by another with its prompt.
+            work.reused = shared
+        work.filled = shared
 
     def _prefix(self, work: Work) -> tuple[Work | _Kept | None, int]:
         """Return who has the longest prefix of a request in the caches, and how long it is."""
@@ -344,7 +346,7 @@ class Schedule:
 
     def _preempt(self, work: Work) -> None:
         self._running.remove(work)
-        self._forget(_Kept(work.sequence, work.tokens[:0]))
+        self._free(work.sequence)
         work.sequence, work.filled = _NONE, 0
         self._waiting.append(work)
 
@@ -357,11 +359,14 @@ class Schedule:
         return False
 
     def _forget(self, kept: _Kept) -> None:
-        if kept in self._kept:
-            self._kept.remove(kept)
-        self._operations.append(Remove(kept.sequence))
-        self._cells.cut(kept.sequence)
-        self._numbers.append(kept.sequence)
+        self._kept.remove(kept)
+        self._free(kept.sequence)
+
+    def _free(self, sequence: int) -> None:
+        """Have all stages remove a sequence; its number and its cells are free at once."""
+        self._operations.append(Remove(sequence))
+        self._cells.cut(sequence)
+        self._numbers.append(sequence)
 
 
 def _learnt(before: float | None, seconds: float) -> float:

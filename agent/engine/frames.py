@@ -48,6 +48,8 @@ _Q8_BLOCK = 32
 _Q8 = np.dtype([("scale", "<f4"), ("values", "i1", (_Q8_BLOCK,))])
 _F16_MAX = 65_504.0
 
+Ints = npt.NDArray[np.int32]
+Marks = npt.NDArray[np.int8]
 Pairs = npt.NDArray[np.int32]
 Rows = npt.NDArray[Any]
 

@@ -24,14 +24,12 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from agent.engine.frames import Copy, Operation, Remove
+from agent.engine.frames import Copy, Ints, Marks, Operation, Remove
 from agent.errors import EngineError, ModelError
 
 log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
-Marks = npt.NDArray[np.int8]
 
 _POOLING_NONE = 0
 _LOG_ERROR = 4
