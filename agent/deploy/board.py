@@ -104,12 +104,11 @@ class Board:
         return [self._describe(wish, found[wish.name], silent.get(wish.name)) for wish in wishes]
 
     async def _answers(
-        self, ask: Mapping[NodeId, Sequence[str]]
+        self, ask: Mapping[NodeId, list[str]]
     ) -> dict[NodeId, dict[str, Status] | None]:
         """Ask some nodes; whoever is slow is waited for only while nobody else owns what it did."""
         asking = {
-            node: asyncio.create_task(self._statuses(node, list(names)))
-            for node, names in ask.items()
+            node: asyncio.create_task(self._statuses(node, names)) for node, names in ask.items()
         }
         pending = set(asking.values())
         try:

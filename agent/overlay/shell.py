@@ -289,8 +289,10 @@ class Overlay:
     async def _restarted(self) -> bool:
         """Make the device anew if it broke; say whether that was done. The lock is held."""
         device = self._device
-        reason = await self._call(device.failure) if device is not None else None
-        return device is not None and reason is not None and await self._made_anew(device, reason)
+        if device is None:
+            return False
+        reason = await self._call(device.failure)
+        return reason is not None and await self._made_anew(device, reason)
 
     async def _made_anew(self, device: Device, reason: str) -> bool:
         """Make the broken device anew; say whether that could be done. The lock is held."""

@@ -42,11 +42,6 @@ def both(
     return [(a[0] + b[0]) / c[0] for a, b, c in zip(one, other, alone, strict=True)]
 
 
-def first_token_cases(quick: bool) -> list[int]:
-    """Return the prompt lengths for the time to the first token."""
-    return [512] if quick else [16, 512, 4096]
-
-
 async def measured(
     model: Path, folder: Path, count: int, delay_s: float, streams: list[int], prompts: list[int],
     answer: int,
@@ -66,7 +61,7 @@ def main() -> int:
     quick = arguments.quick
     streams, answer = ([1, 8], 24) if quick else ([1, 4, 8, 16], 64)
     delays = [0.0, 0.02] if quick else [0.0, 0.005, 0.02]
-    prompts = first_token_cases(quick)
+    prompts = [512] if quick else [16, 512, 4096]
     cases = [(n, PROMPT, answer) for n in streams] + [(1, n, 4) for n in prompts]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:

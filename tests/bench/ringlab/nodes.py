@@ -117,31 +117,40 @@ def _parts(model: Path, folder: Path, nodes: int) -> list[Path]:
         return found
 
 
+@contextmanager
+def rpc_server(cpu: int, one_way_s: float) -> Iterator[str]:
+    """Give the place of a server of llama.cpp's RPC that runs on this CPU, behind a delay."""
+    with socket.create_server((LOOPBACK, 0)) as free:
+        port = free.getsockname()[1]
+    with pinned(cpu):
+        server = subprocess.Popen(
+            [sys.executable, str(HERE / "rpc_server.py"), f"{LOOPBACK}:{port}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port)):
+                break
+            if time.monotonic() > deadline:
+                raise SystemExit("llama.cpp's RPC server did not start")
+            time.sleep(0.1)
+        with delayed(port, one_way_s) as delayed_port:
+            yield f"{LOOPBACK}:{delayed_port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
 def peer(
     model: Path, cases: Sequence[tuple[int, int, int]], nodes: int = 1, one_way_s: float = 0.0,
     layers: int = 0, cpu: int = 0,
 ) -> list[tuple[float, float]]:  # fmt: skip
     """Run llama.cpp itself, whole, or over RPC with the other nodes as servers; see `peer.py`."""
     with contextlib.ExitStack() as stack:
-        places = []
-        for number in range(1, nodes):
-            with socket.create_server((LOOPBACK, 0)) as free:
-                port = free.getsockname()[1]
-            with pinned(CPUS[number % len(CPUS)]):
-                server = subprocess.Popen(
-                    [sys.executable, str(HERE / "rpc_server.py"), f"{LOOPBACK}:{port}"],
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                )  # fmt: skip
-            stack.callback(server.wait)
-            stack.callback(server.kill)
-            deadline = time.monotonic() + 20
-            while True:
-                with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port)):
-                    break
-                if time.monotonic() > deadline:
-                    raise SystemExit("llama.cpp's RPC server did not start")
-                time.sleep(0.1)
-            places.append(f"{LOOPBACK}:{stack.enter_context(delayed(port, one_way_s))}")
+        places = [
+            stack.enter_context(rpc_server(CPUS[n % len(CPUS)], one_way_s)) for n in range(1, nodes)
+        ]
         remote = layers * (nodes - 1) // nodes
         command = [sys.executable, str(HERE / "peer.py"), str(model), json.dumps(list(cases)),
                    "--servers", ",".join(places), "--remote-layers", str(remote)]  # fmt: skip

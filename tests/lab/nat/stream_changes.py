@@ -80,10 +80,7 @@ class StreamLab:
     def measure(self, change: Change) -> float:
         """Make a change and return the stream's longest pause, in seconds."""
         change.prepare(self)
-        self.stream.gap(time.monotonic(), 1.0, LIMIT_S)
-        since = time.monotonic()
-        change.make(self)
-        gap = self.stream.gap(since, time.monotonic() - since + change.watch_s, LIMIT_S)
+        gap = _longest(self.stream, lambda: change.make(self), change.watch_s)
         change.undo(self)
         return gap
 
@@ -142,16 +139,22 @@ class PlainTcp:
 
     def loss(self) -> float:
         """Lose what a change of ours loses, for as long; return the longest pause, in seconds."""
-        self._stream.gap(time.monotonic(), 1.0, LIMIT_S)
-        since = time.monotonic()
-        self._nat.loss(self._sites[1], LOSS_PERCENT)
-        gap = self._stream.gap(since, LOSS_S, LIMIT_S)
-        self._nat.loss(self._sites[1], 0)
+        lossy = self._sites[1]
+        gap = _longest(self._stream, lambda: self._nat.loss(lossy, LOSS_PERCENT), LOSS_S)
+        self._nat.loss(lossy, 0)
         return gap
 
     def end(self) -> None:
         """End the stream."""
         self._stream.end()
+
+
+def _longest(stream: Stream, make: Callable[[], None], watch_s: float) -> float:
+    """Make a change under a stream that flows, and return its longest pause until it flows on."""
+    stream.gap(time.monotonic(), 1.0, LIMIT_S)
+    since = time.monotonic()
+    make()
+    return stream.gap(since, time.monotonic() - since + watch_s, LIMIT_S)
 
 
 # -- the changes
