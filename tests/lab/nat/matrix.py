@@ -104,10 +104,14 @@ class Matrix:
                 side = 0 if row <= column else 1
                 yield starter, other, self._ends[starter][side], self._ends[other][1 - side]
 
-    def run(self, connect: Connect) -> Iterator[Cell]:
-        """Connect each ordered pair, one after the other, and yield what came of it."""
+    def run(self, connect: Connect, beginners: Sequence[str] | None = None) -> Iterator[Cell]:
+        """Connect each ordered pair, one after the other, and yield what came of it.
+
+        Only those that one of the `beginners` begins, if they are given.
+        """
         for starter, other, one, two in self.pairs():
-            yield Cell(starter, other, connect(one, two))
+            if beginners is None or starter in beginners:
+                yield Cell(starter, other, connect(one, two))
 
 
 # -- tables

@@ -1,8 +1,9 @@
 """The whole matrix of NATs with agents: tables of route and time, as text and HTML.
 
-    python -m agent.demo.sandbox -- python tests/lab/nat/run_matrix.py [KIND …] [--out FOLDER]
+    python -m agent.demo.sandbox -- python tests/lab/nat/run_matrix.py [KIND …] [--begin KIND …]
 
-All kinds that the lab knows take some 20 minutes.
+All kinds that the lab knows take some 20 minutes. With --begin only the pairs which those begin are
+connected, in a mesh that has all the others as well, which are off.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     flags.add_argument("kinds", nargs="*", default=list(KINDS), help="which kinds; default: all")
+    flags.add_argument("--begin", nargs="+", metavar="KIND", help="who begins; default: each of them")
     flags.add_argument("--out", type=Path, default=Path("build"), help="where the tables go")
     arguments = flags.parse_args()
-    unknown = [kind for kind in arguments.kinds if kind not in KINDS]
-    if unknown:
-        flags.error(f"{unknown[0]!r} is no kind of NAT; there are {', '.join(KINDS)}")
+    beginners = arguments.begin or arguments.kinds
+    for kinds, there in ((arguments.kinds, list(KINDS)), (beginners, arguments.kinds)):
+        for kind in kinds:
+            if kind not in there:
+                flags.error(f"{kind!r} is no kind of NAT here; there are {', '.join(there)}")
     cells = []
     with tempfile.TemporaryDirectory() as folder, Matrix(arguments.kinds) as matrix:
         mesh = NatMesh(Path(folder), matrix.lab, matrix.rendezvous)
         mesh.join([end.machine.name for end in matrix.ends()])
-        for cell in matrix.run(mesh.connect):
+        for cell in matrix.run(mesh.connect, beginners):
             cells.append(cell)
             print(f"{cell.starter} → {cell.other}: {cell.result}", file=sys.stderr, flush=True)
     arguments.out.mkdir(exist_ok=True)
