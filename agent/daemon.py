@@ -239,7 +239,7 @@ class Agent:
             self._own, self._control, self._ping,
             Sources(self._load, self._models, self._company.name_of, self._company.link_addresses),
             self._health, changed=self._presence_changed, models=self._company.look_soon,
-            left=self._traversal.left, software=__version__,
+            left=self._traversal.left, came=self._traversal.came_up, software=__version__,
         )  # fmt: skip
         self._lan = LanBeacon(
             membership.key, membership.mesh.id, self._keys, control_port=network.control_port,

@@ -14,7 +14,8 @@ Ours has six rules.
     pass on  at once to every link that wants the topic and did not send it; GRAFT to all, no PRUNE
     to one   a topic that begins with `to/` carries messages for one member each, whose id (32
              bytes) they begin with: the others pass them on without their subscriber's judgement,
-             and at once to FANOUT links only, and to that member where it is linked
+             and at once to FANOUT links only, and to that member where it is linked; a new link
+             hears only of those of the last ADDRESSED_S, since they tell of that moment
     repair   a new link or stream hears at once of all that is still kept: IHAVE; who lacks one asks
              one link: IWANT. So does a link whose queue was too full. Streams lose nothing else;
              for what no rule foresees, all links that did not show that they have a message are
@@ -55,6 +56,8 @@ MAX_SEEN = 16_384
 MAX_SERVED = 6
 MAX_TOPICS_PER_PEER = 64
 ADDRESSED, FANOUT = "to/", 3
+# To a member that has started again, an older one says where another was, not where it is.
+ADDRESSED_S = 5.0
 # Nobody but its addressee judges such a message, so what all carry is bounded here.
 MAX_ADDRESSED_BYTES = 4096
 # A link's work, in units of about 0.3 ms: what it may cause in a second, and at once.
@@ -151,7 +154,7 @@ class Gossip:
         known.outbox.subscribe(sorted(self._topics))
         known.told.clear()
         for topic in known.topics:
-            self._tell_all(peer, known, topic)
+            self._tell_all(peer, known, topic, now)
 
     def peers(self) -> set[bytes]:
         """Return the links that have been added."""
@@ -230,7 +233,7 @@ class Gossip:
 
     # What the shell asks.
 
-    def take(self, peer: bytes) -> bytes | None:
+    def take(self, peer: bytes, now: float) -> bytes | None:
         """Return the next RPC for a link, or None while there is none."""
         link = self._peers.get(peer)
         if link is None:
@@ -239,7 +242,7 @@ class Gossip:
         if link.outbox.caught_up():
             link.told.clear()
             for topic in link.topics:
-                self._tell_all(peer, link, topic)
+                self._tell_all(peer, link, topic, now)
         return raw
 
     def pending(self) -> list[bytes]:
@@ -266,7 +269,7 @@ class Gossip:
                 link.topics.add(topic)
                 if topic in self._topics:
                     link.outbox.graft(topic)
-                self._tell_all(peer, link, topic)
+                self._tell_all(peer, link, topic, now)
         link.told_only -= set(found.graft)
         link.told_only |= self._topics & set(found.prune)
 
@@ -378,14 +381,19 @@ class Gossip:
         self._kept_bytes -= len(message.data)
         self._see(name)
 
-    def _tell_all(self, peer: bytes, link: _Peer, topic: str) -> None:
+    def _tell_all(self, peer: bytes, link: _Peer, topic: str, now: float) -> None:
         """Tell a link, once on a stream, of every kept message of a topic that it may lack."""
         if topic in link.told or topic not in self._topics | self._published:
             return
         link.told.add(topic)
+        since = now - (ADDRESSED_S if topic.startswith(ADDRESSED) else KEPT_S)
         link.outbox.ihave(
             topic,
-            [n for n, m in self._kept.items() if m.topic == topic and peer not in m.holders],
+            [
+                name
+                for name, message in self._kept.items()
+                if message.topic == topic and message.at > since and peer not in message.holders
+            ],
         )
 
     def _see(self, name: bytes) -> None:

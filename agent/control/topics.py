@@ -130,7 +130,7 @@ class Topics:
             nursery.start_soon(watch)
             self.gossip.add_peer(node.ed25519, trio.current_time())
             while True:
-                raw = self.gossip.take(node.ed25519)
+                raw = self.gossip.take(node.ed25519, trio.current_time())
                 if raw is not None:
                     await talk.write(rpc.encode_length(len(raw)) + raw)
                     continue

@@ -43,6 +43,8 @@ SUSPECT_INTERVAL_S = 0.7
 SUSPECT_S = 3.0
 # A newcomer's agent is up so long after it became a member, on a slow machine.
 NEW_S = 10.0
+# Links are tried for so long to who has not shown yet that it is there.
+UNSHOWN_S = 3.0
 MISSES = 2
 # So many more questions than answers may come to nothing before this node takes itself for the slow
 # one, and waits longer; and so many count at most.
@@ -84,10 +86,19 @@ class _Member:
 class Liveness:
     """The other members as seen from this node."""
 
-    def __init__(self, rng: random.Random, changed: Changed) -> None:
-        """`changed(node, state)` is called from within the methods below, at each change."""
+    def __init__(
+        self,
+        rng: random.Random,
+        changed: Changed,
+        shown: Callable[[NodeId], None] = lambda node: None,
+    ) -> None:
+        """`changed(node, state)` is called from within the methods below, at each change.
+
+        `shown(node)` is called when the first comes from a member that was only taken to be alive.
+        """
         self._rng = rng
         self._changed = changed
+        self._shown = shown
         self._members: dict[NodeId, _Member] = {}
         self._round: list[NodeId] = []
         self._next_at = _NEVER
@@ -128,6 +139,15 @@ class Liveness:
         """Return the members that are not gone; a suspect counts until it is."""
         return [node for node, m in self._members.items() if m.state is not State.GONE]
 
+    def linkable(self, now: float) -> list[NodeId]:
+        """Return whom links may be kept to: of those that are not gone, who has shown that it is
+        there, and for a while who has not; all of them when nobody has.
+        """
+        alive = self.alive()
+        members = [(node, self._members[node]) for node in alive]
+        found = [n for n, m in members if m.proved_at > _NEVER or now - m.added_at < UNSHOWN_S]
+        return found or alive
+
     def heard(self, node: NodeId, at: float) -> None:
         """Note that a member said something at `at`: now, or earlier when it was long on its way.
 
@@ -136,11 +156,14 @@ class Liveness:
         member = self._members.get(node)
         if member is None:
             return
+        first = member.proved_at == _NEVER and member.state is State.ALIVE
         member.heard_at = max(at, member.heard_at)
         member.proved_at = max(at, member.proved_at)
         if at >= member.since:
             member.misses, member.allowed_misses = 0, MISSES
             self._to(node, member, State.ALIVE, at)
+        if first:
+            self._shown(node)
 
     def doubt(self, node: NodeId, now: float) -> bool:
         """Take a hint that a member may have died (its last link went, others suspect it).

@@ -70,11 +70,13 @@ class Presence:
         changed: Callable[[NodeId, State], None] = lambda node, state: None,
         models: Callable[[], None] = lambda: None,
         left: Callable[[NodeId], None] = lambda node: None,
+        came: Callable[[NodeId], None] = lambda node: None,
         rng: random.Random | None = None,
         software: str = "",
     ) -> None:
         """`changed` is called when a member turns alive, suspect or gone, `models` when one says
-        that its models changed, `left` when one says that its agent stops.
+        that its models changed, `left` when one says that its agent stops, `came` when one that
+        was only taken to be there shows that it is.
         """
         self._own = own
         self._control = control
@@ -88,7 +90,7 @@ class Presence:
         self._models_changed = asyncio.Event()
         self._software = software
         self._rng = rng or random.SystemRandom()
-        self._liveness = Liveness(self._rng, self._state_changed)
+        self._liveness = Liveness(self._rng, self._state_changed, came)
         self._chooser = LinkChooser(own)
         self._chosen: tuple[NodeId, ...] = ()
         self._linked: set[NodeId] = set()
@@ -411,9 +413,8 @@ class Presence:
     # ---------------------------------------------------------------- inside
 
     async def _keep_links(self) -> None:
-        chosen = self._chooser.choose(
-            self._liveness.alive(), frozenset(self._linked), time.monotonic()
-        )
+        now = time.monotonic()
+        chosen = self._chooser.choose(self._liveness.linkable(now), frozenset(self._linked), now)
         self._chosen = chosen
         self._control.keep_links(
             {node: tuple(self._sources.control_addresses(node)) for node in chosen}

@@ -210,6 +210,7 @@ class Traversal:
         self._mapping: Mapping | None = None
         self._sets: dict[NodeId, _Set] = {}
         self._introduced: set[NodeId] = set()
+        self._there: set[NodeId] = set()  # who showed that its agent is up, and did not go since
         self._talked_to: frozenset[NodeId] = frozenset()
         self._wanted: set[NodeId] = set()
         self._reached: set[NodeId] = set()  # by some path
@@ -315,6 +316,7 @@ class Traversal:
         for node in {*self._engine.peers(), *self._introduced} - self._members:
             self._engine.expel(node, now)
             self._introduced.discard(node)
+            self._there.discard(node)
         self._choose_callers()
         self._after()
 
@@ -370,11 +372,13 @@ class Traversal:
 
     def came_up(self, node: NodeId) -> None:
         """Say that a member's agent was just heard of, or that signals get to it only now."""
+        self._there.add(node)
         self._engine.came_up(node, _now())
         self._after()
 
     def left(self, node: NodeId) -> None:
         """Say that a member's agent said that it stops."""
+        self._there.discard(node)
         self._engine.left(node, _now())
         self._after()
 
@@ -438,6 +442,7 @@ class Traversal:
 
     def rest(self, node: NodeId) -> None:
         """Stop looking for a member that is gone, until it is to be kept again."""
+        self._there.discard(node)
         self._engine.forget(node, _now())
         self._after()
 
@@ -676,7 +681,8 @@ class Traversal:
             case SendSignal():
                 nonce = secrets.token_bytes(NONCE_BYTES)
                 sealed = self._seal.seal_signal(peer, output.signal, nonce)
-                self._carrier.send(peer, sealed, doubtful=output.doubtful, unheard=output.unheard)
+                unheard = output.unheard and peer not in self._there
+                self._carrier.send(peer, sealed, doubtful=output.doubtful, unheard=unheard)
             case SetEndpoint():
                 known = self._sets.setdefault(peer, _Set())
                 order, session = known.wish.order + 1, known.wish.session

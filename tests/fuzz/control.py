@@ -206,7 +206,7 @@ class Router:
             self.node.settle(arrival.id, chance.random() < 0.5, self.now)
         self.node.tick(self.now)
         for peer in self.node.pending():
-            while (out := self.node.take(peer)) is not None:
+            while (out := self.node.take(peer, self.now)) is not None:
                 assert len(out) <= rpc.MAX_RPC_BYTES
                 rpc.decode(out)
 

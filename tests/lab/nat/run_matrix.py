@@ -25,7 +25,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     flags.add_argument("kinds", nargs="*", default=list(KINDS), help="which kinds; default: all")
-    flags.add_argument("--begin", nargs="+", metavar="KIND", help="who begins; default: each of them")
+    flags.add_argument(
+        "--begin", nargs="+", metavar="KIND", help="who begins; default: each of them"
+    )
     flags.add_argument("--out", type=Path, default=Path("build"), help="where the tables go")
     arguments = flags.parse_args()
     beginners = arguments.begin or arguments.kinds

@@ -70,7 +70,7 @@ class Net:
             moving = False
             for source, node in enumerate(self.nodes):
                 for peer in node.pending():
-                    raw = node.take(peer)
+                    raw = node.take(peer, self.now)
                     target = self.ids.index(peer)
                     moving = True
                     self.rpcs += 1
@@ -243,6 +243,21 @@ def test_what_is_addressed_to_another_is_passed_on_and_delivered_to_that_one_alo
     assert net.got == [[], [], [], [payload], []]
 
 
+def test_a_new_link_hears_of_no_old_message_for_one_member() -> None:
+    net = Net(2, [])
+    topic = f"{gossip.ADDRESSED}signals"
+    for node in net.nodes:
+        node.subscribe(topic)
+    old, new = net.ids[1] + b"I was there", net.ids[1] + b"I am here"
+    net.nodes[0].publish(topic, net.seal(0, old, topic=topic), net.now)
+    net.publish(0, b"for all")
+    net.run(gossip.ADDRESSED_S)
+    net.nodes[0].publish(topic, net.seal(0, new, topic=topic), net.now)
+    net.link(0, 1)
+    net.run()
+    assert sorted(net.got[1]) == sorted([new, b"for all"])
+
+
 def test_what_is_addressed_and_too_long_goes_no_further() -> None:
     net = Net(3, [(0, 1), (1, 2)])
     topic = f"{gossip.ADDRESSED}signals"
@@ -372,7 +387,7 @@ def test_asking_again_and_again_is_answered_a_few_times() -> None:
     for _ in range(50):
         ask = rpc.encode(Rpc(iwant=[name] * 20))
         net.nodes[0].receive(net.ids[1], ask, net.now, net.wall)
-        while (raw := net.nodes[0].take(net.ids[1])) is not None:
+        while (raw := net.nodes[0].take(net.ids[1], net.now)) is not None:
             served += len(rpc.decode(raw).published)
     assert 0 < served <= gossip.MAX_SERVED
 
@@ -394,12 +409,12 @@ def test_a_pruned_topic_is_told_and_a_graft_brings_it_back() -> None:
     node, link = net.nodes[0], net.ids[1]
     node.receive(link, rpc.encode(Rpc(prune=[TOPIC])), net.now, net.wall)
     node.publish(TOPIC, net.seal(0, b"1"), net.now)
-    told = rpc.decode(node.take(link) or b"")
+    told = rpc.decode(node.take(link, net.now) or b"")
     assert told.published == []
     assert len(told.ihave[0][1]) == 1
     node.receive(link, rpc.encode(Rpc(graft=[TOPIC])), net.now, net.wall)
     node.publish(TOPIC, net.seal(0, b"2"), net.now)
-    assert len(rpc.decode(node.take(link) or b"").published) == 1
+    assert len(rpc.decode(node.take(link, net.now) or b"").published) == 1
 
 
 def test_who_does_not_subscribe_gets_nothing() -> None:

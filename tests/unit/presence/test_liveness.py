@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agent.identity.keys import NodeId
 from agent.presence import report
-from agent.presence.liveness import SILENT_S, SUSPECT_S, Liveness, State
+from agent.presence.liveness import SILENT_S, SUSPECT_S, UNSHOWN_S, Liveness, State
 
 STEP_S = 0.25
 
@@ -27,8 +27,11 @@ class World:
         self.unreachable: set[NodeId] = set()
         self.asked: list[NodeId] = []
         self.nodes = [node(n) for n in range(1, members + 1)]
+        self.shown: list[NodeId] = []
         self.liveness = Liveness(
-            random.Random(seed), lambda n, s: self.changes.append((self.now, n, s))
+            random.Random(seed),
+            lambda n, s: self.changes.append((self.now, n, s)),
+            self.shown.append,
         )
         self.liveness.set_members(self.nodes, self.now)
 
@@ -271,3 +274,20 @@ def test_a_third_that_dies_at_once_is_noticed_as_fast_as_one() -> None:
     gone = [at - began for at, _, state in world.changes if state is State.GONE]
     assert len(gone) == 10
     assert max(gone) < 30 + 2 * SUSPECT_S + 5, "a round of questions, and the time of a suspect"
+
+
+def test_links_go_to_those_who_have_shown_that_they_are_there() -> None:
+    world = World(4)
+    assert set(world.liveness.linkable(world.now)) == set(world.nodes), "whoever comes may be there"
+    world.liveness.heard(node(1), world.now)
+    world.liveness.heard(node(1), world.now)
+    world.liveness.heard(node(2), world.now - 60.0)
+    assert world.shown == [node(1), node(2)]
+    assert set(world.liveness.linkable(world.now + UNSHOWN_S)) == {node(1), node(2)}
+    world.liveness.departed(node(2), world.now)
+    world.liveness.heard(node(2), world.now)
+    assert world.shown == [node(1), node(2)], "that it is back is a change of state"
+    world.liveness.departed(node(1), world.now)
+    world.liveness.departed(node(2), world.now + 1.0)
+    unshown = {node(3), node(4)}
+    assert set(world.liveness.linkable(world.now + UNSHOWN_S)) == unshown, "nobody else is there"
