@@ -40,7 +40,7 @@ _DOUBTFUL_HEDGE_S = 0.06
 _GOSSIP_S = 30.0
 # All members together gossip so many signals a second, each one so many at once, and no member is
 # held back to less than one in ten seconds.
-_GOSSIP_PER_S, _GOSSIP_BURST, _GOSSIP_PER_S_MIN = 10.0, 32.0, 0.1
+_GOSSIP_PER_S, GOSSIP_BURST, _GOSSIP_PER_S_MIN = 10.0, 32.0, 0.1
 _KEY_BYTES = 32
 # Signals under way at once; a mesh of 1,000 that comes up has some tens.
 _UNDER_WAY_MAX = 256
@@ -79,8 +79,8 @@ class Carrier:
         self._addresses = addresses
         self._take = take
         self._gossip_until: dict[NodeId, float] = {}
-        self._allowance = Allowance(_GOSSIP_PER_S, _GOSSIP_BURST)
-        self._unheard = Allowance(_GOSSIP_PER_S, _GOSSIP_BURST)
+        self._allowance = Allowance(_GOSSIP_PER_S, GOSSIP_BURST)
+        self._unheard = Allowance(_GOSSIP_PER_S, GOSSIP_BURST)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(self) -> None:
@@ -157,6 +157,7 @@ class Carrier:
         try:
             await self._control.publish(TOPIC, peer.ed25519 + sealed)
         except CoveyError as error:
+            allowance.give_back()  # nobody heard it
             _log.debug("no signal node=%s: %s", peer, error.line())
 
     async def _on_request(self, peer: NodeId, payload: bytes) -> bytes:

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from agent.errors import PeerError
+from agent.errors import NotRunning, PeerError
 from agent.identity.keys import NodeId
 from agent.paths.wire import SIGNAL_MAX_BYTES
-from agent.traversal.carrier import PROTOCOL, TOPIC, Carrier
+from agent.traversal.carrier import GOSSIP_BURST, PROTOCOL, TOPIC, Carrier
 
 ME, PEER = (NodeId(bytes([n]) * 32) for n in (1, 2))
 
@@ -19,7 +19,7 @@ class FakeControl:
     def __init__(self) -> None:
         self.asked: list[tuple[NodeId, bytes]] = []
         self.told: list[bytes] = []
-        self.fails = False
+        self.fails = self.down = False
         self.answers = asyncio.Event()
         self.answers.set()
         self.handler: Callable[[NodeId, bytes], Awaitable[bytes]] | None = None
@@ -44,6 +44,8 @@ class FakeControl:
         return b""
 
     async def publish(self, topic: str, payload: bytes) -> None:
+        if self.down:
+            raise NotRunning("the control plane is not running")
         self.told.append(payload)
 
 
@@ -166,3 +168,16 @@ async def test_calling_those_who_may_not_be_there_leaves_words_for_those_who_are
     await settled(made)
     assert len(control.told) == 32 + 1
     assert control.told[-1] == PEER.ed25519 + b"you"
+
+
+async def test_what_nobody_heard_does_not_count() -> None:
+    control = FakeControl()
+    made, _ = carrier(control, None)
+    control.down = True
+    for _ in range(int(3 * GOSSIP_BURST)):
+        made.send(PEER, b"early", unheard=True)
+        await settled(made)
+    control.down = False
+    made.send(PEER, b"now", unheard=True)
+    await settled(made)
+    assert control.told == [PEER.ed25519 + b"now"]
