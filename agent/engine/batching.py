@@ -11,9 +11,10 @@
                                                         until its cells or its number are needed
 
 One rule makes rows: a request's tokens that are not in the caches yet. A prompt's are many, an
-answer's last token is one. Those who decode come first, split over as many batches as the pipeline
-holds at once, so that no stage waits; prompts fill what is left, in chunks. Operations and rows are
-applied by every stage in the order of the batches, so what is removed here may still be under way.
+answer's last token is one. Those who decode come first. While nobody has a prompt, `pace.py` says
+over how many batches they are split; else it is as many as the pipeline has processes, so that no
+stage waits, and prompts fill what is left, in chunks. Operations and rows are applied by every
+stage in the order of the batches, so what is removed here may still be under way.
 
 A prompt's chunk is small enough that its chunks can follow each other through the stages. While
 others decode it is so small that their batches take MIXED_COST times as long as without it, by what
@@ -29,6 +30,7 @@ import numpy as np
 
 from agent.engine.cells import Cells
 from agent.engine.frames import Copy, Ints, Marks, Operation, Remove
+from agent.engine.pace import Pace
 
 # Whoever decodes then gets half of its speed while another's prompt is computed.
 MIXED_COST = 2.0
@@ -154,8 +156,8 @@ class Schedule:
     """The requests of one pipeline.
 
     `cells`: tokens that the caches hold for all together; `rows`: of one batch at most; `slots`:
-    requests that run at once; `sequences`: those and the kept ones; `depth`: batches under way at
-    once. `reuse` False: no prefix is shared (a recurrent model cannot).
+    requests that run at once; `sequences`: those and the kept ones; `depth`: processes that the
+    batches go through. `reuse` False: no prefix is shared (a recurrent model cannot).
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class Schedule:
         self._rows = rows
         self._slots = slots
         self._depth = depth
+        self.pace = Pace(depth)
         self._reuse = reuse
         self._numbers = list(range(sequences))
         self._waiting: list[Work] = []
@@ -225,14 +228,16 @@ class Schedule:
         elif rows >= COSTLY_ROWS:
             self._row_s = _learnt(self._row_s, seconds / rows)
 
-    def next(self) -> Turn | None:
-        """Return the next batch; None when there is nothing to do until one is back."""
+    def next(self, flying: int) -> Turn | None:
+        """Return the next batch; None when there is nothing to do until one of `flying` is back."""
         self._admit()
         rows = _Rows()
         due = sorted((w for w in self._running if w.due and not w.awaited), key=_turn_of)
         steps = [work for work in due if work.due == 1]
         decoding = len(steps) + sum(work.awaited for work in self._running)
-        share = min(-(-decoding // self._depth), self._rows)
+        share, most = self._share(decoding, prompts=len(due) > len(steps))
+        if flying >= most:
+            return None
         for work in steps:
             if rows.count < share and self._room(1, work, rows):
                 self._serve(rows, work, 1)
@@ -246,6 +251,14 @@ class Schedule:
         turn = rows.turn(self._operations)
         self._operations = []
         return turn
+
+    def _share(self, decoding: int, *, prompts: bool) -> tuple[int, int]:
+        """Return how many of those who decode go into a batch, and how many batches go at once."""
+        if not prompts and decoding:
+            split = self.pace.split(decoding, self._rows)
+            # A pipeline of one process has computed a batch before the next can begin.
+            return split.rows, split.batches if self._depth > 1 else 1
+        return min(-(-decoding // self._depth), self._rows), self._depth
 
     def _serve(self, rows: _Rows, work: Work, count: int) -> None:
         self._cells.extend(work.sequence, count)

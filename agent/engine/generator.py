@@ -11,12 +11,20 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agent.engine.batching import Schedule, Turn, Work
+import numpy as np
+
+from agent.engine.batching import Batch, Schedule, Turn, Work
+from agent.engine.frames import Remove
 from agent.engine.generation import Finish, GenerationRequest, Timings, Token
+from agent.engine.pace import SIZES, Measured
 from agent.engine.pipeline import Pipeline
 from agent.engine.sampler import Sampler
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError
+
+# How long to measure before the first request; of a size that takes long there is one batch.
+_CALIBRATION_S = 3.0
+_MEASURED_TWICE = 2
 
 
 @dataclass(eq=False)
@@ -66,8 +74,9 @@ class Generator:
             cells=context, rows=n_batch, slots=slots, sequences=sequences, depth=pipeline.depth,
             reuse=pipeline.context.weights.shares_prefixes,
         )  # fmt: skip
+        self._slots, self._n_batch = slots, n_batch
         self._answers: dict[Work, _Answer] = {}
-        self._flying: deque[Turn] = deque()
+        self._flying: deque[tuple[Turn, float]] = deque()
 
     @property
     def busy(self) -> bool:
@@ -87,13 +96,46 @@ class Generator:
         """Begin a batch, or finish the oldest one. Raises what the pipeline raises."""
         for answer in [a for a in self._answers.values() if a.job.cancelled and not a.over]:
             self._end(answer, None)
-        if self._pipeline.in_flight < self._pipeline.depth:
-            turn = self._schedule.next()
-            if turn is not None:
-                self._submit(turn)
-                return
-        if self._flying:
+        turn = self._schedule.next(len(self._flying))
+        if turn is not None:
+            self._submit(turn)
+        elif self._flying:
             self._collect()
+
+    def calibrate(self) -> None:
+        """Measure what batches of some sizes take, before the first request; some seconds.
+
+        Raises what the pipeline raises.
+        """
+        links = self._measure(0, ())
+        began = time.perf_counter()
+        measured: list[Measured] = []
+        gone: tuple[Remove, ...] = ()
+        for rows in SIZES:
+            if rows > min(self._slots, self._n_batch):
+                break
+            # The first of a size has llama.cpp set up its work, and is no measure.
+            for _ in range(1 + _MEASURED_TWICE):
+                found = self._measure(rows, gone)
+                gone = tuple(Remove(sequence) for sequence in range(rows))
+                late = time.perf_counter() - began > _CALIBRATION_S
+                if late:
+                    break
+            measured.append(found)
+            if late:
+                break
+        links = min(links, self._measure(0, gone), key=lambda each: each.away_s)
+        self._schedule.pace.learn(measured, links.away_s)
+
+    def _measure(self, rows: int, operations: tuple[Remove, ...]) -> Measured:
+        """Return what a batch of so many sequences' first tokens takes alone."""
+        numbers = np.arange(rows, dtype=np.int32)
+        zeros, marks = np.zeros(rows, np.int32), np.ones(rows, np.int8)
+        before, began = self._pipeline.stats.decode_s, time.perf_counter()
+        self._pipeline.submit(Batch(operations, zeros, numbers, zeros, marks))
+        self._pipeline.collect()
+        own_s = self._pipeline.stats.decode_s - before
+        return Measured(rows, own_s, time.perf_counter() - began - own_s)
 
     def run(self) -> None:
         """Work until all jobs have ended."""
@@ -116,19 +158,26 @@ class Generator:
             answer.flying += 1
             if answer.began is None:
                 answer.began = now
-        self._flying.append(turn)
         before = self._pipeline.stats.decode_s
         self._pipeline.submit(turn.batch)
         # What the first part took: on a ring the others' time is another, but in proportion.
-        self._schedule.took(turn, self._pipeline.stats.decode_s - before)
+        took_s = self._pipeline.stats.decode_s - before
+        self._flying.append((turn, took_s))
+        self._schedule.took(turn, took_s)
 
     def _collect(self) -> None:
+        before = self._pipeline.stats.decode_s
         self._pipeline.collect()
-        turn = self._flying.popleft()
+        turn, took_s = self._flying.popleft()
+        own_s = took_s + self._pipeline.stats.decode_s - before
+        began = time.perf_counter()
         for row, work in turn.wanted:
             answer = self._answers[work]
             if not answer.over:
                 self._sample(answer, row)
+        rows = len(turn.batch.tokens)
+        if rows == len(turn.works):
+            self._schedule.pace.took(rows, own_s, time.perf_counter() - began)
         for work in turn.works:
             answer = self._answers[work]
             answer.flying -= 1

@@ -246,6 +246,7 @@ class Head:
             slots=limits.slots, sequences=limits.sequences,
         )  # fmt: skip
         try:
+            generator.calibrate()
             while not self._stopping:
                 while (generation := self._next()) is not None:
                     generator.add(generation.job)

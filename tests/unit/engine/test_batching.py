@@ -103,9 +103,7 @@ class Ring:
         self.schedule.end(work)
 
     def submit(self) -> bool:
-        if len(self.flying) == self.depth:
-            return False
-        turn = self.schedule.next()
+        turn = self.schedule.next(len(self.flying))
         if turn is None:
             return False
         assert 0 < len(turn.batch.tokens) <= self.rows
