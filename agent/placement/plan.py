@@ -9,8 +9,10 @@ speeds, and `Plan.reasons` says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from agent.errors import ModelError, PeerError, UsageError
 
@@ -21,6 +23,13 @@ class ModelSizes:
 
     layer_bytes: tuple[int, ...]  # weights and KV cache
     head_bytes: int  # embedding, output matrix and output norm
+    period: int = 1  # the model may be cut at multiples of so many layers
+    allows: Callable[[int, int], bool] = lambda _start, _stop: True  # layers [start, stop) a part?
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of `period` layers there are; the last one may be shorter."""
+        return -(-len(self.layer_bytes) // self.period)
 
 
 @dataclass(frozen=True)
@@ -80,17 +89,18 @@ def plan(
                 f"a ring of {nodes} nodes was asked for, and {available} can be reached now",
                 hint="`agent peers` shows who is there.",
             )
-        most = _most_nodes(len(sizes.layer_bytes))
-        if nodes > most:
-            raise UsageError(
-                f"a model of {len(sizes.layer_bytes)} layers can be cut over at most {most} nodes"
-            )
         stages = _split(sizes, [head, *ranked[: nodes - 1]])
+        if stages is None:
+            most = max(n for n in range(1, nodes) if _split(sizes, [head, *ranked[: n - 1]]))
+            raise UsageError(
+                f"a model of {len(sizes.layer_bytes)} layers{_in_rounds(sizes)} can be cut over at"
+                f" most {most} nodes"
+            )
         return Plan(stages, _reasons(stages, sizes, f"{nodes} nodes were asked for"))
-    for count in range(1, min(available, _most_nodes(len(sizes.layer_bytes))) + 1):
+    for count in range(1, min(available, _most_nodes(sizes.rounds)) + 1):
         chosen = [head, *ranked[: count - 1]]
         stages = _split(sizes, chosen)
-        if _fits(stages, sizes, chosen):
+        if stages is not None and _fits(stages, sizes, chosen):
             why = "it fits on one node" if count == 1 else f"it needs {count} nodes' memory"
             return Plan(stages, _reasons(stages, sizes, why))
     needed = int((sum(sizes.layer_bytes) + sizes.head_bytes) * _OVERHEAD)
@@ -102,29 +112,44 @@ def plan(
     )
 
 
-def _most_nodes(layers: int) -> int:
-    """The head needs two layers when it is cut (its first and its last), each other node one."""
-    return 1 if layers < 3 else layers - 1
+def _most_nodes(rounds: int) -> int:
+    """The head needs two rounds when it is cut (its first and its last), each other node one."""
+    return 1 if rounds < 3 else rounds - 1
 
 
-def _split(sizes: ModelSizes, nodes: Sequence[Candidate]) -> tuple[Stage, ...]:
+def _in_rounds(sizes: ModelSizes) -> str:
+    return f" in rounds of {sizes.period}" if sizes.period > 1 else ""
+
+
+def _split(sizes: ModelSizes, nodes: Sequence[Candidate]) -> tuple[Stage, ...] | None:
+    """Return the best split over these nodes, None where there is none; it counts in rounds."""
     layers = len(sizes.layer_bytes)
     head, *middle = nodes
     if not middle:
         return (Stage(head.node, head.name, 0, layers),)
+    rounds = sizes.rounds
+    edges = [min(layers, edge * sizes.period) for edge in range(rounds + 1)]
+    weights = [sum(sizes.layer_bytes[a:b]) for a, b in pairwise(edges)]
+
+    def allows(first: int, last: int) -> bool:
+        return sizes.allows(edges[first], edges[last])
+
     best: tuple[int, list[int]] | None = None
-    for own in range(2, layers - len(middle) + 1):
-        first, last = own - own // 2, layers - own // 2
-        on_head = sizes.head_bytes + sum(sizes.layer_bytes[:first] + sizes.layer_bytes[last:])
-        largest, cuts = _partition(sizes.layer_bytes[first:last], len(middle))
-        worst = max(on_head, largest)
-        if best is None or worst < best[0]:
-            best = worst, [0, *(first + cut for cut in cuts), layers]
-        if on_head >= best[0]:
+    for own in range(2, rounds - len(middle) + 1):
+        heads = []
+        for first in sorted({own - own // 2, own // 2}, reverse=True):
+            last = rounds - (own - first)
+            heads.append(sizes.head_bytes + sum(weights[:first] + weights[last:]))
+            if not (allows(0, first) and allows(last, rounds)):
+                continue
+            found = _partition(weights, first, last, len(middle), allows)
+            if found is not None and (best is None or max(heads[-1], found[0]) < best[0]):
+                best = max(heads[-1], found[0]), [0, *found[1], rounds]
+        if best is not None and min(heads) >= best[0]:
             break  # more layers on the head only make the head larger
     if best is None:
-        raise ModelError(f"{layers} layers cannot be cut over {len(nodes)} nodes")
-    cuts = best[1]
+        return None
+    cuts = [edges[cut] for cut in best[1]]
     owners = [head, *middle, head]
     return tuple(
         Stage(owner.node, owner.name, first, last)
@@ -132,29 +157,38 @@ def _split(sizes: ModelSizes, nodes: Sequence[Candidate]) -> tuple[Stage, ...]:
     )
 
 
-def _partition(weights: Sequence[int], parts: int) -> tuple[int, list[int]]:
-    """Cut `weights` into contiguous, non-empty parts with the least maximum: (maximum, cut points).
+def _partition(
+    weights: Sequence[int], first: int, last: int, parts: int, allows: Callable[[int, int], bool]
+) -> tuple[int, list[int]] | None:
+    """Cut `weights[first:last]` into contiguous, non-empty, allowed parts with the least maximum.
 
-    The cut points include both ends. Dynamic programming over prefixes.
+    Returns it and the cut points, both ends included; None where no cut is allowed. Dynamic
+    programming over prefixes.
     """
-    count = len(weights)
+    count = last - first
     prefix = [0]
-    for weight in weights:
+    for weight in weights[first:last]:
         prefix.append(prefix[-1] + weight)
-    least = [[0] * (count + 1) for _ in range(parts + 1)]
+
+    def weigh(start: int, end: int) -> float:
+        allowed = allows(first + start, first + end)
+        return prefix[end] - prefix[start] if allowed else math.inf
+
+    least = [[math.inf] * (count + 1) for _ in range(parts + 1)]
     cut_at = [[0] * (count + 1) for _ in range(parts + 1)]
     for end in range(1, count + 1):
-        least[1][end] = prefix[end]
+        least[1][end] = weigh(0, end)
     for part in range(2, parts + 1):
         for end in range(part, count + 1):
             least[part][end], cut_at[part][end] = min(
-                (max(least[part - 1][cut], prefix[end] - prefix[cut]), cut)
-                for cut in range(part - 1, end)
+                (max(least[part - 1][cut], weigh(cut, end)), cut) for cut in range(part - 1, end)
             )
+    if math.isinf(least[parts][count]):
+        return None
     cuts = [count]
     for part in range(parts, 1, -1):
         cuts.append(cut_at[part][cuts[-1]])
-    return least[parts][count], [0, *reversed(cuts)] if parts else [0]
+    return int(least[parts][count]), [first + cut for cut in (0, *reversed(cuts))]
 
 
 def _held(stages: Sequence[Stage], sizes: ModelSizes, node: str) -> int:

@@ -24,19 +24,19 @@ def held(stages: tuple[Stage, ...], sizes: ModelSizes) -> dict[str, int]:
     return result
 
 
-def brute_force(sizes: ModelSizes, nodes: int) -> int:
-    """The least maximum over every split whose head has half its layers at each end."""
-    layers = len(sizes.layer_bytes)
+def brute_force(sizes: ModelSizes, nodes: int) -> int | None:
+    """The least maximum over every allowed split whose head has half its rounds at each end."""
+    layers, period = len(sizes.layer_bytes), sizes.period
+    places = [*range(0, layers, period), layers]
     best = None
-    for own in range(2, layers - nodes + 2):
-        first, last = own - own // 2, layers - own // 2
-        for cuts in combinations(range(first + 1, last), nodes - 2):
-            edges = [first, *cuts, last]
-            middle = [sum(sizes.layer_bytes[a:b]) for a, b in pairwise(edges)]
-            on_head = sizes.head_bytes + sum(sizes.layer_bytes[:first] + sizes.layer_bytes[last:])
-            worst = max(on_head, *middle)
-            best = worst if best is None else min(best, worst)
-    assert best is not None
+    for cuts in combinations(places[1:-1], nodes):
+        parts = list(pairwise((0, *cuts, layers)))
+        rounds = [places.index(b) - places.index(a) for a, b in parts]
+        if abs(rounds[0] - rounds[-1]) > 1 or not all(sizes.allows(a, b) for a, b in parts):
+            continue
+        first, *middle, last = (sum(sizes.layer_bytes[a:b]) for a, b in parts)
+        worst = max(sizes.head_bytes + first + last, *middle)
+        best = worst if best is None else min(best, worst)
     return best
 
 
@@ -60,6 +60,49 @@ def test_the_split_is_exact_and_covers_every_layer_once(
     assert all(stage.first < stage.last for stage in result.stages)
     assert len({stage.node for stage in result.stages}) == nodes
     assert max(held(result.stages, sizes).values()) == brute_force(sizes, nodes)
+
+
+@given(
+    layers=st.lists(st.integers(1, 100), min_size=3, max_size=14),
+    head_bytes=st.integers(0, 300),
+    period=st.integers(1, 4),
+    marked=st.lists(st.booleans(), min_size=14, max_size=14),
+    barred=st.integers(1, 5),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_split_keeps_to_the_places_and_parts_that_the_model_allows(
+    layers: list[int], head_bytes: int, period: int, marked: list[bool], barred: int,
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    def allows(start: int, stop: int) -> bool:
+        return any(marked[start:stop]) and stop - start != barred
+
+    sizes = ModelSizes(tuple(layers), head_bytes, period, allows)
+    nodes = data.draw(st.integers(2, len(layers)))
+    best = brute_force(sizes, nodes)
+    if best is None:
+        with pytest.raises(UsageError, match="can be cut over at most"):
+            plan(sizes, HEAD, others(nodes - 1), nodes)
+        return
+    stages = plan(sizes, HEAD, others(nodes - 1), nodes).stages
+    assert all(stage.first % period == 0 for stage in stages)
+    assert all(allows(stage.first, stage.last) for stage in stages)
+    assert [before.last for before in stages] == [
+        *(after.first for after in stages[1:]),
+        len(layers),
+    ]
+    assert max(held(stages, sizes).values()) == best
+
+
+def test_where_a_number_of_nodes_allows_no_split_more_nodes_are_tried() -> None:
+    """Four nodes would need a part of four layers, which is barred here; five do not."""
+    sizes = ModelSizes((100,) * 12, 0, 2, lambda start, stop: stop - start != 4)
+    result = plan(sizes, Candidate("h", "head", 520), others(5, 520), None)
+    assert len({stage.node for stage in result.stages}) == 5
+    assert all(stage.last - stage.first == 2 for stage in result.stages)
+    with pytest.raises(UsageError, match="12 layers in rounds of 2 can be cut over at most 5"):
+        plan(sizes, HEAD, others(5), 6)
 
 
 def test_one_node_that_fits_is_one_node() -> None:
