@@ -31,6 +31,7 @@ from agent.deploy.messages import (
 from agent.deploy.stages import ABANDONED_S
 from agent.deploy.wish import Wish
 from agent.engine import cut
+from agent.engine.cuttable import CutRule, cut_rule
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.engine.supervisor import Engine
 from agent.errors import CoveyError, EngineError, ModelError, PeerError
@@ -77,6 +78,11 @@ def model_facts(path: Path) -> ModelFacts:
         return model.facts()
 
 
+def _cut_rule(path: Path) -> CutRule:
+    with GgufFile(path) as model:
+        return cut_rule(model)
+
+
 class Build:
     """One epoch of a deployment: its plan, its head engine, and the nodes that hold its stages."""
 
@@ -105,7 +111,7 @@ class Build:
         self._progress("planning", "asking the nodes what they can hold")
         facts = await asyncio.to_thread(model_facts, path)
         self.context = self._wish.context or min(facts.context, DEFAULT_CONTEXT)
-        self.plan = await self._plan(facts)
+        self.plan = await self._plan(facts, await asyncio.to_thread(_cut_rule, path))
         if self.plan.whole:
             self._progress("loading", f"loading all {facts.layers} layers here")
             self.head = await self._engines.start_whole(
@@ -132,11 +138,12 @@ class Build:
             if isinstance(answer, BaseException):
                 _log.info("ring=%s: a node could not be told to stop: %s", self._ring, answer)
 
-    async def _plan(self, facts: ModelFacts) -> Plan:
+    async def _plan(self, facts: ModelFacts, rule: CutRule) -> Plan:
         # A tied model's output matrix is its embedding, but the head's two parts each hold a copy.
         head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
         cache = facts.kv_bytes_per_token * self.context
-        sizes = ModelSizes(tuple(weights + cache for weights in facts.layer_bytes), head_bytes)
+        layer_bytes = tuple(weights + cache for weights in facts.layer_bytes)
+        sizes = ModelSizes(layer_bytes, head_bytes, rule.period, rule.allows)
         return plan(sizes, self._own, await self._candidates(), self._wish.nodes)
 
     async def _candidates(self) -> list[Candidate]:

@@ -1,8 +1,8 @@
 """Cut a model into the parts of a ring: one GGUF file for a run of layers [start, stop).
 
-Says which models may be cut and why others may not, and writes the parts (design §8). Used by the
-agent before it starts an engine, on any file that `gguf_file.py` could open. Tensor data is copied
-byte for byte, in pieces, so a part of a 40 GB model costs a few megabytes of memory.
+Used by the agent before it starts an engine, on any file that `gguf_file.py` could open and
+`cuttable.py` allows (design §8). Tensor data is copied byte for byte, in pieces, so a part of a
+40 GB model costs a few megabytes of memory.
 
 | part   | layers       | token_embd.weight          | tokenizer                    |
 |--------|--------------|----------------------------|------------------------------|
@@ -11,6 +11,8 @@ byte for byte, in pieces, so a part of a 40 GB model costs a few megabytes of me
 | last   | [a, n), a>0  | the output matrix (tied)   | the model's                  |
 
 Layers are renumbered from 0. A last part is the one that knows texts; the first only sees ids.
+Where llama.cpp insists on output.weight, the last part has it as such, and zeros stand for what
+a part does not need. `architectures.py` says what else a part has otherwise than the model.
 """
 
 from __future__ import annotations
@@ -19,58 +21,37 @@ import hashlib
 import os
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from agent.engine.architectures import WINDOW_PATTERN, Architecture
+from agent.engine.cuttable import (
+    EMBEDDING,
+    LAST_TENSORS,
+    OUTPUT,
+    SHARED_TENSORS,
+    check_cuttable,
+    check_range,
+    cut_rule,
+)
 from agent.engine.gguf_file import DEFAULT_ALIGNMENT_BYTES, GgufFile, Tensor
-from agent.errors import EnvironmentFault, ModelError
+from agent.errors import EnvironmentFault
 
 _VERSION = 3
 _COPY_BYTES = 1 << 20
 # What a middle part has as vocabulary: llama.cpp wants one, nothing reads it.
 DUMMY_VOCABULARY = 32
-_HINT_WHOLE = "It can run whole on one node."
-
-# Non-layer tensors that every part gets: llama.cpp reads them from each part's file.
-_SHARED_TENSORS = frozenset(
-    {
-        "output_norm.weight",
-        "rope_freqs.weight",
-        "rope_factors_long.weight",
-        "rope_factors_short.weight",
-    }
+# Where a part gets rows, if not as a batch of them: the tensor's name in llama.cpp's graph.
+ROWS_ENTER = "covey.cut.rows_enter"
+# Types for zeros that nothing reads, the smallest first: a row must be made of whole blocks.
+_FILLERS = (
+    GGMLQuantizationType.IQ1_S,
+    GGMLQuantizationType.MXFP4,
+    GGMLQuantizationType.F16,
 )
-# The metadata of a llama-architecture model that is known to leave layers alike, so that a run of
-# them computes the same whatever its number. Anything else is refused until it is proved exact.
-_LLAMA_KEYS = frozenset(
-    {
-        "vocab_size",
-        "context_length",
-        "embedding_length",
-        "block_count",
-        "feed_forward_length",
-        "tensor_data_layout",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.value_length",
-        "attention.layer_norm_rms_epsilon",
-        "attention.causal",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "rope.scale_linear",
-        "rope.scaling.type",
-        "rope.scaling.factor",
-        "rope.scaling.attn_factor",
-        "rope.scaling.original_context_length",
-        "rope.scaling.finetuned",
-        "rope.scaling.yarn_log_multiplier",
-    }
-)
-_CUTTABLE = {"llama": _LLAMA_KEYS}
 
 
 @dataclass(frozen=True)
@@ -92,49 +73,19 @@ class PartFile:
     size: int
 
 
-def check_cuttable(model: GgufFile) -> None:
-    """Raise ModelError, with the reason, unless cuts of this model are known to be exact."""
-    architecture = model.architecture
-    allowed = _CUTTABLE.get(architecture)
-    if allowed is None:
-        known = ", ".join(sorted(_CUTTABLE))
-        raise _refused(
-            model, f"the architecture {architecture} is not proved exact (known: {known})"
-        )
-    if (model.number("split.count") or 1) > 1:
-        raise _refused(model, "it is one file of a split model; merge it with llama-gguf-split")
-    for field in model.fields.values():
-        prefix, _, key = field.key.partition(".")
-        if prefix != architecture:
-            continue
-        if field.is_array:
-            raise _refused(model, f"{field.key} differs from layer to layer")
-        if key not in allowed and model.get(field.key) not in (0, 0.0, False, ""):
-            raise _refused(model, f"it has {field.key}, with which a cut is not proved exact")
-    present: set[int] = set()
-    for tensor in model.tensors:
-        if tensor.layer is not None:
-            present.add(tensor.layer)
-        elif tensor.name not in _SHARED_TENSORS | {"token_embd.weight", "output.weight"}:
-            raise _refused(model, f"it has the tensor {tensor.name}, whose part is not known")
-    if present != set(range(model.layers)):
-        raise _refused(model, f"its tensors do not make up {model.layers} layers")
-    if model.tensor("token_embd.weight") is None:
-        raise _refused(model, "it has no token_embd.weight")
-
-
 def write_part(model: GgufFile, start: int, stop: int, destination: Path) -> PartFile:
     """Write layers [start, stop) of `model` as a part; `destination` appears whole or not at all.
 
-    Raises ModelError when the model may not be cut, EnvironmentFault when the file cannot be
-    written, ValueError for a range that is empty, outside the model, or the whole of it.
+    Raises ModelError when the model may not be cut (there), EnvironmentFault when the file cannot
+    be written, ValueError for a range that is empty, outside the model, or the whole of it.
     """
-    check_cuttable(model)
+    known = check_cuttable(model)
     layers = model.layers
     if not 0 <= start < stop <= layers or (start, stop) == (0, layers):
         raise ValueError(f"[{start}, {stop}) is no part of {layers} layers")
-    planned = list(_tensors(model, start, stop))
-    fields = list(_fields(model, start, stop))
+    check_range(model, start, stop)
+    planned = [*_ends(model, known, start, stop), *_tensors(model, start, stop)]
+    fields = list(_fields(model, known, start, stop))
     header = _header(fields, planned)
     try:
         return _write(model, header, planned, destination)
@@ -155,10 +106,6 @@ def origin(part: GgufFile) -> CutOrigin | None:
     return CutOrigin(start, stop, layers, source)
 
 
-def _refused(model: GgufFile, why: str) -> ModelError:
-    return ModelError(f"{model.name} cannot be cut: {why}.", hint=_HINT_WHOLE)
-
-
 @dataclass(frozen=True)
 class _Planned:
     name: str
@@ -172,53 +119,88 @@ def _planned(name: str, source: Tensor) -> _Planned:
     return _Planned(name, source.type, source.dimensions, source.size, source)
 
 
-def _tensors(model: GgufFile, start: int, stop: int) -> Iterator[_Planned]:
-    embedding = model.tensor("token_embd.weight")
+def _zeros(name: str, columns: int, rows: int) -> _Planned:
+    """Return a matrix that llama.cpp wants and nothing reads; its bytes are all zero."""
+    kind = next(kind for kind in _FILLERS if columns % GGML_QUANT_SIZES[kind][0] == 0)
+    block, size = GGML_QUANT_SIZES[kind]
+    return _Planned(name, kind, (columns, rows), columns // block * size * rows, None)
+
+
+def _ends(model: GgufFile, known: Architecture, start: int, stop: int) -> Iterator[_Planned]:
+    """Yield the embedding and the output matrix, one of which stands for both where it may."""
+    embedding = model.tensor(EMBEDDING)
     if embedding is None:  # check_cuttable refused it
         raise ValueError("a model without embeddings has no parts")
+    columns, rows = embedding.dimensions
     if stop == model.layers:
-        yield _planned("token_embd.weight", model.tensor("output.weight") or embedding)
-    elif start == 0:
-        yield _planned("token_embd.weight", embedding)
+        output = model.tensor(OUTPUT) or embedding
+        if known.needs_output:
+            yield _zeros(EMBEDDING, columns, rows)
+            yield _planned(OUTPUT, output)
+        else:
+            yield _planned(EMBEDDING, output)
+        return
+    if start > 0:
+        rows = DUMMY_VOCABULARY
+        yield _zeros(EMBEDDING, columns, rows)
     else:
-        n_embd = embedding.dimensions[0]
-        yield _Planned(
-            "token_embd.weight",
-            GGMLQuantizationType.F16,
-            (n_embd, DUMMY_VOCABULARY),
-            n_embd * DUMMY_VOCABULARY * 2,
-            None,
-        )
+        yield _planned(EMBEDDING, embedding)
+    if known.needs_output:
+        yield _zeros(OUTPUT, columns, rows)
+
+
+def _tensors(model: GgufFile, start: int, stop: int) -> Iterator[_Planned]:
     for tensor in model.tensors:
-        if tensor.name in _SHARED_TENSORS:
+        if tensor.name in SHARED_TENSORS or (tensor.name in LAST_TENSORS and stop == model.layers):
             yield _planned(tensor.name, tensor)
         elif tensor.layer is not None and start <= tensor.layer < stop:
             rest = tensor.name.split(".", 2)[2]
             yield _planned(f"blk.{tensor.layer - start}.{rest}", tensor)
 
 
-def _fields(model: GgufFile, start: int, stop: int) -> Iterator[bytes]:
-    architecture = model.architecture
-    vocabulary_key = f"{architecture}.vocab_size"
-    replaced = {f"{architecture}.block_count", "general.alignment"}
+def _fields(model: GgufFile, known: Architecture, start: int, stop: int) -> Iterator[bytes]:
+    changed = _changed(model, known, start, stop)
     knows_texts = stop == model.layers
-    if not knows_texts:
-        replaced.add(vocabulary_key)
     for field in model.fields.values():
-        if field.key in replaced or field.key.startswith("covey.cut."):
+        if field.key in changed or field.key.startswith("covey.cut."):
             continue
         if field.key.startswith("tokenizer.") and not knows_texts:
             continue
         yield model.data[field.start : field.end]
-    yield uint32_field(f"{architecture}.block_count", stop - start)
+    yield from filter(None, changed.values())
     if not knows_texts:
-        size = model.vocabulary_size() if start == 0 else DUMMY_VOCABULARY
         yield text_field("tokenizer.ggml.model", "none")
-        yield uint32_field(vocabulary_key, size)
     yield uint32_field("covey.cut.start", start)
     yield uint32_field("covey.cut.stop", stop)
     yield uint32_field("covey.cut.layers", model.layers)
     yield text_field("covey.cut.model_sha256", model.header_sha256)
+    if start > 0 and known.rows_enter:
+        yield text_field(ROWS_ENTER, known.rows_enter)
+
+
+def _changed(
+    model: GgufFile, known: Architecture, start: int, stop: int
+) -> dict[str, bytes | None]:
+    """Return the metadata that a part has otherwise than the model, by key; None: not at all."""
+    architecture = model.architecture
+    changed: dict[str, bytes | None] = {"general.alignment": None}
+
+    def say(key: str, value: int) -> None:
+        changed[f"{architecture}.{key}"] = uint32_field(f"{architecture}.{key}", value)
+
+    say("block_count", stop - start)
+    if stop != model.layers:
+        say("vocab_size", model.vocabulary_size() if start == 0 else DUMMY_VOCABULARY)
+    for key in known.leading:
+        say(key, max(0, (model.number(f"{architecture}.{key}") or 0) - start))
+    for key, value in known.added(model).items():
+        say(key, value)
+    if windows := cut_rule(model).windows:
+        key = f"{architecture}.{WINDOW_PATTERN}"
+        changed[key] = bools_field(key, windows[start:stop])
+    if start > 0:
+        changed |= {f"{architecture}.{key}": None for key in known.first_only}
+    return changed
 
 
 def _text(value: str) -> bytes:
@@ -234,6 +216,12 @@ def uint32_field(key: str, value: int) -> bytes:
 def text_field(key: str, value: str) -> bytes:
     """Return a metadata entry that holds a text, as GGUF stores it."""
     return _text(key) + struct.pack("<I", GGUFValueType.STRING) + _text(value)
+
+
+def bools_field(key: str, values: Sequence[bool]) -> bytes:
+    """Return a metadata entry that holds an array of truth values, as GGUF stores it."""
+    kinds = struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.BOOL, len(values))
+    return _text(key) + kinds + bytes(values)
 
 
 def _aligned(offset: int) -> int:
@@ -257,7 +245,8 @@ def _content(model: GgufFile, header: bytes, planned: Iterable[_Planned]) -> Ite
     with memoryview(model.data) as data:
         for tensor in planned:
             if tensor.source is None:
-                yield memoryview(bytes(tensor.size))
+                for at in range(0, tensor.size, _COPY_BYTES):
+                    yield memoryview(bytes(min(_COPY_BYTES, tensor.size - at)))
             else:
                 end = tensor.source.start + tensor.size
                 for at in range(tensor.source.start, end, _COPY_BYTES):

@@ -185,6 +185,15 @@ class GgufFile:
             return value
         raise self._damaged(f"its {key} is not a whole number")
 
+    def numbers(self, field: Field) -> tuple[float, ...]:
+        """Return the values of an array of numbers or truth values; ModelError for any other."""
+        kind = _SCALARS.get(field.element)
+        if kind is None:
+            raise self._damaged(f"its {field.key} is no array of numbers")
+        first = field.end - field.count * kind.size
+        with memoryview(self.data) as view:
+            return tuple(value for (value,) in kind.iter_unpack(view[first : field.end]))
+
     def text(self, key: str) -> str | None:
         """Return a text by its key; None where it is absent or something else."""
         value = self.get(key)

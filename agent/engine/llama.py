@@ -7,6 +7,8 @@ batch are numpy arrays that llama.cpp reads in place.
 
 A part that is not the last stops its graph at its last layer's output (`l_out-<last>`): an
 evaluation callback copies those rows out and cancels the rest, so no output head is computed.
+Where llama.cpp would scale a batch of rows as if they were embeddings (or refuses it), the part is
+given tokens, and the callback puts the rows in the place of what was made of them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from agent.engine.cut import ROWS_ENTER
 from agent.engine.frames import Copy, Ints, Marks, Operation, Remove
 from agent.errors import EngineError, ModelError
 
@@ -47,6 +50,9 @@ _tensor_bytes.argtypes = [ctypes.c_void_p]
 _tensor_read = _library.ggml_backend_tensor_get
 _tensor_read.restype = None
 _tensor_read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+_tensor_write = _library.ggml_backend_tensor_set
+_tensor_write.restype = None
+_tensor_write.argtypes = _tensor_read.argtypes
 
 _errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
 _level = 0
@@ -110,6 +116,12 @@ class Weights:
         self.train_context: int = llama_cpp.llama_model_n_ctx_train(self.handle)
         self.vocabulary: Any = llama_cpp.llama_model_get_vocab(self.handle)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocabulary)
+        self.rows_enter: bytes | None = self._metadata(ROWS_ENTER)
+
+    def _metadata(self, key: str) -> bytes | None:
+        value = ctypes.create_string_buffer(256)
+        size = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), value, len(value))
+        return None if size < 0 else value.value
 
     @property
     def shares_prefixes(self) -> bool:
@@ -167,14 +179,18 @@ class Context:
         parameters.flash_attn_type = int(limits.flash_attention)
         parameters.kv_unified = True
         parameters.no_perf = True
-        self._captured = 0
+        self._batch = _Batch(limits.n_batch, weights.n_embd)
+        self._entered = self._captured = 0
         self._rows: Rows = np.empty(
             (limits.n_batch if keeps_rows else 0, weights.n_embd), np.float32
         )
         if keeps_rows:
             parameters.embeddings = True
             parameters.pooling_type = _POOLING_NONE
-            self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._capture_callback())
+        if keeps_rows or weights.rows_enter:
+            self._callback = llama_cpp.ggml_backend_sched_eval_callback(
+                self._rows_callback(keeps_rows)
+            )
             parameters.cb_eval = self._callback
         self._keeps_rows = keeps_rows
         _listen()
@@ -186,18 +202,25 @@ class Context:
                 hint="A smaller context needs less memory.",
             )
         self.memory: Any = llama_cpp.llama_get_memory(self.handle)
-        self._batch = _Batch(limits.n_batch, weights.n_embd)
 
-    def _capture_callback(self) -> Any:
-        wanted = b"l_out-%d" % (self.weights.layers - 1)
+    def _rows_callback(self, keeps_rows: bool) -> Any:
+        entry = self.weights.rows_enter
+        leaving = b"l_out-%d" % (self.weights.layers - 1) if keeps_rows else None
+        wanted = {entry, leaving} - {None}
+        source = self._batch.rows.ctypes.data
         target = self._rows.ctypes.data
-        room = self._rows.nbytes
+        room = self._batch.rows.nbytes
         name = _tensor_name
 
         def on_tensor(tensor: int, asks: bool, _user: object) -> bool:
             if asks:
-                return bool(name(tensor) == wanted)
+                return name(tensor) in wanted
             size = _tensor_bytes(tensor)
+            if name(tensor) == entry:
+                if size <= room:
+                    _tensor_write(tensor, source, 0, size)
+                    self._entered = size
+                return True
             if size <= room:
                 _tensor_read(tensor, target, 0, size)
                 self._captured = size
@@ -230,7 +253,16 @@ class Context:
         Raises EngineError when the KV cache is full or llama.cpp fails.
         """
         np.copyto(self._batch.rows[: len(rows)], rows)
-        return self._decode(self._batch.of_rows, len(rows), sequences, positions, outputs)
+        if not self.weights.rows_enter:
+            return self._decode(self._batch.of_rows, len(rows), sequences, positions, outputs)
+        self._entered = 0
+        found = self._decode(self._batch.of_tokens, len(rows), sequences, positions, outputs)
+        if self._entered != rows.size * 4:
+            raise EngineError(
+                f"llama.cpp took {self._entered} bytes of rows into {self.weights.path.name} "
+                f"for {len(rows)} rows of {self.weights.n_embd} values."
+            )
+        return found
 
     def _decode(
         self, batch: Any, count: int, sequences: Ints, positions: Ints, outputs: Marks

@@ -32,6 +32,25 @@ class Shape:
     context: int = CONTEXT
 
 
+def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """Add an SPM vocabulary with byte fallback, and a chat template."""
+    tokens = [b"<unk>", b"<s>", b"</s>"] + [b"<0x%02X>" % byte for byte in range(256)]
+    types = [2, 3, 3] + [6] * 256
+    words = ["\u2581" + word for word in ("the", "a", "ring", "of", "stages")]
+    words += [chr(letter) for letter in range(ord("a"), ord("z") + 1)] + ["\u2581"]
+    tokens += [word.encode() for word in words]
+    tokens += [b"w%d" % number for number in range(size - len(tokens))]
+    types += [1] * (size - len(types))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(index) for index in range(size)])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_chat_template(TEMPLATE)
+
+
 def write_model(
     path: Path,
     *,
@@ -62,21 +81,7 @@ def write_model(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.n_embd // shape.heads)
     writer.add_vocab_size(shape.vocabulary)
-    tokens = [b"<unk>", b"<s>", b"</s>"] + [b"<0x%02X>" % byte for byte in range(256)]
-    types = [2, 3, 3] + [6] * 256
-    words = ["\u2581" + word for word in ("the", "a", "ring", "of", "stages")]
-    words += [chr(letter) for letter in range(ord("a"), ord("z") + 1)] + ["\u2581"]
-    tokens += [word.encode() for word in words]
-    tokens += [b"w%d" % number for number in range(shape.vocabulary - len(tokens))]
-    types += [1] * (shape.vocabulary - len(types))
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([-float(index) for index in range(shape.vocabulary)])
-    writer.add_token_types(types)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_chat_template(TEMPLATE)
+    add_vocabulary(writer, shape.vocabulary)
     extra(writer)
 
     def matrix(name: str, rows: int, columns: int, scale: float) -> None:
