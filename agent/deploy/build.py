@@ -78,6 +78,15 @@ def model_facts(path: Path) -> ModelFacts:
         return model.facts()
 
 
+def model_sizes(facts: ModelFacts, rule: CutRule, context: int) -> ModelSizes:
+    """Return what a split needs to know of a model that keeps `context` tokens."""
+    # A tied model's output matrix is its embedding, but the head's two parts each hold a copy.
+    head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
+    cache = facts.kv_bytes_per_token * context
+    layer_bytes = tuple(weights + cache for weights in facts.layer_bytes)
+    return ModelSizes(layer_bytes, head_bytes, rule.period, rule.allows)
+
+
 def _cut_rule(path: Path) -> CutRule:
     with GgufFile(path) as model:
         return cut_rule(model)
@@ -139,11 +148,7 @@ class Build:
                 _log.info("ring=%s: a node could not be told to stop: %s", self._ring, answer)
 
     async def _plan(self, facts: ModelFacts, rule: CutRule) -> Plan:
-        # A tied model's output matrix is its embedding, but the head's two parts each hold a copy.
-        head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
-        cache = facts.kv_bytes_per_token * self.context
-        layer_bytes = tuple(weights + cache for weights in facts.layer_bytes)
-        sizes = ModelSizes(layer_bytes, head_bytes, rule.period, rule.allows)
+        sizes = model_sizes(facts, rule, self.context)
         return plan(sizes, self._own, await self._candidates(), self._wish.nodes)
 
     async def _candidates(self) -> list[Candidate]:

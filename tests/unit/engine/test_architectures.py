@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import tiny_architectures as tiny
 
+from agent.deploy.build import model_sizes
 from agent.engine import architectures, cut
 from agent.engine.architectures import ARCHITECTURES
 from agent.engine.batching import Batch
 from agent.engine.cuttable import check_cuttable, check_range, cut_rule
 from agent.engine.gguf_file import GgufFile
 from agent.engine.pipeline import Pipeline
-from agent.errors import ModelError
+from agent.errors import EngineError, ModelError, UsageError
+from agent.placement.plan import Candidate, plan
 
 PROMPT = rings.prompt(77)  # three chunks of at most 32, and longer than the windows
 # Not what the model would say: with random weights that is soon the same token for ever.
@@ -238,6 +240,38 @@ def test_a_cut_where_the_architecture_forbids_it_is_refused(
         assert caught.value.hint.startswith("Cut it ")
         assert not (tmp_path / "part.gguf").exists()
         check_range(model, 0, 2 * cut_rule(model).period)
+
+
+@pytest.mark.parametrize("name", tiny.RECIPES)
+def test_what_is_planned_for_a_ring_can_be_cut(written: Callable[[str], Path], name: str) -> None:
+    head, *others = [Candidate(node, node, 2**30) for node in "abc"]
+    with GgufFile(written(name)) as model:
+        rule = cut_rule(model)
+        sizes = model_sizes(model.facts(), rule, context=64)
+        planned = 0
+        for nodes in (2, 3):
+            try:
+                stages = plan(sizes, head, others, nodes).stages
+            except UsageError:
+                continue
+            planned += 1
+            for stage in stages:
+                check_range(model, stage.first, stage.last)
+        # There is one part more than nodes: each is a round, or has a layer with a window.
+        most = min(sizes.rounds, sum(rule.windows) or sizes.rounds)
+        assert planned == sum(nodes + 1 <= most for nodes in (2, 3))
+
+
+def test_a_part_that_did_not_take_its_rows_is_an_error_not_an_answer(
+    written: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = replace(ARCHITECTURES["gemma2"], rows_enter="nowhere")
+    monkeypatch.setitem(architectures.ARCHITECTURES, "gemma2", known)  # type: ignore[arg-type]
+    with (
+        rings.pipeline(written("gemma2"), tmp_path, (3,)) as ring,
+        pytest.raises(EngineError, match=r"took 0 bytes of rows into model-.*-3-6\.gguf for 32"),
+    ):
+        _answers(ring)
 
 
 def test_the_table_for_people_is_that_of_the_code() -> None:
