@@ -267,6 +267,8 @@ class GgufFile:
         head = self._needed("embedding_length") // heads
         key = self.number(f"{self.architecture}.attention.key_length") or head
         value = self.number(f"{self.architecture}.attention.value_length") or head
+        if self.number(f"{self.architecture}.attention.key_length_mla"):
+            value = 0  # latent attention: llama.cpp takes values from the cached keys
         return kv_heads * (key + value) * 2
 
     def _needed(self, key: str) -> int:

@@ -2,9 +2,9 @@
 
 A core: it knows sizes, not sockets. The head carries the first and the last layers together with
 the embedding and the output matrix, so it gets fewer layers than the others. The split is exact:
-among all contiguous splits over the given number of nodes in which the head's layers lie half at
-each end, it finds one whose largest node holds the fewest bytes. It weighs neither links nor
-speeds, and `Plan.reasons` says so.
+among all contiguous splits over the given number of nodes that the model allows, and in which the
+head's layers lie half at each end, it finds one whose largest node holds the fewest bytes. It
+weighs neither links nor speeds, and `Plan.reasons` says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from agent.errors import ModelError, PeerError, UsageError
 
@@ -129,22 +128,20 @@ def _split(sizes: ModelSizes, nodes: Sequence[Candidate]) -> tuple[Stage, ...] |
         return (Stage(head.node, head.name, 0, layers),)
     rounds = sizes.rounds
     edges = [min(layers, edge * sizes.period) for edge in range(rounds + 1)]
-    weights = [sum(sizes.layer_bytes[a:b]) for a, b in pairwise(edges)]
-
-    def allows(first: int, last: int) -> bool:
-        return sizes.allows(edges[first], edges[last])
-
-    best: tuple[int, list[int]] | None = None
+    held = [[_part_bytes(sizes, first, last) for last in edges] for first in edges]
+    best: tuple[float, list[int]] | None = None
     for own in range(2, rounds - len(middle) + 1):
         heads = []
         for first in sorted({own - own // 2, own // 2}, reverse=True):
             last = rounds - (own - first)
-            heads.append(sizes.head_bytes + sum(weights[:first] + weights[last:]))
-            if not (allows(0, first) and allows(last, rounds)):
+            ends = sizes.layer_bytes[: edges[first]] + sizes.layer_bytes[edges[last] :]
+            heads.append(sizes.head_bytes + sum(ends))
+            if best is not None and heads[-1] >= best[0]:
                 continue
-            found = _partition(weights, first, last, len(middle), allows)
-            if found is not None and (best is None or max(heads[-1], found[0]) < best[0]):
-                best = max(heads[-1], found[0]), [0, *found[1], rounds]
+            largest, cuts = _partition(held, first, last, len(middle))
+            worst = max(heads[-1], largest, held[0][first], held[last][rounds])
+            if worst < (math.inf if best is None else best[0]):
+                best = worst, [0, *cuts, rounds]
         if best is not None and min(heads) >= best[0]:
             break  # more layers on the head only make the head larger
     if best is None:
@@ -157,38 +154,35 @@ def _split(sizes: ModelSizes, nodes: Sequence[Candidate]) -> tuple[Stage, ...] |
     )
 
 
-def _partition(
-    weights: Sequence[int], first: int, last: int, parts: int, allows: Callable[[int, int], bool]
-) -> tuple[int, list[int]] | None:
-    """Cut `weights[first:last]` into contiguous, non-empty, allowed parts with the least maximum.
+def _part_bytes(sizes: ModelSizes, first: int, last: int) -> float:
+    """Return the bytes of layers [first, last); infinitely many where they may not be a part."""
+    allowed = first < last and sizes.allows(first, last)
+    return sum(sizes.layer_bytes[first:last]) if allowed else math.inf
 
-    Returns it and the cut points, both ends included; None where no cut is allowed. Dynamic
-    programming over prefixes.
+
+def _partition(
+    held: Sequence[Sequence[float]], first: int, last: int, parts: int
+) -> tuple[float, list[int]]:
+    """Cut rounds [first, last) into contiguous parts with the least maximum: (maximum, cut points).
+
+    `held` has the bytes of each part by its two ends. The cut points include both ends; a maximum
+    that is infinite says that no cut is allowed. Dynamic programming over prefixes.
     """
     count = last - first
-    prefix = [0]
-    for weight in weights[first:last]:
-        prefix.append(prefix[-1] + weight)
-
-    def weigh(start: int, end: int) -> float:
-        allowed = allows(first + start, first + end)
-        return prefix[end] - prefix[start] if allowed else math.inf
-
     least = [[math.inf] * (count + 1) for _ in range(parts + 1)]
     cut_at = [[0] * (count + 1) for _ in range(parts + 1)]
     for end in range(1, count + 1):
-        least[1][end] = weigh(0, end)
+        least[1][end] = held[first][first + end]
     for part in range(2, parts + 1):
         for end in range(part, count + 1):
             least[part][end], cut_at[part][end] = min(
-                (max(least[part - 1][cut], weigh(cut, end)), cut) for cut in range(part - 1, end)
+                (max(least[part - 1][cut], held[first + cut][first + end]), cut)
+                for cut in range(part - 1, end)
             )
-    if math.isinf(least[parts][count]):
-        return None
     cuts = [count]
     for part in range(parts, 1, -1):
         cuts.append(cut_at[part][cuts[-1]])
-    return int(least[parts][count]), [first + cut for cut in (0, *reversed(cuts))]
+    return least[parts][count], [first + cut for cut in (0, *reversed(cuts))]
 
 
 def _held(stages: Sequence[Stage], sizes: ModelSizes, node: str) -> int:

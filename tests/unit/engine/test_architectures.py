@@ -31,7 +31,7 @@ FOLLOWING = rings.prompt(12, seed=2)
 # Two parts and three, where the recipe is not of six layers that may be cut anywhere.
 CUTS: Mapping[str, tuple[tuple[int, ...], ...]] = {
     "deepseek2": ((1,), (1, 4), (2, 3)),
-    "deepseek2 lite": ((13,), (1, 26)),
+    "deepseek2 lite": ((13,), (1,), (1, 26)),
     "gemma2": ((1,), (3,), (1, 3)),
     "gemma2 27B, both scales alike": ((23,), (1, 40)),
     "llama4": ((8,), (4, 8)),

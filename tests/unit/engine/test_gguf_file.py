@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_architectures as architectures
 import tiny_models as tiny
 from gguf.constants import GGUFValueType
 from hypothesis import given, settings
@@ -37,6 +38,12 @@ def test_facts_of_a_tied_model_count_the_embedding_as_output(models: Callable[..
     assert facts.tied
     assert facts.output_bytes == facts.embedding_bytes + 64 * 4
     assert facts.shared_bytes == 8 * 4  # the rope factors
+
+
+def test_the_cache_of_latent_attention_has_no_values(tmp_path: Path) -> None:
+    recipe = architectures.RECIPES["deepseek2"]
+    with GgufFile(architectures.write(tmp_path / "m.gguf", recipe)) as model:
+        assert model.facts().kv_bytes_per_token == (16 + 8) * 2
 
 
 def test_a_file_cut_short_in_its_tensors_says_which_and_where(

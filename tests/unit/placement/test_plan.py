@@ -95,6 +95,12 @@ def test_a_split_keeps_to_the_places_and_parts_that_the_model_allows(
     assert max(held(stages, sizes).values()) == best
 
 
+def test_heads_that_are_not_allowed_do_not_end_the_search() -> None:
+    sizes = ModelSizes((100,) * 12, 0, 1, lambda start, stop: stop - start != 2)
+    result = plan(sizes, HEAD, others(1), 2)
+    assert [(stage.first, stage.last) for stage in result.stages] == [(0, 3), (3, 9), (9, 12)]
+
+
 def test_where_a_number_of_nodes_allows_no_split_more_nodes_are_tried() -> None:
     """Four nodes would need a part of four layers, which is barred here; five do not."""
     sizes = ModelSizes((100,) * 12, 0, 2, lambda start, stop: stop - start != 4)
