@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from agent.engine import architectures, cut
 from agent.engine.architectures import ARCHITECTURES
 from agent.engine.batching import Batch
 from agent.engine.cuttable import check_cuttable, check_range, cut_rule
+from agent.engine.frames import Copy, Operation, Remove
 from agent.engine.gguf_file import GgufFile
 from agent.engine.pipeline import Pipeline
 from agent.errors import EngineError, ModelError, UsageError
@@ -37,11 +38,8 @@ CUTS: Mapping[str, tuple[tuple[int, ...], ...]] = {
     "llama4": ((8,), (4, 8)),
     "llama4 with experts in each second layer": ((4,),),
 }
-CASES = [
-    (name, boundaries)
-    for name in tiny.RECIPES
-    for boundaries in CUTS.get(name, ((3,), (2, 4)))
-]  # fmt: skip
+CASES_OF = {name: CUTS.get(name, ((3,), (2, 4))) for name in tiny.RECIPES}
+CASES = [(name, boundaries) for name, cases in CASES_OF.items() for boundaries in cases]
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +115,35 @@ def test_a_ring_gives_the_bits_of_the_whole_model(
     assert all(np.isfinite(logits).all() and logits.std() > 0 for logits in expected(name))
     with rings.pipeline(written(name), tmp_path, boundaries) as ring:
         assert _same(_answers(ring), expected(name))
+
+
+def _shared(pipeline: Pipeline) -> list[np.ndarray]:
+    """Decode two sequences in the same batches, one from a copy of the other's beginning."""
+    logits = []
+
+    def feed(operations: Sequence[Operation], pairs: list[tuple[int, int]]) -> None:
+        sequences, positions = np.array(pairs, np.int32).T
+        tokens = np.array([PROMPT[position % 7 + sequence] for sequence, position in pairs])
+        marks = np.ones(len(pairs), np.int8)
+        pipeline.submit(Batch(tuple(operations), tokens, sequences, positions, marks))
+        pipeline.collect()
+        logits.extend(pipeline.context.logits(row).copy() for row in range(len(pairs)))
+
+    feed((), [(0, position) for position in range(32)])
+    turns = [pair for step in range(12) for pair in ((0, 32 + step), (1, 20 + step))]
+    feed((Copy(0, 1, 0, 20),), turns)
+    feed((Remove(0, 38),), [(1, 32), (0, 38), (1, 33)])
+    return logits
+
+
+@pytest.mark.parametrize("name", tiny.RECIPES)
+def test_sequences_that_share_batches_and_prefixes_are_exact(
+    written: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    with rings.pipeline(written(name), tmp_path, ()) as whole:
+        wanted = _shared(whole)
+    with rings.pipeline(written(name), tmp_path, CASES_OF[name][-1]) as ring:
+        assert _same(_shared(ring), wanted)
 
 
 def test_every_architecture_of_the_table_is_proved() -> None:
