@@ -21,6 +21,7 @@ from typing import Self
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from agent.engine.purpose import Purpose, purpose
 from agent.errors import ModelError
 
 MAGIC = b"GGUF"
@@ -102,6 +103,7 @@ class ModelFacts:
 
     name: str
     architecture: str
+    purpose: Purpose
     layers: int
     n_embd: int
     n_vocab: int
@@ -212,6 +214,16 @@ class GgufFile:
         return found
 
     @property
+    def pooling(self) -> int | None:
+        """How the rows of a text become one, by llama.cpp's number; None where it is not said."""
+        return self.number(f"{self.architecture}.pooling_type")
+
+    @property
+    def purpose(self) -> Purpose:
+        """What the model is for."""
+        return purpose(self.architecture, self.pooling)
+
+    @property
     def layers(self) -> int:
         """How many layers the model has; ModelError where the file does not say."""
         return self._needed("block_count")
@@ -238,6 +250,7 @@ class GgufFile:
         return ModelFacts(
             name=self.text("general.name") or self.path.stem,
             architecture=self.architecture,
+            purpose=self.purpose,
             layers=layers,
             n_embd=self._needed("embedding_length"),
             n_vocab=self.vocabulary_size(),

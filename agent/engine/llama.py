@@ -28,13 +28,13 @@ import numpy.typing as npt
 
 from agent.engine.cut import ROWS_ENTER
 from agent.engine.frames import Copy, Ints, Marks, Operation, Remove
+from agent.engine.purpose import POOLING_NONE
 from agent.errors import EngineError, ModelError
 
 log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.float32]
 
-_POOLING_NONE = 0
 _LOG_ERROR = 4
 _LOG_CONTINUES = 5
 _MEMORY_FULL = 1
@@ -99,7 +99,8 @@ class Weights:
     """A model file (or a part) that llama.cpp has loaded.
 
     Raises ModelError with llama.cpp's reason when it cannot load the file. `n_vocab` counts tokens,
-    `n_embd` is the width of a row, `layers` those in this file.
+    `n_embd` is the width of a row, `n_embd_out` that of an embedding, `n_ranks` how many values a
+    model for ranks gives, `layers` those in this file.
     """
 
     def __init__(self, path: Path, *, use_extra_bufts: bool = True, gpu_layers: int = 0) -> None:
@@ -112,6 +113,8 @@ class Weights:
         if not self.handle:
             raise ModelError(f"llama.cpp cannot load {path.name}: {_reason('no reason given')}.")
         self.n_embd: int = llama_cpp.llama_model_n_embd(self.handle)
+        self.n_embd_out: int = llama_cpp.llama_model_n_embd_out(self.handle)
+        self.n_ranks: int = llama_cpp.llama_model_n_cls_out(self.handle)
         self.layers: int = llama_cpp.llama_model_n_layer(self.handle)
         self.train_context: int = llama_cpp.llama_model_n_ctx_train(self.handle)
         self.vocabulary: Any = llama_cpp.llama_model_get_vocab(self.handle)
@@ -130,9 +133,18 @@ class Weights:
         return not recurrent and not llama_cpp.llama_model_is_hybrid(self.handle)
 
     @property
+    def only_encodes(self) -> bool:
+        """Whether it is the encoder of a model that had a decoder too (T5's): it cannot decode."""
+        return not llama_cpp.llama_model_has_decoder(self.handle)
+
+    @property
     def chat_template(self) -> str | None:
         """The chat template in the file, if there is one."""
-        found: bytes | None = llama_cpp.llama_model_chat_template(self.handle, None)
+        return self.template(None)
+
+    def template(self, name: bytes | None) -> str | None:
+        """Return the template of this name in the file, the unnamed one for None."""
+        found: bytes | None = llama_cpp.llama_model_chat_template(self.handle, name)
         return None if found is None else found.decode("utf-8", "replace")
 
     def close(self) -> None:
@@ -161,10 +173,14 @@ class Context:
     """A KV cache over loaded weights, and the decoding of batches into it.
 
     `keeps_rows` makes it a part that is not the last: decoding returns rows of its last layer
-    instead of leaving logits. Sequences are numbered from 0 to `n_seq` - 1.
+    instead of leaving logits. `pooling` (llama.cpp's number) leaves one vector a sequence instead.
+    Sequences are numbered from 0 to `n_seq` - 1.
     """
 
-    def __init__(self, weights: Weights, limits: ContextLimits, *, keeps_rows: bool) -> None:
+    def __init__(
+        self, weights: Weights, limits: ContextLimits, *, keeps_rows: bool,
+        pooling: int = POOLING_NONE,
+    ) -> None:  # fmt: skip
         self.weights = weights
         self.limits = limits
         self.handle: Any = None
@@ -186,13 +202,18 @@ class Context:
         )
         if keeps_rows:
             parameters.embeddings = True
-            parameters.pooling_type = _POOLING_NONE
+            parameters.pooling_type = POOLING_NONE
+        elif pooling:
+            parameters.embeddings = True
+            parameters.pooling_type = pooling
         if keeps_rows or weights.rows_enter:
             self._callback = llama_cpp.ggml_backend_sched_eval_callback(
                 self._rows_callback(keeps_rows)
             )
             parameters.cb_eval = self._callback
         self._keeps_rows = keeps_rows
+        self._outputs_all = keeps_rows or pooling != POOLING_NONE
+        self._compute = llama_cpp.llama_encode if weights.only_encodes else llama_cpp.llama_decode
         _listen()
         self.handle = llama_cpp.llama_init_from_model(weights.handle, parameters)
         if not self.handle:
@@ -270,10 +291,10 @@ class Context:
         arrays = self._batch
         arrays.sequences[:count] = sequences
         arrays.positions[:count] = positions
-        arrays.outputs[:count] = 1 if self._keeps_rows else outputs
+        arrays.outputs[:count] = 1 if self._outputs_all else outputs
         batch.n_tokens = count
         self._captured = 0
-        result = llama_cpp.llama_decode(self.handle, batch)
+        result = self._compute(self.handle, batch)
         if result == _MEMORY_FULL:
             raise EngineError(
                 f"the KV cache of {self.limits.n_ctx} tokens is full.",
@@ -300,6 +321,19 @@ class Context:
             raise EngineError(f"row {index} of the last batch has no logits.")
         view: Rows = np.ctypeslib.as_array(found, (self.weights.n_vocab,))
         return view
+
+    def pooled(self, sequence: int, width: int) -> Rows:
+        """Return the vector (width) of a sequence of the last batch; a view until the next."""
+        found = llama_cpp.llama_get_embeddings_seq(self.handle, sequence)
+        if not found:
+            raise EngineError(f"sequence {sequence} of the last batch has no vector.")
+        view: Rows = np.ctypeslib.as_array(found, (width,))
+        return view
+
+    def clear(self) -> None:
+        """Forget all sequences; a model without a KV cache has none."""
+        if self.memory:
+            llama_cpp.llama_memory_clear(self.memory, False)
 
     def close(self) -> None:
         """Free the context; harmless when done twice."""

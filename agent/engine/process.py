@@ -11,27 +11,23 @@ import asyncio
 import ctypes
 import logging
 import os
-import select
 import signal
 import sys
-import threading
 import time
-from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from agent import errors
 from agent.engine import selftest
+from agent.engine.channel import STDIN, Channel
 from agent.engine.cut import CutOrigin, origin
 from agent.engine.frames import Limits
 from agent.engine.gguf_file import GgufFile
 from agent.engine.join import Dialled, Interrupted, Listener, Patience
 from agent.engine.link import Inlet, Membership, Outlet
-from agent.engine.spec import Command, EngineSpec, Event
-from agent.errors import ConfigError, CoveyError, EnvironmentFault, ModelError
+from agent.engine.purpose import Purpose
+from agent.engine.spec import EngineSpec, Event
+from agent.errors import CoveyError, ModelError
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -43,92 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
-_STDIN = 0
-_STDOUT = 1
-_STDERR = 2
-_READ_BYTES = 65_536
-# How long open HTTP answers may take to end once the engine stops.
-_HTTP_SHUTDOWN_S = 1.0
-
-
-class Channel:
-    """The lines to and from the agent; events may be emitted from any thread."""
-
-    def __init__(self) -> None:
-        # Whatever else prints must not garble the events: standard output becomes standard error.
-        self._output = os.dup(_STDOUT)
-        os.dup2(_STDERR, _STDOUT)
-        os.set_blocking(_STDIN, False)
-        self._partial = b""
-        self._lines: deque[bytes] = deque()
-        self._lock = threading.Lock()
-        self.commands: deque[Command] = deque()
-        self.stopped = False
-
-    def emit(self, event: Event) -> None:
-        """Write an event; an agent that is gone is no error, its absence ends the process."""
-        line = msgspec.json.encode(event) + b"\n"
-        with self._lock:
-            try:
-                os.write(self._output, line)
-            except OSError as error:
-                log.info("the agent does not listen: %s", error)
-
-    def emit_error(self, event: str, error: CoveyError) -> None:
-        """Write `failed` or `broken`."""
-        self.emit(msgspec.convert({"event": event, **errors.to_wire(error)}, Event))
-
-    def read_spec(self) -> EngineSpec:
-        """Wait for the first line; raises ConfigError when it is no spec."""
-        while not self._lines and not self.stopped:
-            select.select([_STDIN], [], [])
-            self._receive()
-        try:
-            spec = msgspec.json.decode(self._lines.popleft(), type=EngineSpec)
-        except (IndexError, msgspec.DecodeError) as error:
-            raise ConfigError(f"this is no engine spec: {error}") from None
-        spec.check()
-        self.poll()
-        return spec
-
-    def poll(self) -> bool:
-        """Read what has come, without waiting; returns whether the engine must stop."""
-        self._receive()
-        while self._lines:
-            line = self._lines.popleft()
-            try:
-                command = msgspec.json.decode(line, type=Command)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                log.error("not a command: %s", error)
-                continue
-            self.stopped |= command.stop
-            self.commands.append(command)
-        return self.stopped
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for input for a while at most; returns whether the engine must stop."""
-        if not self.stopped:
-            select.select([_STDIN], [], [], seconds)
-        return self.poll()
-
-    def successor(self) -> tuple[str, int] | None:
-        """Return where `connect` said that the successor is, None before it did."""
-        for command in self.commands:
-            if command.connect is not None:
-                return command.connect
-        return None
-
-    def _receive(self) -> None:
-        while not self.stopped:
-            try:
-                data = os.read(_STDIN, _READ_BYTES)
-            except BlockingIOError:
-                return
-            if not data:
-                self.stopped = True
-                return
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            self._lines.extend(line for line in lines if line.strip())
 
 
 class Loaded:
@@ -254,7 +164,7 @@ def run_stage(spec: EngineSpec, channel: Channel) -> None:
     channel.emit(Event("ready"))
     stage = Stage(loaded.contexts[0], member, *joined)
     try:
-        stage.run(_STDIN, channel.poll)
+        stage.run(STDIN, channel.poll)
     except CoveyError as error:
         channel.emit_error("broken", error)
         raise
@@ -269,6 +179,8 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
     goes on to say so until the agent stops the process.
     """
     from agent.engine.head import Head, HeadLimits
+    from agent.engine.serve.app import make_app
+    from agent.engine.serve.site import serve
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -287,7 +199,7 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
         listener = None if spec.role == "whole" else Listener(spec.listen, spec.port)
         http_port = 0
         if spec.http_address:
-            runner, http_port = await _serve_http(head, spec)
+            runner, http_port = await serve(make_app(head), spec.http_address, spec.http_port)
         if listener is not None:
             channel.emit(
                 Event(
@@ -310,7 +222,7 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
                 use_extra_bufts=loaded.use_extra_bufts,
             )
         )
-        loop.add_reader(_STDIN, lambda: stop.set() if channel.poll() else None)
+        loop.add_reader(STDIN, lambda: stop.set() if channel.poll() else None)
         if channel.stopped:
             stop.set()
         await stop.wait()
@@ -318,7 +230,7 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
         channel.emit_error("failed", error)
         raise
     finally:
-        loop.remove_reader(_STDIN)
+        loop.remove_reader(STDIN)
         if head is not None:
             await head.stop()
         if runner is not None:
@@ -342,22 +254,12 @@ def _pipeline(
     return RingPipeline(first, last, member, *joined)
 
 
-async def _serve_http(head: Head, spec: EngineSpec) -> tuple[web.AppRunner, int]:
-    from aiohttp import web
-
-    from agent.engine.serve.app import make_app
-
-    runner = web.AppRunner(make_app(head), access_log=None, shutdown_timeout=_HTTP_SHUTDOWN_S)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, spec.http_address, spec.http_port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise EnvironmentFault(
-            f"cannot serve HTTP on {spec.http_address} port {spec.http_port}: {error.strerror}.",
-            hint="Is the overlay up, and is the port free?",
-        ) from None
-    return runner, int(runner.addresses[0][1])
+def _purpose(spec: EngineSpec) -> Purpose:
+    """Return what the engine's model is for; rings are for text alone."""
+    if spec.role != "whole":
+        return "text"
+    with GgufFile(Path(spec.files[0])) as file:
+        return file.purpose
 
 
 def _die_with_agent() -> None:
@@ -379,13 +281,18 @@ def main() -> int:
     try:
         try:
             spec = channel.read_spec()
+            purpose = _purpose(spec)
         except CoveyError as error:
             channel.emit_error("failed", error)
             raise
         if spec.role == "stage":
             run_stage(spec, channel)
-        else:
+        elif purpose == "text":
             asyncio.run(run_head(spec, channel))
+        else:
+            from agent.engine.embedding_process import run_embedder
+
+            asyncio.run(run_embedder(spec, purpose, channel))
     except CoveyError as error:
         log.error("%s", error.line())
         code = error.exit_code

@@ -38,21 +38,28 @@ class Vocabulary:
 
     def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
         """Return the ids of `text`, with the BOS that the model wants (once if the text has it)."""
-        raw = text.encode("utf-8", "replace")
-        room = len(raw) + 8
-        tokens = (ctypes.c_int32 * room)()
-        count = llama_cpp.llama_tokenize(self._handle, raw, len(raw), tokens, room, True, special)
-        if count < 0:
-            tokens = (ctypes.c_int32 * -count)()
-            count = llama_cpp.llama_tokenize(
-                self._handle, raw, len(raw), tokens, -count, True, special
-            )
-        if count < 0:
-            raise UsageError(f"a text of {len(raw)} bytes is too long to be split into tokens.")
-        found = tuple(tokens[:count])
+        found = self._split(text, True, special)
         if self._adds_bos and found[:2] == (self._bos, self._bos):
             return found[1:]
         return found
+
+    def bare(self, text: str) -> tuple[int, ...]:
+        """Return the ids of `text` alone: nothing around it, and control tokens in it are text."""
+        return self._split(text, False, False)
+
+    def _split(self, text: str, around: bool, special: bool) -> tuple[int, ...]:
+        raw = text.encode("utf-8", "replace")
+        room = len(raw) + 8
+        tokens = (ctypes.c_int32 * room)()
+        count = llama_cpp.llama_tokenize(self._handle, raw, len(raw), tokens, room, around, special)
+        if count < 0:
+            tokens = (ctypes.c_int32 * -count)()
+            count = llama_cpp.llama_tokenize(
+                self._handle, raw, len(raw), tokens, -count, around, special
+            )
+        if count < 0:
+            raise UsageError(f"a text of {len(raw)} bytes is too long to be split into tokens.")
+        return tuple(tokens[:count])
 
     def detokenize(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of a run of tokens; control tokens give none."""

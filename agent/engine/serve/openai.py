@@ -46,14 +46,18 @@ def error_body(error: CoveyError, status: int | None = None) -> Json:
     }
 
 
-def model_object(name: str, created: int, context: int) -> Json:
-    """Return one entry of /v1/models; `created` in unix seconds, `context` in tokens."""
+def model_object(name: str, created: int, context: int, capabilities: list[str]) -> Json:
+    """Return one entry of /v1/models; `created` in unix seconds, `context` in tokens.
+
+    `capabilities` name what may be asked for: chat, completions, embeddings, rerank.
+    """
     return {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": "covey",
         "context_length": context,
+        "capabilities": capabilities,
     }
 
 

@@ -7,15 +7,15 @@ unless it holds the value that changes nothing. Nothing is silently ignored.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from agent.engine.generation import Sampling
+from agent.engine.serve.fields import convert, json_fields, named_model
 from agent.engine.serve.openai import ApiError
 
 # OpenAI's limit. The length bounds the work per token while text is held back.
@@ -102,8 +102,8 @@ class CompletionAsk(Ask):
 
 def parse_chat(body: bytes) -> ChatAsk:
     """Return the checked request of /v1/chat/completions; raises ApiError."""
-    fields = _fields(body)
-    request = _convert(fields, _ChatRequest)
+    fields = json_fields(body, _NOT_YET)
+    request = convert(fields, _ChatRequest)
     return ChatAsk(
         **_shared(request),
         max_tokens=_limit(request, None),
@@ -119,7 +119,7 @@ def parse_chat(body: bytes) -> ChatAsk:
 
 def parse_completion(body: bytes) -> CompletionAsk:
     """Return the checked request of /v1/completions; raises ApiError."""
-    request = _convert(_fields(body), _CompletionRequest)
+    request = convert(json_fields(body, _NOT_YET), _CompletionRequest)
     return CompletionAsk(
         **_shared(request),
         max_tokens=_limit(request, COMPLETION_MAX_TOKENS),
@@ -181,50 +181,11 @@ class _CompletionRequest(_Request, frozen=True, kw_only=True):
     echo: bool | None = None
 
 
-_AnyRequest = TypeVar("_AnyRequest", bound=_Request)
-
-
-def _fields(body: bytes) -> dict[str, Any]:
-    try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(f"The request's body is not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ApiError("The request's body is not a JSON object")
-    for name, neutral in _NOT_YET.items():
-        value = fields.get(name)
-        if value is not None and not any(_same(value, allowed) for allowed in neutral):
-            raise ApiError(
-                f"`{name}` is not supported by this server yet",
-                hint="Leave it out.",
-                param=name,
-                code="unsupported_parameter",
-            )
-    return fields
-
-
-def _same(value: Any, allowed: Any) -> bool:
-    # In Python 0 == False, but `logprobs: 0` asks for something and `false` does not.
-    return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
-
-
-def _convert(fields: Mapping[str, Any], kind: type[_AnyRequest]) -> _AnyRequest:
-    try:
-        return msgspec.convert(fields, kind, str_keys=True)
-    except msgspec.ValidationError as error:
-        named = re.search(r"\$\.(\w+)", str(error)) or re.search(r"field `(\w+)`", str(error))
-        raise ApiError(
-            f"The request is not valid: {error}", param=named.group(1) if named else None
-        ) from error
-
-
 def _shared(request: _Request) -> dict[str, Any]:
-    if not request.model:
-        raise ApiError("The request names no model", hint="Set `model`.", param="model")
     stop = request.stop or []
     options = request.stream_options
     return {
-        "model": request.model,
+        "model": named_model(request.model),
         "stream": request.stream or False,
         "include_usage": bool(options and options.include_usage),
         "stops": (stop,) if isinstance(stop, str) else tuple(stop),

@@ -1,0 +1,87 @@
+"""An engine process whose model makes embeddings or ranks: loaded whole, served until told to stop.
+
+What `process.py` runs for such a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from aiohttp import web
+
+from agent.engine import selftest
+from agent.engine.channel import STDIN, Channel
+from agent.engine.embedder import Embedder
+from agent.engine.gguf_file import GgufFile
+from agent.engine.llama import Context, ContextLimits, Weights, default_threads
+from agent.engine.purpose import DEFAULT_CONTEXT, POOLING_MEAN, Purpose
+from agent.engine.serve.embeddings import make_app
+from agent.engine.serve.site import serve
+from agent.engine.spec import EngineSpec, Event
+from agent.errors import CoveyError
+
+# Short texts of many requests share a batch; llama.cpp keeps nothing of a sequence behind it.
+SEQUENCES = 64
+
+
+class _Loaded:
+    """The model, and a context in which a text of `longest` tokens is one batch."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        started = time.monotonic()
+        path = Path(spec.files[0])
+        with GgufFile(path) as file:
+            # An encoder that does not say how to pool: the mean, as sentence-transformers has it.
+            pooling = file.pooling or POOLING_MEAN
+        proof = selftest.prove(Path(spec.cache) if spec.cache else None)
+        self.use_extra_bufts = proof.use_extra_bufts
+        weights = Weights(path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers)
+        self.longest = min(spec.n_ctx or DEFAULT_CONTEXT, weights.train_context)
+        rows = max(spec.n_batch, self.longest)
+        threads = spec.threads or default_threads()
+        limits = ContextLimits(rows, rows, SEQUENCES, threads, spec.flash_attention)
+        self.context = Context(weights, limits, keeps_rows=False, pooling=pooling)
+        self.load_s = time.monotonic() - started
+
+
+async def run_embedder(spec: EngineSpec, purpose: Purpose, channel: Channel) -> None:
+    """Load and serve until told to stop; raises CoveyError when it cannot start."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    runner: web.AppRunner | None = None
+    embedder: Embedder | None = None
+    try:
+        loaded = await asyncio.to_thread(_Loaded, spec)
+        embedder = Embedder(
+            spec.model_name, purpose, loaded.context, longest=loaded.longest, rows=spec.n_batch,
+            on_broken=lambda error: channel.emit_error("broken", error),
+        )  # fmt: skip
+        http_port = 0
+        if spec.http_address:
+            app = make_app(embedder)
+            runner, http_port = await serve(app, spec.http_address, spec.http_port, cancels=True)
+        channel.emit(
+            Event(
+                "ready",
+                http_port=http_port,
+                load_s=loaded.load_s,
+                use_extra_bufts=loaded.use_extra_bufts,
+            )
+        )
+        loop.add_reader(STDIN, lambda: stop.set() if channel.poll() else None)
+        if channel.stopped:
+            stop.set()
+        await stop.wait()
+    except CoveyError as error:
+        channel.emit_error("failed", error)
+        raise
+    finally:
+        loop.remove_reader(STDIN)
+        if embedder is not None:
+            await embedder.stop()
+        if runner is not None:
+            await runner.cleanup()
+        if embedder is not None:
+            channel.emit(Event("stats", stats=embedder.stats))
