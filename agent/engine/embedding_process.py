@@ -39,7 +39,8 @@ class _Loaded:
         self.use_extra_bufts = proof.use_extra_bufts
         weights = Weights(path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers)
         self.longest = min(spec.n_ctx or DEFAULT_CONTEXT, weights.train_context)
-        rows = max(spec.n_batch, self.longest)
+        # llama.cpp reserves its graph for a multiple of the sequences, and aborts beyond the batch.
+        rows = -(-max(spec.n_batch, self.longest) // SEQUENCES) * SEQUENCES
         threads = spec.threads or default_threads()
         limits = ContextLimits(rows, rows, SEQUENCES, threads, spec.flash_attention)
         self.context = Context(weights, limits, keeps_rows=False, pooling=pooling)

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 
 # Modules beside the tests, which pytest's importlib mode does not put on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import bert_models
+from bert_models import Bert
 from tiny_models import write_model
 
 
@@ -27,3 +30,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return model
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Bert:
+    """Return all-MiniLM-L6-v2 as its package has it."""
+    return bert_models.minilm()
+
+
+@pytest.fixture(scope="session")
+def minilm_file(minilm: Bert, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return it as a GGUF file."""
+    path = tmp_path_factory.mktemp("minilm") / "all-minilm-l6-v2.gguf"
+    return minilm.write(path, gguf.PoolingType.MEAN)

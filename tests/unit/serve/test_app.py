@@ -198,7 +198,10 @@ async def test_models_and_health(serve: Any, client_of: Any, models: Any) -> Non
     client = client_of(url)
     [entry] = (await client.models.list()).data
     assert (entry.id, entry.created, entry.owned_by) == ("covey-mini", 1_700_000_000, "covey")
-    assert (await client.models.retrieve("covey-mini")).model_extra == {"context_length": 256}
+    assert (await client.models.retrieve("covey-mini")).model_extra == {
+        "context_length": 256,
+        "capabilities": ["chat", "completions"],
+    }
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("a/b")
     async with aiohttp.ClientSession() as session:
@@ -294,7 +297,8 @@ async def test_a_long_prompt_is_prepared_beside_the_loop(
         ("/v1/completions", {"model": "nope", "prompt": "x"}, 404, "model_not_found"),
         ("/v1/completions", {"model": "covey-mini"}, 400, None),
         ("/v1/chat/completions", {**CHAT, "tools": [1]}, 400, "unsupported_parameter"),
-        ("/v1/embeddings", {}, 404, None),
+        ("/v1/elsewhere", {}, 404, None),
+        ("/v1/embeddings", {}, 400, "unsupported_model"),
         ("/v1/models", {}, 405, None),
         ("/v1/completions", b"x" * (app_module.MAX_BODY_BYTES + 1), 413, None),
     ],
