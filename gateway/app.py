@@ -43,6 +43,8 @@ def make_app(config: Config, make_source: Callable[[], Source] | None) -> web.Ap
     app.cleanup_ctx.append(gateway.live)
     app.router.add_post("/v1/chat/completions", gateway.forward)
     app.router.add_post("/v1/completions", gateway.forward)
+    app.router.add_post("/v1/embeddings", gateway.forward)
+    app.router.add_post("/v1/rerank", gateway.forward)
     app.router.add_get("/v1/models", gateway.models)
     app.router.add_get("/v1/models/{id:.+}", gateway.model)
     app.router.add_get("/health", gateway.health)

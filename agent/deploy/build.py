@@ -28,22 +28,20 @@ from agent.deploy.messages import (
     StageState,
     StopRing,
 )
+from agent.deploy.needs import cuts_of, default_context, model_sizes
 from agent.deploy.stages import ABANDONED_S
 from agent.deploy.wish import Wish
 from agent.engine import cut
-from agent.engine.cuttable import CutRule, cut_rule
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.engine.supervisor import Engine
 from agent.errors import CoveyError, EngineError, ModelError, PeerError
 from agent.identity.keys import NodeId
 from agent.models import bundled
 from agent.ownership.lease import Token
-from agent.placement.plan import Candidate, ModelSizes, Plan, plan
+from agent.placement.plan import Candidate, Plan, plan
 
 _log = logging.getLogger(__name__)
 
-# Tokens, where nobody said: models are trained for 128 Ki and more, whose KV cache few nodes hold.
-DEFAULT_CONTEXT = 8192
 _CALL_TIMEOUT_S = 10.0
 _FACTS_TIMEOUT_S = 3.0
 _POLL_S = 0.1
@@ -78,20 +76,6 @@ def model_facts(path: Path) -> ModelFacts:
         return model.facts()
 
 
-def model_sizes(facts: ModelFacts, rule: CutRule, context: int) -> ModelSizes:
-    """Return what a split needs to know of a model that keeps `context` tokens."""
-    # A tied model's output matrix is its embedding, but the head's two parts each hold a copy.
-    head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
-    cache = facts.kv_bytes_per_token * context
-    layer_bytes = tuple(weights + cache for weights in facts.layer_bytes)
-    return ModelSizes(layer_bytes, head_bytes, rule.period, rule.allows)
-
-
-def _cut_rule(path: Path) -> CutRule:
-    with GgufFile(path) as model:
-        return cut_rule(model)
-
-
 class Build:
     """One epoch of a deployment: its plan, its head engine, and the nodes that hold its stages."""
 
@@ -119,8 +103,10 @@ class Build:
         path = model_path(self._wish.model)
         self._progress("planning", "asking the nodes what they can hold")
         facts = await asyncio.to_thread(model_facts, path)
-        self.context = self._wish.context or min(facts.context, DEFAULT_CONTEXT)
-        self.plan = await self._plan(facts, await asyncio.to_thread(_cut_rule, path))
+        self.context = self._wish.context or default_context(facts)
+        sizes = model_sizes(facts, self.context, await asyncio.to_thread(cuts_of, path))
+        others = [] if sizes.uncut else await self._candidates()
+        self.plan = plan(sizes, self._own, others, self._wish.nodes)
         if self.plan.whole:
             self._progress("loading", f"loading all {facts.layers} layers here")
             self.head = await self._engines.start_whole(
@@ -146,10 +132,6 @@ class Build:
         for answer in await asyncio.gather(*stops, return_exceptions=True):
             if isinstance(answer, BaseException):
                 _log.info("ring=%s: a node could not be told to stop: %s", self._ring, answer)
-
-    async def _plan(self, facts: ModelFacts, rule: CutRule) -> Plan:
-        sizes = model_sizes(facts, rule, self.context)
-        return plan(sizes, self._own, await self._candidates(), self._wish.nodes)
 
     async def _candidates(self) -> list[Candidate]:
         """Ask the other workers what they can hold; wait a little for as many as are wished."""

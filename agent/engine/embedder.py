@@ -72,7 +72,7 @@ class Embedder:
         self.name = name
         self.purpose: Purpose = purpose
         self.context = longest
-        self.width = weights.n_ranks if purpose == "rank" else weights.n_embd_out
+        self.width = weights.n_ranks if purpose == "ranks" else weights.n_embd_out
         self.created = int(time.time())
         self.stats = {"batches": 0.0, "rows": 0.0, "texts": 0.0, "encode_s": 0.0}
         self._vocabulary = Vocabulary(weights)

@@ -16,7 +16,7 @@ from agent.engine.channel import STDIN, Channel
 from agent.engine.embedder import Embedder
 from agent.engine.gguf_file import GgufFile
 from agent.engine.llama import Context, ContextLimits, Weights, default_threads
-from agent.engine.purpose import DEFAULT_CONTEXT, POOLING_MEAN, Purpose
+from agent.engine.purpose import ENCODER_CONTEXT, POOLING_MEAN, Purpose
 from agent.engine.serve.embeddings import make_app
 from agent.engine.serve.site import serve
 from agent.engine.spec import EngineSpec, Event
@@ -38,7 +38,7 @@ class _Loaded:
         proof = selftest.prove(Path(spec.cache) if spec.cache else None)
         self.use_extra_bufts = proof.use_extra_bufts
         weights = Weights(path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers)
-        self.longest = min(spec.n_ctx or DEFAULT_CONTEXT, weights.train_context)
+        self.longest = min(spec.n_ctx or ENCODER_CONTEXT, weights.train_context)
         # llama.cpp reserves its graph for a multiple of the sequences, and aborts beyond the batch.
         rows = -(-max(spec.n_batch, self.longest) // SEQUENCES) * SEQUENCES
         threads = spec.threads or default_threads()

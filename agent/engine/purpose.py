@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Purpose = Literal["text", "embeddings", "rank"]
+Purpose = Literal["text", "embeddings", "ranks"]
 
 # llama.cpp's numbers for how the rows of a text become one.
 POOLING_NONE = 0
@@ -34,7 +34,7 @@ _ENCODERS = frozenset(
 
 # Tokens of one text, where nobody said: attention over a batch needs memory that grows with the
 # square of it (200 MB for 2,048 tokens and twelve heads), and a text must lie in one batch.
-DEFAULT_CONTEXT = 2048
+ENCODER_CONTEXT = 2048
 
 
 def purpose(architecture: str, pooling: int | None) -> Purpose:
@@ -43,5 +43,5 @@ def purpose(architecture: str, pooling: int | None) -> Purpose:
     A model that was made from one that writes text but says how to pool is one for embeddings.
     """
     if pooling == _POOLING_RANK:
-        return "rank"
+        return "ranks"
     return "embeddings" if architecture in _ENCODERS or pooling else "text"

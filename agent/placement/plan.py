@@ -18,12 +18,16 @@ from agent.errors import ModelError, PeerError, UsageError
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What a split needs to know of a model: bytes a layer, and bytes that only the head holds."""
+    """What a split needs to know of a model: bytes a layer, and bytes that only the head holds.
+
+    `uncut` says why it has to stay in one piece, as a clause; empty where it may be cut.
+    """
 
     layer_bytes: tuple[int, ...]  # weights and KV cache
     head_bytes: int  # embedding, output matrix and output norm
     period: int = 1  # the model may be cut at multiples of so many layers
     allows: Callable[[int, int], bool] = lambda _start, _stop: True  # layers [start, stop) a part?
+    uncut: str = ""
 
     @property
     def rounds(self) -> int:
@@ -74,10 +78,12 @@ def plan(
     """Return the plan with `head` as head and, behind it, the candidates with most free memory.
 
     `nodes` is how many nodes to use, the head included; None takes the fewest on which the model
-    fits: one node that fits is one node. Raises PeerError when fewer nodes are there than asked
-    for, UsageError when the model has too few layers, ModelError when it fits on no number of
-    them.
+    fits: one node that fits is one node. A model that cannot be cut goes on the head. Raises
+    PeerError when fewer nodes are there than asked for, UsageError when the model has too few
+    layers or stays in one piece, ModelError when it fits on no number of them.
     """
+    if sizes.uncut:
+        return _whole(sizes, head, nodes)
     ranked = sorted(others, key=lambda other: (-other.free_bytes, other.name, other.node))
     available = 1 + len(ranked)
     if nodes is not None:
@@ -109,6 +115,23 @@ def plan(
         f" free, the largest {max(c.free_bytes for c in [head, *ranked]) >> 20} MiB",
         hint="Add nodes or take a smaller quantisation.",
     )
+
+
+def _whole(sizes: ModelSizes, head: Candidate, nodes: int | None) -> Plan:
+    if nodes is not None and nodes != 1:
+        raise UsageError(
+            f"the model runs on one node, not on {nodes}: {sizes.uncut}",
+            hint="Ask for 1 node, or for no number of them.",
+        )
+    stages = (Stage(head.node, head.name, 0, len(sizes.layer_bytes)),)
+    if not _fits(stages, sizes, [head]) and nodes is None:
+        needed = int(_held(stages, sizes, head.node) * _OVERHEAD)
+        raise ModelError(
+            f"the model needs about {needed >> 20} MiB of memory, and {head.name} has"
+            f" {head.free_bytes >> 20} MiB free; it runs on one node, since {sizes.uncut}",
+            hint="Deploy it on a node with more memory, or take a smaller quantisation.",
+        )
+    return Plan(stages, _reasons(stages, sizes, f"it runs on one node, since {sizes.uncut}"))
 
 
 def _most_nodes(rounds: int) -> int:

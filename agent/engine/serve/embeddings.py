@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 
 def make_app(encoder: Encoder) -> web.Application:
     """Return the application that serves `encoder`; its runner has `handler_cancellation`."""
-    ranks = encoder.purpose == "rank"
+    ranks = encoder.purpose == "ranks"
     about = About(encoder, ["rerank" if ranks else "embeddings"])
     server = _Server(encoder, about)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[errors])

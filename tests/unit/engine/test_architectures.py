@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_architectures as tiny
 
-from agent.deploy.build import model_sizes
+from agent.deploy.needs import model_sizes
 from agent.engine import architectures, cut
 from agent.engine.architectures import ARCHITECTURES
 from agent.engine.batching import Batch
@@ -274,7 +274,7 @@ def test_what_is_planned_for_a_ring_can_be_cut(written: Callable[[str], Path], n
     head, *others = [Candidate(node, node, 2**30) for node in "abc"]
     with GgufFile(written(name)) as model:
         rule = cut_rule(model)
-        sizes = model_sizes(model.facts(), rule, context=64)
+        sizes = model_sizes(model.facts(), 64, rule)
         planned = 0
         for nodes in (2, 3):
             try:

@@ -104,7 +104,7 @@ async def test_ranks_are_those_of_the_reference(tmp_path: Path) -> None:
     path = bert.write(tmp_path / "rank.gguf", gguf.PoolingType.RANK)
     documents = ["the ring", "the stage.", "a ring of a stage", "zebra", "[SEP] ring"]
     async with serving(path, longest=64) as embedder:
-        assert (embedder.purpose, embedder.width) == ("rank", 1)
+        assert (embedder.purpose, embedder.width) == ("ranks", 1)
         pairs = [embedder.pair("the ring.", document) for document in documents]
         # The name of a separator in a document is a text, not one more separator.
         assert [list(ids) for ids in pairs] == [bert.pair("the ring.", d) for d in documents]
@@ -121,7 +121,7 @@ async def test_a_model_for_ranks_may_bring_its_own_template(tmp_path: Path) -> N
 
     path = write_model(tmp_path / "rank.gguf", layers=2, extra=extra)
     async with serving(path) as embedder:
-        assert embedder.purpose == "rank"
+        assert embedder.purpose == "ranks"
         pair = embedder.pair("the {document}", "ring")
         assert pair == embedder.tokenize("<s>the {document} of ring</s>")
         assert (pair[0], pair.count(1), pair[-1]) == (1, 1, 2)

@@ -127,6 +127,24 @@ async def test_the_request_arrives_as_it_was_sent(upstream: Any, gateway: Any, h
     assert (headers["x-covey-replica"], headers["X-Other"]) == ("a", "kept")
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
+async def test_embeddings_and_ranks_pass_and_so_does_a_refusal(
+    upstream: Any, gateway: Any, head: Any, path: str
+) -> None:
+    seen: list[tuple[str, bytes]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append((request.raw_path, await request.read()))
+        refused = b"refuse" in seen[-1][1]
+        return web.Response(status=400 if refused else 200, body=b'{"data": []}')
+
+    url = await upstream(handler)
+    gateway_url = await gateway(head("a", url), head("b", await upstream(failing(500)), "other"))
+    assert (await post(gateway_url, path=path))[:2] == (200, b'{"data": []}')
+    assert (await post(gateway_url, b'{"model": "m", "refuse": 1}', path))[0] == 400
+    assert seen == [(path, BODY), (path, b'{"model": "m", "refuse": 1}')]
+
+
 async def test_the_bytes_of_an_answer_are_those_of_the_replica(
     upstream: Any, gateway: Any, head: Any
 ) -> None:

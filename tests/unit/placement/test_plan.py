@@ -146,3 +146,16 @@ def test_the_reasons_name_every_node() -> None:
     result = plan(ModelSizes((100,) * 6, 50), HEAD, others(2), 3)
     assert len(result.reasons) == 4
     assert "links are not weighed" in result.reasons[0]
+
+
+def test_a_model_that_cannot_be_cut_runs_on_the_head_or_the_reason_is_told() -> None:
+    sizes = ModelSizes((2**20,) * 4, 0, uncut="m.gguf is for embeddings")
+    for nodes in (None, 1):
+        result = plan(sizes, HEAD, others(3), nodes)
+        assert [stage.node for stage in result.stages] == ["h"]
+        assert "it runs on one node, since m.gguf is for embeddings" in result.reasons[0]
+    with pytest.raises(UsageError, match=r"runs on one node, not on 2: m\.gguf is for embeddings"):
+        plan(sizes, HEAD, others(3), 2)
+    small = Candidate("h", "attic", 2**20)
+    with pytest.raises(ModelError, match="5 MiB of memory, and attic has 1 MiB free; it runs on"):
+        plan(sizes, small, others(3), None)

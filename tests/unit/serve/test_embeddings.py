@@ -144,9 +144,9 @@ async def test_a_broken_engine_is_503(url_of: Any) -> None:
         ("embeddings", "/v1/embeddings", {"input": "a" * 50_001}, "takes 50000 at most"),
         ("embeddings", "/v1/rerank", {}, "does not do reranking; it is for embeddings"),
         ("embeddings", "/v1/chat/completions", {}, "does not do chats; it is for embeddings"),
-        ("rank", "/v1/embeddings", {}, "does not do embeddings; it is for rerank"),
-        ("rank", "/v1/completions", {}, "does not do completions; it is for rerank"),
-        ("rank", "/v1/rerank", {"query": "a" * 50_000, "documents": ["b"]},
+        ("ranks", "/v1/embeddings", {}, "does not do embeddings; it is for rerank"),
+        ("ranks", "/v1/completions", {}, "does not do completions; it is for rerank"),
+        ("ranks", "/v1/rerank", {"query": "a" * 50_000, "documents": ["b"]},
          "`documents[0]` with the query has 50001 tokens"),
     ],
 )  # fmt: skip
@@ -159,7 +159,7 @@ async def test_what_cannot_be_is_refused_in_one_line(
 
 
 async def test_ranks(url_of: Any) -> None:
-    encoder = ScriptedEncoder("rank")
+    encoder = ScriptedEncoder("ranks")
     url = await url_of(encoder)
     status, answer, _ = await post(url, "/v1/rerank", query="q", documents=["a", "abc", "ab"])
     assert status == 200

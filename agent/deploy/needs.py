@@ -1,0 +1,49 @@
+"""What a model needs of the nodes: the context it gets, bytes, and whether it stays in one piece.
+
+For `build.py`, which has placement (`agent.placement.plan`) find the nodes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.engine.cuttable import CutRule, check_cuttable, cut_rule
+from agent.engine.gguf_file import GgufFile, ModelFacts
+from agent.engine.purpose import ENCODER_CONTEXT
+from agent.errors import ModelError
+from agent.placement.plan import ModelSizes
+
+# Tokens, where nobody said: models are trained for 128 Ki and more, whose KV cache few nodes hold.
+DEFAULT_CONTEXT = 8192
+
+
+def default_context(facts: ModelFacts) -> int:
+    """Return how many tokens a model gets where nobody said."""
+    most = DEFAULT_CONTEXT if facts.purpose == "text" else ENCODER_CONTEXT
+    return min(facts.context, most)
+
+
+def cuts_of(path: Path) -> CutRule | str:
+    """Return where a model may be cut, or why it has to stay in one piece, as a clause."""
+    with GgufFile(path) as model:
+        if model.purpose != "text":
+            return f"{model.name} is for {model.purpose}, and computes each text in one piece"
+        try:
+            check_cuttable(model)
+        except ModelError as error:
+            return error.message.rstrip(".")
+        return cut_rule(model)
+
+
+def model_sizes(facts: ModelFacts, context: int, cuts: CutRule | str) -> ModelSizes:
+    """Return what placement needs to know of a model that keeps `context` tokens."""
+    # A tied model's output matrix is its embedding, but the head's two parts each hold a copy.
+    head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
+    cache = facts.kv_bytes_per_token * context
+    if facts.purpose != "text":
+        # Nothing is kept of a text, but every row of its batch attends to every one.
+        cache, head_bytes = 0, head_bytes + 4 * (facts.heads + 1) * context**2
+    layer_bytes = tuple(weights + cache for weights in facts.layer_bytes)
+    if isinstance(cuts, str):
+        return ModelSizes(layer_bytes, head_bytes, uncut=cuts)
+    return ModelSizes(layer_bytes, head_bytes, cuts.period, cuts.allows)

@@ -1,0 +1,75 @@
+"""What models need: from files that can be cut, that cannot, and that make embeddings."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import pytest
+
+from agent.deploy.needs import cuts_of, default_context, model_sizes
+from agent.engine.cuttable import CutRule
+from agent.engine.gguf_file import GgufFile, ModelFacts
+from agent.errors import ModelError, UsageError
+from agent.models import bundled
+from agent.placement.plan import Candidate, plan
+
+# The models of the engine's tests, which pytest's importlib mode does not put on the path.
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+
+import bert_models
+
+HEAD = Candidate("h", "head", 2**30)
+OTHERS = [Candidate(f"n{number}", f"node{number}", 2**30) for number in range(3)]
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    bert = bert_models.tiny(ranks=False, context=4096)
+    return bert.write(tmp_path / "encoder.gguf", gguf.PoolingType.MEAN)
+
+
+def facts_of(path: Path) -> ModelFacts:
+    with GgufFile(path) as file:
+        return file.facts()
+
+
+def test_a_model_for_text_may_be_cut_and_keeps_what_it_read() -> None:
+    facts = facts_of(bundled.path())
+    assert cuts_of(bundled.path()) == CutRule()
+    assert default_context(facts) == facts.context
+    sizes = model_sizes(facts, 100, CutRule())
+    assert sizes.layer_bytes[0] == facts.layer_bytes[0] + 100 * facts.kv_bytes_per_token
+    assert default_context(replace(facts, context=2**17)) == 8192
+
+
+def test_a_model_for_embeddings_stays_on_its_node(encoder: Path) -> None:
+    facts = facts_of(encoder)
+    reason = cuts_of(encoder)
+    assert reason == "encoder.gguf is for embeddings, and computes each text in one piece"
+    assert default_context(facts) == 2048
+    sizes = model_sizes(facts, 2048, reason)
+    assert sizes.layer_bytes == facts.layer_bytes, "it keeps nothing"
+    weights = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
+    # Measured: the attention's rows of four heads, and its mask.
+    assert sizes.head_bytes - weights == 5 * 4 * 2048**2
+    assert plan(sizes, HEAD, OTHERS, None).whole
+    with pytest.raises(UsageError, match=r"runs on one node, not on 3: encoder\.gguf is for embed"):
+        plan(sizes, HEAD, OTHERS, 3)
+
+
+def test_the_reason_why_a_model_cannot_be_cut_is_that_of_the_cut(encoder: Path) -> None:
+    path = encoder.with_name("other.gguf")
+    writer = gguf.GGUFWriter(path, "plamo")
+    writer.add_block_count(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reason = cuts_of(path)
+    assert reason.startswith("other.gguf cannot be cut: the architecture plamo")
+    sizes = model_sizes(facts_of(encoder), 512, reason)
+    with pytest.raises(ModelError, match="head has 0 MiB free; it runs on one node, since other"):
+        plan(sizes, replace(HEAD, free_bytes=0), OTHERS, None)
