@@ -113,8 +113,9 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     threads: Annotated[int, "Threads for llama.cpp; 0: one for each core it may use."] = 0
     frames: Annotated[
-        Literal["f32", "f16", "q8"], "Number format of activations between stages."
-    ] = "f32"
+        Literal["auto", "f32", "f16", "q8"], "Number format of activations between stages; auto: "
+        "for each link f32 (exact) if it is fast enough, else f16 or q8."
+    ] = "auto"  # fmt: skip
     frame_timeout_s: Annotated[
         float, "Seconds without an answer after which a ring counts as broken."
     ] = 30.0

@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 _CALL_TIMEOUT_S = 10.0
 _FACTS_TIMEOUT_S = 3.0
 _POLL_S = 0.1
+# A stage measures its link for so long at most, after the head is ready.
+_ROWS_TIMEOUT_S = 4.0
 # While fewer nodes than wished for are connected (the agent just started), planning waits so long.
 _NODES_TIMEOUT_S = 20.0
 
@@ -97,6 +99,12 @@ class Build:
         self.plan: Plan | None = None
         self.context = 0
         self.head: Engine | None = None
+        self._rows: tuple[str, ...] = ()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is split as it is, and in which types its rows travel, as sentences."""
+        return (*(self.plan.reasons if self.plan else ()), *self._rows)
 
     async def up(self) -> Engine:
         """Bring the ring up and return its head, which answers. Raises CoveyError."""
@@ -119,6 +127,8 @@ class Build:
         if self.head is None:
             raise EngineError(f"no head came up for {self._wish.name}")
         await self.head.wait_ready()
+        if not self.plan.whole:
+            self._rows = await self._row_types(self.plan, self.head)
         return self.head
 
     async def down(self) -> None:
@@ -240,6 +250,20 @@ class Build:
             f"{self._settings.engine.load_timeout_s:.0f} s",
             hint="Raise engine.load_timeout_s for a slow link or disk.",
         )
+
+    async def _row_types(self, plan: Plan, head: Engine) -> tuple[str, ...]:
+        """Say how rows leave each node; a stage that is not ready yet is waited for a little."""
+        said = [f"rows leave {plan.stages[0].name} as {head.rows}"]
+        deadline = asyncio.get_running_loop().time() + _ROWS_TIMEOUT_S
+        for index, stage in enumerate(plan.stages[1:-1], 1):
+            node = NodeId.parse(stage.node)
+            while not (state := await self._stage_state(index, node)).rows:
+                if asyncio.get_running_loop().time() > deadline:
+                    break
+                await asyncio.sleep(_POLL_S)
+            if state.rows:
+                said.append(f"rows leave {stage.name} as {state.rows}")
+        return tuple(said)
 
     async def _stay_heard(self, nodes: Sequence[NodeId]) -> None:
         """Ask the stages that have loaded now and then while others load: they wait for a word."""

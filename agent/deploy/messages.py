@@ -25,7 +25,7 @@ from agent.ownership.lease import Token
 PROTOCOL = "/covey/deployments/1"
 
 Phase = Literal["fetching", "loading", "listening", "ready", "broken", "unknown"]
-FrameType = Literal["f32", "f16", "q8"]
+FrameType = Literal["auto", "f32", "f16", "q8"]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -89,12 +89,16 @@ class StopRing(_Message, frozen=True):
 
 
 class StageState(_Message, frozen=True):
-    """A stage's answer: its phase, bytes fetched of all, its port, and why it broke."""
+    """A stage's answer: its phase, bytes fetched of all, its port, and why it broke.
+
+    `rows` says in which type rows leave it once it is ready.
+    """
 
     phase: Phase
     done: int = 0
     total: int = 0
     port: int = 0
+    rows: str = ""
     message: str = ""
     hint: str = ""
 

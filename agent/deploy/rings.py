@@ -159,7 +159,7 @@ class Rings:
             stages=tuple(
                 Placed(s.node, s.name, s.first, s.last) for s in (found.stages if found else ())
             ),
-            reasons=found.reasons if found else (), url=url,
+            reasons=built.reasons if built else (), url=url,
             error=to_wire(known.error) if known.error else None,
         )  # fmt: skip
 

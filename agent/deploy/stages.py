@@ -147,7 +147,7 @@ class StageHost:
             self._set(stage, "listening", port=stage.engine.port)
             await self._wait_connected(stage)
             await stage.engine.wait_ready()
-            self._set(stage, "ready", port=stage.engine.port)
+            self._set(stage, "ready", port=stage.engine.port, rows=stage.engine.rows)
             raise await stage.engine.wait_ended() or EngineError("the engine was stopped")
         except CoveyError as error:
             _log.warning("stage ring=%s index=%d broke: %s", request.ring, request.index,
@@ -190,10 +190,12 @@ class StageHost:
                 stage.task.cancel()
                 await asyncio.wait([stage.task])
 
-    def _set(self, stage: _Stage, phase: Any, *, done: int | None = None, port: int = 0) -> None:
+    def _set(
+        self, stage: _Stage, phase: Any, *, done: int | None = None, port: int = 0, rows: str = ""
+    ) -> None:
         total = stage.request.size
         stage.state = StageState(
-            phase=phase, done=total if done is None else done, total=total, port=port
+            phase=phase, done=total if done is None else done, total=total, port=port, rows=rows
         )
 
     def _of(self, ring: str) -> list[_Stage]:

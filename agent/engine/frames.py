@@ -1,24 +1,25 @@
 """What travels between the stages of a ring: frames of rows, and the few messages around them.
 
-A core: bytes in, messages out; `link.py` has the sockets. Used by the head and by every stage.
-Order on a connection is the only synchronisation, so that all stages apply the same operations to
-the same KV cache.
+A core: bytes in, messages out; `link.py` has the sockets, `rows.py` writes and reads rows in the
+types below. Used by the head and by every stage. Order on a connection is the only synchronisation,
+so that all stages apply the same operations to the same KV cache.
 
 A message is a header of 24 bytes, little-endian, and a body:
 
-| header field  | bytes | meaning                                        |
-|---------------|-------|------------------------------------------------|
-| magic         | 4     | b"CVY1"                                        |
-| kind          | 1     | 1 hello, 2 frame, 3 ping, 4 fault              |
-| row type      | 1     | 0 f32, 1 f16, 2 q8 (a frame's rows)            |
-| operations    | 2     | how many (a frame)                             |
-| rows          | 4     | how many (a frame)                             |
-| body          | 4     | bytes that follow                              |
-| epoch         | 8     | the ring's life that this belongs to           |
+| header field  | bytes | meaning                                                |
+|---------------|-------|--------------------------------------------------------|
+| magic         | 4     | b"CVY2"                                                |
+| kind          | 1     | 1 hello, 2 frame, 3 ping, 4 fault, 5 probe, 6 echo     |
+| row type      | 1     | 0 f32, 1 f16, 2 q8 (a frame's rows)                    |
+| operations    | 2     | how many (a frame)                                     |
+| rows          | 4     | how many (a frame)                                     |
+| body          | 4     | bytes that follow                                      |
+| epoch         | 8     | the ring's life that this belongs to                   |
 
 A frame's body: the operations (20 bytes each), the (sequence, position) pairs (8 bytes each), the
-rows. q8 stores 32 values as one f32 scale and 32 signed bytes: 9 bits a value. A hello names the
-ring, the sender's stage and the layer that comes next; a fault says which stage broke, and why.
+rows. q8 is llama.cpp's Q8_0: 32 values as one f16 scale and 32 signed bytes, 8.5 bits a value. A
+hello names the ring, the sender's stage and the layer that comes next; a fault says which stage
+broke, and why. A probe is as large as its sender likes, and answered with an echo (`calibrate.py`).
 Whatever does not fit raises PeerError, and nothing is allocated for a length that cannot be true.
 """
 
@@ -34,9 +35,9 @@ import numpy.typing as npt
 
 from agent.errors import PeerError
 
-MAGIC = b"CVY1"
+MAGIC = b"CVY2"
 HEADER = struct.Struct("<4sBBHIIQ")
-_HELLO = struct.Struct("<16sIIIB3x32s")
+_HELLO = struct.Struct("<16sIII32s")
 _OPERATION = struct.Struct("<iiiii")
 _FAULT_STAGE = struct.Struct("<I")
 _PAIR_BYTES = 8
@@ -44,9 +45,10 @@ _REMOVE, _COPY = 1, 2
 # A batch has a few operations; this is room for one for each of many sequences.
 MAX_OPERATIONS = 1_024
 MAX_FAULT_BYTES = 400
-_Q8_BLOCK = 32
-_Q8 = np.dtype([("scale", "<f4"), ("values", "i1", (_Q8_BLOCK,))])
-_F16_MAX = 65_504.0
+MAX_PROBE_BYTES = 4 << 20
+Q8_BLOCK = 32
+_Q8_BLOCK_BYTES = 2 + Q8_BLOCK
+_POSITIONS = 1 << 31
 
 Ints = npt.NDArray[np.int32]
 Marks = npt.NDArray[np.int8]
@@ -61,24 +63,26 @@ class Kind(enum.IntEnum):
     FRAME = 2
     PING = 3
     FAULT = 4
+    PROBE = 5
+    ECHO = 6
 
 
 class RowType(enum.IntEnum):
-    """How rows are written: exact, half, or quantised to 9 bits a value."""
+    """How rows are written: exact, half, or quantised to 8.5 bits a value."""
 
     F32 = 0
     F16 = 1
     Q8 = 2
 
     def row_bytes(self, n_embd: int) -> int:
-        """Return how many bytes a row of `n_embd` values takes."""
+        """Return how many bytes a row of `n_embd` values takes; q8 wants a multiple of 32."""
         match self:
             case RowType.F32:
                 return 4 * n_embd
             case RowType.F16:
                 return 2 * n_embd
             case RowType.Q8:
-                return -(-n_embd // _Q8_BLOCK) * _Q8.itemsize
+                return n_embd // Q8_BLOCK * _Q8_BLOCK_BYTES
 
 
 @dataclass(frozen=True)
@@ -116,18 +120,21 @@ class Hello:
     stage: int
     layer: int
     n_embd: int
-    row_type: RowType
     model: bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Operations, then rows (n, n_embd) with their (sequence, position) pairs (n, 2)."""
+    """Operations, then rows with their (sequence, position) pairs (n, 2).
+
+    f32 rows are (n, n_embd) values; those of another type (n, row bytes) bytes (`rows.py`).
+    """
 
     epoch: int
     operations: tuple[Operation, ...]
     pairs: Pairs
     rows: Rows
+    row_type: RowType = RowType.F32
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,21 @@ class Fault:
     reason: str
 
 
-Message = Hello | Frame | Ping | Fault
+@dataclass(frozen=True)
+class Probe:
+    """Bytes that say nothing, so that their sender learns how long they take."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A probe has come whole; sent back on the same connection."""
+
+    epoch: int
+
+
+Message = Hello | Frame | Ping | Fault | Probe | Echo
 
 
 @dataclass(frozen=True)
@@ -160,9 +181,7 @@ class Limits:
 
 def encode_hello(hello: Hello) -> bytes:
     """Return the message's bytes."""
-    body = _HELLO.pack(
-        hello.ring, hello.stage, hello.layer, hello.n_embd, hello.row_type, hello.model
-    )
+    body = _HELLO.pack(hello.ring, hello.stage, hello.layer, hello.n_embd, hello.model)
     return HEADER.pack(MAGIC, Kind.HELLO, 0, 0, 0, len(body), hello.epoch) + body
 
 
@@ -178,16 +197,27 @@ def encode_fault(fault: Fault) -> bytes:
     return HEADER.pack(MAGIC, Kind.FAULT, 0, 0, 0, len(body), fault.epoch) + body
 
 
-def encode_frame(frame: Frame, row_type: RowType) -> list[bytes | memoryview]:
-    """Return the frame's bytes in pieces, to be written in one go; rows in f32 are not copied."""
+def encode_probe(probe: Probe, size: int) -> list[bytes | memoryview]:
+    """Return the message's bytes in pieces, the last a body of `size` bytes."""
+    return [HEADER.pack(MAGIC, Kind.PROBE, 0, 0, 0, size, probe.epoch), bytes(size)]
+
+
+def encode_echo(echo: Echo) -> bytes:
+    """Return the message's bytes."""
+    return HEADER.pack(MAGIC, Kind.ECHO, 0, 0, 0, 0, echo.epoch)
+
+
+def encode_frame(frame: Frame) -> list[bytes | memoryview]:
+    """Return the frame's bytes in pieces, to be written in one go; the rows are not copied."""
     operations = b"".join(map(_pack_operation, frame.operations))
-    pairs = np.ascontiguousarray(frame.pairs, np.int32)
-    rows = _write_rows(frame.rows, row_type)
-    size = len(operations) + pairs.nbytes + rows.nbytes
+    pairs = frame.pairs.tobytes()
+    size = len(operations) + len(pairs) + frame.rows.nbytes
     header = HEADER.pack(
-        MAGIC, Kind.FRAME, row_type, len(frame.operations), len(frame.pairs), size, frame.epoch
-    )
-    return [header + operations + pairs.tobytes(), rows.reshape(-1).view(np.uint8).data]
+        MAGIC, Kind.FRAME, frame.row_type, len(frame.operations), len(frame.pairs), size,
+        frame.epoch,
+    )  # fmt: skip
+    start = header + operations + pairs
+    return [start, frame.rows.data.cast("B")] if len(frame.pairs) else [start]
 
 
 def _pack_operation(operation: Operation) -> bytes:
@@ -196,45 +226,6 @@ def _pack_operation(operation: Operation) -> bytes:
             return _OPERATION.pack(_REMOVE, sequence, -1, start, stop)
         case Copy(source, target, start, stop):
             return _OPERATION.pack(_COPY, source, target, start, stop)
-
-
-def _write_rows(rows: Rows, row_type: RowType) -> Rows:
-    match row_type:
-        case RowType.F32:
-            return np.ascontiguousarray(rows, np.float32)
-        case RowType.F16:
-            return np.clip(rows, -_F16_MAX, _F16_MAX).astype(np.float16)
-        case RowType.Q8:
-            return _quantise(np.asarray(rows, np.float32))
-
-
-def _quantise(rows: Rows) -> Rows:
-    count, n_embd = rows.shape
-    blocks = -(-n_embd // _Q8_BLOCK)
-    if n_embd % _Q8_BLOCK:
-        rows = np.pad(rows, ((0, 0), (0, blocks * _Q8_BLOCK - n_embd)))
-    values = rows.reshape(count, blocks, _Q8_BLOCK)
-    packed = np.empty((count, blocks), _Q8)
-    scale = np.abs(values).max(axis=2, initial=0.0) / 127.0
-    packed["scale"] = scale
-    divisor = np.where(scale > 0.0, scale, 1.0)[:, :, None]
-    packed["values"] = np.clip(np.rint(values / divisor), -127, 127)
-    return packed
-
-
-def _read_rows(body: memoryview, row_type: RowType, count: int, n_embd: int) -> Rows:
-    match row_type:
-        case RowType.F32:
-            return np.frombuffer(body, "<f4").reshape(count, n_embd)
-        case RowType.F16:
-            return np.frombuffer(body, "<f2").reshape(count, n_embd)
-        case RowType.Q8:
-            blocks = -(-n_embd // _Q8_BLOCK)
-            packed = np.frombuffer(body, _Q8).reshape(count, blocks)
-            with np.errstate(all="ignore"):  # a scale may be anything: see `_frame`
-                values = packed["values"] * packed["scale"][:, :, None]
-            rows: Rows = values.reshape(count, blocks * _Q8_BLOCK)[:, :n_embd]
-            return rows
 
 
 def stage_name(stage: int, address: str = "") -> str:
@@ -255,6 +246,8 @@ class Decoder:
         self._limits = limits
         self._sender = sender
         self._header = bytearray(HEADER.size)
+        # As unsigned numbers negative ones are too large.
+        self._bounds = np.array([limits.n_seq, _POSITIONS], np.uint32)
         self._begin()
 
     def _begin(self) -> None:
@@ -323,13 +316,17 @@ class Decoder:
                     raise self._bad(f"{rows} rows, at most {self._limits.max_rows} are allowed")
                 if operations > MAX_OPERATIONS:
                     raise self._bad(f"{operations} operations")
+                if self._row_type is RowType.Q8 and self._limits.n_embd % Q8_BLOCK:
+                    raise self._bad(f"q8 rows of {self._limits.n_embd} values")
                 row_bytes = self._row_type.row_bytes(self._limits.n_embd)
                 expected = operations * _OPERATION.size + rows * (_PAIR_BYTES + row_bytes)
                 fits = size == expected
             case Kind.HELLO:
                 fits = size == _HELLO.size
-            case Kind.PING:
+            case Kind.PING | Kind.ECHO:
                 fits = size == 0
+            case Kind.PROBE:
+                fits = size <= MAX_PROBE_BYTES
             case Kind.FAULT:
                 fits = _FAULT_STAGE.size <= size <= _FAULT_STAGE.size + MAX_FAULT_BYTES
         if not fits:
@@ -341,12 +338,14 @@ class Decoder:
             case Kind.FRAME:
                 return self._frame(body)
             case Kind.HELLO:
-                ring, stage, layer, n_embd, row_type, model = _HELLO.unpack(body)
-                if row_type not in list(RowType):
-                    raise self._bad(f"row type {row_type}")
-                return Hello(ring, self._epoch, stage, layer, n_embd, RowType(row_type), model)
+                ring, stage, layer, n_embd, model = _HELLO.unpack(body)
+                return Hello(ring, self._epoch, stage, layer, n_embd, model)
             case Kind.PING:
                 return Ping(self._epoch)
+            case Kind.PROBE:
+                return Probe(self._epoch)
+            case Kind.ECHO:
+                return Echo(self._epoch)
             case Kind.FAULT:
                 (stage,) = _FAULT_STAGE.unpack_from(body)
                 text = bytes(body[_FAULT_STAGE.size :]).decode("utf-8", "replace")
@@ -354,21 +353,23 @@ class Decoder:
                 return Fault(self._epoch, stage, reason)
 
     def _frame(self, body: memoryview) -> Frame:
+        count, row_type, n_embd = self._count, self._row_type, self._limits.n_embd
         pairs_at = self._operations * _OPERATION.size
-        rows_at = pairs_at + self._count * _PAIR_BYTES
-        operations = tuple(
-            self._operation(*fields) for fields in _OPERATION.iter_unpack(body[:pairs_at])
-        )
-        pairs = np.frombuffer(body[pairs_at:rows_at], "<i4").reshape(self._count, 2)
-        if self._count and (pairs.min() < 0 or pairs[:, 0].max() >= self._limits.n_seq):
+        rows_at = pairs_at + count * _PAIR_BYTES
+        operations: tuple[Operation, ...] = ()
+        if self._operations:
+            fields = _OPERATION.iter_unpack(body[:pairs_at])
+            operations = tuple(self._operation(*each) for each in fields)
+        pairs = np.frombuffer(body, "<i4", 2 * count, pairs_at).reshape(count, 2)
+        if (pairs.view(np.uint32) >= self._bounds).any():
             raise self._bad("a sequence or position out of range")
-        rows = _read_rows(body[rows_at:], self._row_type, self._count, self._limits.n_embd)
-        # A sum is finite only if every value is; an overflow of the sum itself needs 1e308.
-        with np.errstate(all="ignore"):
-            total = rows.sum(dtype=np.float64)
-        if not np.isfinite(total):
-            raise self._bad("rows that are not finite")
-        return Frame(self._epoch, operations, pairs, rows)
+        if row_type is RowType.F32:
+            rows = np.frombuffer(body, "<f4", count * n_embd, rows_at).reshape(count, n_embd)
+        else:
+            row_bytes = row_type.row_bytes(n_embd)
+            rows = np.frombuffer(body, np.uint8, count * row_bytes, rows_at)
+            rows = rows.reshape(count, row_bytes)
+        return Frame(self._epoch, operations, pairs, rows, row_type)
 
     def _operation(self, kind: int, first: int, second: int, start: int, stop: int) -> Operation:
         known = range(self._limits.n_seq)

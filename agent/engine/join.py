@@ -210,7 +210,7 @@ def _read_hello(
 
 def _check_hello(hello: Hello, member: Membership, stage: int, layer: int) -> None:
     wanted = replace(member.hello(layer), stage=stage)
-    for what in ("ring", "epoch", "stage", "layer", "n_embd", "row_type", "model"):
+    for what in ("ring", "epoch", "stage", "layer", "n_embd", "model"):
         found, own = getattr(hello, what), getattr(wanted, what)
         if found != own:
             shown = [

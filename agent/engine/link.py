@@ -20,18 +20,27 @@ from dataclasses import dataclass
 
 from agent.engine.frames import (
     Decoder,
+    Echo,
     Fault,
     Frame,
     Hello,
     Limits,
     Message,
+    Operation,
+    Pairs,
     Ping,
+    Probe,
+    Rows,
     RowType,
+    encode_echo,
     encode_fault,
     encode_frame,
     encode_ping,
+    encode_probe,
     stage_name,
 )
+from agent.engine.row_types import LinkTypes
+from agent.engine.rows import pack, unpack
 from agent.errors import EngineError, PeerError
 
 log = logging.getLogger(__name__)
@@ -55,6 +64,7 @@ class Membership:
     """What both ends of a connection must agree on, and this end's place in the ring.
 
     `stages` counts all processes of the ring with the head, `stage` is this one (the head is 0).
+    `row_type` is how rows leave this stage; None: as the link's bandwidth has it.
     """
 
     ring: bytes
@@ -62,7 +72,7 @@ class Membership:
     stage: int
     stages: int
     limits: Limits
-    row_type: RowType
+    row_type: RowType | None
     model: bytes
     silence_s: float
 
@@ -81,11 +91,14 @@ class Membership:
         """How long to be quiet before a ping."""
         return self.silence_s / _PINGS_PER_SILENCE
 
+    @property
+    def turn_s(self) -> float:
+        """How long a frame may take to a neighbour, or round the ring, although everybody lives."""
+        return self.silence_s * self.stages
+
     def hello(self, layer: int) -> Hello:
         """Return this end's hello, for the boundary before `layer`."""
-        return Hello(
-            self.ring, self.epoch, self.stage, layer, self.limits.n_embd, self.row_type, self.model
-        )
+        return Hello(self.ring, self.epoch, self.stage, layer, self.limits.n_embd, self.model)
 
 
 class Inlet:
@@ -123,7 +136,8 @@ class Inlet:
     def pump(self) -> None:
         """Receive what is there, without waiting; raises Lost when the connection ended.
 
-        Stops after a frame, so that it is worked on before the next one is read.
+        Stops after a message, so that a frame is worked on before the next one is read, and whoever
+        floods this end with small ones keeps it from nothing.
         """
         while True:
             try:
@@ -136,34 +150,39 @@ class Inlet:
                 raise Lost(self.stage, f"{self.name} was lost (it closed the connection)")
             self._heard = time.monotonic()
             message = self._decoder.advance(count)
-            if message is not None and self._note(message):
+            if message is not None:
+                self._note(message)
                 return
 
-    def _note(self, message: Message) -> bool:
+    def _note(self, message: Message) -> None:
         match message:
             case Fault(_, stage, reason):
                 raise Lost(stage, reason)
             case Ping():
-                return False
+                pass
+            case Probe():
+                with contextlib.suppress(OSError):  # if it ended, the next read will say so
+                    self._socket.send(encode_echo(Echo(self._member.epoch)))
             case Frame(epoch) if epoch < self._member.epoch:
                 log.info("dropped a frame of epoch %d, this is %d", epoch, self._member.epoch)
-                return False
             case Frame(epoch) if epoch > self._member.epoch:
                 raise PeerError(
                     f"{self.name} sent a frame of epoch {epoch}, this is {self._member.epoch}."
                 )
             case _:
                 self._waiting.append(message)
-                return True
 
     def frame(self) -> Frame | None:
-        """Return a received frame, None when there is none yet."""
+        """Return a received frame, its rows in f32 and finite; None when there is none yet."""
         if not self._waiting:
             return None
         message = self._waiting.popleft()
         if not isinstance(message, Frame):
-            raise PeerError(f"{self.name} sent a second hello.")
-        return message
+            raise PeerError(f"{self.name} sent a second {type(message).__name__.lower()}.")
+        try:
+            return unpack(message, self._member.limits.n_embd)
+        except ValueError as error:
+            raise PeerError(f"{self.name} sent {error}.") from None
 
     def check_alive(self) -> None:
         """Raise Lost when the predecessor has been silent for too long."""
@@ -185,15 +204,48 @@ class Outlet:
         self.stage = member.successor
         self.name = stage_name(self.stage, address)
         self._sent = -math.inf
+        self._decoder = Decoder(member.limits, self.name)
+        self.types = LinkTypes(member.limits.n_embd, member.row_type)
+        self.ping_s = member.ping_s
         connection.setblocking(False)
 
-    def send(self, frame: Frame, drain: Inlet | None = None) -> None:
-        """Send a frame; while the successor is slow, receive into `drain` (so no ring can lock)."""
-        self._send(encode_frame(frame, self._member.row_type), drain)
+    def fileno(self) -> int:
+        """The socket, for select."""
+        return self._socket.fileno()
+
+    def send(
+        self, operations: tuple[Operation, ...], pairs: Pairs, rows: Rows,
+        drain: Inlet | None = None,
+    ) -> None:  # fmt: skip
+        """Send a frame of f32 rows in the link's type for so many; they are not changed.
+
+        While the successor is slow, receive into `drain`, so that no ring can lock.
+        """
+        frame = Frame(self._member.epoch, operations, pairs, rows)
+        self._send(encode_frame(pack(frame, self.types.of(len(pairs)))), drain)
+
+    def probe(self, size: int, drain: Inlet) -> None:
+        """Send a probe of `size` bytes; `echoed` says when it has arrived."""
+        self._send(encode_probe(Probe(self._member.epoch), size), drain)
+
+    def echoed(self) -> bool:
+        """Receive what the successor has said, without waiting; return whether that is an echo."""
+        try:
+            count = self._socket.recv_into(self._decoder.space())
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            raise Lost(self.stage, f"{self.name} was lost ({error.strerror})") from None
+        if count == 0:
+            raise Lost(self.stage, f"{self.name} was lost (it closed the connection)")
+        message = self._decoder.advance(count)
+        if message is not None and not isinstance(message, Echo):
+            raise PeerError(f"{self.name} sent what is no echo.")
+        return message is not None
 
     def ping(self) -> None:
         """Send a ping if nothing has been sent for a while."""
-        if time.monotonic() - self._sent >= self._member.ping_s:
+        if time.monotonic() - self._sent >= self.ping_s:
             self._send([encode_ping(Ping(self._member.epoch))], None)
 
     def fault(self, stage: int, reason: str) -> None:
@@ -203,7 +255,8 @@ class Outlet:
 
     def _send(self, pieces: Sequence[bytes | memoryview], drain: Inlet | None) -> None:
         rest = [memoryview(piece) for piece in pieces if len(piece)]
-        deadline = time.monotonic() + self._member.silence_s
+        began = time.monotonic()
+        deadline = began + self._member.silence_s
         while rest:
             try:
                 count = self._socket.sendmsg(rest)
@@ -212,7 +265,7 @@ class Outlet:
                 continue
             except OSError as error:
                 raise Lost(self.stage, f"{self.name} was lost ({error.strerror})") from None
-            deadline = time.monotonic() + self._member.silence_s
+            deadline = min(time.monotonic() + self._member.silence_s, began + self._member.turn_s)
             while rest and count >= len(rest[0]):
                 count -= len(rest.pop(0))
             if rest:
@@ -222,9 +275,7 @@ class Outlet:
     def _wait(self, drain: Inlet | None, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise Lost(
-                self.stage, f"{self.name} has taken nothing for {self._member.silence_s:.0f} s"
-            )
+            raise Lost(self.stage, f"{self.name} took too long to take a frame")
         poll = select.poll()
         poll.register(self._socket, select.POLLOUT)
         if drain is not None:

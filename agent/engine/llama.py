@@ -39,6 +39,7 @@ _LOG_ERROR = 4
 _LOG_CONTINUES = 5
 _MEMORY_FULL = 1
 _KEPT_ERRORS = 8
+_FLOATS = ctypes.POINTER(ctypes.c_float)
 
 _library: Any = llama_cpp.llama_cpp._lib
 _tensor_name = _library.ggml_get_name
@@ -195,8 +196,10 @@ class Context:
         parameters.flash_attn_type = int(limits.flash_attention)
         parameters.kv_unified = True
         parameters.no_perf = True
-        self._batch = _Batch(limits.n_batch, weights.n_embd)
-        self._entered = self._captured = 0
+        self._batch = _Batch(limits.n_batch)
+        self._batch.outputs[:] = 1
+        self._entering, self._entered = (0, 0), 0  # an address and bytes
+        self._captured = 0
         self._rows: Rows = np.empty(
             (limits.n_batch if keeps_rows else 0, weights.n_embd), np.float32
         )
@@ -228,9 +231,7 @@ class Context:
         entry = self.weights.rows_enter
         leaving = b"l_out-%d" % (self.weights.layers - 1) if keeps_rows else None
         wanted = {entry, leaving} - {None}
-        source = self._batch.rows.ctypes.data
-        target = self._rows.ctypes.data
-        room = self._batch.rows.nbytes
+        target, room = self._rows.ctypes.data, self._rows.nbytes
         name = _tensor_name
 
         def on_tensor(tensor: int, asks: bool, _user: object) -> bool:
@@ -238,7 +239,8 @@ class Context:
                 return name(tensor) in wanted
             size = _tensor_bytes(tensor)
             if name(tensor) == entry:
-                if size <= room:
+                source, there = self._entering
+                if size <= there:
                     _tensor_write(tensor, source, 0, size)
                     self._entered = size
                 return True
@@ -265,20 +267,25 @@ class Context:
         return self._decode(batch.of_tokens, len(tokens), sequences, positions, outputs)
 
     def decode_rows(
-        self, rows: npt.NDArray[Any], sequences: Ints, positions: Ints, outputs: Marks
+        self, rows: Rows, sequences: Ints, positions: Ints, outputs: Marks | None = None
     ) -> Rows:
-        """Decode rows (n, n_embd) that an earlier part made.
+        """Decode rows (n, n_embd) that an earlier part made; llama.cpp reads them where they are.
 
-        `outputs` marks the rows whose logits are wanted (a part that keeps rows takes all).
+        `outputs` marks the rows whose logits are wanted; only a part that keeps rows, which takes
+        all, does without.
         Returns this part's rows (n, n_embd), valid until the next decode; none for a last part.
         Raises EngineError when the KV cache is full or llama.cpp fails.
         """
-        np.copyto(self._batch.rows[: len(rows)], rows)
+        if not rows.flags.c_contiguous or rows.shape[1] != self.weights.n_embd:
+            raise ValueError(f"rows of shape {rows.shape} are not those of this part")
+        address = rows.ctypes.data
         if not self.weights.rows_enter:
-            return self._decode(self._batch.of_rows, len(rows), sequences, positions, outputs)
-        self._entered = 0
+            batch = self._batch.of_rows
+            batch.embd = ctypes.cast(address, _FLOATS)
+            return self._decode(batch, len(rows), sequences, positions, outputs)
+        self._entering, self._entered = (address, rows.nbytes), 0
         found = self._decode(self._batch.of_tokens, len(rows), sequences, positions, outputs)
-        if self._entered != rows.size * 4:
+        if self._entered != rows.nbytes:
             raise EngineError(
                 f"llama.cpp took {self._entered} bytes of rows into {self.weights.path.name} "
                 f"for {len(rows)} rows of {self.weights.n_embd} values."
@@ -286,12 +293,13 @@ class Context:
         return found
 
     def _decode(
-        self, batch: Any, count: int, sequences: Ints, positions: Ints, outputs: Marks
+        self, batch: Any, count: int, sequences: Ints, positions: Ints, outputs: Marks | None
     ) -> Rows:
         arrays = self._batch
         arrays.sequences[:count] = sequences
         arrays.positions[:count] = positions
-        arrays.outputs[:count] = 1 if self._outputs_all else outputs
+        if outputs is not None and not self._outputs_all:
+            arrays.outputs[:count] = outputs
         batch.n_tokens = count
         self._captured = 0
         result = self._compute(self.handle, batch)
@@ -345,9 +353,8 @@ class Context:
 class _Batch:
     """The arrays of a llama_batch, as numpy arrays that llama.cpp reads in place."""
 
-    def __init__(self, size: int, n_embd: int) -> None:
+    def __init__(self, size: int) -> None:
         self.tokens: Ints = np.zeros(size, np.int32)
-        self.rows: Rows = np.zeros((size, n_embd), np.float32)
         self.positions: Ints = np.zeros(size, np.int32)
         self.sequences: Ints = np.zeros(size, np.int32)
         self.outputs: Marks = np.zeros(size, np.int8)
@@ -356,10 +363,10 @@ class _Batch:
         base = self.sequences.ctypes.data
         step = self.sequences.itemsize
         self._pointers = np.arange(base, base + size * step, step, dtype=np.uintp)
-        self.of_tokens = self._struct(self.tokens, None)
-        self.of_rows = self._struct(None, self.rows)
+        self.of_tokens = self._struct(self.tokens)
+        self.of_rows = self._struct(None)
 
-    def _struct(self, tokens: Ints | None, rows: Rows | None) -> Any:
+    def _struct(self, tokens: Ints | None) -> Any:
         def pointer(array: npt.NDArray[Any] | None, kind: Any) -> Any:
             if array is None:
                 return ctypes.POINTER(kind)()
@@ -368,7 +375,7 @@ class _Batch:
         return llama_cpp.llama_batch(
             0,
             pointer(tokens, ctypes.c_int32),
-            pointer(rows, ctypes.c_float),
+            _FLOATS(),
             pointer(self.positions, ctypes.c_int32),
             pointer(self._counts, ctypes.c_int32),
             ctypes.cast(self._pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),

@@ -36,11 +36,15 @@ class PipelineStats:
 
 
 class Pipeline(Protocol):
-    """Takes batches, and after each `collect` has the logits of the oldest one in `context`."""
+    """Takes batches, and after each `collect` has the logits of the oldest one in `context`.
+
+    `rows` says for people in which type rows leave the head; empty where none do.
+    """
 
     context: Context
     stats: PipelineStats
     depth: int
+    rows: str
 
     @property
     def in_flight(self) -> int:
@@ -68,6 +72,7 @@ class WholePipeline:
     """The whole model in this process."""
 
     depth = 1
+    rows = ""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -110,6 +115,7 @@ class RingPipeline:
         self.stats = PipelineStats()
         # One batch in each process keeps them all at work.
         self.depth = member.stages
+        self.rows = str(outlet.types)
         self._first = first
         self._member = member
         self._inlet = inlet
@@ -135,7 +141,7 @@ class RingPipeline:
             )
             decoding = time.thread_time() - started_cpu
             self.stats.decode_s += time.perf_counter() - started
-        self._outlet.send(Frame(self._member.epoch, batch.operations, pairs, rows), self._inlet)
+        self._outlet.send(batch.operations, pairs, rows, self._inlet)
         self._pending.append(batch)
         self.stats.own_s += time.thread_time() - began - decoding
         self.stats.batches += 1
@@ -168,7 +174,7 @@ class RingPipeline:
         poll.register(self._inlet, select.POLLIN)
         # Stages ping while they wait for each other, so silence is a fault of the last one; a
         # frame that never comes although they ping is bounded by a turn of silence for each.
-        deadline = time.monotonic() + self._member.silence_s * self._member.stages
+        deadline = time.monotonic() + self._member.turn_s
         while (frame := self._inlet.frame()) is None:
             if poll.poll(self._member.ping_s * 1000):
                 self._inlet.pump()

@@ -14,11 +14,12 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.engine import selftest
+from agent.engine.calibrate import measure
 from agent.engine.channel import STDIN, Channel
 from agent.engine.cut import CutOrigin, origin
 from agent.engine.frames import Limits
@@ -127,6 +128,10 @@ def _join(
         dialled = Dialled(member, leaving, spec.listen, successor, patience)
         inlet = listener.accept(member, entering, spec.predecessor, patience)
         outlet = dialled.finish(patience)
+        outlet.ping()
+        if member.row_type is None:
+            bandwidth = measure(inlet, outlet, patience)
+            outlet.types = replace(outlet.types, bandwidth=bandwidth)
     except BaseException as error:
         if dialled is not None:
             dialled.close()
@@ -135,7 +140,7 @@ def _join(
         raise
     finally:
         listener.close()
-    outlet.ping()
+    log.info("rows go to %s as %s", outlet.name, outlet.types)
     return inlet, outlet
 
 
@@ -161,8 +166,9 @@ def run_stage(spec: EngineSpec, channel: Channel) -> None:
         raise
     if joined is None:
         return
-    channel.emit(Event("ready"))
-    stage = Stage(loaded.contexts[0], member, *joined)
+    inlet, outlet = joined
+    channel.emit(Event("ready", rows=str(outlet.types)))
+    stage = Stage(loaded.contexts[0], member, inlet, outlet)
     try:
         stage.run(STDIN, channel.poll)
     except CoveyError as error:
@@ -220,6 +226,7 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
                 http_port=http_port,
                 load_s=loaded.load_s,
                 use_extra_bufts=loaded.use_extra_bufts,
+                rows=pipeline.rows,
             )
         )
         loop.add_reader(STDIN, lambda: stop.set() if channel.poll() else None)

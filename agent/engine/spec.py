@@ -13,7 +13,7 @@ from agent.engine.frames import RowType, stage_name
 from agent.errors import ConfigError
 
 Role = Literal["whole", "head", "stage"]
-_ROW_TYPES = {"f32": RowType.F32, "f16": RowType.F16, "q8": RowType.Q8}
+_ROW_TYPES = {"auto": None, "f32": RowType.F32, "f16": RowType.F16, "q8": RowType.Q8}
 _FILES = {"whole": 1, "stage": 1, "head": 2}
 RING_ID_BYTES = 16
 # llama.cpp keeps 256 sequences at most.
@@ -26,6 +26,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     `files` are paths: the model (whole), the part (stage), or the first and the last part (head).
     `ring` is 16 bytes in hex; `stages` counts the ring's processes with the head, which is stage 0.
     `listen` and `predecessor` are overlay addresses; the latter is the only one that may connect.
+    `row_type` is how rows leave this stage; auto: by the bandwidth of its link.
     `http_address` empty means no HTTP server; port 0 lets the system choose one. `n_ctx` 0 is the
     model's own context, for all `slots` requests together that are served at once. `threads` 0 is
     one for each CPU. `silence_s` is how long a stage may be
@@ -42,7 +43,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     threads: int = 0
     gpu_layers: int = 0
     flash_attention: bool = False
-    row_type: Literal["f32", "f16", "q8"] = "f32"
+    row_type: Literal["auto", "f32", "f16", "q8"] = "auto"
     ring: str = ""
     epoch: int = 0
     stage: int = 0
@@ -57,8 +58,8 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     cache: str = ""
 
     @property
-    def rows(self) -> RowType:
-        """The row type of this ring's frames."""
+    def rows(self) -> RowType | None:
+        """The row type of this ring's frames, None: for each link by its bandwidth."""
         return _ROW_TYPES[self.row_type]
 
     @property
@@ -109,7 +110,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     `listening` (loaded; `port` for the predecessor, `http_port`), `ready` (serving), `failed` (did
     not start) and `broken` (was ready) with `kind`, `message` and `hint` of the error, `stats`
-    with counts and seconds.
+    with counts and seconds. `rows` says in which type rows leave a ready stage, and why.
     """
 
     event: Literal["listening", "ready", "failed", "broken", "stats"]
@@ -117,6 +118,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     http_port: int = 0
     load_s: float = 0.0
     use_extra_bufts: bool = True
+    rows: str = ""
     kind: str = ""
     message: str = ""
     hint: str = ""

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from agent.engine.frames import Frame
 from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.llama import Context
@@ -40,7 +38,6 @@ class Stage:
         self._member = member
         self._inlet = inlet
         self._outlet = outlet
-        self._marks = np.ones(member.limits.max_rows, np.int8)
         self.stats = StageStats()
         self._decode_cpu_s = 0.0
 
@@ -66,32 +63,33 @@ class Stage:
         poll.register(self._inlet, select.POLLIN)
         poll.register(control, select.POLLIN)
         ping_ms = self._member.ping_s * 1000
+        inlet = self._inlet.fileno()
         while True:
-            ready = [file for file, _ in poll.poll(ping_ms)]
+            started = time.thread_time()
+            self._decode_cpu_s = 0.0
+            while (frame := self._inlet.frame()) is not None:
+                self._handle(frame)
+            ready = {file for file, _ in poll.poll(ping_ms)}
             if control in ready and stopped():
                 return
-            if self._inlet.fileno() in ready:
-                started = time.thread_time()
-                self._decode_cpu_s = 0.0
+            if inlet in ready:
                 self._inlet.pump()
-                while (frame := self._inlet.frame()) is not None:
-                    self._handle(frame)
-                self.stats.own_s += time.thread_time() - started - self._decode_cpu_s
             self._outlet.ping()
             self._inlet.check_alive()
+            self.stats.own_s += time.thread_time() - started - self._decode_cpu_s
 
     def _handle(self, frame: Frame) -> None:
         context = self._context
-        context.apply(frame.operations)
-        count = len(frame.pairs)
+        if frame.operations:
+            context.apply(frame.operations)
+        pairs = frame.pairs
         rows = frame.rows
+        count = len(pairs)
         if count:
             started, started_cpu = time.perf_counter(), time.thread_time()
-            rows = context.decode_rows(
-                rows, frame.pairs[:, 0], frame.pairs[:, 1], self._marks[:count]
-            )
+            rows = context.decode_rows(rows, pairs[:, 0], pairs[:, 1])
             self.stats.decode_s += time.perf_counter() - started
             self._decode_cpu_s += time.thread_time() - started_cpu
-        self._outlet.send(Frame(frame.epoch, frame.operations, frame.pairs, rows))
+        self._outlet.send(frame.operations, pairs, rows)
         self.stats.frames += 1
         self.stats.rows += count

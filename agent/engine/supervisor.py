@@ -43,6 +43,7 @@ class Engine:
         self.pid = process.pid
         self.port = 0
         self.http_port = 0
+        self.rows = ""
         self.stats: dict[str, float] = {}
         self._process = process
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -208,7 +209,7 @@ class Engine:
                 self.port, self.http_port = event.port, event.http_port
                 self._listening.set()
             case "ready":
-                self.http_port = event.http_port
+                self.http_port, self.rows = event.http_port, event.rows
                 self._ready.set()
             case "stats":
                 self.stats = dict(event.stats)

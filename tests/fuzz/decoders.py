@@ -10,6 +10,7 @@ right key is in the hands of whoever means harm, too. `guided.py` feeds the same
 from __future__ import annotations
 
 import base64
+import contextlib
 import random
 import sys
 import zlib
@@ -40,6 +41,7 @@ from agent.discovery import saved
 from agent.discovery import seal as seals
 from agent.discovery.seal import Seal
 from agent.engine import frames as ring
+from agent.engine import rows
 from agent.engine.serve import schema
 from agent.errors import CoveyError, MembershipError
 from agent.identity.keys import NodeId, NodeKey
@@ -317,25 +319,31 @@ def record_reader(member: Certificate) -> Callable[[bytes], object]:
 
 def ring_reader() -> Callable[[bytes], object]:
     """Return what takes a stage's messages, in pieces."""
-    limits = ring.Limits(n_embd=40, max_rows=8, n_seq=4)
+    limits = ring.Limits(n_embd=64, max_rows=8, n_seq=4)
 
     def read(raw: bytes) -> object:
         decoder = ring.Decoder(limits, "stage 1")
-        return [decoder.feed(raw[at : at + 50]) for at in range(0, len(raw), 50)]
+        found = [m for at in range(0, len(raw), 50) for m in decoder.feed(raw[at : at + 50])]
+        for message in found:
+            if isinstance(message, ring.Frame):
+                with contextlib.suppress(ValueError):  # not finite
+                    rows.unpack(message, limits.n_embd)
+        return found
 
     return read
 
 
 def ring_samples() -> tuple[bytes, ...]:
     """Return one message of each kind, and a frame with each type of rows."""
-    rows = np.linspace(-1, 1, 80, dtype=np.float32).reshape(2, 40)
+    values = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
     pairs = np.array([[0, 5], [1, 6]], np.int32)
-    frame = ring.Frame(7, (ring.Remove(1, 0, 3), ring.Copy(0, 1)), pairs, rows)
-    hello = ring.Hello(bytes(16), 7, 1, 4, 40, ring.RowType.F16, bytes(32))
+    frame = ring.Frame(7, (ring.Remove(1, 0, 3), ring.Copy(0, 1)), pairs, values)
+    hello = ring.Hello(bytes(16), 7, 1, 4, 64, bytes(32))
     return (
         ring.encode_hello(hello), ring.encode_ping(ring.Ping(7)),
-        ring.encode_fault(ring.Fault(7, 1, "lost")),
-        *(b"".join(ring.encode_frame(frame, row_type)) for row_type in ring.RowType),
+        ring.encode_fault(ring.Fault(7, 1, "lost")), ring.encode_echo(ring.Echo(7)),
+        b"".join(ring.encode_probe(ring.Probe(7), 100)),
+        *(b"".join(ring.encode_frame(rows.pack(frame, kind))) for kind in ring.RowType),
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class FakeBuild:
     made: list[tuple[str, str]]
 
     def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
-        self.plan, self.context, self.head = None, 64, FakeHead()
+        self.plan, self.context, self.head, self.reasons = None, 64, FakeHead(), ()
         type(self).made.append((wish.name, more["own"].name))
 
     async def up(self) -> FakeHead:

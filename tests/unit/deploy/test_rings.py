@@ -42,7 +42,7 @@ class FakeBuild:
     def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
         self.wish, self.ring, self.epoch = wish, ring, epoch
         self.token: Callable[[], Token] = more["token"]
-        self.plan, self.context = None, 64
+        self.plan, self.context, self.reasons = None, 64, ("rows leave box as f32",)
         self.head: FakeHead | None = None
         self.is_down = False
         type(self).made.append(self)
@@ -127,6 +127,7 @@ async def test_a_ring_that_answers_is_announced_until_it_is_ended(setup: Setup) 
     found = await setup.until("ready")
     assert setup.mesh.announced == ["m"]
     assert found.url == "http://[fd00::1]:7101"
+    assert found.reasons == ("rows leave box as f32",)
     assert setup.rings.running()["m"].phase == Phase.READY
     changes = setup.changes
     await setup.rings.end("m")

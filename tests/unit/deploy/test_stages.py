@@ -37,6 +37,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.port = 7100
+        self.rows = "f32 (940 Mbit/s)"
         self.connected_to: tuple[str, int] | None = None
         self.stopped = False
         self.end: asyncio.Future[CoveyError | None] = asyncio.get_running_loop().create_future()
@@ -134,7 +135,7 @@ async def test_a_stage_loads_listens_connects_and_is_ready(
         ring=RING, token=TOKEN, epoch=5, index=1, successor=str(OTHER), port=7101
     )
     await host.answer(HEAD, request)
-    await phase(host, "ready")
+    assert (await phase(host, "ready")).rows == "f32 (940 Mbit/s)"
     assert engines.engine is not None
     assert engines.engine.connected_to == (address(OTHER), 7101)
     assert [e["phase"] for e in host.engines()] == ["ready"]

@@ -94,7 +94,7 @@ class Tap:
 
 @contextmanager
 def pipeline(
-    path: Path, folder: Path, boundaries: Sequence[int], row_type: RowType = RowType.F32,
+    path: Path, folder: Path, boundaries: Sequence[int], row_type: RowType | None = RowType.F32,
     silence_s: float = 20.0,
 ) -> Iterator[Pipeline]:  # fmt: skip
     """Give the whole model (no boundaries) or a ring of threads, all in this process."""

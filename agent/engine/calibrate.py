@@ -1,0 +1,63 @@
+"""How fast a link of the ring is: probes to the successor, once the ring is joined.
+
+For `process.py`, in a ring whose row types are not set by hand. Each probe is four times as large
+as the one before, until one takes a while, so that a fast link is asked 5.3 MiB and a slow one
+little; the first only shows how long nothing takes. All stages measure at the same time, and each
+answers its predecessor's probes meanwhile, and later too (`link.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import time
+
+from agent.engine.frames import MAX_PROBE_BYTES
+from agent.engine.join import Patience
+from agent.engine.link import Inlet, Outlet
+
+log = logging.getLogger(__name__)
+
+_FIRST_BYTES = 64 << 10
+# A probe that takes so long tells enough: several turns of a long link, and long for a clock.
+_ENOUGH_S = 0.2
+# A link on which 64 KiB take longer is slow enough to know.
+_AT_MOST_S = 3.0
+_STEP_S = 0.2
+
+
+def measure(inlet: Inlet, outlet: Outlet, patience: Patience) -> float:
+    """Return the bytes a second that go to the successor; raises Lost when a neighbour is gone.
+
+    A link that gives no answer within some seconds counts as one that takes that long.
+    """
+    patience = patience.at_most(_AT_MOST_S)
+    bandwidth = _FIRST_BYTES / _AT_MOST_S
+    nothing_s = _echo_s(0, inlet, outlet, patience)
+    size = _FIRST_BYTES
+    while nothing_s is not None and size <= MAX_PROBE_BYTES:
+        took_s = _echo_s(size, inlet, outlet, patience)
+        if took_s is None:
+            break
+        bandwidth = size / max(took_s - nothing_s, 1e-6)
+        if took_s > _ENOUGH_S:
+            break
+        size *= 4
+    log.info("%s takes %.1f Mbit/s", outlet.name, 8e-6 * bandwidth)
+    return bandwidth
+
+
+def _echo_s(size: int, inlet: Inlet, outlet: Outlet, patience: Patience) -> float | None:
+    """Return how long a probe's echo took, None when time was up."""
+    started = time.perf_counter()
+    outlet.probe(size, inlet)
+    while left := patience.left_s():
+        # A predecessor that has sent a frame asks nothing any more; the frame waits.
+        files: list[Inlet | Outlet] = [outlet] if inlet.has_waiting else [outlet, inlet]
+        ready, _, _ = select.select(files, [], [], min(left, _STEP_S, outlet.ping_s))
+        if outlet in ready and outlet.echoed():
+            return time.perf_counter() - started
+        if inlet in ready:
+            inlet.pump()
+        outlet.ping()
+    return None
