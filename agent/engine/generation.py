@@ -18,20 +18,45 @@ ModelState = Literal["ready", "loading", "broken"]
 class Sampling:
     """How the next token is chosen; the names and defaults are llama.cpp's.
 
-    `temperature` 0 is greedy: the likeliest token after biases and penalties, the rest is unused.
-    `seed` None lets the engine choose one.
-    `logit_bias` holds (token id, added to its logit) pairs.
+    `temperature` 0 is greedy: the likeliest token after biases and penalties.
+    `seed` None lets the engine choose one. `repeat_last_n` and `dry_penalty_last_n` count tokens;
+    -1 is all of the context. `mirostat` 1 or 2 stands for all that comes between the biases and
+    the temperature, as in llama.cpp. `logit_bias` holds (token id, added to its logit) pairs.
+    `grammar` is in GBNF, from its rule `root`; empty for none.
     """
 
     temperature: float = 0.8
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    min_keep: int = 0
     seed: int | None = None
+    repeat_last_n: int = 64
     repeat_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+    grammar: str = ""
+
+    @property
+    def takes_preparing(self) -> bool:
+        """Whether `Model.prepare` may take long."""
+        return bool(self.grammar) or self.dry_multiplier > 0.0 or self.ignore_eos
 
 
 @dataclass(frozen=True)
@@ -147,6 +172,13 @@ class Model(Protocol):
 
     def detokenize(self, ids: tuple[int, ...]) -> bytes:
         """Return the raw bytes that the tokens stand for; control tokens stand for nothing."""
+        ...
+
+    def prepare(self, sampling: Sampling) -> None:
+        """Make ready what takes long, from any thread, for a `generate` that comes soon.
+
+        Raises UsageError for what cannot be used, such as a grammar that cannot be read.
+        """
         ...
 
     def state(self) -> tuple[ModelState, str]:

@@ -18,9 +18,9 @@ from agent.engine.frames import Remove
 from agent.engine.generation import Finish, GenerationRequest, Timings, Token
 from agent.engine.pace import SIZES, Measured
 from agent.engine.pipeline import Pipeline
-from agent.engine.sampler import Sampler
+from agent.engine.sampler import Sampler, Samplers
 from agent.engine.vocabulary import Vocabulary
-from agent.errors import CoveyError
+from agent.errors import CoveyError, UsageError
 
 # How long to measure before the first request; of a size that takes long there is one batch.
 _CALIBRATION_S = 3.0
@@ -65,10 +65,11 @@ class Generator:
 
     def __init__(
         self, pipeline: Pipeline, vocabulary: Vocabulary, *, context: int, n_batch: int,
-        slots: int = 1, sequences: int = 1,
+        slots: int = 1, sequences: int = 1, samplers: Samplers | None = None,
     ) -> None:  # fmt: skip
         self._pipeline = pipeline
         self._vocabulary = vocabulary
+        self._samplers = samplers or Samplers(vocabulary, context)
         self._context = context
         self._schedule = Schedule(
             cells=context, rows=n_batch, slots=slots, sequences=sequences, depth=pipeline.depth,
@@ -88,7 +89,7 @@ class Generator:
         prompt = job.request.prompt
         limit = min(len(prompt) + job.request.max_tokens, self._context)
         work = Work.of(prompt, limit, job.request.priority)
-        sampler = Sampler(job.request.sampling, self._vocabulary.size, prompt)
+        sampler = self._samplers.make(job.request.sampling, prompt)
         self._answers[work] = _Answer(job, work, sampler)
         self._schedule.add(work)
 
@@ -185,7 +186,11 @@ class Generator:
                 self._release(answer)
 
     def _sample(self, answer: _Answer, row: int) -> None:
-        token = answer.sampler.sample(self._pipeline.context, row)
+        try:
+            token = answer.sampler.sample(self._pipeline.context, row)
+        except UsageError as error:  # its own grammar; the others go on
+            self._end(answer, error)
+            return
         if answer.first is None:
             answer.first = time.perf_counter()
         if self._vocabulary.ends(token):

@@ -22,13 +22,14 @@ from agent.engine.generation import (
     Finish,
     GenerationRequest,
     ModelState,
+    Sampling,
     Timings,
     Token,
 )
 from agent.engine.generator import Generator, Job
 from agent.engine.llama import Weights
 from agent.engine.pipeline import Pipeline
-from agent.engine.sampler import check
+from agent.engine.sampler import Samplers
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, EngineError, UsageError
 
@@ -139,6 +140,7 @@ class Head:
         self.created = int(time.time())
         self.chat_template = weights.chat_template
         self._vocabulary = Vocabulary(weights)
+        self._samplers = Samplers(self._vocabulary, limits.context)
         self.bos = self._vocabulary.bos
         self.eos = self._vocabulary.eos
         self._limits = limits
@@ -180,6 +182,10 @@ class Head:
         """Return the bytes of `ids` (generation.Model)."""
         return self._vocabulary.detokenize(ids)
 
+    def prepare(self, sampling: Sampling) -> None:
+        """Check how to sample, and make ready what takes long (generation.Model)."""
+        self._samplers.prepare(sampling)
+
     def state(self) -> tuple[ModelState, str]:
         """Return the state and its reason (generation.Model)."""
         if self._broken is not None:
@@ -218,7 +224,7 @@ class Head:
         if request.max_tokens < 1:
             raise UsageError(f"max_tokens must be at least 1, it is {request.max_tokens}.")
         self._vocabulary.check(request.prompt)
-        check(request.sampling, self._vocabulary.size)
+        self._samplers.prepare(request.sampling)
 
     def cancel(self, generation: HeadGeneration) -> None:
         """Have a generation end; one that the engine thread has not seen ends here."""
@@ -243,7 +249,7 @@ class Head:
         limits = self._limits
         generator = Generator(
             pipeline, self._vocabulary, context=limits.context, n_batch=limits.n_batch,
-            slots=limits.slots, sequences=limits.sequences,
+            slots=limits.slots, sequences=limits.sequences, samplers=self._samplers,
         )  # fmt: skip
         try:
             generator.calibrate()
@@ -263,6 +269,7 @@ class Head:
         finally:
             over = self._broken or EngineError("the engine is stopping.")
             generator.fail(over)
+            self._samplers.close()
             pipeline.close()
             self._fail_waiting(over)
 

@@ -22,18 +22,19 @@ class Vocabulary:
     """The vocabulary of `weights`, which must stay loaded; `size` counts its tokens."""
 
     def __init__(self, weights: Weights) -> None:
-        self._handle: Any = weights.vocabulary
+        self.handle: Any = weights.vocabulary
         self.size = weights.n_vocab
-        self._bos: int = llama_cpp.llama_vocab_bos(self._handle)
-        self._adds_bos: bool = llama_cpp.llama_vocab_get_add_bos(self._handle)
+        self._bos: int = llama_cpp.llama_vocab_bos(self.handle)
+        self._adds_bos: bool = llama_cpp.llama_vocab_get_add_bos(self.handle)
         self.bos = self._text(self._bos)
-        self.eos = self._text(llama_cpp.llama_vocab_eos(self._handle))
+        self.eos = self._text(llama_cpp.llama_vocab_eos(self.handle))
         self._pieces: dict[int, bytes] = {}
+        self._ends: tuple[int, ...] | None = None
 
     def _text(self, token: int) -> str:
         if token == _NONE:
             return ""
-        text: bytes | None = llama_cpp.llama_vocab_get_text(self._handle, token)
+        text: bytes | None = llama_cpp.llama_vocab_get_text(self.handle, token)
         return (text or b"").decode("utf-8", "replace")
 
     def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
@@ -51,11 +52,11 @@ class Vocabulary:
         raw = text.encode("utf-8", "replace")
         room = len(raw) + 8
         tokens = (ctypes.c_int32 * room)()
-        count = llama_cpp.llama_tokenize(self._handle, raw, len(raw), tokens, room, around, special)
+        count = llama_cpp.llama_tokenize(self.handle, raw, len(raw), tokens, room, around, special)
         if count < 0:
             tokens = (ctypes.c_int32 * -count)()
             count = llama_cpp.llama_tokenize(
-                self._handle, raw, len(raw), tokens, -count, around, special
+                self.handle, raw, len(raw), tokens, -count, around, special
             )
         if count < 0:
             raise UsageError(f"a text of {len(raw)} bytes is too long to be split into tokens.")
@@ -71,7 +72,7 @@ class Vocabulary:
         while True:
             buffer = ctypes.create_string_buffer(room)
             count = llama_cpp.llama_detokenize(
-                self._handle, tokens, len(ids), buffer, room, False, False
+                self.handle, tokens, len(ids), buffer, room, False, False
             )
             if count >= 0:
                 return buffer.raw[:count]
@@ -83,19 +84,23 @@ class Vocabulary:
         if known is None:
             buffer = ctypes.create_string_buffer(_PIECE_BYTES)
             count = llama_cpp.llama_token_to_piece(
-                self._handle, token, buffer, _PIECE_BYTES, 0, False
+                self.handle, token, buffer, _PIECE_BYTES, 0, False
             )
             if count < 0:
                 buffer = ctypes.create_string_buffer(-count)
-                count = llama_cpp.llama_token_to_piece(
-                    self._handle, token, buffer, -count, 0, False
-                )
+                count = llama_cpp.llama_token_to_piece(self.handle, token, buffer, -count, 0, False)
             known = self._pieces[token] = buffer.raw[:count]
         return known
 
     def ends(self, token: int) -> bool:
         """Say whether the token ends a generation."""
-        return bool(llama_cpp.llama_vocab_is_eog(self._handle, token))
+        return bool(llama_cpp.llama_vocab_is_eog(self.handle, token))
+
+    def ends_all(self) -> tuple[int, ...]:
+        """Return all tokens that end a generation."""
+        if self._ends is None:  # asked for seldom, and a question for each token
+            self._ends = tuple(token for token in range(self.size) if self.ends(token))
+        return self._ends
 
     def check(self, ids: Sequence[int]) -> None:
         """Raise UsageError for an id that the model does not have."""

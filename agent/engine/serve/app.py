@@ -97,6 +97,8 @@ class _Server:
             )
         self._requests += 1
         try:
+            if job.ask.sampling.takes_preparing:
+                await asyncio.to_thread(self._model.prepare, job.ask.sampling)
             generation = self._model.generate(
                 GenerationRequest(job.prompt, job.max_tokens, job.ask.sampling)
             )

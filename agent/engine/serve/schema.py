@@ -17,13 +17,13 @@ from msgspec import Meta
 from agent.engine.generation import Sampling
 from agent.engine.serve.fields import convert, json_fields, named_model
 from agent.engine.serve.openai import ApiError
+from agent.engine.serve.sampling import SamplingFields, TokenId
 
 # OpenAI's limit. The length bounds the work per token while text is held back.
 MAX_STOPS = 4
 MAX_STOP_CHARS = 1000
 # OpenAI's default for /v1/completions; chats go on until the model ends or the context is full.
 COMPLETION_MAX_TOKENS = 16
-_MAX_INT32 = 2**31 - 1
 
 # Fields that the head cannot do yet, with the values (next to null) that ask for nothing.
 _NOT_YET: dict[str, tuple[Any, ...]] = {
@@ -44,13 +44,6 @@ _NOT_YET: dict[str, tuple[Any, ...]] = {
     # llama-server
     "grammar": ("",),
     "json_schema": ({},),
-    "typical_p": (1,),
-    "mirostat": (0,),
-    "dry_multiplier": (0,),
-    "xtc_probability": (0,),
-    "dynatemp_range": (0,),
-    "top_n_sigma": (-1,),
-    "ignore_eos": (False,),
     "n_probs": (0,),
     # vLLM
     "chat_template": (),
@@ -129,34 +122,19 @@ def parse_completion(body: bytes) -> CompletionAsk:
 
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
-_Positive = Annotated[float, Meta(gt=0)]
-_NotNegative = Annotated[float, Meta(ge=0)]
-_Share = Annotated[float, Meta(ge=0, le=1)]
-_Penalty = Annotated[float, Meta(ge=-2, le=2)]
-_TokenId = Annotated[int, Meta(ge=0, le=_MAX_INT32)]
 
 
 class _StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
-class _Request(msgspec.Struct, frozen=True, kw_only=True):
+class _Request(SamplingFields, frozen=True, kw_only=True):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
-    temperature: _NotNegative | None = None
-    top_p: _Share | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=_MAX_INT32)] | None = None
-    min_p: _Share | None = None
-    seed: int | None = None
-    frequency_penalty: _Penalty | None = None
-    presence_penalty: _Penalty | None = None
-    repeat_penalty: _Positive | None = None
-    repetition_penalty: _Positive | None = None  # vLLM's name for the same
-    logit_bias: dict[_TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -189,7 +167,7 @@ def _shared(request: _Request) -> dict[str, Any]:
         "stream": request.stream or False,
         "include_usage": bool(options and options.include_usage),
         "stops": (stop,) if isinstance(stop, str) else tuple(stop),
-        "sampling": _sampling(request),
+        "sampling": request.sampling(""),
     }
 
 
@@ -204,25 +182,6 @@ def _limit(request: _Request, default: int | None) -> int | None:
             raise ApiError(f"`{name}` is {value}; it must be at least 1", param=name)
         return value
     return default
-
-
-def _sampling(request: _Request) -> Sampling:
-    given: dict[str, Any] = {
-        name: value
-        for name in ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty")
-        if (value := getattr(request, name)) is not None
-    }
-    if request.top_k is not None:
-        given["top_k"] = max(request.top_k, 0)  # 0 is llama.cpp's "off", and -1 is vLLM's
-    repeat = request.repeat_penalty or request.repetition_penalty
-    if repeat is not None:
-        given["repeat_penalty"] = repeat
-    if request.seed is not None and request.seed != -1:  # -1 is llama-server's "choose one"
-        # llama.cpp's seeds have 32 bits, of which the highest value means "choose one".
-        given["seed"] = request.seed % (2**32 - 1)
-    if request.logit_bias:
-        given["logit_bias"] = tuple(sorted(request.logit_bias.items()))
-    return Sampling(**given)
 
 
 def _message(index: int, raw: Mapping[str, Any], message: _Message) -> dict[str, Any]:
@@ -269,7 +228,7 @@ def _prompt(prompt: str | list[Any]) -> str | tuple[int, ...]:
             code="unsupported_parameter",
         )
     try:
-        ids = msgspec.convert(prompt, tuple[_TokenId, ...])
+        ids = msgspec.convert(prompt, tuple[TokenId, ...])
     except msgspec.ValidationError as error:
         raise ApiError(
             "`prompt` must be a text, a list with one text, or a list of token ids",

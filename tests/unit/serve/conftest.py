@@ -15,6 +15,7 @@ from agent.engine.generation import (
     GenerationRequest,
     Model,
     ModelState,
+    Sampling,
     Timings,
     Token,
 )
@@ -42,6 +43,7 @@ class ScriptedModel:
         self.eos = "</s>"
         self.script = script
         self.health: tuple[ModelState, str] = ("ready", "")
+        self.prepared: list[Sampling] = []
         self.requests: list[GenerationRequest] = []
         self.delivered = 0
         self.running = 0
@@ -56,6 +58,9 @@ class ScriptedModel:
 
     def detokenize(self, ids: tuple[int, ...]) -> bytes:
         return bytes(i for i in ids if i < 256)
+
+    def prepare(self, sampling: Sampling) -> None:
+        self.prepared.append(sampling)
 
     def state(self) -> tuple[ModelState, str]:
         return self.health

@@ -131,6 +131,14 @@ async def test_completion_takes_token_ids_as_they_are(start: Any, models: Any) -
     assert model.requests[0].prompt == (5, 6, 7)
 
 
+async def test_what_takes_long_is_prepared_before_it_is_asked_for(start: Any, models: Any) -> None:
+    model = models()
+    client = await start(model)
+    for extra in ({}, {"dry_multiplier": 0.8}):
+        await client.completions.create(model="covey-mini", prompt="x", extra_body=extra)
+    assert [sampling.dry_multiplier for sampling in model.prepared] == [0.8]
+
+
 async def test_the_answer_may_fill_the_context(start: Any, models: Any) -> None:
     model = models()
     client = await start(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from agent.engine.generation import Sampling
 from agent.engine.serve.openai import ApiError
+from agent.engine.serve.sampling import SamplingFields
 from agent.engine.serve.schema import ChatAsk, CompletionAsk, parse_chat, parse_completion
 
 USER = {"role": "user", "content": "hi"}
@@ -46,6 +48,20 @@ def test_sampling_is_taken_over() -> None:
         temperature=0, top_k=0, top_p=0.5, min_p=0.1, seed=2**32 - 8, repeat_penalty=1.1,
         frequency_penalty=1, presence_penalty=-1, logit_bias=((7, 2.0), (50, -100.0)),
     )  # fmt: skip
+
+
+def test_llama_servers_names_are_known() -> None:
+    fields = {
+        "typical_p": 0.9, "top_n_sigma": 1.5, "xtc_probability": 0.5, "xtc_threshold": 0.2,
+        "dynatemp_range": 0.25, "dynatemp_exponent": 2.0, "min_keep": 2, "repeat_last_n": -1,
+        "dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 3, "dry_penalty_last_n": 99,
+        "mirostat": 2, "mirostat_tau": 4.0, "mirostat_eta": 0.2, "ignore_eos": True,
+    }  # fmt: skip
+    sampling = chat(**fields, dry_sequence_breakers=["\n", "."]).sampling
+    assert sampling == Sampling(**fields, dry_sequence_breakers=("\n", "."))  # type: ignore[arg-type]
+    # Every field of a sampling can be asked for, but the one that comes of others.
+    known = {field.name for field in dataclasses.fields(Sampling)} - {"grammar"}
+    assert known <= set(SamplingFields.__struct_fields__)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +108,13 @@ def test_stops_may_be_one_or_four() -> None:
         ({"best_of": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
         ({"grammar": "root ::= x"}, "grammar"),
-        ({"mirostat": 2}, "mirostat"),
+        ({"mirostat": 3}, "mirostat"),
+        ({"typical_p": 1.5}, "typical_p"),
+        ({"xtc_threshold": -0.1}, "xtc_threshold"),
+        ({"repeat_last_n": -2}, "repeat_last_n"),
+        ({"dry_sequence_breakers": [""]}, "dry_sequence_breakers"),
+        ({"dry_sequence_breakers": ["x"] * 17}, "dry_sequence_breakers"),
+        ({"ignore_eos": 1}, "ignore_eos"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": ""}, "stop"),
         ({"stop": [""]}, "stop"),
