@@ -63,24 +63,39 @@ class Sampling:
 class GenerationRequest:
     """One prompt (token ids, at least one) and how far and how to go on from it.
 
-    Where not all can run at once, those of a higher `priority` do.
+    Where not all can run at once, those of a higher `priority` do. `logprobs` is how many of the
+    likeliest tokens come with each token, None for not even its own probability. The control tokens
+    in `written` have their text as their piece.
     """
 
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
     priority: int = 0
+    logprobs: int | None = None
+    written: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A token that could have come: its bytes (a control token's text), and its natural logprob."""
+
+    piece: bytes
+    logprob: float
 
 
 @dataclass(frozen=True)
 class Token:
     """One generated token; `piece` is its raw bytes, which may end inside a UTF-8 character.
 
-    An end-of-generation token is not delivered.
+    An end-of-generation token is not delivered. Where asked for, `logprob` is the natural logarithm
+    of the chance that the model itself gave it, before any sampler; `likely` are the likeliest.
     """
 
     id: int
     piece: bytes
+    logprob: float | None = None
+    likely: tuple[Likely, ...] = ()
 
 
 class Finish(enum.Enum):

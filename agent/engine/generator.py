@@ -15,7 +15,8 @@ import numpy as np
 
 from agent.engine.batching import Batch, Schedule, Turn, Work
 from agent.engine.frames import Remove
-from agent.engine.generation import Finish, GenerationRequest, Timings, Token
+from agent.engine.generation import Finish, GenerationRequest, Likely, Timings, Token
+from agent.engine.logprobs import logprobs
 from agent.engine.pace import SIZES, Measured
 from agent.engine.pipeline import Pipeline
 from agent.engine.sampler import Sampler, Samplers
@@ -197,10 +198,19 @@ class Generator:
             self._end(answer, Finish.STOP)
             return
         answer.generated += 1
-        answer.job.deliver(Token(token, self._vocabulary.piece(token)))
+        answer.job.deliver(self._told(answer.job.request, token, row))
         self._schedule.sampled(answer.work, token)
         if answer.work.length == answer.work.limit:
             self._end(answer, Finish.LENGTH)
+
+    def _told(self, request: GenerationRequest, token: int, row: int) -> Token:
+        vocabulary = self._vocabulary
+        piece = (vocabulary.label if token in request.written else vocabulary.piece)(token)
+        if request.logprobs is None:
+            return Token(token, piece)
+        own, likeliest = logprobs(self._pipeline.context.logits(row), token, request.logprobs)
+        likely = tuple(Likely(vocabulary.label(other), chance) for other, chance in likeliest)
+        return Token(token, piece, own, likely)
 
     def _end(self, answer: _Answer, finish: Finish | CoveyError | None) -> None:
         now = time.perf_counter()

@@ -82,15 +82,20 @@ class Vocabulary:
         """Return the bytes that one token adds to an answer; none for a control token."""
         known = self._pieces.get(token)
         if known is None:
-            buffer = ctypes.create_string_buffer(_PIECE_BYTES)
-            count = llama_cpp.llama_token_to_piece(
-                self.handle, token, buffer, _PIECE_BYTES, 0, False
-            )
-            if count < 0:
-                buffer = ctypes.create_string_buffer(-count)
-                count = llama_cpp.llama_token_to_piece(self.handle, token, buffer, -count, 0, False)
-            known = self._pieces[token] = buffer.raw[:count]
+            known = self._pieces[token] = self._piece(token, special=False)
         return known
+
+    def label(self, token: int) -> bytes:
+        """Return the bytes of a token, a control token's as well."""
+        return self.piece(token) or self._piece(token, special=True)
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+        count = llama_cpp.llama_token_to_piece(self.handle, token, buffer, _PIECE_BYTES, 0, special)
+        if count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = llama_cpp.llama_token_to_piece(self.handle, token, buffer, -count, 0, special)
+        return buffer.raw[:count]
 
     def ends(self, token: int) -> bool:
         """Say whether the token ends a generation."""

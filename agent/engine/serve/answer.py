@@ -1,6 +1,6 @@
 """One answer as it comes: from a generation's tokens to text that may be sent.
 
-Used by `app.py`. It owns the generation: however the iteration ends (finished, stop string,
+Used by `deliver.py`. It owns the generation: however the iteration ends (finished, stop string,
 client gone, error, cancelled), the ring is freed. It knows nothing of HTTP.
 """
 
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 
 from agent.engine.generation import Generation, Timings, Token
+from agent.engine.serve.forms import Said
 from agent.engine.serve.openai import FinishReason
 from agent.engine.serve.text import StopMatcher, Utf8Stream
 from agent.errors import CoveyError
@@ -23,27 +27,42 @@ POLL_S = 0.1
 CLOSE_TIMEOUT_S = 10.0
 
 
-class Answer:
-    """Iterate `texts()` once, inside `contextlib.aclosing`; `reason` and `tokens` tell the rest."""
+@dataclass(frozen=True)
+class Piece:
+    """The next text of an answer, and the tokens that begin in it; both may be empty."""
 
-    def __init__(self, generation: Generation, stops: Sequence[str]) -> None:
-        self._generation = generation
+    text: str = ""
+    tokens: tuple[Said, ...] = ()
+
+
+class Answer:
+    """Iterate `pieces()` once, inside `contextlib.aclosing`; `reason` and `tokens` tell the rest.
+
+    `begin` begins the generation when the iteration begins.
+    """
+
+    def __init__(self, begin: Callable[[], Generation], stops: Sequence[str]) -> None:
+        self._begin = begin
+        self._generation: Generation | None = None
         self._characters = Utf8Stream()
         self._matcher = StopMatcher(stops)
+        self._held: deque[Said] = deque()
+        self._heard = self._sent = 0  # characters
         self.tokens = 0
         self.reason: FinishReason = "stop"
 
     @property
     def timings(self) -> Timings:
         """What the generation has cost."""
-        return self._generation.timings
+        return self._generation.timings if self._generation else Timings(0, 0.0, 0, 0.0)
 
-    async def texts(self) -> AsyncGenerator[str, None]:
-        """Yield text, never cut inside a character; "" when there is none for POLL_S or a token.
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield text, never cut inside a character; an empty piece when POLL_S passed without.
 
-        Raises what the generation raises (EngineError when the ring breaks).
+        Raises what `begin` raises, and the generation (EngineError when the ring breaks).
         """
-        tokens = aiter(self._generation)
+        self._generation = generation = self._begin()
+        tokens = aiter(generation)
         pending: asyncio.Task[Token | None] | None = None
         try:
             while True:
@@ -51,32 +70,96 @@ class Answer:
                     pending = asyncio.create_task(_next(tokens))
                 await asyncio.wait({pending}, timeout=POLL_S)
                 if not pending.done():
-                    yield ""
+                    yield Piece()
                     continue
                 token, pending = pending.result(), None
                 if token is None:
                     break
-                self.tokens += 1
-                text = self._matcher.push(self._characters.push(token.piece))
+                text = self._push(token)
                 if self._matcher.matched is not None:
                     await self._close()  # the ring is free before the last text is on its way
-                    yield text
+                    yield self._piece(text)
                     return
-                yield text
-            self.reason = self._generation.finish.value
-            yield self._matcher.flush()
+                yield self._piece(text)
+            self.reason = generation.finish.value
+            text = self._matcher.flush()
+            # Also those whose character was cut off.
+            yield Piece(text, tuple(self._held))
         finally:
             if pending is not None:
                 await _cancel(pending)
             await self._close()
 
+    def _push(self, token: Token) -> str:
+        self.tokens += 1
+        if token.logprob is not None:
+            self._held.append(Said(token, self._heard))
+        text = self._characters.push(token.piece)
+        self._heard += len(text)
+        return self._matcher.push(text)
+
+    def _piece(self, text: str) -> Piece:
+        """Return text with the tokens that begin in it, or before it and are still to be told."""
+        self._sent += len(text)
+        told = []
+        while self._held and self._held[0].offset < self._sent:
+            told.append(self._held.popleft())
+        return Piece(text, tuple(told))
+
     async def _close(self) -> None:
+        if self._generation is None:
+            return
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._generation.aclose()
         except (CoveyError, TimeoutError) as error:
             # The answer is complete or its own error is on its way; the ring's supervisor acts.
             _log.warning("closing a generation failed error=%r", error)
+
+
+async def together(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece | None], None]:
+    """Yield the pieces of several answers to one prompt, with whose they are; None at its end.
+
+    The others begin when the first has said something: then its prompt is there for all. Iterate
+    inside `contextlib.aclosing`. Raises what the first one to fail raises; the others are closed.
+    """
+    if len(answers) == 1:
+        async with aclosing(answers[0].pieces()) as pieces:
+            async for piece in pieces:
+                yield 0, piece
+        yield 0, None
+        return
+    queue: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(len(answers))
+    begun = asyncio.Event()
+
+    async def pump(index: int, answer: Answer) -> None:
+        if index:
+            await begun.wait()
+        try:
+            async with aclosing(answer.pieces()) as said:
+                async for piece in said:
+                    if answer.tokens:
+                        begun.set()
+                    await queue.put((index, piece))
+        except Exception as error:
+            await queue.put((index, error))
+        else:
+            begun.set()
+            await queue.put((index, None))
+
+    pumps = [asyncio.create_task(pump(*each)) for each in enumerate(answers)]
+    try:
+        left = len(answers)
+        while left:
+            index, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            left -= item is None
+            yield index, item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.wait(pumps, timeout=CLOSE_TIMEOUT_S)
 
 
 async def _cancel(task: asyncio.Task[Token | None]) -> None:

@@ -14,6 +14,8 @@ from msgspec import Meta
 from agent.engine.generation import Sampling
 
 _MAX_INT32 = 2**31 - 1
+# llama.cpp's seeds have 32 bits, of which the highest value means "choose one".
+SEEDS = 2**32 - 1
 # llama.cpp looks for each breaker in every token of the vocabulary.
 MAX_BREAKERS = 16
 MAX_BREAKER_CHARS = 40
@@ -70,8 +72,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         if repeat is not None:
             given["repeat_penalty"] = repeat
         if self.seed is not None and self.seed != -1:  # -1 is llama-server's "choose one"
-            # llama.cpp's seeds have 32 bits, of which the highest value means "choose one".
-            given["seed"] = self.seed % (2**32 - 1)
+            given["seed"] = self.seed % SEEDS
         if self.dry_sequence_breakers is not None:
             given["dry_sequence_breakers"] = tuple(self.dry_sequence_breakers)
         if self.logit_bias:

@@ -19,6 +19,9 @@ from agent.engine.serve.fields import convert, json_fields, named_model
 from agent.engine.serve.openai import ApiError
 from agent.engine.serve.sampling import SamplingFields, TokenId
 
+# OpenAI's are 128 and 20; each choice takes a place of its own in the ring.
+MAX_CHOICES = 16
+MAX_LOGPROBS = 20
 # OpenAI's limit. The length bounds the work per token while text is held back.
 MAX_STOPS = 4
 MAX_STOP_CHARS = 1000
@@ -28,10 +31,7 @@ COMPLETION_MAX_TOKENS = 16
 # Fields that the head cannot do yet, with the values (next to null) that ask for nothing.
 _NOT_YET: dict[str, tuple[Any, ...]] = {
     # OpenAI
-    "n": (1,),
     "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -67,7 +67,11 @@ _NOT_YET: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Ask:
-    """What every endpoint shares; `max_tokens` None goes on as far as the context reaches."""
+    """What every endpoint shares; `max_tokens` None goes on as far as the context reaches.
+
+    `choices` answers are wanted. `logprobs` is how many of the likeliest tokens are told with each
+    token; None: not even its own probability.
+    """
 
     model: str
     stream: bool
@@ -75,6 +79,8 @@ class Ask:
     max_tokens: int | None
     stops: tuple[str, ...]
     sampling: Sampling
+    choices: int
+    logprobs: int | None
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ def parse_chat(body: bytes) -> ChatAsk:
     request = convert(fields, _ChatRequest)
     return ChatAsk(
         **_shared(request),
+        logprobs=_chat_logprobs(request),
         max_tokens=_limit(request, None),
         messages=tuple(
             _message(index, raw, message)
@@ -115,6 +122,7 @@ def parse_completion(body: bytes) -> CompletionAsk:
     request = convert(json_fields(body, _NOT_YET), _CompletionRequest)
     return CompletionAsk(
         **_shared(request),
+        logprobs=_completion_logprobs(request),
         max_tokens=_limit(request, COMPLETION_MAX_TOKENS),
         prompt=_prompt(request.prompt),
         echo=request.echo or False,
@@ -122,6 +130,7 @@ def parse_completion(body: bytes) -> CompletionAsk:
 
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+_Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 
 
 class _StreamOptions(msgspec.Struct, frozen=True):
@@ -132,6 +141,7 @@ class _Request(SamplingFields, frozen=True, kw_only=True):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
@@ -152,11 +162,14 @@ class _Message(msgspec.Struct, frozen=True):
 class _ChatRequest(_Request, frozen=True, kw_only=True):
     messages: Annotated[list[_Message], Meta(min_length=1)]
     chat_template_kwargs: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: _Logprobs | None = None
 
 
 class _CompletionRequest(_Request, frozen=True, kw_only=True):
     prompt: str | list[Any]
     echo: bool | None = None
+    logprobs: _Logprobs | bool | None = None
 
 
 def _shared(request: _Request) -> dict[str, Any]:
@@ -167,8 +180,33 @@ def _shared(request: _Request) -> dict[str, Any]:
         "stream": request.stream or False,
         "include_usage": bool(options and options.include_usage),
         "stops": (stop,) if isinstance(stop, str) else tuple(stop),
+        "choices": request.n or 1,
         "sampling": request.sampling(""),
     }
+
+
+def _chat_logprobs(request: _ChatRequest) -> int | None:
+    if request.logprobs:
+        return request.top_logprobs or 0
+    if request.top_logprobs:
+        raise ApiError(
+            "`top_logprobs` needs `logprobs`", hint="Set `logprobs` to true.", param="top_logprobs"
+        )
+    return None
+
+
+def _completion_logprobs(request: _CompletionRequest) -> int | None:
+    asked = request.logprobs
+    if asked is None or asked is False:
+        return None
+    if request.echo:
+        raise ApiError(
+            "`logprobs` is not supported together with `echo`: the prompt's are not known",
+            hint="Leave one of them out.",
+            param="logprobs",
+            code="unsupported_parameter",
+        )
+    return 0 if asked is True else asked
 
 
 def _limit(request: _Request, default: int | None) -> int | None:

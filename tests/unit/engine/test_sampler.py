@@ -12,9 +12,12 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from agent.engine.batching import Batch
+from agent.engine.frames import Remove
 from agent.engine.generation import Finish, GenerationRequest, Sampling, Token
 from agent.engine.generator import Generator, Job
 from agent.engine.llama import Context, Weights
+from agent.engine.logprobs import IMPOSSIBLE, logprobs
 from agent.engine.sampler import Samplers
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, UsageError
@@ -284,28 +287,57 @@ def test_answers_are_those_of_llama_cpps_own_chain_with_the_whole_model(
     sampling = Sampling(seed=7, **fields)
     expected = own_answer(models(), sampling, 24)
     with rings.pipeline(models(), tmp_path, boundaries) as pipeline:
-        assert generated(pipeline, models(), sampling, 24)[0] == expected
+        assert [t.id for t in generated(pipeline, models(), sampling, 24)] == expected
 
 
 def generated(
-    pipeline: Any, path: Path, sampling: Sampling, count: int
-) -> tuple[list[int], bytes, Finish | CoveyError | None]:
-    """Return the tokens, the bytes and the end of an answer."""
+    pipeline: Any, path: Path, sampling: Sampling, count: int, **fields: Any
+) -> list[Token]:
+    """Return the tokens of an answer; raises what it ended with, if that is an error."""
     weights = Weights(path)
     vocabulary = Vocabulary(weights)
-    samplers = Samplers(vocabulary, rings.N_CTX)
+    tokens: list[Token] = []
+    ends: list[Finish | CoveyError | None] = []
+    generator = Generator(pipeline, vocabulary, context=rings.N_CTX, n_batch=rings.N_BATCH)
+    request = GenerationRequest(PROMPT, count, sampling, **fields)
     try:
-        tokens: list[Token] = []
-        ends: list[Finish | CoveyError | None] = []
-        generator = Generator(
-            pipeline, vocabulary, context=rings.N_CTX, n_batch=rings.N_BATCH, samplers=samplers
-        )
-        generator.add(Job(GenerationRequest(PROMPT, count, sampling), tokens.append, ends.append))
+        generator.add(Job(request, tokens.append, ends.append))
         generator.run()
-        return [t.id for t in tokens], b"".join(t.piece for t in tokens), ends[0]
     finally:
-        samplers.close()
         weights.close()
+    if isinstance(ends[0], CoveyError):
+        raise ends[0]
+    # Each time a schedule of its own, which knows nothing of what the caches hold.
+    pipeline.submit(Batch((Remove(0),)))
+    pipeline.collect()
+    return tokens
+
+
+@pytest.mark.parametrize("boundaries", [(), (5, 9)])
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), Sampling(seed=3, top_k=5)])
+def test_logprobs_are_those_of_the_model_itself(
+    models: Callable[..., Path], tmp_path: Path, boundaries: tuple[int, ...], sampling: Sampling
+) -> None:
+    with rings.pipeline(models(), tmp_path, boundaries) as pipeline:
+        tap = rings.Tap(pipeline)
+        tokens = generated(tap, models(), sampling, 12, logprobs=4)
+        unasked = generated(tap, models(), sampling, 12)
+        assert [token.logprob for token in unasked] == [None] * 12
+    for token, logits in zip(tokens, tap.logits[:12], strict=True):
+        expected = logits - np.log(np.exp(logits.astype(np.float64)).sum())
+        order = np.argsort(-expected)[:4]
+        assert token.logprob == pytest.approx(expected[token.id], abs=1e-5)
+        assert [likely.logprob for likely in token.likely] == pytest.approx(expected[order])
+        if token.id == order[0]:
+            assert token.likely[0].piece == token.piece
+
+
+def test_as_many_logprobs_as_there_are_tokens_and_what_is_impossible() -> None:
+    logits = np.array([0.0, -np.inf, 0.0], np.float32)
+    own, likely = logprobs(logits, 1, 20)
+    assert own == IMPOSSIBLE
+    assert [token for token, _ in likely] == [0, 2, 1]
+    assert [chance for _, chance in likely] == pytest.approx([-math.log(2)] * 2 + [IMPOSSIBLE])
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,8 @@ async def test_heads_through_the_official_client(
     assert (await client.models.retrieve("covey-mini")).model_extra["context_length"] == 256
     with pytest.raises(openai.NotFoundError, match="there is covey-mini"):
         await client.models.retrieve("other")
-    with pytest.raises(openai.BadRequestError, match="`n` is not supported"):
-        await client.chat.completions.create(model="covey-mini", messages=HELLO, n=2)
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        await client.chat.completions.create(model="covey-mini", messages=HELLO, temperature=-1)
 
 
 async def test_round_robin_uses_all_heads(

@@ -13,6 +13,7 @@ from agent.engine.generation import (
     Finish,
     Generation,
     GenerationRequest,
+    Likely,
     Model,
     ModelState,
     Sampling,
@@ -106,11 +107,19 @@ class ScriptedGeneration:
                 break
             self._count += 1
             model.delivered += 1
-            yield Token(self._count, step)
+            yield self._token(step)
             await asyncio.sleep(0)
         else:
             self._finish = Finish.STOP
         await self.aclose()
+
+    def _token(self, piece: bytes) -> Token:
+        asked = self._request.logprobs
+        if asked is None:
+            return Token(self._count, piece)
+        others = [piece, *(b"%d" % number for number in range(asked))][:asked]
+        likely = tuple(Likely(other, -0.5 * rank) for rank, other in enumerate(others, start=1))
+        return Token(self._count, piece, -self._count / 4, likely)
 
     async def aclose(self) -> None:
         if self._holds:

@@ -14,6 +14,7 @@ import pytest
 
 from agent.engine.generation import Sampling
 from agent.engine.serve import app as app_module
+from agent.engine.serve import deliver
 from agent.errors import EngineError, UsageError
 
 Json = dict[str, Any]
@@ -292,7 +293,7 @@ async def test_a_long_prompt_is_prepared_beside_the_loop(
     monkeypatch.setattr(app_module, "INLINE_BYTES", 10)
     status, body, _ = await post(await serve(models()), CHAT)
     assert status == 200
-    status, body, _ = await post(await serve(models()), {**CHAT, "n": 2})
+    status, body, _ = await post(await serve(models()), {**CHAT, "n": 0})
     assert (status, body["error"]["param"]) == (400, "n")
 
 
@@ -386,7 +387,7 @@ async def test_too_many_waiting_is_503(
 async def test_silence_is_bridged_by_comments(
     serve: Any, models: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "KEEP_ALIVE_S", 0.0)
+    monkeypatch.setattr(deliver, "KEEP_ALIVE_S", 0.0)
     step = asyncio.Event()
     url = await serve(models([step, b"a"]))
     async with aiohttp.ClientSession() as session:
@@ -401,7 +402,7 @@ async def test_silence_is_bridged_by_comments(
 async def test_a_client_that_reads_nothing_does_not_hold_the_ring(
     serve: Any, models: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "WRITE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(deliver, "WRITE_TIMEOUT_S", 0.05)
     model = models([b"x" * 2**20] * 200)
     url = await serve(model)
     async with aiohttp.ClientSession(read_bufsize=1) as session:
@@ -409,3 +410,76 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_ring(
         await until(lambda: model.running == 0)
         assert model.delivered < 200
         answer.close()
+
+
+async def test_logprobs_of_a_chat(start: Any, models: Any) -> None:
+    euro = "€".encode()
+    client = await start(models([b"a", euro[:1], euro[1:], b"END", b"x"]))
+    ask = {"model": "covey-mini", "messages": HELLO, "logprobs": True, "stop": "END"}
+    answer = await client.chat.completions.create(**ask, top_logprobs=2)
+    choice = answer.choices[0]
+    assert choice.message.content == "a€"
+    entries = choice.logprobs.content
+    assert [entry.token for entry in entries] == ["a", "\ufffd", "\ufffd\ufffd"]
+    assert [entry.logprob for entry in entries] == [-0.25, -0.5, -0.75]
+    assert bytes(entries[1].bytes + entries[2].bytes) == euro
+    assert [(top.token, top.logprob) for top in entries[0].top_logprobs] == [("a", -0.5), ("0", -1)]
+    stream = await client.chat.completions.create(**ask, stream=True)
+    parts = [c.choices[0] async for c in stream]
+    told = [entry for part in parts if part.logprobs for entry in part.logprobs.content]
+    assert [entry.logprob for entry in told] == [-0.25, -0.5, -0.75]
+    assert told[0].top_logprobs == []
+    # Those of the euro come with it.
+    assert [len(p.logprobs.content) for p in parts if p.delta.content and p.logprobs] == [1, 2]
+    plain = await client.chat.completions.create(model="covey-mini", messages=HELLO)
+    assert plain.choices[0].logprobs is None
+
+
+async def test_logprobs_of_a_completion(start: Any, models: Any) -> None:
+    model = models([b"one", b" two"])
+    client = await start(model)
+    ask = {"model": "covey-mini", "prompt": "x", "logprobs": 1}
+    answer = await client.completions.create(**ask)
+    logprobs = answer.choices[0].logprobs
+    assert (logprobs.tokens, logprobs.text_offset) == (["one", " two"], [0, 3])
+    assert logprobs.token_logprobs == [-0.25, -0.5]
+    assert logprobs.top_logprobs == [{"one": -0.5}, {" two": -0.5}]
+    chunks = [c.choices[0] async for c in await client.completions.create(**ask, stream=True)]
+    assert [c.logprobs.text_offset for c in chunks] == [[0], [3], []]
+    with pytest.raises(openai.BadRequestError, match="echo"):
+        await client.completions.create(**ask, echo=True)
+
+
+@pytest.mark.parametrize("seed", [None, 7, 2**32 - 2])
+async def test_choices_are_answers_of_their_own(start: Any, models: Any, seed: Any) -> None:
+    model = models([b"Hi", b"!"])
+    client = await start(model)
+    ask: Json = {"model": "covey-mini", "messages": HELLO, "n": 3, "seed": seed}
+    answer = await client.chat.completions.create(**ask)
+    assert [c.index for c in answer.choices] == [0, 1, 2]
+    assert [c.message.content for c in answer.choices] == ["Hi!"] * 3
+    assert answer.usage.completion_tokens == 6
+    assert answer.usage.prompt_tokens == len(model.requests[0].prompt)
+    assert answer.model_extra["timings"]["predicted_n"] == 6
+    seeds = [request.sampling.seed for request in model.requests]
+    assert len(set(seeds)) == (1 if seed is None else 3)
+    assert seeds[0] == seed and 2**32 - 1 not in seeds
+    options = {"include_usage": True}
+    stream = await client.chat.completions.create(**ask, stream=True, stream_options=options)
+    chunks = [chunk async for chunk in stream]
+    for index in range(3):
+        own = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == index]
+        assert [c.delta.content for c in own] == ["", "Hi", "!", None]
+        assert [c.finish_reason for c in own] == [None, None, None, "stop"]
+    assert chunks[-1].usage.completion_tokens == 6
+    texts = await client.completions.create(model="covey-mini", prompt="x", n=2, echo=True)
+    assert [c.text for c in texts.choices] == ["xHi!", "xHi!"]
+
+
+async def test_choices_count_as_requests(
+    serve: Any, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "MAX_REQUESTS", 2)
+    url = await serve(models())
+    assert (await post(url, {**CHAT, "n": 2}))[0] == 200
+    assert (await post(url, {**CHAT, "n": 3}))[0] == 503
