@@ -58,11 +58,12 @@ _EXPERTS = _COMMON | {
     "expert_group_count",
     "expert_group_used_count",
 }
+WINDOW = "attention.sliding_window"
 WINDOW_PATTERN = "attention.sliding_window_pattern"
-_WINDOWS = frozenset({"attention.sliding_window", WINDOW_PATTERN, "rope.freq_base_swa"})
+_WINDOWS = frozenset({WINDOW, WINDOW_PATTERN, "rope.freq_base_swa"})
 
 _ANYWHERE = "anywhere"
-_WINDOWED = "anywhere, if each part has a layer with a window"
+_WINDOWED = "anywhere, if each part of a model with windows has a layer with one"
 
 
 def _nothing(_: GgufFile) -> str | None:
@@ -88,6 +89,7 @@ class Architecture:
       multiple), where there is one.
     * `window_round`: layers in one round of llama.cpp's own pattern of sliding windows; a part says
       in an array which of its layers have windows, so that it may begin anywhere in the round.
+      Models without the key of a window have none, unless `always_windows`.
     * `first_only`: what acts on embeddings, and would act again on the rows that a part gets.
     * `leading`: how many layers from the model's first; a part says how many it still has.
     * `added(model)`: what llama.cpp takes from the number of layers unless the file says it.
@@ -104,6 +106,7 @@ class Architecture:
     period: int = 1
     period_key: str = ""
     window_round: int = 0
+    always_windows: bool = False
     first_only: frozenset[str] = frozenset()
     leading: frozenset[str] = frozenset()
     added: Callable[[GgufFile], Mapping[str, int]] = _no_additions
@@ -200,7 +203,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma2": Architecture(
         _GEMMA2_KEYS, where=_WINDOWED,
         refused="46 layers or more (27B): attention scaled by number",
-        window_round=2, rows_enter="inp_scaled", obstacle=_scaled_by_layers(46),
+        window_round=2, always_windows=True, rows_enter="inp_scaled",
+        obstacle=_scaled_by_layers(46),
     ),
     "gemma3": Architecture(
         _COMMON | _WINDOWS | {"final_logit_softcapping"}, where=_WINDOWED,
@@ -210,7 +214,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "glm4": Architecture(refused="with vision, or layers for predicting several tokens",
                          rows_enter="embd"),
     "gpt-oss": Architecture(
-        _EXPERTS | _WINDOWS, where=_WINDOWED, window_round=2, needs_output=True
+        _EXPERTS | _WINDOWS, where=_WINDOWED, window_round=2, always_windows=True, needs_output=True
     ),
     "granite": Architecture(
         _GRANITE_KEYS, refused="with vision", first_only=frozenset({"embedding_scale"})
@@ -219,13 +223,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llama4": Architecture(
         _LLAMA4_KEYS, where="at multiples of 4 layers, and of the step of its experts",
         refused="without windows, or not of a multiple of 4 layers", period=4,
-        period_key="interleave_moe_layer_step", window_round=4, obstacle=_ropeless_by_layers,
+        period_key="interleave_moe_layer_step", window_round=4, always_windows=True,
+        obstacle=_ropeless_by_layers,
     ),
     "mistral3": Architecture(_EXPERTS | {"attention.temperature_scale"}),
     "olmo2": Architecture(
         _COMMON | _WINDOWS, where=_WINDOWED, window_round=4, needs_output=True
     ),
-    "phi3": Architecture(_COMMON | {"attention.sliding_window"}),
+    "phi3": Architecture(_COMMON | {WINDOW}),
     "qwen2": Architecture(),
     "qwen2moe": Architecture(_EXPERTS, needs_output=True),
     "qwen3": Architecture(refused="that rank texts"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from agent.engine.architectures import ARCHITECTURES, WINDOW_PATTERN, Architecture
+from agent.engine.architectures import ARCHITECTURES, WINDOW, WINDOW_PATTERN, Architecture
 from agent.engine.gguf_file import Field, GgufFile
 from agent.errors import ModelError
 
@@ -61,7 +61,8 @@ def cut_rule(model: GgufFile) -> CutRule:
 
 def _windows(model: GgufFile, known: Architecture) -> tuple[bool, ...]:
     """Return which layers have a sliding window: the last of each round (0: none) has none."""
-    if not known.window_round:
+    used = known.always_windows or model.number(f"{model.architecture}.{WINDOW}")
+    if not known.window_round or not used:
         return ()
     key = f"{model.architecture}.{WINDOW_PATTERN}"
     if (field := model.fields.get(key)) is not None and field.is_array:
@@ -72,7 +73,7 @@ def _windows(model: GgufFile, known: Architecture) -> tuple[bool, ...]:
 
 
 def check_cuttable(model: GgufFile) -> Architecture:
-    """Raise ModelError, with the reason, unless cuts of this model are known to be exact."""
+    """Return how its architecture is cut; ModelError, with the reason, unless that is exact."""
     architecture = model.architecture
     known = ARCHITECTURES.get(architecture)
     if known is None:

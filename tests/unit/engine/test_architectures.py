@@ -35,7 +35,9 @@ CUTS: Mapping[str, tuple[tuple[int, ...], ...]] = {
     "deepseek2 lite": ((13,), (1,), (1, 26)),
     "gemma2": ((1,), (3,), (1, 3)),
     "gemma2 27B, both scales alike": ((23,), (1, 40)),
+    "gemma3 without windows": ((5,), (3, 4)),
     "llama4": ((8,), (4, 8)),
+    "olmo2": ((3,), (3, 4)),
     "llama4 with experts in each second layer": ((4,),),
 }
 CASES_OF = {name: CUTS.get(name, ((3,), (2, 4))) for name in tiny.RECIPES}

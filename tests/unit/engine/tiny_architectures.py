@@ -170,6 +170,12 @@ RECIPES: Mapping[str, Recipe] = {
          "attn_k_norm": (HEAD,)},
         {**WINDOWED, "attention.sliding_window_pattern": SWA_ARRAY, "rope.freq_base": 1e6},
     ),
+    "gemma3 without windows": Recipe(
+        "gemma3",
+        {**NORMS, **POST_NORMS, **attention(), **DENSE, "attn_q_norm": (HEAD,),
+         "attn_k_norm": (HEAD,)},
+        {"final_logit_softcapping": 3.0},
+    ),
     "glm4": Recipe(
         "glm4", {**NORMS, **POST_NORMS, **attention(), **biases(QKV), **FUSED},
         {"rope.dimension_count": 8},
