@@ -9,6 +9,13 @@
               least urgent, then the youngest           computed again, with its prompt
     any      it ended, or was cancelled       kept     its sequence stays as a prefix for others,
                                                         until its cells or its number are needed
+    running  a batch would be emptier than    running  rows of what it may say next (`drafts.py`)
+              `pace.py` says, and there are
+              guesses that are likely enough
+    running  its next token is the guess      running  that one's row, if it is computed already,
+                                                        says the one after it
+    running  its next token is another        running  the rows of its guesses are removed behind
+                                                        them, and what they say is not looked at
 
 One rule makes rows: a request's tokens that are not in the caches yet. A prompt's are many, an
 answer's last token is one. Those who decode come first. While nobody has a prompt, `pace.py` says
@@ -24,13 +31,15 @@ batches took before: prompts and answers then have about the same share of the t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from agent.engine.cells import Cells
+from agent.engine.drafts import AHEAD, Drafts
 from agent.engine.frames import Copy, Ints, Marks, Operation, Remove
-from agent.engine.pace import Pace
+from agent.engine.pace import Pace, Split
 
 # Whoever decodes then gets half of its speed while another's prompt is computed.
 MIXED_COST = 2.0
@@ -49,16 +58,19 @@ CHUNK_ROWS_MIN = 64
 PREFIX_MIN = 16
 # Who is let in leaves so many cells for each that is already running.
 HEADROOM = 32
+# A guess that is less likely to be reached, and right, gets no row.
+LIKELY = 0.2
 _NONE = -1
 
 
 @dataclass(eq=False)
 class Work:
-    """One request in the schedule. `tokens` has room for `limit`, of which `length` are there.
+    """One request in the schedule. `tokens` has room for `limit`, of which `length` are certain.
 
-    The first are the prompt, the others what was sampled. Of these, `filled` are in the caches, or
-    on their way there. A higher `priority` is served first. `reused` of the prompt's tokens were in
-    the caches before it came.
+    The first are the prompt, the others what was sampled; up to `guessed` follow guesses. Of all
+    these, `filled` are in the caches, or on their way there. A higher `priority` is served first.
+    `reused` of the prompt's tokens were in the caches before it came. `branch` counts what was
+    taken back.
     """
 
     tokens: Ints
@@ -67,16 +79,18 @@ class Work:
     order: int = 0
     sequence: int = _NONE
     filled: int = 0
+    guessed: int = 0
+    branch: int = 0
     reused: int = 0
-    awaited: bool = False
     served: int = 0
+    drafts: Drafts = field(default_factory=Drafts)
 
     @classmethod
     def of(cls, prompt: Sequence[int], limit: int, priority: int = 0) -> Work:
         """Return the work of a prompt that may become `limit` tokens long in all."""
         tokens = np.empty(limit, np.int32)
         tokens[: len(prompt)] = prompt
-        return cls(tokens, len(prompt), priority)
+        return cls(tokens, len(prompt), priority, guessed=len(prompt))
 
     @property
     def limit(self) -> int:
@@ -85,8 +99,20 @@ class Work:
 
     @property
     def due(self) -> int:
-        """How many tokens are not in the caches yet."""
-        return self.length - self.filled
+        """How many certain tokens are not in the caches yet."""
+        return max(0, self.length - self.filled)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the row of its last certain token is under way."""
+        return self.filled >= self.length
+
+    @property
+    def chance(self) -> float:
+        """How likely its next guess, the first that has no row, is to be right; 0: it has none."""
+        if not self.awaited or self.filled >= min(self.guessed, self.limit - 1):
+            return 0.0
+        return float(self.drafts.hit ** (self.filled - self.length + 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +126,31 @@ class Batch:
     outputs: Marks = field(default_factory=lambda: np.empty(0, np.int8))
 
 
+class Wanted(NamedTuple):
+    """A row whose next token is to be sampled; one of another `branch` is of no use any more."""
+
+    row: int
+    work: Work
+    branch: int
+
+    @property
+    def stale(self) -> bool:
+        """Whether it follows a guess that was wrong."""
+        return self.branch != self.work.branch
+
+
 @dataclass(frozen=True, eq=False)
 class Turn:
     """A batch, whose it is, and of which rows the next token is to be sampled."""
 
     batch: Batch
-    wanted: tuple[tuple[int, Work], ...]
+    wanted: tuple[Wanted, ...]
     works: frozenset[Work]
+
+    @property
+    def stale(self) -> bool:
+        """Whether nothing in it counts any more, so that nobody needs to compute it further."""
+        return len(self.wanted) == len(self.batch.tokens) and all(w.stale for w in self.wanted)
 
 
 @dataclass(eq=False)
@@ -124,27 +168,26 @@ class _Rows:
     tokens: list[Ints] = field(default_factory=list)
     sequences: list[Ints] = field(default_factory=list)
     positions: list[Ints] = field(default_factory=list)
-    wanted: list[tuple[int, Work]] = field(default_factory=list)
+    wanted: list[Wanted] = field(default_factory=list)
     works: set[Work] = field(default_factory=set)
     count: int = 0
 
     def take(self, work: Work, count: int) -> None:
-        """Add the next `count` tokens of a work, and mark the last if it is the work's last."""
+        """Add the next `count` tokens of a work; its last certain one and guesses are marked."""
         start, stop = work.filled, work.filled + count
         self.tokens.append(work.tokens[start:stop])
         self.sequences.append(np.full(count, work.sequence, np.int32))
         self.positions.append(np.arange(start, stop, dtype=np.int32))
+        for position in range(max(start, work.length - 1), stop):
+            self.wanted.append(Wanted(self.count + position - start, work, work.branch))
         self.count += count
         self.works.add(work)
         work.filled = stop
-        if stop == work.length:
-            work.awaited = True
-            self.wanted.append((self.count - 1, work))
 
     def turn(self, operations: Sequence[Operation]) -> Turn:
         """Return the batch."""
         outputs = np.zeros(self.count, np.int8)
-        outputs[[row for row, _ in self.wanted]] = 1
+        outputs[[each.row for each in self.wanted]] = 1
         batch = Batch(
             tuple(operations), np.concatenate(self.tokens), np.concatenate(self.sequences),
             np.concatenate(self.positions), outputs,
@@ -157,12 +200,14 @@ class Schedule:
 
     `cells`: tokens that the caches hold for all together; `rows`: of one batch at most; `slots`:
     requests that run at once; `sequences`: those and the kept ones; `depth`: processes that the
-    batches go through. `reuse` False: no prefix is shared (a recurrent model cannot).
+    batches go through. `reuse` False: no prefix is shared and no guess made (a recurrent model
+    cannot go back). `guess` False: none is made.
     """
 
     def __init__(
-        self, *, cells: int, rows: int, slots: int, sequences: int, depth: int, reuse: bool = True
-    ) -> None:
+        self, *, cells: int, rows: int, slots: int, sequences: int, depth: int,
+        reuse: bool = True, guess: bool = True,
+    ) -> None:  # fmt: skip
         if not 0 < slots <= sequences or rows < 1 or depth < 1:
             raise ValueError(f"{slots} slots, {sequences} sequences, {rows} rows make no schedule")
         self._cells = Cells(cells, sequences)
@@ -171,6 +216,7 @@ class Schedule:
         self._depth = depth
         self.pace = Pace(depth)
         self._reuse = reuse
+        self._guesses = guess and reuse
         self._numbers = list(range(sequences))
         self._waiting: list[Work] = []
         self._running: list[Work] = []
@@ -209,16 +255,42 @@ class Schedule:
             self._waiting.remove(work)
         elif work in self._running:
             self._running.remove(work)
+            if work.filled > work.length:
+                # Whether its last certain row is back is not known here: it goes as well.
+                self._take_back(work, work.length - 1)
             if self._reuse and work.filled >= PREFIX_MIN:
                 self._kept.append(_Kept(work.sequence, work.tokens[: work.filled].copy()))
             else:
                 self._free(work.sequence)
 
     def sampled(self, work: Work, token: int) -> None:
-        """Take the token that follows a request's last one."""
-        work.awaited = False
-        work.tokens[work.length] = token
+        """Take the token that follows a request's last certain one."""
+        at = work.length
+        guess = int(work.tokens[at]) if work.guessed > at else None
+        if guess is not None:
+            right = guess == token
+            work.drafts.judged(right)
+            if work.filled > at:
+                work.drafts.made += 1
+                work.drafts.right += right
+            if not right:
+                self._take_back(work, at)
+        work.tokens[at] = token
         work.length += 1
+        work.guessed = max(work.guessed, work.length)
+        if self._guesses:
+            work.drafts.learn(work.tokens, work.length)
+            ahead = min(AHEAD - (work.guessed - work.length), work.limit - work.guessed)
+            work.guessed += work.drafts.guess(work.tokens, work.guessed, ahead)
+
+    def _take_back(self, work: Work, start: int) -> None:
+        """Drop a request's guesses, and the rows that it has from `start` on."""
+        work.guessed = work.length
+        if work.filled > start:
+            self._operations.append(Remove(work.sequence, start))
+            self._cells.cut(work.sequence, start)
+            work.filled = start
+            work.branch += 1
 
     def took(self, turn: Turn, seconds: float) -> None:
         """Learn how long a stage, the same each time, computed a batch."""
@@ -232,33 +304,53 @@ class Schedule:
         """Return the next batch; None when there is nothing to do until one of `flying` is back."""
         self._admit()
         rows = _Rows()
-        due = sorted((w for w in self._running if w.due and not w.awaited), key=_turn_of)
+        due = sorted((work for work in self._running if work.due), key=_turn_of)
         steps = [work for work in due if work.due == 1]
         decoding = len(steps) + sum(work.awaited for work in self._running)
-        share, most = self._share(decoding, prompts=len(due) > len(steps))
-        if flying >= most:
+        prompts = len(due) > len(steps)
+        split = self._split(decoding, prompts=prompts)
+        if flying >= split.batches:
             return None
         for work in steps:
-            if rows.count < share and self._room(1, work, rows):
+            if rows.count < split.rows and self._room(1, work, rows):
                 self._serve(rows, work, 1)
-        most = min(self._rows, rows.count + self._mixed()) if decoding else self._rows
-        for work in sorted((work for work in due if work.due > 1), key=_urgency):
-            count = min(work.due, self._chunk(work), most - rows.count)
-            if count > 0 and self._room(count, work, rows):
-                self._serve(rows, work, count)
+        if prompts:
+            self._add_prompts(rows, [work for work in due if work.due > 1], decoding)
+        elif split.guesses:
+            self._add_guesses(rows, split.rows)
         if not rows.count:
             return None
         turn = rows.turn(self._operations)
         self._operations = []
         return turn
 
-    def _share(self, decoding: int, *, prompts: bool) -> tuple[int, int]:
-        """Return how many of those who decode go into a batch, and how many batches go at once."""
-        if not prompts and decoding:
-            split = self.pace.split(decoding, self._rows)
-            # A pipeline of one process has computed a batch before the next can begin.
-            return split.rows, split.batches if self._depth > 1 else 1
-        return min(-(-decoding // self._depth), self._rows), self._depth
+    def _split(self, decoding: int, *, prompts: bool) -> Split:
+        """Return how many rows of those who decode a batch has, and how many batches go at once."""
+        if prompts or not decoding:
+            return Split(self._depth, min(-(-decoding // self._depth), self._rows))
+        split = self.pace.split(decoding, self._rows, self._hit())
+        # A pipeline of one process has computed a batch before the next can begin.
+        return split if self._depth > 1 else replace(split, batches=1)
+
+    def _hit(self) -> float:
+        """Return how likely a guess is to be right, on average; 0 for who has none."""
+        found = [w.drafts.hit if w.guessed > w.length else 0.0 for w in self._running]
+        return sum(found) / len(found) if found else 0.0
+
+    def _add_prompts(self, rows: _Rows, prompts: list[Work], decoding: int) -> None:
+        most = min(self._rows, rows.count + self._mixed()) if decoding else self._rows
+        for work in sorted(prompts, key=_urgency):
+            count = min(work.due, self._chunk(work), most - rows.count)
+            if count > 0 and self._room(count, work, rows):
+                self._serve(rows, work, count)
+
+    def _add_guesses(self, rows: _Rows, share: int) -> None:
+        """Fill a batch with the likeliest guesses; nobody gives up cells for one."""
+        while rows.count < share and self._cells.free:
+            best = max(self._running, key=lambda work: work.chance)
+            if best.chance < LIKELY:
+                return
+            self._serve(rows, best, 1)
 
     def _serve(self, rows: _Rows, work: Work, count: int) -> None:
         self._cells.extend(work.sequence, count)
@@ -333,7 +425,8 @@ class Schedule:
             wanted = work.tokens[: work.length - 1]
             others: list[Work | _Kept] = [*self._kept, *self._running]
             for other in others:
-                there = other.tokens if isinstance(other, _Kept) else other.tokens[: other.filled]
+                certain = len(other.tokens) if isinstance(other, _Kept) else _certain(other)
+                there = other.tokens[:certain]
                 count = min(len(there), len(wanted))
                 differing = np.flatnonzero(there[:count] != wanted[:count])
                 common = int(differing[0]) if len(differing) else count
@@ -360,7 +453,7 @@ class Schedule:
     def _preempt(self, work: Work) -> None:
         self._running.remove(work)
         self._free(work.sequence)
-        work.sequence, work.filled = _NONE, 0
+        work.sequence, work.filled, work.guessed = _NONE, 0, work.length
         self._waiting.append(work)
 
     def _evict(self, spared: Work | _Kept | None) -> bool:
@@ -380,6 +473,11 @@ class Schedule:
         self._operations.append(Remove(sequence))
         self._cells.cut(sequence)
         self._numbers.append(sequence)
+
+
+def _certain(work: Work) -> int:
+    """Return how many tokens of a request are in the caches for good."""
+    return min(work.filled, work.length)
 
 
 def _learnt(before: float | None, seconds: float) -> float:

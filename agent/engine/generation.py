@@ -109,7 +109,8 @@ class Finish(enum.Enum):
 class Timings:
     """What a generation cost: token counts, and wall seconds for the prompt and for the rest.
 
-    `reused` of the prompt's tokens were in the caches already.
+    `reused` of the prompt's tokens were in the caches already. `drafted` tokens were computed
+    before they were certain, and `accepted` of them came true.
     """
 
     prompt_tokens: int
@@ -117,6 +118,8 @@ class Timings:
     generated: int
     generate_s: float
     reused: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Generation(Protocol):

@@ -61,12 +61,13 @@ class _Answer:
 class Generator:
     """Runs jobs through a pipeline whose caches hold `context` tokens for all together.
 
-    `n_batch`: rows a batch; `slots`: jobs that run at once; `sequences`: those and the kept ones.
+    `n_batch`: rows a batch; `slots`: jobs that run at once; `sequences`: those and the kept ones;
+    `guess`: whether rows of guesses fill the ring.
     """
 
     def __init__(
         self, pipeline: Pipeline, vocabulary: Vocabulary, *, context: int, n_batch: int,
-        slots: int = 1, sequences: int = 1, samplers: Samplers | None = None,
+        slots: int = 1, sequences: int = 1, samplers: Samplers | None = None, guess: bool = True,
     ) -> None:  # fmt: skip
         self._pipeline = pipeline
         self._vocabulary = vocabulary
@@ -74,7 +75,7 @@ class Generator:
         self._context = context
         self._schedule = Schedule(
             cells=context, rows=n_batch, slots=slots, sequences=sequences, depth=pipeline.depth,
-            reuse=pipeline.context.weights.shares_prefixes,
+            reuse=pipeline.context.weights.shares_prefixes, guess=guess,
         )  # fmt: skip
         self._slots, self._n_batch = slots, n_batch
         self._answers: dict[Work, _Answer] = {}
@@ -169,16 +170,17 @@ class Generator:
 
     def _collect(self) -> None:
         before = self._pipeline.stats.decode_s
-        self._pipeline.collect()
         turn, took_s = self._flying.popleft()
+        stale = turn.stale
+        self._pipeline.collect(wanted=not stale)
         own_s = took_s + self._pipeline.stats.decode_s - before
         began = time.perf_counter()
-        for row, work in turn.wanted:
-            answer = self._answers[work]
-            if not answer.over:
-                self._sample(answer, row)
+        for wanted in turn.wanted:
+            answer = self._answers[wanted.work]
+            if not answer.over and not wanted.stale:
+                self._sample(answer, wanted.row)
         rows = len(turn.batch.tokens)
-        if rows == len(turn.works):
+        if rows == len(turn.works) and not stale:
             self._schedule.pace.took(rows, own_s, time.perf_counter() - began)
         for work in turn.works:
             answer = self._answers[work]
@@ -219,7 +221,7 @@ class Generator:
         job = answer.job
         job.timings = Timings(
             len(job.request.prompt), first - began, answer.generated, now - first,
-            answer.work.reused,
+            answer.work.reused, answer.work.drafts.made, answer.work.drafts.right,
         )  # fmt: skip
         answer.over = True
         answer.sampler.close()

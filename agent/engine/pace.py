@@ -9,13 +9,16 @@ round again when that batch is back. With `n` answers in `k` batches of `b` = âŒ
 
 Small batches fill the ring while frames travel; large ones share the reading of the weights. How
 much sharing is worth depends on the CPU: where two rows take three times as long as one, eight
-batches of one row beat two of four. So `calibrate` in `generator.py` has batches of several sizes
+batches of one row beat two of four. Where a round leaves room, or wider batches cost little, rows
+of guesses (`drafts.py`) fill it, if by the chance that they are right they make more tokens a
+second. So `calibrate` in `generator.py` has batches of several sizes
 computed before the first request, one at a time, and an empty one, which shows the links alone.
 What batches really take later (longer contexts, a busier machine) moves all sizes alike.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +27,9 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 # Another split must be so much better: each change of it mixes up who is with whom.
 _GAIN = 0.05
 _NEWEST = 0.1
+# Guesses must make so much more: what they make is estimated from two estimates.
+_GUESS_GAIN = 0.1
+_HIT_MOST = 0.98
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Split:
-    """So many batches at once, of so many rows at most."""
+    """So many batches at once, of so many rows at most; `guesses`: filled up with such rows."""
 
     batches: int
     rows: int
+    guesses: bool = False
 
 
 class Pace:
@@ -70,8 +77,11 @@ class Pace:
             self._level += _NEWEST * (own_s / expected - self._level)
         self._sample_s += _NEWEST * (sampling_s / rows - self._sample_s)
 
-    def split(self, decoding: int, most: int) -> Split:
-        """Return how to serve so many answers, with at most `most` rows a batch."""
+    def split(self, decoding: int, most: int, hit: float = 0.0) -> Split:
+        """Return how to serve so many answers, with at most `most` rows a batch.
+
+        `hit`: how likely the next guess is to be right, and after it each further one.
+        """
         if decoding < 1:
             return Split(self._depth, 1)
         if not self._measured:
@@ -84,12 +94,48 @@ class Pace:
             if found[best] > (1 - _GAIN) * found[before]:
                 best = before
         self._last = decoding, best
-        return best
+        return self._guessing(decoding, most, min(hit, _HIT_MOST), best) if hit else best
 
-    def round_s(self, decoding: int, split: Split) -> float:
-        """Return how long a token of each takes, in seconds."""
+    def _guessing(self, decoding: int, most: int, hit: float, best: Split) -> Split:
+        """Return the split with guesses that makes the most tokens a second, if it is clearly more
+        than the `best` without.
+        """
+
+        def rate(split: Split) -> float:
+            each = split.batches * split.rows / decoding
+            tokens = decoding * (1.0 - math.pow(hit, each)) / (1.0 - hit)
+            return tokens / self.round_s(tokens, split)
+
+        found = {
+            split: rate(split)
+            for rows in SIZES
+            if rows <= most
+            for batches in {best.batches, self._fills(rows)}
+            if decoding < (split := Split(batches, rows, guesses=True)).batches * rows
+        }
+        if not found:
+            return best
+        fastest = max(found, key=lambda split: found[split])
+        without = decoding / self.round_s(decoding, best)
+        return fastest if found[fastest] > (1 + _GUESS_GAIN) * without else best
+
+    def _fills(self, rows: int) -> int:
+        """Return how many batches of so many rows are under way before one has to wait."""
+        if self._depth == 1:
+            return 1
+        return max(1, int(self.round_s(rows, Split(1, rows)) / self._busiest_s(rows)))
+
+    def _busiest_s(self, rows: int) -> float:
+        """Return what one batch takes in the process that takes longest."""
+        own, away = self._at(rows)
+        others = self._depth - 1
+        stage = away / others if others else 0.0
+        return max(self._level * own + rows * self._sample_s, self._level * stage)
+
+    def round_s(self, tokens: float, split: Split) -> float:
+        """Return how long a round takes that gives so many tokens, in seconds."""
         own, away = (self._level * seconds for seconds in self._at(split.rows))
-        sample = decoding * self._sample_s
+        sample = tokens * self._sample_s
         others = self._depth - 1
         stage = away / others if others else 0.0
         alone = own + away + self._links_s + split.rows * self._sample_s

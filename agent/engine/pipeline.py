@@ -55,8 +55,11 @@ class Pipeline(Protocol):
         """Begin a batch; raises EngineError (or PeerError) when the pipeline breaks."""
         ...
 
-    def collect(self) -> None:
-        """Finish the oldest batch; raises EngineError (or PeerError) when the pipeline breaks."""
+    def collect(self, *, wanted: bool = True) -> None:
+        """Finish the oldest batch; raises EngineError (or PeerError) when the pipeline breaks.
+
+        Not `wanted`: its rows are about to be removed, and need not be in all caches.
+        """
         ...
 
     def rest(self, wake: int) -> None:
@@ -92,7 +95,7 @@ class WholePipeline:
         self.stats.rows += len(batch.tokens)
         self.in_flight += 1
 
-    def collect(self) -> None:
+    def collect(self, *, wanted: bool = True) -> None:
         """Nothing is left to do."""
         self.in_flight -= 1
 
@@ -147,8 +150,8 @@ class RingPipeline:
         self.stats.batches += 1
         self.stats.rows += len(batch.tokens)
 
-    def collect(self) -> None:
-        """Wait for the oldest batch to come round and run the last part."""
+    def collect(self, *, wanted: bool = True) -> None:
+        """Wait for the oldest batch to come round and run the last part, if it is `wanted`."""
         began = time.thread_time()
         frame = self._wait()
         batch = self._pending.popleft()
@@ -161,7 +164,7 @@ class RingPipeline:
             raise PeerError(f"{self._inlet.name} sent a frame that does not belong here.")
         self.context.apply(batch.operations)
         decoding = 0.0
-        if len(pairs):
+        if len(pairs) and wanted:
             started, started_cpu = time.perf_counter(), time.thread_time()
             self.context.decode_rows(frame.rows, batch.sequences, batch.positions, batch.outputs)
             decoding = time.thread_time() - started_cpu

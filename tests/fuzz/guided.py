@@ -134,7 +134,7 @@ class Router:
                 router.node.settle(arrival.id, True, router.now)
         router.node.tick(router.now)
         for peer in router.node.pending():
-            while (out := router.node.take(peer)) is not None:
+            while (out := router.node.take(peer, router.now)) is not None:
                 rpc.decode(out)
         router.check()
 

@@ -69,6 +69,7 @@ def together(costs: Sequence[Timings]) -> Timings:
     return Timings(
         first.prompt_tokens, first.prompt_s, sum(cost.generated for cost in costs),
         max(cost.generate_s for cost in costs), first.reused,
+        sum(cost.drafted for cost in costs), sum(cost.accepted for cost in costs),
     )  # fmt: skip
 
 
@@ -88,6 +89,7 @@ def timings(cost: Timings) -> Json:
         "cache_n": cost.reused,
         **_timed("prompt", cost.prompt_tokens - cost.reused, cost.prompt_s),
         **_timed("predicted", cost.generated, cost.generate_s),
+        **({"draft_n": cost.drafted, "draft_n_accepted": cost.accepted} if cost.drafted else {}),
     }
 
 

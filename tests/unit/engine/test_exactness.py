@@ -14,6 +14,7 @@ from agent.engine.frames import Remove, RowType
 from agent.engine.generation import Finish, GenerationRequest, Sampling, Token
 from agent.engine.generator import Generator, Job
 from agent.engine.llama import Weights
+from agent.engine.pace import Measured
 from agent.engine.pipeline import Pipeline
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError
@@ -94,3 +95,35 @@ def test_smaller_frames_change_logits_by_little(
         answer(tap, path)
         difference = np.abs(tap.logits[0] - expected[0]).max()
         assert 0.0 < difference < bound * np.abs(expected[0]).max()
+
+
+@pytest.mark.parametrize("boundaries", [(), (5, 9), (1, 2, 4, 11)])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.7, top_k=5, seed=7)])
+def test_guesses_change_nothing_but_the_time(
+    models: Callable[..., Path], tmp_path: Path, boundaries: tuple[int, ...], sampling: Sampling
+) -> None:
+    """The same tokens with guesses as without, sampled ones too, since each is still sampled."""
+    path, count = models(), 120
+    weights = Weights(path)
+    with rings.pipeline(path, tmp_path, boundaries) as pipeline:
+        said: list[list[int]] = []
+        for guess in (False, True):
+            generator = Generator(
+                pipeline, Vocabulary(weights), context=rings.N_CTX, n_batch=rings.N_BATCH,
+                guess=guess,
+            )  # fmt: skip
+            # As if rows cost little and the links were long.
+            links_s = 0.1 if boundaries else 0.0
+            generator._schedule.pace.learn([Measured(n, 0.01, links_s) for n in (1, 2, 4)], links_s)
+            tokens: list[Token] = []
+            job = Job(GenerationRequest(PROMPT[:20] * 2, count, sampling), tokens.append)
+            generator.add(job)
+            generator.run()
+            pipeline.submit(Batch((Remove(0),)))
+            pipeline.collect()
+            said.append([token.id for token in tokens])
+            assert (job.timings.drafted > 0) is guess
+        assert 0 < job.timings.accepted < job.timings.drafted
+        assert said[0] == said[1]
+        assert len(said[0]) > count // 2
+    weights.close()
