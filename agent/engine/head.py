@@ -47,13 +47,14 @@ class HeadLimits:
     """How many tokens the caches hold, rows a batch, and requests that are served at once.
 
     `sequences` are those of the requests and of the prefixes that are kept. A request alone may use
-    the whole context.
+    the whole context. `guess`: whether what is likely to follow is computed in advance.
     """
 
     context: int
     n_batch: int
     slots: int = 1
     sequences: int = 1
+    guess: bool = True
 
 
 class HeadGeneration:
@@ -250,6 +251,7 @@ class Head:
         generator = Generator(
             pipeline, self._vocabulary, context=limits.context, n_batch=limits.n_batch,
             slots=limits.slots, sequences=limits.sequences, samplers=self._samplers,
+            guess=limits.guess,
         )  # fmt: skip
         try:
             generator.calibrate()

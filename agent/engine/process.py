@@ -199,7 +199,9 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
         head = Head(
             spec.model_name,
             loaded.weights[-1],
-            HeadLimits(limits.n_ctx, limits.n_batch, spec.slots, spec.sequences),
+            HeadLimits(
+                limits.n_ctx, limits.n_batch, spec.slots, spec.sequences, spec.drafts != "none"
+            ),
             lambda error: channel.emit_error("broken", error),
         )
         listener = None if spec.role == "whole" else Listener(spec.listen, spec.port)

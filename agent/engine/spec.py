@@ -31,6 +31,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     model's own context, for all `slots` requests together that are served at once. `threads` 0 is
     one for each CPU. `silence_s` is how long a stage may be
     silent, and `join_timeout_s` how long the neighbours may take to come, once `connect` was said.
+    `drafts` says whether guesses from what was said before fill the ring (batching.py).
     `cache` is a folder where the result of the self-test is kept; empty: it is not kept.
     """
 
@@ -55,6 +56,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     http_port: int = 0
     silence_s: float = 30.0
     join_timeout_s: float = 60.0
+    drafts: Literal["ngrams", "none"] = "ngrams"
     cache: str = ""
 
     @property

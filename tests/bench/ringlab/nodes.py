@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from agent.engine.cut import write_part
 from agent.engine.gguf_file import GgufFile
@@ -70,14 +71,16 @@ def boundaries(layers: int, nodes: int) -> list[int]:
 
 @asynccontextmanager
 async def ring(
-    model: Path, folder: Path, nodes: int, one_way_s: float, context: int
-) -> AsyncIterator[str]:
+    model: Path, folder: Path, nodes: int, one_way_s: float, context: int, *,
+    drafts: Literal["ngrams", "none"] = "none",
+) -> AsyncIterator[str]:  # fmt: skip
     """Give the address of the head's HTTP server; one node is the whole model in one process."""
     async with AsyncExitStack() as stack:
 
         async def start(cpu: int, **more: object) -> Engine:
             spec = EngineSpec(
-                n_ctx=context, threads=1, cache=str(folder), model_name="ring",
+                n_ctx=context, threads=1, cache=str(folder), model_name="ring", row_type="f32",
+                drafts=drafts,
                 **more,  # type: ignore[arg-type]
             )  # fmt: skip
             with pinned(CPUS[cpu % len(CPUS)]):
