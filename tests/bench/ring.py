@@ -3,10 +3,15 @@
     python tests/bench/ring.py [--quick] [--json FILE]
 
 A random-weight Q8_0 model of 16 layers and about 270 MB. Each node is one process with one thread,
-pinned to a CPU of its own, so there are as many nodes as CPUs; each link is delayed in user space.
-Streams decode together: tokens/s of all from when each has its first token until one ends. Two CPUs
-that are threads of one core have less than twice its speed: how much they have is what two separate
-processes of llama.cpp do there at once, and no ring of two can do more.
+pinned to a CPU; where there are more nodes than CPUs all have the same quota of one, the single
+node too. Each link is delayed in user space, one way. Streams decode together: tokens/s of all from
+when each has its first token until one ends. What a random model says repeats itself, so guesses
+come true more often than in most texts: only the rows that say so have them.
+
+The limit beside a figure is arithmetic: what batches of each size take llama.cpp on one node, in
+equal parts over the nodes, with the links' delays, split as is fastest. Quick, with one CPU a node:
+two CPUs that are threads of one core have less than twice its speed, and no ring of two can do more
+than two separate processes of llama.cpp at once.
 """
 
 from __future__ import annotations
@@ -15,7 +20,9 @@ import asyncio
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from report import Row, conditions, finish, parser, row
 
@@ -24,84 +31,177 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "engine"))
 from ringlab import ask, nodes
 from tiny_models import Shape, write_model
 
+from agent.engine.pace import Measured, Pace
+
 SHAPE = Shape(
     layers=16, n_embd=1024, heads=16, kv_heads=8, feed_forward=2816, vocabulary=32000, context=8192
 )
 PROMPT = 16
-# Goals of two nodes without delay, as a multiple of one node: by streams.
-GOALS = {1: 0.93, 8: 1.4, 16: 1.55}
-LONG_GOAL = 1.7
+# Of one node, without delay, by (nodes, streams).
+OF_ONE = {(2, 1): 0.93, (2, 8): 1.4, (2, 16): 1.55}
+LONG_PROMPT, LONG_OF_ONE = 4096, {2: 1.7}
+# Of llama.cpp's RPC on the same nodes, 20 ms one way, by (nodes, streams); the last with guesses.
+OF_RPC = {(3, 1): 1.15, (4, 1): 1.3, (3, 8): 1.6, (3, 16): 2.0}
+GUESSING_OF_RPC = 3.0
+FAR_S = 0.02
 
 
-def both(
-    model: Path, cases: list[tuple[int, int, int]], alone: list[tuple[float, float]]
-) -> list[float]:
-    """Return what two processes of llama.cpp do at once on two CPUs, as a multiple of one."""
+@dataclass(frozen=True)
+class Cases:
+    """What is measured."""
+
+    nodes: tuple[int, ...]
+    delays: tuple[float, ...]
+    streams: tuple[int, ...]
+    prompts: tuple[int, ...]
+    answer: int
+
+    @property
+    def share(self) -> float:
+        """The part of a CPU that each node has."""
+        return min(1.0, len(nodes.CPUS) / max(self.nodes))
+
+    @property
+    def of_peer(self) -> list[tuple[int, int, int]]:
+        """The same for `ringlab/peer.py`."""
+        return [
+            *((n, PROMPT, self.answer) for n in self.streams),
+            *((1, n, 4) for n in self.prompts),
+        ]
+
+
+QUICK = Cases((2,), (0.0, FAR_S), (1, 8), (512,), 24)
+WHOLE = Cases((2, 3, 4), (0.0, 0.005, FAR_S), (1, 4, 8, 16), (16, 512, LONG_PROMPT), 64)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Tokens/s by streams, seconds to the first token by the prompt's length."""
+
+    rates: dict[int, float]
+    firsts: dict[int, float]
+
+
+def of_peer(cases: Cases, found: list[tuple[float, float]]) -> Found:
+    """Return what `ringlab/peer.py` measured."""
+    count = len(cases.streams)
+    rates = {n: rate for n, (rate, _) in zip(cases.streams, found[:count], strict=True)}
+    firsts = {n: first for n, (_, first) in zip(cases.prompts, found[count:], strict=True)}
+    return Found(rates, firsts)
+
+
+def both(model: Path, cases: Cases) -> dict[int, float]:
+    """Return what two processes of llama.cpp do at once on two CPUs, together, by streams each."""
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda cpu: nodes.peer(model, cases, cpu=cpu), (0, 1))
-    return [(a[0] + b[0]) / c[0] for a, b, c in zip(one, other, alone, strict=True)]
+        made = pool.map(lambda number: nodes.peer(model, cases.of_peer, number=number), (0, 1))
+        one, other = (of_peer(cases, found) for found in made)
+    return {n: one.rates[n] + other.rates[n] for n in cases.streams}
 
 
-async def measured(
-    model: Path, folder: Path, count: int, delay_s: float, streams: list[int], prompts: list[int],
-    answer: int,
-) -> tuple[dict[int, float], dict[int, float]]:  # fmt: skip
-    """Return a ring's tokens/s by streams, and s to the first token by prompt length."""
-    context = max(16 * (PROMPT + answer), max(prompts) + answer) + 512
-    async with nodes.ring(model, folder, count, delay_s, context) as base:
+async def ring(
+    model: Path, folder: Path, cases: Cases, count: int, delay_s: float, *,
+    drafts: Literal["ngrams", "none"] = "none",
+) -> Found:  # fmt: skip
+    """Measure a ring; with drafts one stream alone."""
+    longest = max(cases.prompts, default=0)
+    context = max(16 * (PROMPT + cases.answer), longest + cases.answer) + 512
+    async with nodes.ring(
+        model, folder, count, delay_s, context, share=cases.share, drafts=drafts
+    ) as base:
         await ask.run(base, 1, PROMPT, 4, SHAPE.vocabulary)
-        rates = {n: (await ask.run(base, n, PROMPT, answer, SHAPE.vocabulary))[0] for n in streams}
-        firsts = {n: (await ask.run(base, 1, n, 4, SHAPE.vocabulary))[1] for n in prompts}
-        return rates, firsts
+        if drafts == "ngrams":
+            rate, _ = await ask.run(base, 1, PROMPT, 4 * cases.answer, SHAPE.vocabulary)
+            return Found({1: rate}, {})
+        return Found(
+            {n: (await ask.run(base, n, PROMPT, cases.answer, SHAPE.vocabulary))[0]
+             for n in cases.streams},
+            {n: (await ask.run(base, 1, n, 4, SHAPE.vocabulary))[1] for n in cases.prompts},
+        )  # fmt: skip
+
+
+def limit(alone: Found, count: int, delay_s: float, streams: int) -> float:
+    """Return the tokens/s that so many nodes could do at most."""
+    pace, links_s = Pace(count), count * delay_s
+    took = {n: n / rate for n, rate in alone.rates.items()}
+    pace.learn(
+        [Measured(n, s / count, s * (count - 1) / count + links_s) for n, s in took.items()],
+        links_s,
+    )
+    return streams / pace.round_s(streams, pace.split(streams, 512))
+
+
+def compared(
+    cases: Cases, count: int, delay_s: float, alone: Found, rpc: Found, ours: Found, guessing: float
+) -> list[Row]:
+    """Return the rows of one ring."""
+    label, far = f"{count} nodes, {delay_s * 1000:g} ms", delay_s == FAR_S
+    rows = []
+    for n in cases.streams:
+        most = limit(alone, count, delay_s, n)
+        rows.append(row(f"{label}, {n} streams", ours.rates[n], "tokens/s", peer=rpc.rates[n],
+                        limit=f"at most {most:.1f} by arithmetic; peer: RPC"))  # fmt: skip
+        if not delay_s:
+            rows.append(row(f"{label}, {n} streams, of one node", ours.rates[n] / alone.rates[n],
+                            "×", goal=OF_ONE.get((count, n)), higher=True,
+                            peer=rpc.rates[n] / alone.rates[n],
+                            limit=f"at most {most / alone.rates[n]:.2f}"))  # fmt: skip
+        if far:
+            rows.append(row(f"{label}, {n} streams, of RPC", ours.rates[n] / rpc.rates[n], "×",
+                            goal=OF_RPC.get((count, n)), higher=True,
+                            limit=f"at most {most / rpc.rates[n]:.2f}"))  # fmt: skip
+    rows.append(row(f"{label}, 1 stream with guesses", guessing, "tokens/s", peer=rpc.rates[1]))
+    if far:
+        rows.append(row(f"{label}, 1 stream with guesses, of RPC", guessing / rpc.rates[1], "×",
+                        goal=GUESSING_OF_RPC, higher=True))  # fmt: skip
+    for n in cases.prompts:
+        rows.append(row(f"{label}, first token after {n}", ours.firsts[n], "s",
+                        peer=rpc.firsts[n]))  # fmt: skip
+        if n == LONG_PROMPT and not delay_s:
+            rows.append(row(f"{label}, first token after {n}, faster than one node by",
+                            alone.firsts[n] / ours.firsts[n], "×", goal=LONG_OF_ONE.get(count),
+                            higher=True, peer=alone.firsts[n] / rpc.firsts[n]))  # fmt: skip
+    return rows
 
 
 def main() -> int:
     """Parse flags, measure, print a table and write JSON."""
     arguments = parser(__doc__).parse_args()
-    quick = arguments.quick
-    streams, answer = ([1, 8], 24) if quick else ([1, 4, 8, 16], 64)
-    delays = [0.0, 0.02] if quick else [0.0, 0.005, 0.02]
-    prompts = [512] if quick else [16, 512, 4096]
-    cases = [(n, PROMPT, answer) for n in streams] + [(1, n, 4) for n in prompts]
+    cases = QUICK if arguments.quick else WHOLE
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder / "model.gguf", weight_type="Q8_0", shape=SHAPE)
-        alone = nodes.peer(model, cases)
-        capacity = both(model, cases[: len(streams)], alone[: len(streams)])
-        one, one_first = asyncio.run(measured(model, folder, 1, 0.0, streams, prompts, answer))
-        for n, times in zip(streams, capacity, strict=True):
-            rows.append(row(f"two processes of llama.cpp at once, {n} streams each, of one", times,
-                            "×", limit="what these two CPUs have for two nodes"))  # fmt: skip
-        for at, n in enumerate(streams):
-            rows.append(row(f"1 node, {n} streams", one[n], "tokens/s", peer=alone[at][0],
+        alone = of_peer(cases, nodes.peer(model, cases.of_peer, share=cases.share))
+        if cases.share == 1.0:
+            for n, rate in both(model, cases).items():
+                rows.append(row(f"two processes of llama.cpp at once, {n} streams each, of one",
+                                rate / alone.rates[n], "×",
+                                limit="what these two CPUs have for two nodes"))  # fmt: skip
+        one = asyncio.run(ring(model, folder, cases, 1, 0.0))
+        for n in cases.streams:
+            rows.append(row(f"1 node, {n} streams", one.rates[n], "tokens/s", peer=alone.rates[n],
                             limit="peer: llama.cpp whole in one process"))  # fmt: skip
-        for at, n in enumerate(prompts, len(streams)):
-            rows.append(row(f"1 node, first token after {n}", one_first[n], "s",
-                            peer=alone[at][1]))  # fmt: skip
-        for delay_s in delays:
-            rpc = nodes.peer(model, cases, 2, delay_s, SHAPE.layers)
-            two, first = asyncio.run(measured(model, folder, 2, delay_s, streams, prompts, answer))
-            label = f"2 nodes, {delay_s * 1000:g} ms"
-            for at, n in enumerate(streams):
-                rows.append(row(f"{label}, {n} streams", two[n], "tokens/s", peer=rpc[at][0],
-                                limit="peer: llama.cpp's RPC, two nodes"))  # fmt: skip
-                goal = GOALS.get(n) if not delay_s else None
-                limit = f"two processes of llama.cpp on these CPUs together: {capacity[at]:.2f} ×"
-                rows.append(row(f"{label}, {n} streams, of llama.cpp on one node",
-                                two[n] / alone[at][0], "×", goal=goal, higher=True,
-                                peer=rpc[at][0] / alone[at][0], limit=limit))  # fmt: skip
-            for at, n in enumerate(prompts, len(streams)):
-                rows.append(row(f"{label}, first token after {n}", first[n], "s",
-                                peer=rpc[at][1]))  # fmt: skip
-                if n == max(prompts):
-                    goal = LONG_GOAL if n >= 4096 and not delay_s else None
-                    rows.append(row(f"{label}, first token after {n}, faster than one node by",
-                                    alone[at][1] / first[n], "×", goal=goal, higher=True,
-                                    peer=alone[at][1] / rpc[at][1]))  # fmt: skip
+        for n in cases.prompts:
+            rows.append(row(f"1 node, first token after {n}", one.firsts[n], "s",
+                            peer=alone.firsts[n]))  # fmt: skip
+        guessing = asyncio.run(ring(model, folder, cases, 1, 0.0, drafts="ngrams")).rates[1]
+        rows.append(row("1 node, 1 stream with guesses", guessing, "tokens/s",
+                        peer=alone.rates[1]))  # fmt: skip
+        for count in cases.nodes:
+            for delay_s in cases.delays:
+                nodes.leave()
+                found = nodes.peer(
+                    model, cases.of_peer, count, delay_s, SHAPE.layers, share=cases.share
+                )
+                ours = asyncio.run(ring(model, folder, cases, count, delay_s))
+                guessed = asyncio.run(ring(model, folder, cases, count, delay_s, drafts="ngrams"))
+                rows += compared(cases, count, delay_s, alone, of_peer(cases, found), ours,
+                                 guessed.rates[1])  # fmt: skip
+        nodes.leave()
     found = conditions(
-        quick=quick, model_layers=SHAPE.layers, n_embd=SHAPE.n_embd, weights="Q8_0", frames="f32",
-        threads_per_node=1, prompt=PROMPT, answer=answer,
+        quick=arguments.quick, model_layers=SHAPE.layers, n_embd=SHAPE.n_embd, weights="Q8_0",
+        frames="f32", threads_per_node=1, cpu_of_a_node=cases.share, prompt=PROMPT,
+        answer=cases.answer,
     )  # fmt: skip
     finish("ring", found, rows, arguments.json)
     return 0

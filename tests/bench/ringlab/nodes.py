@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -27,15 +28,54 @@ LOOPBACK = "127.0.0.1"
 CPUS = sorted(os.sched_getaffinity(0))
 
 
+# Nodes that share a CPU have a quota of it: a part of each period, which is short beside a batch.
+PERIOD_US = 2000
+CGROUPS = Path("/sys/fs/cgroup/cpu")
+
+
 @contextmanager
-def pinned(cpu: int) -> Iterator[None]:
-    """Have the processes that are started meanwhile run on this CPU alone."""
+def pinned(number: int, share: float = 1.0) -> Iterator[None]:
+    """Have the processes that are started meanwhile run on the CPU of this node alone.
+
+    They get this share of it, whatever the others leave idle.
+    """
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
+    os.sched_setaffinity(0, {CPUS[number % len(CPUS)]})
+    try:
+        with _limited(share):
+            yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def _limited(share: float) -> Iterator[None]:
+    if share >= 1.0:
+        yield
+        return
+    if not os.access(CGROUPS / "cpu.cfs_quota_us", os.R_OK) and not CGROUPS.is_dir():
+        raise SystemExit(
+            f"nodes that share a CPU need the cpu controller of cgroup v1 at {CGROUPS}"
+        )
+    group = Path(tempfile.mkdtemp(prefix="covey-bench-", dir=CGROUPS))
+    (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+    (group / "cpu.cfs_quota_us").write_text(str(int(share * PERIOD_US)))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        # What was started stays in it, and has ended before `leave`.
+        (CGROUPS / "cgroup.procs").write_text(str(os.getpid()))
+        _GROUPS.append(group)
+
+
+_GROUPS: list[Path] = []
+
+
+def leave() -> None:
+    """Remove the groups of those that have ended."""
+    while _GROUPS:
+        _GROUPS.pop().rmdir()
 
 
 @contextmanager
@@ -72,18 +112,18 @@ def boundaries(layers: int, nodes: int) -> list[int]:
 @asynccontextmanager
 async def ring(
     model: Path, folder: Path, nodes: int, one_way_s: float, context: int, *,
-    drafts: Literal["ngrams", "none"] = "none",
+    share: float = 1.0, drafts: Literal["ngrams", "none"] = "none",
 ) -> AsyncIterator[str]:  # fmt: skip
     """Give the address of the head's HTTP server; one node is the whole model in one process."""
     async with AsyncExitStack() as stack:
 
-        async def start(cpu: int, **more: object) -> Engine:
+        async def start(number: int, **more: object) -> Engine:
             spec = EngineSpec(
                 n_ctx=context, threads=1, cache=str(folder), model_name="ring", row_type="f32",
                 drafts=drafts,
                 **more,  # type: ignore[arg-type]
             )  # fmt: skip
-            with pinned(CPUS[cpu % len(CPUS)]):
+            with pinned(number, share):
                 engine = await Engine.start(spec)
             stack.push_async_callback(engine.stop)
             return engine
@@ -121,11 +161,11 @@ def _parts(model: Path, folder: Path, nodes: int) -> list[Path]:
 
 
 @contextmanager
-def rpc_server(cpu: int, one_way_s: float) -> Iterator[str]:
-    """Give the place of a server of llama.cpp's RPC that runs on this CPU, behind a delay."""
+def rpc_server(number: int, one_way_s: float, share: float) -> Iterator[str]:
+    """Give the place of a server of llama.cpp's RPC that is this node, behind a delay."""
     with socket.create_server((LOOPBACK, 0)) as free:
         port = free.getsockname()[1]
-    with pinned(cpu):
+    with pinned(number, share):
         server = subprocess.Popen(
             [sys.executable, str(HERE / "rpc_server.py"), f"{LOOPBACK}:{port}"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -147,17 +187,15 @@ def rpc_server(cpu: int, one_way_s: float) -> Iterator[str]:
 
 def peer(
     model: Path, cases: Sequence[tuple[int, int, int]], nodes: int = 1, one_way_s: float = 0.0,
-    layers: int = 0, cpu: int = 0,
+    layers: int = 0, number: int = 0, share: float = 1.0,
 ) -> list[tuple[float, float]]:  # fmt: skip
     """Run llama.cpp itself, whole, or over RPC with the other nodes as servers; see `peer.py`."""
     with contextlib.ExitStack() as stack:
-        places = [
-            stack.enter_context(rpc_server(CPUS[n % len(CPUS)], one_way_s)) for n in range(1, nodes)
-        ]
+        places = [stack.enter_context(rpc_server(n, one_way_s, share)) for n in range(1, nodes)]
         remote = layers * (nodes - 1) // nodes
         command = [sys.executable, str(HERE / "peer.py"), str(model), json.dumps(list(cases)),
                    "--servers", ",".join(places), "--remote-layers", str(remote)]  # fmt: skip
-        with pinned(CPUS[cpu]):
+        with pinned(number, share):
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
