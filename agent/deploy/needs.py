@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agent.engine.cuttable import CutRule, check_cuttable, cut_rule
 from agent.engine.gguf_file import GgufFile, ModelFacts
-from agent.engine.purpose import ENCODER_CONTEXT
+from agent.engine.purpose import ENCODER_CONTEXT, only_encodes
 from agent.errors import ModelError
 from agent.placement.plan import ModelSizes
 
@@ -41,8 +41,10 @@ def model_sizes(facts: ModelFacts, context: int, cuts: CutRule | str) -> ModelSi
     head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
     cache = facts.kv_bytes_per_token * context
     if facts.purpose != "text":
-        # Nothing is kept of a text, but every row of its batch attends to every one.
-        cache, head_bytes = 0, head_bytes + 4 * (facts.heads + 1) * context**2
+        # Nothing is kept of a text. A batch has a mask, and llama.cpp's room for what it never asks
+        # for: a number for each word at each token, computed as well where a model could make text.
+        words = facts.n_vocab * (1 if only_encodes(facts.architecture) else 2)
+        cache, head_bytes = 0, head_bytes + 4 * context * (context + words)
     layer_bytes = tuple(weights + cache for weights in facts.layer_bytes)
     if isinstance(cuts, str):
         return ModelSizes(layer_bytes, head_bytes, uncut=cuts)

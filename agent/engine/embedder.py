@@ -19,7 +19,7 @@ import numpy as np
 from agent.engine.embedding import Vectors
 from agent.engine.frames import Ints
 from agent.engine.generation import ModelState
-from agent.engine.llama import Context
+from agent.engine.llama import Context, ContextLimits, Weights
 from agent.engine.packing import Packing, Texts
 from agent.engine.pairs import Pairs
 from agent.engine.purpose import Purpose
@@ -187,6 +187,20 @@ class Embedder:
             if not job.missing:
                 finite = np.isfinite(job.vectors).all()
                 job.finish(None if finite else EngineError("a text's vector is not finite."))
+
+
+def pooled_context(
+    weights: Weights, pooling: int, *, rows: int, sequences: int, threads: int
+) -> Context:
+    """Return a context for batches of so many tokens and texts; `pooling` is llama.cpp's number.
+
+    Flash attention passes over what is masked, so that texts that share a batch cost little more
+    than alone: a CPU did 75 instead of 26 a second. No part elsewhere has to compute the same.
+    """
+    # llama.cpp reserves its graph for a multiple of the sequences, and aborts beyond the batch.
+    rows = -(-rows // sequences) * sequences
+    limits = ContextLimits(rows, rows, sequences, threads, flash_attention=True)
+    return Context(weights, limits, keeps_rows=False, pooling=pooling)
 
 
 def _normalised(vectors: Vectors) -> Vectors:

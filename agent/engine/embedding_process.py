@@ -13,17 +13,20 @@ from aiohttp import web
 
 from agent.engine import selftest
 from agent.engine.channel import STDIN, Channel
-from agent.engine.embedder import Embedder
+from agent.engine.embedder import Embedder, pooled_context
 from agent.engine.gguf_file import GgufFile
-from agent.engine.llama import Context, ContextLimits, Weights, default_threads
+from agent.engine.llama import Weights, default_threads
 from agent.engine.purpose import ENCODER_CONTEXT, POOLING_MEAN, Purpose
 from agent.engine.serve.embeddings import make_app
 from agent.engine.serve.site import serve
 from agent.engine.spec import EngineSpec, Event
 from agent.errors import CoveyError
 
-# Short texts of many requests share a batch; llama.cpp keeps nothing of a sequence behind it.
-SEQUENCES = 64
+# Tokens of texts that share a batch: rows are masked from those of others, but masks take time too;
+# with twice as many a CPU does a tenth fewer texts a second.
+_SHARED_ROWS = 256
+# Texts in a batch: that many of four tokens.
+_SEQUENCES = 64
 
 
 class _Loaded:
@@ -39,11 +42,11 @@ class _Loaded:
         self.use_extra_bufts = proof.use_extra_bufts
         weights = Weights(path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers)
         self.longest = min(spec.n_ctx or ENCODER_CONTEXT, weights.train_context)
-        # llama.cpp reserves its graph for a multiple of the sequences, and aborts beyond the batch.
-        rows = -(-max(spec.n_batch, self.longest) // SEQUENCES) * SEQUENCES
-        threads = spec.threads or default_threads()
-        limits = ContextLimits(rows, rows, SEQUENCES, threads, spec.flash_attention)
-        self.context = Context(weights, limits, keeps_rows=False, pooling=pooling)
+        self.rows = min(spec.n_batch, _SHARED_ROWS)
+        self.context = pooled_context(
+            weights, pooling, rows=max(self.rows, self.longest), sequences=_SEQUENCES,
+            threads=spec.threads or default_threads(),
+        )  # fmt: skip
         self.load_s = time.monotonic() - started
 
 
@@ -56,7 +59,7 @@ async def run_embedder(spec: EngineSpec, purpose: Purpose, channel: Channel) -> 
     try:
         loaded = await asyncio.to_thread(_Loaded, spec)
         embedder = Embedder(
-            spec.model_name, purpose, loaded.context, longest=loaded.longest, rows=spec.n_batch,
+            spec.model_name, purpose, loaded.context, longest=loaded.longest, rows=loaded.rows,
             on_broken=lambda error: channel.emit_error("broken", error),
         )  # fmt: skip
         http_port = 0

@@ -105,7 +105,6 @@ class ModelFacts:
     architecture: str
     purpose: Purpose
     layers: int
-    heads: int
     n_embd: int
     n_vocab: int
     context: int
@@ -253,7 +252,6 @@ class GgufFile:
             architecture=self.architecture,
             purpose=self.purpose,
             layers=layers,
-            heads=self._heads,
             n_embd=self._needed("embedding_length"),
             n_vocab=self.vocabulary_size(),
             context=self._needed("context_length"),
@@ -273,12 +271,8 @@ class GgufFile:
             raise self._damaged("it has no token_embd.weight")
         return embedding.dimensions[1]
 
-    @property
-    def _heads(self) -> int:
-        return self.number(f"{self.architecture}.attention.head_count") or 1
-
     def _kv_bytes_per_token(self) -> int:
-        heads = self._heads
+        heads = self.number(f"{self.architecture}.attention.head_count") or 1
         kv_field = self.fields.get(f"{self.architecture}.attention.head_count_kv")
         kv_heads = heads
         if kv_field is not None and not kv_field.is_array:

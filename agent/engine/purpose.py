@@ -32,9 +32,14 @@ _ENCODERS = frozenset(
     }
 )
 
-# Tokens of one text, where nobody said: attention over a batch needs memory that grows with the
-# square of it (200 MB for 2,048 tokens and twelve heads), and a text must lie in one batch.
+# Tokens of one text, where nobody said. A text lies in one batch, and for each token of a batch
+# llama.cpp keeps room for a number for every word: 250 MB here for 30,000 words.
 ENCODER_CONTEXT = 2048
+
+
+def only_encodes(architecture: str) -> bool:
+    """Say whether models of an architecture cannot make text."""
+    return architecture in _ENCODERS
 
 
 def purpose(architecture: str, pooling: int | None) -> Purpose:
@@ -44,4 +49,4 @@ def purpose(architecture: str, pooling: int | None) -> Purpose:
     """
     if pooling == _POOLING_RANK:
         return "ranks"
-    return "embeddings" if architecture in _ENCODERS or pooling else "text"
+    return "embeddings" if only_encodes(architecture) or pooling else "text"

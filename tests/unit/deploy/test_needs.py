@@ -53,8 +53,10 @@ def test_a_model_for_embeddings_stays_on_its_node(encoder: Path) -> None:
     sizes = model_sizes(facts, 2048, reason)
     assert sizes.layer_bytes == facts.layer_bytes, "it keeps nothing"
     weights = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
-    # Measured: the attention's rows of four heads, and its mask.
-    assert sizes.head_bytes - weights == 5 * 4 * 2048**2
+    assert sizes.head_bytes - weights == 4 * 2048 * (2048 + facts.n_vocab)
+    # One that could make text computes what it never shows.
+    causal = model_sizes(replace(facts, architecture="qwen3"), 2048, reason)
+    assert causal.head_bytes - sizes.head_bytes == 4 * 2048 * facts.n_vocab
     assert plan(sizes, HEAD, OTHERS, None).whole
     with pytest.raises(UsageError, match=r"runs on one node, not on 3: encoder\.gguf is for embed"):
         plan(sizes, HEAD, OTHERS, 3)

@@ -17,9 +17,9 @@ from bert_models import Bert
 from encoder_models import t5_embedding, write_encoder
 from tiny_models import write_model
 
-from agent.engine.embedder import Embedder
+from agent.engine.embedder import Embedder, pooled_context
 from agent.engine.gguf_file import GgufFile
-from agent.engine.llama import Context, ContextLimits, Weights
+from agent.engine.llama import Weights
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, EngineError
 
@@ -48,9 +48,9 @@ async def serving(
     with GgufFile(path) as file:
         purpose, pooling = file.purpose, file.pooling or pooling
     weights = Weights(path)
-    size = max(longest, rows)
-    limits = ContextLimits(size, size, sequences, 1)
-    context = Context(weights, limits, keeps_rows=False, pooling=pooling)
+    context = pooled_context(
+        weights, pooling, rows=max(longest, rows), sequences=sequences, threads=1
+    )
     embedder = Embedder(
         path.stem, purpose, context, longest=longest, rows=rows,
         on_broken=[].append if broken is None else broken.append,
@@ -135,8 +135,9 @@ async def test_other_architectures_give_what_llama_cpp_gives_for_each_text_alone
     found = await embeddings_of_several(path)
     # llama-cpp-python's own class shares no code with ours.
     model = llama_cpp.Llama(
-        str(path), embedding=True, n_ctx=256, n_batch=256, n_ubatch=256, n_threads=1, verbose=False
-    )
+        str(path), embedding=True, n_ctx=256, n_batch=256, n_ubatch=256, n_threads=1, verbose=False,
+        flash_attn=True,
+    )  # fmt: skip
     expected = np.array([model.embed(text, normalize=True) for text in SEVERAL])
     model.close()
     np.testing.assert_allclose(found, expected, atol=1e-4)
