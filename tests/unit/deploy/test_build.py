@@ -1,0 +1,80 @@
+"""A build of a model that stays in one piece: a real engine on its node, or a reason."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import gguf
+import pytest
+
+from agent import config
+from agent.deploy.build import Build
+from agent.deploy.engines import Engines
+from agent.deploy.wish import Wish
+from agent.errors import UsageError
+from agent.identity.keys import NodeKey
+from agent.ownership.lease import Token
+from agent.placement.plan import Candidate
+
+# The models of the engine's tests, which pytest's importlib mode does not put on the path.
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+
+import bert_models
+
+OWN = NodeKey(bytes(32)).id
+
+
+class NobodyToAsk:
+    """A mesh that must not be asked what other nodes can hold."""
+
+    def live_workers(self, now: float) -> list[Any]:
+        raise AssertionError("a model that stays in one piece needs no other node")
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def started(**changes: Any) -> AsyncIterator[Build]:
+        settings, _ = config.load(Path("/dev/null"), {}, [f"node.state_dir={tmp_path}"])
+        engines = Engines(settings, bytes(32), OWN)
+        engines.own_address = "::1"
+        fields = {"name": "m", "model": str(tmp_path / "m.gguf"), "author": bytes(32),
+                  "generation": 1, "at": 0}  # fmt: skip
+        made = Build(
+            Wish(**fields | changes), "ab" * 16, 1, settings=settings, engines=engines,
+            own=Candidate(str(OWN), "box", 2**30), blobs=None, mesh=NobodyToAsk(),  # type: ignore[arg-type] # see above
+            progress=lambda *_: None, token=lambda: Token(1, bytes(32)),
+        )  # fmt: skip
+        try:
+            yield made
+        finally:
+            await made.down()
+
+    bert_models.tiny(ranks=False, context=80).write(tmp_path / "m.gguf", gguf.PoolingType.MEAN)
+    return started
+
+
+async def test_a_model_for_embeddings_answers_on_its_node(build: Any) -> None:
+    async with build() as made:
+        head = await made.up()
+        assert made.context == 80
+        assert made.reasons[0].startswith("1 node: it runs on one node, since m.gguf is for embed")
+        url = f"http://[::1]:{head.http_port}/v1/embeddings"
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(url, json={"model": "m", "input": "the ring"}) as answer,
+        ):
+            assert answer.status == 200
+            assert len((await answer.json())["data"][0]["embedding"]) == 32
+
+
+async def test_it_is_not_cut_over_two(build: Any) -> None:
+    async with build(nodes=2) as made:
+        with pytest.raises(UsageError, match=r"not on 2: m\.gguf is for embeddings") as caught:
+            await made.up()
+        assert caught.value.hint == "Ask for 1 node, or for no number of them."
