@@ -16,17 +16,19 @@ from agent.engine.channel import STDIN, Channel
 from agent.engine.embedder import Embedder, pooled_context
 from agent.engine.gguf_file import GgufFile
 from agent.engine.llama import Weights, default_threads
-from agent.engine.purpose import ENCODER_CONTEXT, POOLING_MEAN, Purpose
+from agent.engine.purpose import ENCODER_CONTEXT, POOLING_MEAN, POOLINGS, Purpose
 from agent.engine.serve.embeddings import make_app
 from agent.engine.serve.site import serve
 from agent.engine.spec import EngineSpec, Event
-from agent.errors import CoveyError
+from agent.errors import CoveyError, ModelError
 
 # Tokens of texts that share a batch: rows are masked from those of others, but masks take time too;
 # with twice as many a CPU does a tenth fewer texts a second.
 _SHARED_ROWS = 256
 # Texts in a batch: that many of four tokens.
 _SEQUENCES = 64
+# The last matrix of a model for ranks; some have the one, some both.
+_RANKING = ("cls.output.weight", "cls.weight")
 
 
 class _Loaded:
@@ -36,8 +38,7 @@ class _Loaded:
         started = time.monotonic()
         path = Path(spec.files[0])
         with GgufFile(path) as file:
-            # An encoder that does not say how to pool: the mean, as sentence-transformers has it.
-            pooling = file.pooling or POOLING_MEAN
+            pooling = _pooling(file)
         proof = selftest.prove(Path(spec.cache) if spec.cache else None)
         self.use_extra_bufts = proof.use_extra_bufts
         weights = Weights(path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers)
@@ -48,6 +49,20 @@ class _Loaded:
             threads=spec.threads or default_threads(),
         )  # fmt: skip
         self.load_s = time.monotonic() - started
+
+
+def _pooling(file: GgufFile) -> int:
+    """Return how to pool; ModelError for what llama.cpp would die of, or rank at random."""
+    # An encoder that does not say it: the mean, as sentence-transformers has it.
+    pooling = file.pooling or POOLING_MEAN
+    if pooling not in POOLINGS:
+        raise ModelError(f"{file.name} pools in a way that is not known ({pooling}).")
+    if file.purpose == "ranks" and not any(map(file.tensor, _RANKING)):
+        raise ModelError(
+            f"{file.name} says that it ranks, but has no {' nor '.join(_RANKING)}.",
+            hint="Convert it again with a current llama.cpp.",
+        )
+    return pooling
 
 
 async def run_embedder(spec: EngineSpec, purpose: Purpose, channel: Channel) -> None:

@@ -14,6 +14,7 @@ Purpose = Literal["text", "embeddings", "ranks"]
 POOLING_NONE = 0
 POOLING_MEAN = 1
 _POOLING_RANK = 4
+POOLINGS = range(1, 5)  # the mean, that of the first row, of the last, ranks
 
 # Architectures of llama.cpp that cannot make text: their attention sees what comes behind as well.
 _ENCODERS = frozenset(

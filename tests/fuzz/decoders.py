@@ -42,7 +42,7 @@ from agent.discovery import seal as seals
 from agent.discovery.seal import Seal
 from agent.engine import frames as ring
 from agent.engine import rows
-from agent.engine.serve import schema
+from agent.engine.serve import schema, vectors
 from agent.errors import CoveyError, MembershipError
 from agent.identity.keys import NodeId, NodeKey
 from agent.lan import dns, peers
@@ -182,6 +182,11 @@ def targets() -> list[Target]:
         Target("completion request", schema.parse_completion,
                (b'{"model":"m","prompt":[1,2],"echo":true}',
                 b'{"model":"m","prompt":"a","stop":"b"}')),
+        Target("embedding request", lambda raw: vectors.parse_embedding(raw, 4),
+               (b'{"model":"m","input":[[1,2],[3]],"encoding_format":"base64"}',
+                b'{"model":"m","input":["a","b"],"dimensions":4}')),
+        Target("rank request", vectors.parse_rank,
+               (b'{"model":"m","query":"q","documents":["a",{"text":"b"}],"top_n":1}',)),
         Target("saved contacts", lambda raw: saved.parse(bytes(32), raw),
                (saved.dump([], ["192.0.2.1:4001"]),)),
         Target("ring message", ring_reader(), ring_samples(), (CoveyError,)),

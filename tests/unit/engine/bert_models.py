@@ -147,7 +147,7 @@ class Bert:
 
     # The file.
 
-    def write(self, path: Path, pooling: gguf.PoolingType | None) -> Path:
+    def write(self, path: Path, pooling: int | None) -> Path:
         """Write it as GGUF, in f32; `pooling` None leaves open how a text's rows become one."""
         writer = gguf.GGUFWriter(path, "bert")
         writer.add_name(path.stem)
@@ -160,7 +160,7 @@ class Bert:
         writer.add_layer_norm_eps(self.epsilon)
         writer.add_causal_attention(False)
         if pooling is not None:
-            writer.add_pooling_type(pooling)
+            writer.add_uint32("bert.pooling_type", pooling)
         kinds = self.tensors["embeddings.token_type_embeddings.weight"].shape[0]
         writer.add_token_type_count(kinds)
         writer.add_tokenizer_model("bert")

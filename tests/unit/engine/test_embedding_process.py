@@ -173,6 +173,22 @@ async def test_a_model_that_makes_text_has_no_embeddings(
             assert message.startswith(f"The model 'm' does not do {what}; it is for chat and compl")
 
 
+@pytest.mark.parametrize(
+    ("ranks", "pooling", "message"),
+    [
+        (False, gguf.PoolingType.RANK, "says that it ranks, but has no cls.output.weight nor"),
+        (True, 7, r"odd\.gguf pools in a way that is not known \(7\)"),
+    ],
+)
+async def test_a_model_that_cannot_be_what_it_says_is_refused(
+    tmp_path: Path, cache: str, ranks: bool, pooling: int, message: str
+) -> None:
+    path = bert_models.tiny(ranks=ranks).write(tmp_path / "odd.gguf", pooling)
+    with pytest.raises(ModelError, match=message):
+        async with running(path, cache):
+            pass
+
+
 async def test_a_damaged_file_is_named(minilm_file: Path, cache: str, tmp_path: Path) -> None:
     path = tmp_path / "short.gguf"
     path.write_bytes(minilm_file.read_bytes()[:20_000_000])
