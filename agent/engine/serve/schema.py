@@ -17,6 +17,7 @@ from msgspec import Meta
 from agent.engine.generation import Sampling
 from agent.engine.serve.fields import convert, json_fields, named_model
 from agent.engine.serve.openai import ApiError
+from agent.engine.serve.response_format import ResponseFormat, format_grammar, schema_grammar
 from agent.engine.serve.sampling import SamplingFields, TokenId
 
 # OpenAI's are 128 and 20; each choice takes a place of its own in the ring.
@@ -36,14 +37,12 @@ _NOT_YET: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "suffix": ("",),
     "web_search_options": (),
     # llama-server
-    "grammar": ("",),
-    "json_schema": ({},),
+    "samplers": (),
     "n_probs": (0,),
     # vLLM
     "chat_template": (),
@@ -141,6 +140,9 @@ class _Request(SamplingFields, frozen=True, kw_only=True):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    grammar: str | None = None  # llama-server's, as is the next one
+    json_schema: dict[str, Any] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -181,8 +183,24 @@ def _shared(request: _Request) -> dict[str, Any]:
         "include_usage": bool(options and options.include_usage),
         "stops": (stop,) if isinstance(stop, str) else tuple(stop),
         "choices": request.n or 1,
-        "sampling": request.sampling(""),
+        "sampling": request.sampling(_grammar(request)),
     }
+
+
+def _grammar(request: _Request) -> str:
+    asked = {
+        "response_format": request.response_format and format_grammar(request.response_format),
+        "json_schema": request.json_schema and schema_grammar(request.json_schema, "json_schema"),
+        "grammar": request.grammar,
+    }
+    given = [name for name, grammar in asked.items() if grammar]
+    if len(given) > 1:
+        raise ApiError(
+            f"`{given[0]}` and `{given[1]}` both say what the answer looks like",
+            hint="Leave one of them out.",
+            param=given[1],
+        )
+    return asked[given[0]] or "" if given else ""
 
 
 def _chat_logprobs(request: _ChatRequest) -> int | None:

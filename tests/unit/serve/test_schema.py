@@ -50,6 +50,21 @@ def test_sampling_is_taken_over() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}},
+        {"response_format": {"type": "json_object", "schema": {"enum": [1]}}},
+        {"response_format": {"type": "json_object"}},
+        {"json_schema": {"type": "array"}},
+        {"grammar": 'root ::= "x"'},
+    ],
+)
+def test_what_the_answer_looks_like_becomes_a_grammar(fields: dict[str, Any]) -> None:
+    for ask in (chat(**fields), completion(**fields)):
+        assert ask.sampling.grammar.startswith("root ::= ")
+
+
 def test_llama_servers_names_are_known() -> None:
     fields = {
         "typical_p": 0.9, "top_n_sigma": 1.5, "xtc_probability": 0.5, "xtc_threshold": 0.2,
@@ -105,11 +120,16 @@ def test_stops_may_be_one_or_four() -> None:
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_object", "schema": False}}, "response_format"),
+        ({"json_schema": {"not": {}, "type": 5}}, "json_schema"),
+        ({"grammar": 'root ::= "x"', "json_schema": {"type": "object"}}, "grammar"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"best_of": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
-        ({"grammar": "root ::= x"}, "grammar"),
+        ({"grammar": 5}, "grammar"),
+        ({"samplers": ["top_k"]}, "samplers"),
         ({"mirostat": 3}, "mirostat"),
         ({"typical_p": 1.5}, "typical_p"),
         ({"xtc_threshold": -0.1}, "xtc_threshold"),
