@@ -17,6 +17,7 @@ from agent.engine.generation import Generation, Timings, Token
 from agent.engine.serve.forms import Said
 from agent.engine.serve.openai import FinishReason
 from agent.engine.serve.text import StopMatcher, Utf8Stream
+from agent.engine.serve.tools import Call, CallReader
 from agent.errors import CoveyError
 
 _log = logging.getLogger(__name__)
@@ -29,23 +30,30 @@ CLOSE_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Piece:
-    """The next text of an answer, and the tokens that begin in it; both may be empty."""
+    """The next text of an answer, the tokens that begin in it, calls of tools; all may be empty."""
 
     text: str = ""
     tokens: tuple[Said, ...] = ()
+    calls: tuple[Call, ...] = ()
 
 
 class Answer:
     """Iterate `pieces()` once, inside `contextlib.aclosing`; `reason` and `tokens` tell the rest.
 
-    `begin` begins the generation when the iteration begins.
+    `begin` begins the generation when the iteration begins. `reader` finds calls of tools.
     """
 
-    def __init__(self, begin: Callable[[], Generation], stops: Sequence[str]) -> None:
+    def __init__(
+        self,
+        begin: Callable[[], Generation],
+        stops: Sequence[str],
+        reader: CallReader | None = None,
+    ) -> None:
         self._begin = begin
         self._generation: Generation | None = None
         self._characters = Utf8Stream()
         self._matcher = StopMatcher(stops)
+        self._reader = reader
         self._held: deque[Said] = deque()
         self._heard = self._sent = 0  # characters
         self.tokens = 0
@@ -75,16 +83,15 @@ class Answer:
                 token, pending = pending.result(), None
                 if token is None:
                     break
-                text = self._push(token)
-                if self._matcher.matched is not None:
+                piece = self._piece(self._push(token))
+                if self._over:
                     await self._close()  # the ring is free before the last text is on its way
-                    yield self._piece(text)
-                    return
-                yield self._piece(text)
-            self.reason = generation.finish.value
-            text = self._matcher.flush()
-            # Also those whose character was cut off.
-            yield Piece(text, tuple(self._held))
+                    yield piece
+                    break
+                yield piece
+            if not self._over:
+                self.reason = generation.finish.value
+            yield self._last()
         finally:
             if pending is not None:
                 await _cancel(pending)
@@ -98,13 +105,34 @@ class Answer:
         self._heard += len(text)
         return self._matcher.push(text)
 
+    @property
+    def _over(self) -> bool:
+        """Whether no more tokens are wanted."""
+        return self._matcher.matched is not None or (self._reader is not None and self._reader.done)
+
     def _piece(self, text: str) -> Piece:
         """Return text with the tokens that begin in it, or before it and are still to be told."""
         self._sent += len(text)
         told = []
         while self._held and self._held[0].offset < self._sent:
             told.append(self._held.popleft())
-        return Piece(text, tuple(told))
+        if self._reader is None:
+            return Piece(text, tuple(told))
+        said, calls = self._reader.push(text)
+        return Piece(said, tuple(told), calls)
+
+    def _last(self) -> Piece:
+        """Return what was held back."""
+        text = self._matcher.flush()
+        # Also those whose character was cut off, but not those of a stop string.
+        told = () if self._matcher.matched is not None else tuple(self._held)
+        if self._reader is None:
+            return Piece(text, told)
+        said, calls = self._reader.push(text)
+        rest, more = self._reader.flush()
+        if self._reader.found and self.reason == "stop":
+            self.reason = "tool_calls"
+        return Piece(said + rest, told, calls + more)
 
     async def _close(self) -> None:
         if self._generation is None:

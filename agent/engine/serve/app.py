@@ -28,6 +28,7 @@ from agent.engine.serve.openai import ApiError
 from agent.engine.serve.sampling import SEEDS
 from agent.engine.serve.schema import Ask, ChatAsk, CompletionAsk, parse_chat, parse_completion
 from agent.engine.serve.template import ChatTemplate
+from agent.engine.serve.tools import CallReader, format_of, names_of
 from agent.errors import NotRunning
 
 _log = logging.getLogger(__name__)
@@ -82,7 +83,11 @@ class _Server:
             if job.ask.sampling.takes_preparing:
                 await asyncio.to_thread(self._model.prepare, job.ask.sampling)
             answers = [
-                Answer(partial(self._model.generate, generation), job.ask.stops)
+                Answer(
+                    partial(self._model.generate, generation),
+                    job.ask.stops,
+                    job.reader and job.reader(),
+                )
                 for generation in _generations(job)
             ]
             return await (stream if job.ask.stream else whole)(request, job, answers)
@@ -94,10 +99,38 @@ class _Server:
 
     def _chat_job(self, ask: ChatAsk) -> Job:
         self._about.check_name(ask.model)
+        if ask.tools and not self._template.knows_tools:
+            raise ApiError(
+                f"The chat template of {self._model.name} knows no tools",
+                hint="Leave `tools` out, or set `tool_choice` to none.",
+                param="tools",
+                code="unsupported_parameter",
+            )
         text = self._template.render(
-            ask.messages, now=datetime.now().astimezone(), variables=ask.variables
+            ask.messages,
+            now=datetime.now().astimezone(),
+            variables=ask.variables,
+            tools=ask.offered,
         )
-        return self._job(ask, ChatForm, self._chat_prompt(text), "", "messages")
+        job = self._job(ask, ChatForm, self._chat_prompt(text), "", "messages")
+        return self._with_tools(job, ask) if ask.tools else job
+
+    def _with_tools(self, job: Job, ask: ChatAsk) -> Job:
+        format_ = format_of(self._model.chat_template or "")
+        sampling = ask.sampling
+        if ask.must_call:
+            grammar = format_.grammar(ask.tools, several=ask.several_calls)
+            sampling = replace(sampling, grammar=grammar)
+        start = len(self._model.tokenize("", special=True))
+        marks = [self._model.tokenize(mark, special=True)[start:] for mark in format_.marks]
+        return replace(
+            job,
+            ask=replace(ask, sampling=sampling),
+            reader=partial(
+                CallReader, format_, names_of(ask.tools), _call_id, several=ask.several_calls
+            ),
+            written=frozenset(mark[0] for mark in marks if len(mark) == 1),
+        )
 
     def _completion_job(self, ask: CompletionAsk) -> Job:
         self._about.check_name(ask.model)
@@ -159,5 +192,13 @@ def _generations(job: Job) -> Iterator[GenerationRequest]:
         if own is not None and index:
             own = (own + index) % SEEDS
         yield GenerationRequest(
-            job.prompt, job.max_tokens, replace(sampling, seed=own), logprobs=job.ask.logprobs
+            job.prompt,
+            job.max_tokens,
+            replace(sampling, seed=own),
+            logprobs=job.ask.logprobs,
+            written=job.written,
         )
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from agent.engine.serve.answer import Answer, together
 from agent.engine.serve.forms import Choice, Form
 from agent.engine.serve.http import reply
 from agent.engine.serve.schema import Ask
+from agent.engine.serve.tools import CallReader
 from agent.errors import CoveyError, EngineError
 
 _log = logging.getLogger(__name__)
@@ -37,13 +38,18 @@ class DisconnectedError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """One request on its way to the ring; `echo` is said before each answer."""
+    """One request on its way to the ring; `echo` is said before each answer.
+
+    `reader` makes what finds calls of tools; the control tokens in `written` are its marks.
+    """
 
     ask: Ask
     form: Form
     prompt: tuple[int, ...]
     max_tokens: int
-    echo: str
+    echo: str = ""
+    reader: Callable[[], CallReader] | None = None
+    written: frozenset[int] = frozenset()
 
 
 async def whole(request: web.Request, job: Job, answers: Sequence[Answer]) -> web.Response:
@@ -57,6 +63,7 @@ async def whole(request: web.Request, job: Job, answers: Sequence[Answer]) -> we
             else:
                 choices[index].parts.append(piece.text)
                 choices[index].tokens += piece.tokens
+                choices[index].calls += piece.calls
     cost = openai.together([answer.timings for answer in answers])
     _log_done(job, answers)
     return reply(
@@ -70,6 +77,7 @@ async def stream(request: web.Request, job: Job, answers: Sequence[Answer]) -> w
     """Send the answers as they come; a client that leaves ends them."""
     events = _EventStream(request)
     form = job.form
+    called = [0] * len(answers)
     opening = {index: _opening(form, index, job.echo) for index in range(len(answers))}
     try:
         async with aclosing(together(answers)) as pieces:
@@ -85,8 +93,10 @@ async def stream(request: web.Request, job: Job, answers: Sequence[Answer]) -> w
                     await events.send(*opening.pop(index))
                 if piece.text or piece.tokens:
                     await events.send(form.delta(index, piece.text, piece.tokens))
-                else:
-                    await events.keep_alive()
+                for call in piece.calls:
+                    await events.send(*form.called(index, called[index], call))
+                    called[index] += 1
+                await events.keep_alive()
         if job.ask.include_usage:
             await events.send(form.counted(_usage(job, answers)))
         await events.write(sse.DONE)

@@ -6,11 +6,12 @@ A core, used by `app.py`, which chooses the form, and `deliver.py`, which fills 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agent.engine.generation import Likely, Token
 from agent.engine.serve.openai import FinishReason, Json
+from agent.engine.serve.tools import Call, call_object
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class Said:
 
 @dataclass
 class Choice:
-    """One whole answer: its text in parts, and its tokens where their chances were asked for."""
+    """One whole answer: its text in parts, its calls of tools, and its tokens where asked for."""
 
     parts: list[str]
+    calls: list[Call] = field(default_factory=list)
     tokens: list[Said] = field(default_factory=list)
     reason: FinishReason = "stop"
 
@@ -43,6 +45,9 @@ class Form(Protocol):
 
     def delta(self, index: int, text: str, tokens: Sequence[Said] = ()) -> Json:
         """Return the chunk that carries `text`."""
+
+    def called(self, index: int, number: int, call: Call) -> tuple[Json, ...]:
+        """Return the chunks that carry a call, which is the choice's call `number` (from 0)."""
 
     def end(self, index: int, reason: FinishReason, extra: Json) -> Json:
         """Return the chunk that says why a choice ended; `extra` is added to it."""
@@ -88,6 +93,13 @@ class ChatForm:
         """Return the chunk that carries `text`."""
         return self._chunk(index, {"content": text}, tokens=tokens)
 
+    def called(self, index: int, number: int, call: Call) -> tuple[Json, ...]:
+        """Return the chunks that carry a call: its name, then its arguments, as OpenAI does."""
+        named = call_object(replace(call, arguments=""))
+        deltas = ({"index": number, **named},
+                  {"index": number, "function": {"arguments": call.arguments}})  # fmt: skip
+        return tuple(self._chunk(index, {"tool_calls": [delta]}) for delta in deltas)
+
     def end(self, index: int, reason: FinishReason, extra: Json) -> Json:
         """Return the chunk that says why a choice ended."""
         return self._chunk(index, {}, reason) | extra
@@ -106,7 +118,7 @@ class ChatForm:
         told = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": _message(choice),
                 "logprobs": _chat_logprobs(choice.tokens) if self._logprobs else None,
                 "finish_reason": choice.reason,
             }
@@ -147,6 +159,10 @@ class CompletionForm:
         """Return the chunk that carries `text`."""
         return self._chunk(self._choice(index, text, None, tokens))
 
+    def called(self, index: int, number: int, call: Call) -> tuple[Json, ...]:
+        """Return nothing: completions have no tools."""
+        return ()
+
     def end(self, index: int, reason: FinishReason, extra: Json) -> Json:
         """Return the chunk that says why a choice ended."""
         return self._chunk(self._choice(index, "", reason)) | extra
@@ -162,6 +178,14 @@ class CompletionForm:
             for index, choice in enumerate(choices)
         ]
         return {**self._head, "choices": told, **extra}
+
+
+def _message(choice: Choice) -> Json:
+    message: Json = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [call_object(call) for call in choice.calls]
+    return message
 
 
 def _chat_logprobs(tokens: Sequence[Said]) -> Json:

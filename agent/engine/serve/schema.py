@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from agent.engine.generation import Sampling
 from agent.engine.serve.fields import convert, json_fields, named_model
+from agent.engine.serve.messages import Message, for_template
 from agent.engine.serve.openai import ApiError
 from agent.engine.serve.response_format import ResponseFormat, format_grammar, schema_grammar
 from agent.engine.serve.sampling import SamplingFields, TokenId
+from agent.engine.serve.tools import MAX_TOOLS, NamedChoice, Tool, names_of
 
 # OpenAI's are 128 and 20; each choice takes a place of its own in the ring.
 MAX_CHOICES = 16
@@ -33,8 +35,6 @@ COMPLETION_MAX_TOKENS = 16
 _NOT_YET: dict[str, tuple[Any, ...]] = {
     # OpenAI
     "best_of": (1,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -84,10 +84,18 @@ class Ask:
 
 @dataclass(frozen=True)
 class ChatAsk(Ask):
-    """A chat: messages with text content, and the client's own variables for the template."""
+    """A chat: messages with text content, and the client's own variables for the template.
+
+    `tools` are those that may be called, all of them `offered` to the model as the client wrote
+    them. `must_call`: one of them has to be; `several_calls`: more than one may be.
+    """
 
     messages: tuple[dict[str, Any], ...]
     variables: dict[str, Any]
+    tools: tuple[Tool, ...] = ()
+    offered: tuple[dict[str, Any], ...] = ()
+    must_call: bool = False
+    several_calls: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,12 +115,13 @@ def parse_chat(body: bytes) -> ChatAsk:
         logprobs=_chat_logprobs(request),
         max_tokens=_limit(request, None),
         messages=tuple(
-            _message(index, raw, message)
+            for_template(index, raw, message)
             for index, (raw, message) in enumerate(
                 zip(fields["messages"], request.messages, strict=True)
             )
         ),
         variables=request.chat_template_kwargs or {},
+        **_tools(request, fields.get("tools") or []),
     )
 
 
@@ -149,21 +158,12 @@ class _Request(SamplingFields, frozen=True, kw_only=True):
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
 
 
-class _Part(msgspec.Struct, frozen=True):
-    type: str
-    text: str | None = None
-
-
-class _Message(msgspec.Struct, frozen=True):
-    role: Annotated[str, Meta(min_length=1)]
-    content: str | list[_Part] | None = None
-    tool_calls: list[Any] | None = None
-    function_call: Any = None
-
-
 class _ChatRequest(_Request, frozen=True, kw_only=True):
-    messages: Annotated[list[_Message], Meta(min_length=1)]
+    messages: Annotated[list[Message], Meta(min_length=1)]
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: _Logprobs | None = None
 
@@ -185,6 +185,28 @@ def _shared(request: _Request) -> dict[str, Any]:
         "choices": request.n or 1,
         "sampling": request.sampling(_grammar(request)),
     }
+
+
+def _tools(request: _ChatRequest, raw: list[dict[str, Any]]) -> dict[str, Any]:
+    choice, tools = request.tool_choice or "auto", tuple(request.tools or ())
+    if choice == "none" or (choice == "auto" and not tools):
+        return {}
+    several = request.parallel_tool_calls is not False
+    if isinstance(choice, NamedChoice):
+        tools = tuple(tool for tool in tools if tool.function.name == choice.function.name)
+        several = False
+    if not tools:
+        raise ApiError("`tool_choice` asks for a tool that is not in `tools`", param="tool_choice")
+    if len(set(names_of(tools))) < len(tools):
+        raise ApiError("two of the `tools` have the same name", param="tools")
+    if _grammar(request):
+        raise ApiError(
+            "`tools` that may be called do not go together with what the answer looks like",
+            hint="Leave `response_format` or `grammar` out, or set `tool_choice` to none.",
+            param="tools",
+        )
+    must = choice != "auto"
+    return {"tools": tools, "offered": tuple(raw), "must_call": must, "several_calls": several}
 
 
 def _grammar(request: _Request) -> str:
@@ -238,35 +260,6 @@ def _limit(request: _Request, default: int | None) -> int | None:
             raise ApiError(f"`{name}` is {value}; it must be at least 1", param=name)
         return value
     return default
-
-
-def _message(index: int, raw: Mapping[str, Any], message: _Message) -> dict[str, Any]:
-    """Return the message for the template: the client's fields, its content as one text."""
-    where = f"messages[{index}]"
-    if message.tool_calls or message.function_call or message.role in ("tool", "function"):
-        raise ApiError(
-            f"`{where}` is part of a tool call; tools are not supported by this server yet",
-            param=where,
-            code="unsupported_parameter",
-        )
-    content = message.content
-    if content is None:
-        if message.role != "assistant":
-            raise ApiError(f"`{where}` has no content", param=f"{where}.content")
-        content = ""
-    if not isinstance(content, str):
-        for number, part in enumerate(content):
-            if part.type != "text" or part.text is None:
-                raise ApiError(
-                    f"`{where}.content[{number}]` is of type {part.type!r}, but this model reads"
-                    " text only",
-                    param=f"{where}.content[{number}]",
-                    code="unsupported_content",
-                )
-        content = "\n".join(part.text or "" for part in content)  # as llama-server and vLLM do
-    # OpenAI renamed `system`; the templates of open models know the old name only.
-    role = "system" if message.role == "developer" else message.role
-    return {**raw, "role": role, "content": content}
 
 
 def _prompt(prompt: str | list[Any]) -> str | tuple[int, ...]:

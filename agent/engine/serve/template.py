@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -43,6 +43,7 @@ class ChatTemplate:
     def __init__(self, source: str | None, *, bos: str, eos: str) -> None:
         self._special = {"bos_token": bos, "eos_token": eos}
         self._template: jinja2.Template | None = None
+        self.knows_tools = False
         self._why_not = "This model has no chat template"
         if source is None:
             return
@@ -55,6 +56,8 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         try:
             self._template = environment.from_string(source)
+            names = meta.find_undeclared_variables(environment.parse(source))
+            self.knows_tools = "tools" in names
         except jinja2.TemplateError as error:
             self._why_not = f"This model's chat template does not compile: {error}"
 
@@ -64,10 +67,12 @@ class ChatTemplate:
         *,
         now: datetime,
         variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """Return the prompt's text for `messages` ({"role", "content", …}), ready to be answered.
 
         `variables` are the client's own for the template; they do not replace the standard ones.
+        `tools` are shown to the model if the template `knows_tools`.
         Raises UsageError when there is no usable template or it refuses these messages.
         """
         if self._template is None:
@@ -78,7 +83,7 @@ class ChatTemplate:
                     **(variables or {}),
                     **self._special,
                     "messages": [dict(message) for message in messages],
-                    "tools": None,
+                    "tools": [dict(tool) for tool in tools] or None,
                     "documents": None,
                     "add_generation_prompt": True,
                     "strftime_now": now.strftime,

@@ -305,7 +305,8 @@ async def test_a_long_prompt_is_prepared_beside_the_loop(
         ("/v1/chat/completions", {**CHAT, "model": "gpt-4"}, 404, "model_not_found"),
         ("/v1/completions", {"model": "nope", "prompt": "x"}, 404, "model_not_found"),
         ("/v1/completions", {"model": "covey-mini"}, 400, None),
-        ("/v1/chat/completions", {**CHAT, "tools": [1]}, 400, "unsupported_parameter"),
+        ("/v1/chat/completions", {**CHAT, "tools": [1]}, 400, None),
+        ("/v1/chat/completions", {**CHAT, "functions": [1]}, 400, "unsupported_parameter"),
         ("/v1/elsewhere", {}, 404, None),
         ("/v1/embeddings", {}, 400, "unsupported_model"),
         ("/v1/models", {}, 405, None),
@@ -483,3 +484,68 @@ async def test_choices_count_as_requests(
     url = await serve(models())
     assert (await post(url, {**CHAT, "n": 2}))[0] == 200
     assert (await post(url, {**CHAT, "n": 3}))[0] == 503
+
+
+TOOL: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+KNOWING = "{{ tools }}<tool_call>{{ messages[0].content }}"
+
+
+async def test_calls_in_an_answer(start: Any, models: Any) -> None:
+    script = [b"Hm. <tool", b'_call>{"name": "look", ', b'"arguments": {"at": 1}}</tool_call>']
+    model = models(script)
+    model.chat_template = KNOWING
+    client = await start(model)
+    fields: Json = {"model": "covey-mini", "messages": HELLO, "tools": [TOOL]}
+    choice = (await client.chat.completions.create(**fields)).choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("Hm. ", "tool_calls")
+    [call] = choice.message.tool_calls
+    assert (call.type, call.function.name) == ("function", "look")
+    assert json.loads(call.function.arguments) == {"at": 1}
+    assert model.requests[0].sampling.grammar == ""
+    chunks = [
+        c.choices[0] async for c in await client.chat.completions.create(**fields, stream=True)
+    ]
+    calls = [c.delta.tool_calls[0] for c in chunks if c.delta.tool_calls]
+    assert [(c.function.name, c.function.arguments) for c in calls] == [
+        ("look", ""), (None, '{"at": 1}'),
+    ]  # fmt: skip
+    assert "".join(c.delta.content or "" for c in chunks) == "Hm. "
+    assert chunks[-1].finish_reason == "tool_calls"
+    # A limit that cuts a call off leaves its text, and says so.
+    cut = (await client.chat.completions.create(**fields, max_tokens=2)).choices[0]
+    assert cut.finish_reason == "length"
+    assert cut.message.content == 'Hm. <tool_call>{"name": "look", '
+    none = await client.chat.completions.create(**fields, tool_choice="none")
+    assert none.choices[0].message.content.endswith("</tool_call>")
+
+
+async def test_the_first_call_ends_an_answer_that_may_have_one(start: Any, models: Any) -> None:
+    call = b'<tool_call>{"name": "look"}</tool_call>'
+    model = models([call, asyncio.Event(), call])
+    model.chat_template = KNOWING
+    client = await start(model)
+    answer = await client.chat.completions.create(
+        model="covey-mini", messages=HELLO, tools=[TOOL], parallel_tool_calls=False
+    )
+    assert len(answer.choices[0].message.tool_calls) == 1
+    assert (model.running, answer.choices[0].finish_reason) == (0, "tool_calls")
+
+
+async def test_a_tool_that_must_be_called_becomes_a_grammar(start: Any, models: Any) -> None:
+    model = models()
+    model.chat_template = KNOWING
+    client = await start(model)
+    fields: Json = {"model": "covey-mini", "messages": HELLO, "tools": [TOOL]}
+    await client.chat.completions.create(**fields, tool_choice="required")
+    [prepared] = model.prepared
+    assert prepared.grammar == model.requests[0].sampling.grammar
+    assert '"<tool_call>"' in prepared.grammar and "look" in prepared.grammar
+
+
+async def test_a_template_that_knows_no_tools_says_so(start: Any, models: Any) -> None:
+    client = await start(models())
+    fields: Json = {"model": "covey-mini", "messages": HELLO, "tools": [TOOL]}
+    with pytest.raises(openai.BadRequestError, match="knows no tools"):
+        await client.chat.completions.create(**fields)
+    answer = await client.chat.completions.create(**fields, tool_choice="none")
+    assert answer.choices[0].message.content == "Hi"

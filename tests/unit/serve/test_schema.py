@@ -14,8 +14,20 @@ from agent.engine.generation import Sampling
 from agent.engine.serve.openai import ApiError
 from agent.engine.serve.sampling import SamplingFields
 from agent.engine.serve.schema import ChatAsk, CompletionAsk, parse_chat, parse_completion
+from agent.engine.serve.tools import names_of
 
 USER = {"role": "user", "content": "hi"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": [1]}'}}
+
+
+def assistant(arguments: str) -> dict[str, Any]:
+    call = {**CALL, "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
 
 
 def chat(**fields: Any) -> ChatAsk:
@@ -119,6 +131,7 @@ def test_stops_may_be_one_or_four() -> None:
         ({"logprobs": 0}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
@@ -161,7 +174,18 @@ def test_stops_may_be_one_or_four() -> None:
         ({"messages": None}, "messages"),
         ({"messages": [{"content": "x"}]}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
-        ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1]"),
+        ({"messages": [USER, {"role": "function", "content": "x"}]}, "messages[1]"),
+        ({"messages": [USER, {"role": "tool"}]}, "messages[1].content"),
+        ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages[0]"),
+        ({"messages": [assistant("{")]}, "messages[0].tool_calls[0]"),
+        ({"messages": [assistant("[1]")]}, "messages[0].tool_calls[0]"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [TOOL] * 129}, "tools"),
+        ({"tools": [TOOL], "json_schema": {"type": "object"}}, "tools"),
+        ({"tools": [TOOL], "tool_choice": "f"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": named("g")}, "tool_choice"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content[0]",
@@ -201,6 +225,33 @@ def test_text_parts_are_joined_and_other_fields_reach_the_template() -> None:
         {"role": "assistant", "content": ""},
     )
     assert ask.variables == {"thinking": True}
+
+
+def test_calls_and_their_results_reach_the_template_with_arguments_as_objects() -> None:
+    result = {"role": "tool", "tool_call_id": "c1", "content": "42"}
+    ask = chat(messages=[USER, assistant('{"x": [1]}'), result, assistant("")])
+    function = {"name": "f", "arguments": {"x": [1]}}
+    assert ask.messages[1] == {
+        "role": "assistant", "content": "",
+        "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+    }  # fmt: skip
+    assert ask.messages[2] == result
+    assert ask.messages[3]["tool_calls"][0]["function"]["arguments"] == {}
+
+
+def test_which_tools_may_be_called() -> None:
+    other = {"type": "function", "function": {"name": "g", "description": "d", "strict": True}}
+    ask = chat(tools=[TOOL, other])
+    assert names_of(ask.tools) == ("f", "g")
+    assert ask.offered == (TOOL, other)
+    assert (ask.must_call, ask.several_calls) == (False, True)
+    assert chat(tools=[TOOL], tool_choice="none").tools == ()
+    assert chat(tools=[TOOL], tool_choice="none", json_schema={"type": "object"}).sampling.grammar
+    must = chat(tools=[TOOL, other], tool_choice="required", parallel_tool_calls=False)
+    assert (len(must.tools), must.must_call, must.several_calls) == (2, True, False)
+    one = chat(tools=[TOOL, other], tool_choice=named("g"))
+    assert (names_of(one.tools), len(one.offered)) == (("g",), 2)
+    assert (one.must_call, one.several_calls) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -86,3 +87,15 @@ def test_no_template_names_the_other_way() -> None:
     with pytest.raises(UsageError, match="no chat template") as caught:
         ChatTemplate(None, bos="", eos="").render(HELLO, now=NOW)
     assert "/v1/completions" in caught.value.hint
+
+
+def test_tools_are_shown_to_the_model_where_the_template_knows_them() -> None:
+    source = "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}."
+    template = ChatTemplate(source, bos="", eos="")
+    tool = {"type": "function", "function": {"name": "f"}}
+    now = datetime(2024, 5, 6, tzinfo=UTC)
+    assert template.knows_tools
+    assert template.render([], now=now, tools=[tool]) == json.dumps(tool) + "."
+    assert template.render([], now=now) == "."
+    for without in ("{{ messages }} tools", None, "{% broken"):
+        assert not ChatTemplate(without, bos="", eos="").knows_tools
