@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from agent.engine.chain import Samplers
 from agent.engine.generation import (
     Finish,
     GenerationRequest,
@@ -29,7 +30,6 @@ from agent.engine.generation import (
 from agent.engine.generator import Generator, Job
 from agent.engine.llama import Weights
 from agent.engine.pipeline import Pipeline
-from agent.engine.sampler import Samplers
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, EngineError, UsageError
 

@@ -28,7 +28,7 @@ from agent.engine.serve.openai import ApiError
 from agent.engine.serve.sampling import SEEDS
 from agent.engine.serve.schema import Ask, ChatAsk, CompletionAsk, parse_chat, parse_completion
 from agent.engine.serve.template import ChatTemplate
-from agent.engine.serve.tools import CallReader, format_of, names_of
+from agent.engine.serve.tools import CallReader, format_of
 from agent.errors import NotRunning
 
 _log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class _Server:
 
     def _chat_job(self, ask: ChatAsk) -> Job:
         self._about.check_name(ask.model)
-        if ask.tools and not self._template.knows_tools:
+        if ask.offer.tools and not self._template.knows_tools:
             raise ApiError(
                 f"The chat template of {self._model.name} knows no tools",
                 hint="Leave `tools` out, or set `tool_choice` to none.",
@@ -110,16 +110,16 @@ class _Server:
             ask.messages,
             now=datetime.now().astimezone(),
             variables=ask.variables,
-            tools=ask.offered,
+            tools=ask.offer.shown,
         )
         job = self._job(ask, ChatForm, self._chat_prompt(text), "", "messages")
-        return self._with_tools(job, ask) if ask.tools else job
+        return self._with_tools(job, ask) if ask.offer.tools else job
 
     def _with_tools(self, job: Job, ask: ChatAsk) -> Job:
         format_ = format_of(self._model.chat_template or "")
         sampling = ask.sampling
-        if ask.must_call:
-            grammar = format_.grammar(ask.tools, several=ask.several_calls)
+        if ask.offer.must:
+            grammar = format_.grammar(ask.offer.tools, several=ask.offer.several)
             sampling = replace(sampling, grammar=grammar)
         start = len(self._model.tokenize("", special=True))
         marks = [self._model.tokenize(mark, special=True)[start:] for mark in format_.marks]
@@ -127,7 +127,7 @@ class _Server:
             job,
             ask=replace(ask, sampling=sampling),
             reader=partial(
-                CallReader, format_, names_of(ask.tools), _call_id, several=ask.several_calls
+                CallReader, format_, ask.offer.names, _call_id, several=ask.offer.several
             ),
             written=frozenset(mark[0] for mark in marks if len(mark) == 1),
         )

@@ -11,9 +11,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import unquote
 
 from agent.engine.serve.digits import integers
+from agent.engine.serve.json_schema import (
+    TYPES,
+    bounds,
+    check_supported,
+    is_integer,
+    kind_of,
+    merged,
+    schemas,
+    shown,
+    target,
+    without,
+)
 from agent.errors import UsageError
 
 MAX_DEPTH = 40
@@ -46,18 +57,6 @@ _FORMATS = {
     "date-time": r'"\"" date "T" time "\""',
     "uuid": r'"\"" hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12} "\""',
 }
-_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_UNSUPPORTED = frozenset({
-    "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies",
-    "patternProperties", "propertyNames", "minProperties", "maxProperties",
-    "unevaluatedProperties", "unevaluatedItems", "contains", "minContains", "maxContains",
-    "uniqueItems", "additionalItems", "multipleOf", "pattern", "$dynamicRef", "$recursiveRef",
-})  # fmt: skip
-_SKIPPED = frozenset({
-    "$schema", "$id", "$anchor", "$comment", "$defs", "definitions", "title", "description",
-    "default", "examples", "deprecated", "readOnly", "writeOnly", "discriminator",
-})  # fmt: skip
-_NOTHING: tuple[Any, ...] = (None, False, {}, [])
 
 
 class JsonGrammar:
@@ -98,21 +97,19 @@ class JsonGrammar:
         if schema is True or schema == {}:
             return "value"
         if not isinstance(schema, dict):
-            raise UsageError(f"{_shown(schema)} is no JSON schema that something fits.")
-        for name in _UNSUPPORTED & schema.keys():
-            if schema[name] not in _NOTHING:
-                raise UsageError(f"the schema's `{name}` is not supported.", hint="Leave it out.")
+            raise UsageError(f"{shown(schema)} is no JSON schema that something fits.")
+        check_supported(schema)
         if "$ref" in schema:
             return self._refer(schema, depth)
         if "allOf" in schema:
-            parts = [_without(schema, "allOf"), *_schemas(schema, "allOf")]
-            return self._visit(_merged(self._resolved(part) for part in parts), depth + 1)
+            parts = [without(schema, "allOf"), *schemas(schema, "allOf")]
+            return self._visit(merged(self._resolved(part) for part in parts), depth + 1)
         for name in ("anyOf", "oneOf"):
             if name in schema:
-                base = _without(schema, name)
-                options = _schemas(schema, name)
+                base = without(schema, name)
+                options = schemas(schema, name)
                 if base:
-                    options = [_merged((base, self._resolved(option))) for option in options]
+                    options = [merged((base, self._resolved(option))) for option in options]
                 return self._either(self._visit(option, depth + 1) for option in options)
         if "const" in schema:
             return literal(json.dumps(schema["const"], ensure_ascii=False))
@@ -121,7 +118,7 @@ class JsonGrammar:
             if not isinstance(values, list) or not values:
                 raise UsageError("the schema's `enum` must be a list that is not empty.")
             return self._either(literal(json.dumps(value, ensure_ascii=False)) for value in values)
-        kind = schema.get("type", _kind(schema))
+        kind = schema.get("type", kind_of(schema))
         if isinstance(kind, list):
             return self._either(self._typed(each, schema, depth) for each in kind)
         return self._typed(kind, schema, depth)
@@ -142,17 +139,17 @@ class JsonGrammar:
                 return self._number(schema)
             case "boolean" | "null":
                 return str(kind)
-        raise UsageError(f"the schema's type {_shown(kind)} is none of {', '.join(_TYPES)}.")
+        raise UsageError(f"the schema's type {shown(kind)} is none of {', '.join(TYPES)}.")
 
     def _refer(self, schema: Mapping[str, Any], depth: int) -> str:
-        rest = _without(schema, "$ref")
+        rest = without(schema, "$ref")
         if rest:
-            return self._visit(_merged((rest, self._resolved(schema))), depth + 1)
+            return self._visit(merged((rest, self._resolved(schema))), depth + 1)
         key = (id(self._root), str(schema["$ref"]))
         if key not in self._references:
             # Named first: what it refers to may refer to itself.
             self._references[key] = name = self.rule("")
-            self._rules[name] = self._visit(self._target(schema["$ref"]), depth + 1)
+            self._rules[name] = self._visit(target(self._root, schema["$ref"]), depth + 1)
         return self._references[key]
 
     def _resolved(self, schema: Any) -> Any:
@@ -160,27 +157,9 @@ class JsonGrammar:
         for _ in range(MAX_DEPTH):
             if not isinstance(schema, dict) or "$ref" not in schema:
                 return schema
-            target = self._target(schema["$ref"])
-            rest = _without(schema, "$ref")
-            schema = _merged((rest, target)) if rest else target
+            found, rest = target(self._root, schema["$ref"]), without(schema, "$ref")
+            schema = merged((rest, found)) if rest else found
         raise UsageError(f"the schema's references are more than {MAX_DEPTH} long.")
-
-    def _target(self, reference: Any) -> Any:
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            raise UsageError(
-                f"the schema refers to {_shown(reference)}, which is not within it.",
-                hint='References begin with "#/".',
-            )
-        found = self._root
-        for part in reference[1:].split("/")[1:]:
-            name = unquote(part).replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdecimal() and int(name[:9]) < len(found):
-                found = found[int(name)]
-            elif isinstance(found, dict) and name in found:
-                found = found[name]
-            else:
-                raise UsageError(f"the schema refers to {_shown(reference)}, which it has not.")
-        return found
 
     def _either(self, options: Iterable[str]) -> str:
         return self.rule(" | ".join(dict.fromkeys(options)))
@@ -232,7 +211,7 @@ class JsonGrammar:
         return self.rule(" | ".join(options))
 
     def _array(self, schema: Mapping[str, Any], depth: int) -> str:
-        least, most = _bounds(schema, "minItems", "maxItems")
+        least, most = bounds(schema, "minItems", "maxItems")
         tuple_ = schema.get("prefixItems", [])
         items = schema.get("items", not tuple_)
         if isinstance(items, list):  # as before JSON Schema 2020
@@ -256,7 +235,7 @@ class JsonGrammar:
         return self.rule(f'"[" ws {some} "]"' if least else f'"[" ws ({some})? "]"')
 
     def _string(self, schema: Mapping[str, Any]) -> str:
-        least, most = _bounds(schema, "minLength", "maxLength")
+        least, most = bounds(schema, "minLength", "maxLength")
         form = schema.get("format")
         if isinstance(form, str) and form in _FORMATS and (least, most) == (0, None):
             return self.rule(_FORMATS[form])
@@ -268,7 +247,7 @@ class JsonGrammar:
         limits: dict[str, int | None] = {}
         for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
             value = schema.get(name)
-            if value is not None and not _is_integer(value):
+            if value is not None and not is_integer(value):
                 raise UsageError(f"the schema's `{name}` of an integer must be an integer.")
             limits[name] = None if value is None else int(value)
         above, below = limits["exclusiveMinimum"], limits["exclusiveMaximum"]
@@ -317,74 +296,3 @@ def _times(least: int, most: int | None) -> str:
             f"the schema has a length of {max(least, most or 0)}, but at most {MAX_REPEATED} fit."
         )
     return f"{{{least},{'' if most is None else most}}}"
-
-
-def _bounds(schema: Mapping[str, Any], low: str, high: str) -> tuple[int, int | None]:
-    least, most = schema.get(low) or 0, schema.get(high)
-    for name, value in ((low, least), (high, most)):
-        if value is not None and (type(value) is not int or value < 0):
-            raise UsageError(f"the schema's `{name}` must be a number of things.")
-    if most is not None and least > most:
-        raise UsageError(f"nothing has the schema's `{low}` {least} and `{high}` {most}.")
-    return least, most
-
-
-def _kind(schema: Mapping[str, Any]) -> str | None:
-    """Return the type that a schema means without saying so."""
-    for kind, names in (
-        ("object", ("properties", "required", "additionalProperties")),
-        ("array", ("items", "prefixItems", "minItems", "maxItems")),
-        ("string", ("minLength", "maxLength")),
-    ):
-        if any(name in schema for name in names):
-            return kind
-    return None
-
-
-def _is_integer(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, float) and value.is_integer())
-
-
-def _schemas(schema: Mapping[str, Any], name: str) -> list[Any]:
-    found = schema[name]
-    if not isinstance(found, list) or not found:
-        raise UsageError(f"the schema's `{name}` must be a list that is not empty.")
-    return found
-
-
-def _without(schema: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in schema.items() if key != name and key not in _SKIPPED}
-
-
-def _merged(schemas: Iterable[Any]) -> dict[str, Any]:
-    """Return one schema for what fits several."""
-    found: dict[str, Any] = {}
-    for schema in schemas:
-        if schema is True:
-            continue
-        if not isinstance(schema, dict):
-            raise UsageError(f"{_shown(schema)} is no JSON schema that something fits.")
-        for name, value in schema.items():
-            if name in _SKIPPED:
-                continue
-            if name == "properties" and _are(dict, found.get(name), value):
-                both = found[name].keys() & value.keys()
-                if any(found[name][key] != value[key] for key in both):
-                    raise UsageError("the schema has a property that must fit two others.")
-                found[name] = {**found[name], **value}
-            elif name == "required" and _are(list, found.get(name), value):
-                found[name] = [*found[name], *value]
-            elif name in found and found[name] != value:
-                raise UsageError(f"the schema's `{name}` is given twice, which is not supported.")
-            else:
-                found[name] = value
-    return found
-
-
-def _are(kind: type, *values: Any) -> bool:
-    return all(isinstance(value, kind) for value in values)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else text[:40] + "…"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -17,10 +17,10 @@ from msgspec import Meta
 from agent.engine.generation import Sampling
 from agent.engine.serve.fields import convert, json_fields, named_model
 from agent.engine.serve.messages import Message, for_template
+from agent.engine.serve.offers import MAX_TOOLS, Choice, NamedChoice, Offer, Tool, offer
 from agent.engine.serve.openai import ApiError
 from agent.engine.serve.response_format import ResponseFormat, format_grammar, schema_grammar
 from agent.engine.serve.sampling import SamplingFields, TokenId
-from agent.engine.serve.tools import MAX_TOOLS, NamedChoice, Tool, names_of
 
 # OpenAI's are 128 and 20; each choice takes a place of its own in the ring.
 MAX_CHOICES = 16
@@ -84,18 +84,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class ChatAsk(Ask):
-    """A chat: messages with text content, and the client's own variables for the template.
-
-    `tools` are those that may be called, all of them `offered` to the model as the client wrote
-    them. `must_call`: one of them has to be; `several_calls`: more than one may be.
-    """
+    """A chat: messages with text content, the client's own variables for the template, tools."""
 
     messages: tuple[dict[str, Any], ...]
     variables: dict[str, Any]
-    tools: tuple[Tool, ...] = ()
-    offered: tuple[dict[str, Any], ...] = ()
-    must_call: bool = False
-    several_calls: bool = True
+    offer: Offer
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ def parse_chat(body: bytes) -> ChatAsk:
             )
         ),
         variables=request.chat_template_kwargs or {},
-        **_tools(request, fields.get("tools") or []),
+        offer=_offer(request, fields.get("tools") or []),
     )
 
 
@@ -162,7 +155,7 @@ class _ChatRequest(_Request, frozen=True, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
     chat_template_kwargs: dict[str, Any] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
+    tool_choice: Choice | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: _Logprobs | None = None
@@ -187,26 +180,18 @@ def _shared(request: _Request) -> dict[str, Any]:
     }
 
 
-def _tools(request: _ChatRequest, raw: list[dict[str, Any]]) -> dict[str, Any]:
-    choice, tools = request.tool_choice or "auto", tuple(request.tools or ())
-    if choice == "none" or (choice == "auto" and not tools):
-        return {}
-    several = request.parallel_tool_calls is not False
-    if isinstance(choice, NamedChoice):
-        tools = tuple(tool for tool in tools if tool.function.name == choice.function.name)
-        several = False
-    if not tools:
-        raise ApiError("`tool_choice` asks for a tool that is not in `tools`", param="tool_choice")
-    if len(set(names_of(tools))) < len(tools):
-        raise ApiError("two of the `tools` have the same name", param="tools")
-    if _grammar(request):
+def _offer(request: _ChatRequest, raw: list[dict[str, Any]]) -> Offer:
+    found = offer(
+        request.tools or (), raw, request.tool_choice or "auto",
+        several=request.parallel_tool_calls is not False,
+    )  # fmt: skip
+    if found.tools and _grammar(request):
         raise ApiError(
             "`tools` that may be called do not go together with what the answer looks like",
             hint="Leave `response_format` or `grammar` out, or set `tool_choice` to none.",
             param="tools",
         )
-    must = choice != "auto"
-    return {"tools": tools, "offered": tuple(raw), "must_call": must, "several_calls": several}
+    return found
 
 
 def _grammar(request: _Request) -> str:

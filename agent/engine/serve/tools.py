@@ -1,7 +1,7 @@
-"""Tools: what clients offer, how models call them, and calls found in an answer as it comes.
+"""Calls of tools: how models say them, found in an answer as it comes, or asked for by a grammar.
 
-A core, used by `schema.py` (requests), `app.py` (which format a model has) and `answer.py`. A model
-says its calls the way its chat template shows it earlier ones:
+A core, used by `app.py` (which format a model has) and `answer.py`. A model says its calls the way
+its chat template shows it earlier ones:
 
     hermes   <tool_call>{"name": …, "arguments": {…}}</tool_call>, also several; Qwen, Hermes
     mistral  [TOOL_CALLS][{"name": …, "arguments": {…}}, …]
@@ -17,46 +17,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-import msgspec
-from msgspec import Meta
+from typing import Any
 
 from agent.engine.serve.json_grammar import JsonGrammar, literal
+from agent.engine.serve.offers import Tool
 from agent.engine.serve.openai import ApiError
 from agent.engine.serve.text import overlap
 from agent.errors import UsageError
 
-# OpenAI's limits.
-MAX_TOOLS = 128
-_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 # When a call is asked for: more than so many at once nobody wants.
 _MOST_CALLS = 16
 _DECODER = json.JSONDecoder()
-
-
-class _Function(msgspec.Struct, frozen=True):
-    name: _Name
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class Tool(msgspec.Struct, frozen=True):
-    """A function that a client offers."""
-
-    type: Literal["function"]
-    function: _Function
-
-
-class _Chosen(msgspec.Struct, frozen=True):
-    name: _Name
-
-
-class NamedChoice(msgspec.Struct, frozen=True):
-    """A client's wish that one function be called."""
-
-    type: Literal["function"]
-    function: _Chosen
 
 
 @dataclass(frozen=True)
@@ -269,11 +240,6 @@ def _objects(text: str) -> Iterator[Any]:
     except (ValueError, RecursionError):
         return
     yield from found
-
-
-def names_of(tools: Sequence[Tool]) -> tuple[str, ...]:
-    """Return the names of tools."""
-    return tuple(tool.function.name for tool in tools)
 
 
 def call_object(call: Call) -> Mapping[str, Any]:

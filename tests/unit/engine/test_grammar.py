@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from agent.engine import grammar
+from agent.engine.chain import Samplers
 from agent.engine.generation import Finish, GenerationRequest, Sampling, Token
 from agent.engine.generator import Generator, Job
 from agent.engine.llama import Weights
-from agent.engine.sampler import Samplers
 from agent.engine.serve.digits import integers
 from agent.engine.serve.json_grammar import JsonGrammar
 from agent.engine.vocabulary import Vocabulary

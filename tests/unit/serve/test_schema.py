@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.engine.generation import Sampling
+from agent.engine.serve.offers import Offer
 from agent.engine.serve.openai import ApiError
 from agent.engine.serve.sampling import SamplingFields
 from agent.engine.serve.schema import ChatAsk, CompletionAsk, parse_chat, parse_completion
-from agent.engine.serve.tools import names_of
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -241,17 +241,15 @@ def test_calls_and_their_results_reach_the_template_with_arguments_as_objects() 
 
 def test_which_tools_may_be_called() -> None:
     other = {"type": "function", "function": {"name": "g", "description": "d", "strict": True}}
-    ask = chat(tools=[TOOL, other])
-    assert names_of(ask.tools) == ("f", "g")
-    assert ask.offered == (TOOL, other)
-    assert (ask.must_call, ask.several_calls) == (False, True)
-    assert chat(tools=[TOOL], tool_choice="none").tools == ()
+    found = chat(tools=[TOOL, other]).offer
+    assert (found.names, found.shown) == (("f", "g"), (TOOL, other))
+    assert (found.must, found.several) == (False, True)
+    assert chat(tools=[TOOL], tool_choice="none").offer == Offer() == chat(tools=[]).offer
     assert chat(tools=[TOOL], tool_choice="none", json_schema={"type": "object"}).sampling.grammar
-    must = chat(tools=[TOOL, other], tool_choice="required", parallel_tool_calls=False)
-    assert (len(must.tools), must.must_call, must.several_calls) == (2, True, False)
-    one = chat(tools=[TOOL, other], tool_choice=named("g"))
-    assert (names_of(one.tools), len(one.offered)) == (("g",), 2)
-    assert (one.must_call, one.several_calls) == (True, False)
+    must = chat(tools=[TOOL, other], tool_choice="required", parallel_tool_calls=False).offer
+    assert (len(must.tools), must.must, must.several) == (2, True, False)
+    one = chat(tools=[TOOL, other], tool_choice=named("g")).offer
+    assert (one.names, len(one.shown), one.must, one.several) == (("g",), 2, True, False)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +287,8 @@ json_values = st.recursive(
 )
 names = st.sampled_from(
     ["model", "messages", "prompt", "stop", "seed", "n", "logit_bias", "max_tokens", "top_k",
-     "stream_options", "tools", "temperature", "echo", "chat_template_kwargs"]
+     "stream_options", "tools", "tool_choice", "temperature", "echo", "chat_template_kwargs",
+     "response_format", "json_schema", "grammar", "logprobs", "top_logprobs", "mirostat"]
 )  # fmt: skip
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.engine.serve.offers import Tool
 from agent.engine.serve.openai import ApiError
-from agent.engine.serve.tools import Call, CallReader, Format, Tool, _Function, format_of
+from agent.engine.serve.tools import Call, CallReader, Format, format_of
 
 HERMES = format_of("… <tool_call> …")
 MISTRAL = format_of("… [TOOL_CALLS] …")
@@ -110,7 +112,8 @@ def test_text_is_not_held_back_longer_than_it_may_be_a_mark() -> None:
 
 def test_a_tool_that_cannot_be_kept_is_named() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "string", "pattern": "^a$"}}}
-    tools = [Tool("function", _Function("a")), Tool("function", _Function("b", parameters=schema))]
+    functions = [{"name": "a"}, {"name": "b", "parameters": schema}]
+    tools = [msgspec.convert({"type": "function", "function": f}, Tool) for f in functions]
     with pytest.raises(ApiError, match=r"tools\[1\].function.parameters.*`pattern`") as caught:
         HERMES.grammar(tools, several=True)
     assert caught.value.param == "tools"

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from agent.engine.batching import Batch
+from agent.engine.chain import Samplers
 from agent.engine.frames import Remove
 from agent.engine.generation import Finish, GenerationRequest, Sampling, Token
 from agent.engine.generator import Generator, Job
 from agent.engine.llama import Context, Weights
 from agent.engine.logprobs import IMPOSSIBLE, logprobs
-from agent.engine.sampler import Samplers
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, UsageError
 
@@ -330,6 +330,19 @@ def test_logprobs_are_those_of_the_model_itself(
         assert [likely.logprob for likely in token.likely] == pytest.approx(expected[order])
         if token.id == order[0]:
             assert token.likely[0].piece == token.piece
+
+
+def test_control_tokens_are_written_where_that_is_asked_for(
+    models: Callable[..., Path], tmp_path: Path
+) -> None:
+    forced = Sampling(temperature=0.0, logit_bias=((1, 1000.0),))
+    with rings.pipeline(models(), tmp_path, ()) as pipeline:
+        [plain] = generated(pipeline, models(), forced, 1)
+        [shown] = generated(pipeline, models(), forced, 1, written=frozenset({1}), logprobs=1)
+        [ended] = generated(pipeline, models(), Sampling(temperature=0.0), 1, logprobs=400)
+    assert (plain.id, plain.piece) == (1, b"")
+    assert (shown.id, shown.piece, shown.likely != ()) == (1, b"<s>", True)
+    assert {b"</s>", b"<s>"} <= {likely.piece for likely in ended.likely}
 
 
 def test_as_many_logprobs_as_there_are_tokens_and_what_is_impossible() -> None:
