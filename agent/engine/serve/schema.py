@@ -7,7 +7,6 @@ unless it holds the value that changes nothing. Nothing is silently ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
