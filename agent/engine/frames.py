@@ -40,7 +40,7 @@ HEADER = struct.Struct("<4sBBHIIQ")
 _HELLO = struct.Struct("<16sIII32s")
 _OPERATION = struct.Struct("<iiiii")
 _FAULT_STAGE = struct.Struct("<I")
-_PAIR_BYTES = 8
+PAIR_BYTES = 8
 _REMOVE, _COPY = 1, 2
 # A batch has a few operations; this is room for one for each of many sequences.
 MAX_OPERATIONS = 1_024
@@ -319,7 +319,7 @@ class Decoder:
                 if self._row_type is RowType.Q8 and self._limits.n_embd % Q8_BLOCK:
                     raise self._bad(f"q8 rows of {self._limits.n_embd} values")
                 row_bytes = self._row_type.row_bytes(self._limits.n_embd)
-                expected = operations * _OPERATION.size + rows * (_PAIR_BYTES + row_bytes)
+                expected = operations * _OPERATION.size + rows * (PAIR_BYTES + row_bytes)
                 fits = size == expected
             case Kind.HELLO:
                 fits = size == _HELLO.size
@@ -355,7 +355,7 @@ class Decoder:
     def _frame(self, body: memoryview) -> Frame:
         count, row_type, n_embd = self._count, self._row_type, self._limits.n_embd
         pairs_at = self._operations * _OPERATION.size
-        rows_at = pairs_at + count * _PAIR_BYTES
+        rows_at = pairs_at + count * PAIR_BYTES
         operations: tuple[Operation, ...] = ()
         if self._operations:
             fields = _OPERATION.iter_unpack(body[:pairs_at])

@@ -269,7 +269,7 @@ class Context:
     def decode_rows(
         self, rows: Rows, sequences: Ints, positions: Ints, outputs: Marks | None = None
     ) -> Rows:
-        """Decode rows (n, n_embd) that an earlier part made; llama.cpp reads them where they are.
+        """Decode writable rows (n, n_embd) of an earlier part; llama.cpp reads them in place.
 
         `outputs` marks the rows whose logits are wanted; only a part that keeps rows, which takes
         all, does without.
@@ -278,12 +278,11 @@ class Context:
         """
         if not rows.flags.c_contiguous or rows.shape[1] != self.weights.n_embd:
             raise ValueError(f"rows of shape {rows.shape} are not those of this part")
-        address = rows.ctypes.data
         if not self.weights.rows_enter:
             batch = self._batch.of_rows
-            batch.embd = ctypes.cast(address, _FLOATS)
+            batch.embd = _FLOATS(ctypes.c_float.from_buffer(rows.data))
             return self._decode(batch, len(rows), sequences, positions, outputs)
-        self._entering, self._entered = (address, rows.nbytes), 0
+        self._entering, self._entered = (rows.ctypes.data, rows.nbytes), 0
         found = self._decode(self._batch.of_tokens, len(rows), sequences, positions, outputs)
         if self._entered != rows.nbytes:
             raise EngineError(

@@ -7,7 +7,6 @@ are JSON lines on standard output, logs go to standard error (`spec.py` has the 
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import logging
 import os
@@ -184,6 +183,8 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
     Raises CoveyError when it cannot start. A ring that breaks later is reported, and the server
     goes on to say so until the agent stops the process.
     """
+    import asyncio  # a stage does without its 7 MB
+
     from agent.engine.head import Head, HeadLimits
     from agent.engine.serve.app import make_app
     from agent.engine.serve.site import serve
@@ -275,6 +276,17 @@ def _die_with_agent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def _serve(spec: EngineSpec, purpose: Purpose, channel: Channel) -> None:
+    import asyncio
+
+    if purpose == "text":
+        asyncio.run(run_head(spec, channel))
+    else:
+        from agent.engine.embedding_process import run_embedder
+
+        asyncio.run(run_embedder(spec, purpose, channel))
+
+
 def main() -> int:
     """Run one engine; the exit code is 0 when it was stopped, else that of its error."""
     _die_with_agent()
@@ -296,12 +308,8 @@ def main() -> int:
             raise
         if spec.role == "stage":
             run_stage(spec, channel)
-        elif purpose == "text":
-            asyncio.run(run_head(spec, channel))
         else:
-            from agent.engine.embedding_process import run_embedder
-
-            asyncio.run(run_embedder(spec, purpose, channel))
+            _serve(spec, purpose, channel)
     except CoveyError as error:
         log.error("%s", error.line())
         code = error.exit_code
