@@ -69,8 +69,8 @@ class Work:
 
     The first are the prompt, the others what was sampled; up to `guessed` follow guesses. Of all
     these, `filled` are in the caches, or on their way there. A higher `priority` is served first.
-    `reused` of the prompt's tokens were in the caches before it came. `branch` counts what was
-    taken back.
+    `reused` of the prompt's tokens were in the caches before it came. `branch` counts wrong
+    guesses that had rows.
     """
 
     tokens: Ints
@@ -147,10 +147,12 @@ class Turn:
     wanted: tuple[Wanted, ...]
     works: frozenset[Work]
 
-    @property
-    def stale(self) -> bool:
-        """Whether nothing in it counts any more, so that nobody needs to compute it further."""
-        return len(self.wanted) == len(self.batch.tokens) and all(w.stale for w in self.wanted)
+    def useful(self) -> Ints | None:
+        """Return which rows count still, in order; None for all of them."""
+        stale = [wanted.row for wanted in self.wanted if wanted.stale]
+        if not stale:
+            return None
+        return np.delete(np.arange(len(self.batch.tokens), dtype=np.int32), stale)
 
 
 @dataclass(eq=False)
@@ -255,9 +257,7 @@ class Schedule:
             self._waiting.remove(work)
         elif work in self._running:
             self._running.remove(work)
-            if work.filled > work.length:
-                # Whether its last certain row is back is not known here: it goes as well.
-                self._take_back(work, work.length - 1)
+            self._take_back(work)
             if self._reuse and work.filled >= PREFIX_MIN:
                 self._kept.append(_Kept(work.sequence, work.tokens[: work.filled].copy()))
             else:
@@ -273,8 +273,10 @@ class Schedule:
             if work.filled > at:
                 work.drafts.made += 1
                 work.drafts.right += right
-            if not right:
-                self._take_back(work, at)
+            # At its end they stay of the same branch: another may share its last certain row, which
+            # perhaps is not back yet.
+            if not right and self._take_back(work):
+                work.branch += 1
         work.tokens[at] = token
         work.length += 1
         work.guessed = max(work.guessed, work.length)
@@ -283,14 +285,15 @@ class Schedule:
             ahead = min(AHEAD - (work.guessed - work.length), work.limit - work.guessed)
             work.guessed += work.drafts.guess(work.tokens, work.guessed, ahead)
 
-    def _take_back(self, work: Work, start: int) -> None:
-        """Drop a request's guesses, and the rows that it has from `start` on."""
+    def _take_back(self, work: Work) -> bool:
+        """Drop a request's guesses with the rows that they have; return whether they had any."""
         work.guessed = work.length
-        if work.filled > start:
-            self._operations.append(Remove(work.sequence, start))
-            self._cells.cut(work.sequence, start)
-            work.filled = start
-            work.branch += 1
+        if work.filled <= work.length:
+            return False
+        self._operations.append(Remove(work.sequence, work.length))
+        self._cells.cut(work.sequence, work.length)
+        work.filled = work.length
+        return True
 
     def took(self, turn: Turn, seconds: float) -> None:
         """Learn how long a stage, the same each time, computed a batch."""

@@ -172,16 +172,17 @@ class Generator:
     def _collect(self) -> None:
         before = self._pipeline.stats.decode_s
         turn, took_s = self._flying.popleft()
-        stale = turn.stale
-        self._pipeline.collect(wanted=not stale)
+        useful = turn.useful()
+        self._pipeline.collect(useful)
         own_s = took_s + self._pipeline.stats.decode_s - before
         began = time.perf_counter()
         for wanted in turn.wanted:
             answer = self._answers[wanted.work]
             if not answer.over and not wanted.stale:
-                self._sample(answer, wanted.row)
+                row = wanted.row if useful is None else int(np.searchsorted(useful, wanted.row))
+                self._sample(answer, row)
         rows = len(turn.batch.tokens)
-        if rows == len(turn.works) and not stale:
+        if rows == len(turn.works) and useful is None:
             self._schedule.pace.took(rows, own_s, time.perf_counter() - began)
         for work in turn.works:
             answer = self._answers[work]

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from agent.engine.batching import Batch
-from agent.engine.frames import Frame
+from agent.engine.frames import Frame, Ints
 from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.llama import Context
 from agent.errors import PeerError
@@ -55,10 +55,11 @@ class Pipeline(Protocol):
         """Begin a batch; raises EngineError (or PeerError) when the pipeline breaks."""
         ...
 
-    def collect(self, *, wanted: bool = True) -> None:
+    def collect(self, useful: Ints | None = None) -> None:
         """Finish the oldest batch; raises EngineError (or PeerError) when the pipeline breaks.
 
-        Not `wanted`: its rows are about to be removed, and need not be in all caches.
+        Only the `useful` rows have logits then, numbered anew; None: all. The others are about to
+        be removed, and need not be in all caches.
         """
         ...
 
@@ -95,8 +96,8 @@ class WholePipeline:
         self.stats.rows += len(batch.tokens)
         self.in_flight += 1
 
-    def collect(self, *, wanted: bool = True) -> None:
-        """Nothing is left to do."""
+    def collect(self, useful: Ints | None = None) -> None:
+        """Nothing is left to do: it is called at once, and no row became useless meanwhile."""
         self.in_flight -= 1
 
     def rest(self, wake: int) -> None:
@@ -150,8 +151,8 @@ class RingPipeline:
         self.stats.batches += 1
         self.stats.rows += len(batch.tokens)
 
-    def collect(self, *, wanted: bool = True) -> None:
-        """Wait for the oldest batch to come round and run the last part, if it is `wanted`."""
+    def collect(self, useful: Ints | None = None) -> None:
+        """Wait for the oldest batch to come round and run the last part on its useful rows."""
         began = time.thread_time()
         frame = self._wait()
         batch = self._pending.popleft()
@@ -164,9 +165,13 @@ class RingPipeline:
             raise PeerError(f"{self._inlet.name} sent a frame that does not belong here.")
         self.context.apply(batch.operations)
         decoding = 0.0
-        if len(pairs) and wanted:
+        chosen = slice(None) if useful is None else useful
+        rows = frame.rows[chosen]
+        if len(rows):
             started, started_cpu = time.perf_counter(), time.thread_time()
-            self.context.decode_rows(frame.rows, batch.sequences, batch.positions, batch.outputs)
+            self.context.decode_rows(
+                rows, batch.sequences[chosen], batch.positions[chosen], batch.outputs[chosen]
+            )
             decoding = time.thread_time() - started_cpu
             self.stats.decode_s += time.perf_counter() - started
         self.stats.own_s += time.thread_time() - began - decoding

@@ -86,8 +86,8 @@ class Tap:
         self._wanted.append(bool(batch.outputs.any()))
         self._pipeline.submit(batch)
 
-    def collect(self, *, wanted: bool = True) -> None:
-        self._pipeline.collect(wanted=wanted)
+    def collect(self, useful=None) -> None:
+        self._pipeline.collect(useful)
         if self._wanted.pop(0):
             self.logits.append(self._pipeline.context.logits().copy())
 

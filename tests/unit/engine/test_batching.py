@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.engine.batching import CHUNK_ROWS_MIN, MIXED_ROWS, PREFIX_MIN, Schedule, Turn, Work
 from agent.engine.cells import Cells
-from agent.engine.frames import Copy, Remove
+from agent.engine.frames import Copy, Ints, Remove
 from agent.engine.pace import Measured
 
 
@@ -46,15 +46,14 @@ class Stage:
         self.room, self.says = cells, says
         self.cells: list[tuple[int, int, set[int]]] = []
 
-    def run(self, turn: Turn, *, wanted: bool = True) -> dict[int, int]:
-        """Apply a batch; return what the model says after each marked row, if it is wanted."""
+    def run(self, turn: Turn, useful: Ints | None = None) -> dict[int, int]:
+        """Apply a batch; return what the model says after each marked row that is useful."""
         for operation in turn.batch.operations:
             self.apply(operation)
-        if not wanted:
-            return {}
-        for token, sequence, position in zip(
-            turn.batch.tokens, turn.batch.sequences, turn.batch.positions, strict=True
-        ):
+        rows = range(len(turn.batch.tokens)) if useful is None else useful
+        for row in rows:
+            token, sequence = turn.batch.tokens[row], turn.batch.sequences[row]
+            position = turn.batch.positions[row]
             there = self.sequence(int(sequence))
             assert len(there) == position, "a gap, or a position twice"
             self.cells.append((int(position), int(token), {int(sequence)}))
@@ -63,7 +62,8 @@ class Stage:
             row: self.says(
                 self.sequence(int(turn.batch.sequences[row]))[: int(turn.batch.positions[row]) + 1]
             )
-            for row in np.flatnonzero(turn.batch.outputs)
+            for row in rows
+            if turn.batch.outputs[row]
         }
 
     def apply(self, operation: Remove | Copy) -> None:
@@ -136,8 +136,8 @@ class Ring:
         if not self.flying:
             return False
         turn = self.flying.popleft()
-        said = self.last.run(turn, wanted=not turn.stale)
-        assert turn.stale or set(said) == {wanted.row for wanted in turn.wanted}
+        said = self.last.run(turn, turn.useful())
+        assert set(said) == {wanted.row for wanted in turn.wanted if not wanted.stale}
         for wanted in turn.wanted:
             row, work = wanted.row, wanted.work
             if work in self.over or wanted.stale:
@@ -413,7 +413,7 @@ def test_rows_of_wrong_guesses_are_not_computed_by_the_last_part() -> None:
     while ring.submit() or ring.flying:
         while ring.submit():
             pass
-        stale += ring.flying[0].stale
+        stale += ring.flying[0].useful() is not None
         ring.collect()
     assert stale > 3
 
