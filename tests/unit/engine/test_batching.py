@@ -44,48 +44,41 @@ class Stage:
 
     def __init__(self, cells: int, says: Says) -> None:
         self.room, self.says = cells, says
-        self.cells: list[tuple[int, int, set[int]]] = []
+        self.taken = 0
+        self.sequences: dict[int, list[list[int]]] = {}  # of each position: its token, and users
 
     def run(self, turn: Turn, useful: Ints | None = None) -> dict[int, int]:
         """Apply a batch; return what the model says after each marked row that is useful."""
         for operation in turn.batch.operations:
             self.apply(operation)
-        rows = range(len(turn.batch.tokens)) if useful is None else useful
-        for row in rows:
-            token, sequence = turn.batch.tokens[row], turn.batch.sequences[row]
-            position = turn.batch.positions[row]
-            there = self.sequence(int(sequence))
-            assert len(there) == position, "a gap, or a position twice"
-            self.cells.append((int(position), int(token), {int(sequence)}))
-        assert len(self.cells) <= self.room, "the KV cache is full"
-        return {
-            row: self.says(
-                self.sequence(int(turn.batch.sequences[row]))[: int(turn.batch.positions[row]) + 1]
-            )
-            for row in rows
-            if turn.batch.outputs[row]
-        }
+        batch, found = turn.batch, {}
+        for row in range(len(batch.tokens)) if useful is None else useful.tolist():
+            there = self.sequences.setdefault(int(batch.sequences[row]), [])
+            assert len(there) == batch.positions[row], "a gap, or a position twice"
+            there.append([int(batch.tokens[row]), 1])
+            self.taken += 1
+            if batch.outputs[row]:
+                found[row] = self.says([token for token, _ in there])
+        assert self.taken <= self.room, "the KV cache is full"
+        return found
 
     def apply(self, operation: Remove | Copy) -> None:
         match operation:
             case Remove(sequence, start, stop):
                 assert stop == -1
-                for position, _, owners in self.cells:
-                    if position >= start:
-                        owners.discard(sequence)
-                self.cells = [cell for cell in self.cells if cell[2]]
+                there = self.sequences.get(sequence, [])
+                for cell in there[max(start, 0) :]:
+                    cell[1] -= 1
+                    self.taken -= cell[1] == 0
+                del there[max(start, 0) :]
             case Copy(source, target, start, stop):
                 assert start == 0
-                assert not self.sequence(target)
-                assert len(self.sequence(source)) >= stop, "a copy of what is not there"
-                for position, _, owners in self.cells:
-                    if source in owners and position < stop:
-                        owners.add(target)
-
-    def sequence(self, number: int) -> list[int]:
-        cells = sorted((p, token) for p, token, owners in self.cells if number in owners)
-        assert [p for p, _ in cells] == list(range(len(cells)))
-        return [token for _, token in cells]
+                assert not self.sequences.get(target)
+                there = self.sequences.get(source, [])
+                assert len(there) >= stop, "a copy of what is not there"
+                self.sequences[target] = there[:stop]
+                for cell in there[:stop]:
+                    cell[1] += 1
 
 
 class Ring:
@@ -129,7 +122,7 @@ class Ring:
         self.turns.append(turn)
         self.flying.append(turn)
         self.stage.run(turn)
-        assert self.schedule.free_cells == self.stage.room - len(self.stage.cells)
+        assert self.schedule.free_cells == self.stage.room - self.stage.taken
         return True
 
     def collect(self) -> bool:
