@@ -16,7 +16,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from agent.engine.generation import Sampling
+from agent.engine.generation import SAMPLERS, SamplerName, Sampling
 from agent.engine.grammar import compile_grammar
 from agent.engine.sampler import Candidates, Sampler
 from agent.engine.vocabulary import Vocabulary
@@ -97,43 +97,53 @@ class Samplers:
                 llama_cpp.llama_sampler_free(self._ready.popitem()[1])
 
     def _links(self, sampling: Sampling) -> list[Any]:
-        """Return the links behind the biases, in llama.cpp's order."""
+        """Return the links behind the biases, the last of which chooses."""
         seed = _RANDOM_SEED if sampling.seed is None else sampling.seed & _RANDOM_SEED
         if sampling.mirostat:
             return [llama_cpp.llama_sampler_init_temp(sampling.temperature),
                     self._mirostat(sampling, seed)]  # fmt: skip
-        links = []
-        if _penalizes(sampling):
-            links.append(
-                llama_cpp.llama_sampler_init_penalties(
-                    self._vocabulary.size, self._window(sampling.repeat_last_n),
-                    sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty,
-                )
-            )  # fmt: skip
-        if _dry(sampling):
-            links.append(self._breakers(sampling))
-        if _greedy(sampling):
-            return [*links, llama_cpp.llama_sampler_init_greedy()]
-        keep = sampling.min_keep
-        if sampling.top_n_sigma > 0.0:
-            links.append(llama_cpp.llama_sampler_init_top_n_sigma(sampling.top_n_sigma))
-        links.append(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
-        if sampling.typical_p < 1.0:
-            links.append(llama_cpp.llama_sampler_init_typical(sampling.typical_p, keep))
-        links.append(llama_cpp.llama_sampler_init_top_p(sampling.top_p, keep))
-        links.append(llama_cpp.llama_sampler_init_min_p(sampling.min_p, keep))
-        if sampling.xtc_probability > 0.0:
-            links.append(
-                llama_cpp.llama_sampler_init_xtc(
-                    sampling.xtc_probability, sampling.xtc_threshold, keep, seed
-                )
-            )
-        links.append(
-            llama_cpp.llama_sampler_init_temp_ext(
-                sampling.temperature, sampling.dynatemp_range, sampling.dynatemp_exponent
-            )
+        greedy = _greedy(sampling)
+        names: tuple[SamplerName, ...] = ("penalties", "dry") if greedy else sampling.samplers
+        links = [self._link(name, sampling, seed) for name in names]
+        last = (
+            llama_cpp.llama_sampler_init_greedy()
+            if greedy
+            else llama_cpp.llama_sampler_init_dist(seed)
         )
-        return [*links, llama_cpp.llama_sampler_init_dist(seed)]
+        return [*(link for link in links if link is not None), last]
+
+    def _link(self, name: SamplerName, s: Sampling, seed: int) -> Any:
+        """Return one of llama.cpp's samplers, None where it would do nothing."""
+        match name:
+            case "penalties":
+                return None if not _penalizes(s) else llama_cpp.llama_sampler_init_penalties(
+                    self._vocabulary.size, self._window(s.repeat_last_n),
+                    s.repeat_penalty, s.frequency_penalty, s.presence_penalty,
+                )  # fmt: skip
+            case "dry":
+                return self._breakers(s) if _dry(s) else None
+            case "top_n_sigma":
+                if s.top_n_sigma <= 0.0:
+                    return None
+                return llama_cpp.llama_sampler_init_top_n_sigma(s.top_n_sigma)
+            case "top_k":
+                return llama_cpp.llama_sampler_init_top_k(s.top_k)
+            case "typ_p":
+                if s.typical_p >= 1.0:
+                    return None
+                return llama_cpp.llama_sampler_init_typical(s.typical_p, s.min_keep)
+            case "top_p":
+                return llama_cpp.llama_sampler_init_top_p(s.top_p, s.min_keep)
+            case "min_p":
+                return llama_cpp.llama_sampler_init_min_p(s.min_p, s.min_keep)
+            case "xtc":
+                return None if s.xtc_probability == 0.0 else llama_cpp.llama_sampler_init_xtc(
+                    s.xtc_probability, s.xtc_threshold, s.min_keep, seed
+                )  # fmt: skip
+            case "temperature":
+                return llama_cpp.llama_sampler_init_temp_ext(
+                    s.temperature, s.dynatemp_range, s.dynatemp_exponent
+                )
 
     def _mirostat(self, sampling: Sampling, seed: int) -> Any:
         tau, eta = sampling.mirostat_tau, sampling.mirostat_eta
@@ -197,7 +207,8 @@ def _dry(sampling: Sampling) -> bool:
 def _greedy(sampling: Sampling) -> bool:
     """Say whether the likeliest token is what llama.cpp's whole chain would choose."""
     return (
-        sampling.temperature == 0.0
+        sampling.samplers == SAMPLERS
+        and sampling.temperature == 0.0
         and sampling.dynatemp_range == 0.0
         and sampling.typical_p >= 1.0
         and sampling.xtc_probability == 0.0

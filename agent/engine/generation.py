@@ -9,9 +9,15 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 ModelState = Literal["ready", "loading", "broken"]
+
+
+SamplerName = Literal[
+    "penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"
+]
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Sampling:
     `seed` None lets the engine choose one. `repeat_last_n` and `dry_penalty_last_n` count tokens;
     -1 is all of the context. `mirostat` 1 or 2 stands for all that comes between the biases and
     the temperature, as in llama.cpp. `logit_bias` holds (token id, added to its logit) pairs.
+    `samplers` are applied in their order, those that are not named not at all.
     `grammar` is in GBNF, from its rule `root`; empty for none.
     """
 
@@ -51,6 +58,7 @@ class Sampling:
     mirostat_eta: float = 0.1
     logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
+    samplers: tuple[SamplerName, ...] = SAMPLERS
     grammar: str = ""
 
     @property

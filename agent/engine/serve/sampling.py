@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from agent.engine.generation import Sampling
+from agent.engine.generation import SAMPLERS, SamplerName, Sampling
 
 _MAX_INT32 = 2**31 - 1
 # llama.cpp's seeds have 32 bits, of which the highest value means "choose one".
@@ -60,6 +60,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     mirostat_eta: float | None = None
     logit_bias: dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     ignore_eos: bool | None = None
+    samplers: Annotated[list[SamplerName], Meta(max_length=2 * len(SAMPLERS))] | None = None
 
     def sampling(self, grammar: str) -> Sampling:
         """Return what was asked for; the answer has to follow `grammar` if that is not empty."""
@@ -75,6 +76,8 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
             given["seed"] = self.seed % SEEDS
         if self.dry_sequence_breakers is not None:
             given["dry_sequence_breakers"] = tuple(self.dry_sequence_breakers)
+        if self.samplers is not None:
+            given["samplers"] = tuple(self.samplers)
         if self.logit_bias:
             given["logit_bias"] = tuple(sorted(self.logit_bias.items()))
         return Sampling(**given, grammar=grammar)
@@ -86,6 +89,6 @@ _AS_THEY_ARE = tuple(
     if field
     not in (
         "top_k", "repeat_penalty", "repetition_penalty", "seed", "dry_sequence_breakers",
-        "logit_bias",
+        "logit_bias", "samplers",
     )
 )  # fmt: skip

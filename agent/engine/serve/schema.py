@@ -41,7 +41,6 @@ _NOT_YET: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "web_search_options": (),
     # llama-server
-    "samplers": (),
     "n_probs": (0,),
     # vLLM
     "chat_template": (),

@@ -140,6 +140,11 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Array], Array]]] = {
         {"top_p": 0.5, "temperature": 3.0},
         lambda x: softmax(np.where(nucleus(x, 0.5), x / 3, -np.inf)),
     ),
+    # The other way round: tempered first.
+    "samplers": (
+        {"samplers": ("temperature", "top_p"), "top_p": 0.5, "temperature": 1.5, "top_k": 1},
+        lambda x: only(x / 1.5, nucleus(x / 1.5, 0.5)),
+    ),
     "mirostat": (
         {"mirostat": 2, "mirostat_tau": 2.0},
         lambda x: only(x, -np.log2(softmax(x)) <= 4.0),
@@ -197,6 +202,8 @@ def test_greedy_is_the_likeliest_and_one_candidate_is_greedy(row: Row) -> None:
     for seed in range(20):
         assert row.sample(top_k=1, temperature=5.0, seed=seed) == best
         assert row.sample(temperature=0.0, mirostat=2, seed=seed) == best
+    # Untempered, if that is what the samplers are.
+    assert len({row.sample(temperature=0.0, samplers=("top_k",), seed=n) for n in range(30)}) > 3
     # Without the likeliest, greedy is the likeliest of the others, as in llama.cpp's whole chain.
     assert row.sample(temperature=0.0, xtc_probability=1.0, xtc_threshold=0.05) != best
 

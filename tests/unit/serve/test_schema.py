@@ -86,6 +86,7 @@ def test_llama_servers_names_are_known() -> None:
     }  # fmt: skip
     sampling = chat(**fields, dry_sequence_breakers=["\n", "."]).sampling
     assert sampling == Sampling(**fields, dry_sequence_breakers=("\n", "."))  # type: ignore[arg-type]
+    assert chat(samplers=["min_p", "top_k"]).sampling.samplers == ("min_p", "top_k")
     # Every field of a sampling can be asked for, but the one that comes of others.
     known = {field.name for field in dataclasses.fields(Sampling)} - {"grammar"}
     assert known <= set(SamplingFields.__struct_fields__)
@@ -142,7 +143,7 @@ def test_stops_may_be_one_or_four() -> None:
         ({"best_of": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
         ({"grammar": 5}, "grammar"),
-        ({"samplers": ["top_k"]}, "samplers"),
+        ({"samplers": ["top_k", "magic"]}, "samplers"),
         ({"mirostat": 3}, "mirostat"),
         ({"typical_p": 1.5}, "typical_p"),
         ({"xtc_threshold": -0.1}, "xtc_threshold"),
