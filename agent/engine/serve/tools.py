@@ -5,6 +5,7 @@ its chat template shows it earlier ones:
 
     hermes   <tool_call>{"name": …, "arguments": {…}}</tool_call>, also several; Qwen, Hermes
     mistral  [TOOL_CALLS][{"name": …, "arguments": {…}}, …]
+             [TOOL_CALLS]name[ARGS]{…}[TOOL_CALLS]…, since the end of 2024
     granite  <|tool_call|>[{"name": …, "arguments": {…}}, …]
     llama    {"name": …, "parameters": {…}}, with or without <|python_tag|> before it
     json     {"name": …, "arguments": {…}}, or a list of them, as the whole answer
@@ -45,7 +46,7 @@ class Format:
 
     `opens` comes before them and `closes` behind; without `opens` the whole answer is calls, or
     none. `listed`: they are a JSON list. `skips` may come first. `arguments` is what those are
-    named.
+    named. With `divides`, a call is its name, that, and its arguments.
     """
 
     opens: str = ""
@@ -53,11 +54,12 @@ class Format:
     listed: bool = False
     skips: str = ""
     arguments: str = "arguments"
+    divides: str = ""
 
     @property
     def marks(self) -> tuple[str, ...]:
         """The texts that may be control tokens of the model."""
-        return tuple(filter(None, (self.opens, self.closes, self.skips)))
+        return tuple(filter(None, (self.opens, self.closes, self.skips, self.divides)))
 
     def grammar(self, tools: Sequence[Tool], *, several: bool) -> str:
         """Return the grammar of calls of these tools, at least one; raises ApiError."""
@@ -72,7 +74,10 @@ class Format:
             return grammar.text(f'{literal(self.opens)} " "? {calls_}')
         if not self.opens:
             return grammar.text(call)
-        one = grammar.rule(f"{literal(self.opens)} ws {call} ws {literal(self.closes)}")
+        if self.divides:
+            one = grammar.rule(f"{literal(self.opens)} {call}")
+        else:
+            one = grammar.rule(f"{literal(self.opens)} ws {call} ws {literal(self.closes)}")
         return grammar.text(f'{one} ("\\n"? {one}){more}' if several else one)
 
     def _call(self, grammar: JsonGrammar, number: int, tool: Tool) -> str:
@@ -88,6 +93,8 @@ class Format:
                 hint=error.hint,
                 param="tools",
             ) from error
+        if self.divides:
+            return grammar.rule(f"{literal(function.name + self.divides)} {arguments}")
         name = literal(json.dumps(function.name))
         key = literal(json.dumps(self.arguments))
         return grammar.rule(
@@ -98,6 +105,7 @@ class Format:
 # The first whose sign a chat template has; the last for all others.
 _FORMATS = (
     ("<tool_call>", Format("<tool_call>", "</tool_call>")),
+    ("[ARGS]", Format("[TOOL_CALLS]", divides="[ARGS]")),
     ("[TOOL_CALLS]", Format("[TOOL_CALLS]", listed=True)),
     ("<|tool_call|>", Format("<|tool_call|>", listed=True)),
     ("<|python_tag|>", Format(skips="<|python_tag|>", arguments="parameters")),
@@ -199,9 +207,8 @@ class CallReader:
 
     def _calls(self, text: str, *, known: bool) -> tuple[Call, ...]:
         """Return the calls of a text, none if it is anything else; `known`: of our tools only."""
-        skips = self._format.skips
         found = []
-        for item in _objects(text.lstrip().removeprefix(skips) if skips else text):
+        for item in self._items(text):
             call = self._call(item)
             if call is None or (known and call.name not in self._names):
                 return ()
@@ -209,6 +216,17 @@ class CallReader:
         wanted = found if self._several else found[: max(0, 1 - self.found)]
         self.found += len(wanted)
         return tuple(wanted)
+
+    def _items(self, text: str) -> Iterator[Any]:
+        """Yield what may be the calls of a text."""
+        format_ = self._format
+        if not format_.divides:
+            yield from _objects(text.lstrip().removeprefix(format_.skips))
+            return
+        for part in text.split(format_.opens):
+            name, _, arguments = part.partition(format_.divides)
+            given = list(_objects(arguments))
+            yield {"name": name.strip(), "arguments": given[0]} if len(given) == 1 else None
 
     def _call(self, item: Any) -> Call | None:
         if isinstance(item, dict) and isinstance(item.get("function"), dict):

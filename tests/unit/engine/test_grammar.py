@@ -12,6 +12,7 @@ from typing import Any
 
 import engine_rings as rings
 import llama_cpp
+import msgspec
 import numpy as np
 import pytest
 
@@ -22,6 +23,8 @@ from agent.engine.generator import Generator, Job
 from agent.engine.llama import Weights
 from agent.engine.serve.digits import integers
 from agent.engine.serve.json_grammar import JsonGrammar
+from agent.engine.serve.offers import Tool
+from agent.engine.serve.tools import CallReader, format_of
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, UsageError
 
@@ -369,3 +372,43 @@ def test_a_schema_that_refers_to_itself_only_is_refused(weights: Weights) -> Non
     text = made.text(made.schema({"$ref": "#"}))
     with pytest.raises(UsageError, match="left-recursive"):
         grammar.compile_grammar(text, weights.vocabulary)
+
+
+TOOLS = [
+    msgspec.convert({"type": "function", "function": function}, Tool)
+    for function in (
+        {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}},
+        {"name": "g"},
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("sign", "one", "two"),
+    [
+        ("<tool_call>", '<tool_call>\n{"name": "f", "arguments": {"x": 5}}\n</tool_call>',
+         '\n<tool_call>{"name": "g", "arguments": {}}</tool_call>'),
+        ("[TOOL_CALLS]", '[TOOL_CALLS] [{"name": "f", "arguments": {"x": 5}}',
+         ', {"name": "g", "arguments": {}}'),
+        ("[ARGS]", '[TOOL_CALLS]f[ARGS]{"x": 5}', "[TOOL_CALLS]g[ARGS]{}"),
+        ("<|python_tag|>", '{"name": "f", "parameters": {"x": 5}}', None),
+        ("", '{"name":"f","arguments":{"x":5}}', None),
+    ],
+)  # fmt: skip
+def test_calls_that_are_asked_for_are_found_again(
+    weights: Weights, sign: str, one: str, two: str | None
+) -> None:
+    form = format_of(sign)
+    end = "]" if form.listed else ""
+    for several in (False, True):
+        matcher = Matcher(weights, form.grammar(TOOLS, several=several))
+        texts = {one + end: True, one + (two or " ") + end: bool(two) and several,
+                 one.replace('"x"', '"y"') + end: False, one.replace("f", "h", 1) + end: False,
+                 "": False, "Well, " + one + end: False}  # fmt: skip
+        assert {text: matcher.matches(text) for text in texts} == texts
+        matcher.close()
+    reader = CallReader(form, ["f", "g"], lambda: "id", several=True)
+    said, calls = reader.push(one + (two or "") + end)
+    rest, more = reader.flush()
+    assert said + rest == ""
+    assert [call.name for call in (*calls, *more)] == (["f", "g"] if two else ["f"])

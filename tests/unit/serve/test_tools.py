@@ -16,6 +16,7 @@ from agent.engine.serve.tools import Call, CallReader, Format, format_of
 
 HERMES = format_of("… <tool_call> …")
 MISTRAL = format_of("… [TOOL_CALLS] …")
+DIVIDED = format_of("… [TOOL_CALLS] … [ARGS] …")
 GRANITE = format_of("… <|tool_call|> …")
 LLAMA = format_of("… <|python_tag|> …")
 PLAIN = format_of("{{ tools }}")
@@ -60,6 +61,10 @@ CASES = [
     (MISTRAL, f"[TOOL_CALLS] [{A}, {B}]", "", [CALL_A, CALL_B]),
     (MISTRAL, f"[TOOL_CALLS][{A}", f"[TOOL_CALLS][{A}", []),
     (MISTRAL, "a [list] of [TOOL", "a [list] of [TOOL", []),
+    (DIVIDED, '[TOOL_CALLS]a[ARGS]{"x": 1}[TOOL_CALLS]b[ARGS]{}', "", [CALL_A, CALL_B]),
+    (DIVIDED, 'Look: [TOOL_CALLS]a[ARGS]{"x": 1}', "Look: ", [CALL_A]),
+    (DIVIDED, '[TOOL_CALLS]a[ARGS]{"x"', '[TOOL_CALLS]a[ARGS]{"x"', []),
+    (DIVIDED, "[TOOL_CALLS]a", "[TOOL_CALLS]a", []),
     (GRANITE, f"<|tool_call|>[{B}]", "", [CALL_B]),
     (LLAMA, '{"name": "a", "parameters": {"x": 1}}', "", [CALL_A]),
     (LLAMA, '<|python_tag|>{"type": "function", "name": "a", "parameters": {"x": 1}}', "",
