@@ -167,8 +167,9 @@ class JsonGrammar:
     def _object(self, schema: Mapping[str, Any], depth: int) -> str:
         properties = schema.get("properties", {})
         required = schema.get("required", [])
-        if not isinstance(properties, dict) or not isinstance(required, list):
-            raise UsageError("the schema's `properties` must be an object, `required` a list.")
+        named = isinstance(required, list) and all(isinstance(name, str) for name in required)
+        if not isinstance(properties, dict) or not named:
+            raise UsageError("the schema's `properties` must be an object, `required` names.")
         extra = schema.get("additionalProperties", not properties)
         if not properties and not required and extra in (True, {}):
             return "object"

@@ -347,6 +347,7 @@ for _ in range(60):
         ({"enum": "abc"}, "`enum`"),
         ({"anyOf": {}}, "`anyOf`"),
         ({"properties": []}, "`properties`"),
+        ({"required": [[]]}, "`required`"),
         ({"properties": {"a": 5}}, "5 is no JSON schema"),
         ({"type": "array", "minItems": -1}, "`minItems`"),
         ({"type": "array", "items": {}, "maxItems": 10**9}, "at most 1000"),
