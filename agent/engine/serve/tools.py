@@ -173,6 +173,9 @@ class CallReader:
             found = self._calls(inner, known=False)
             said.append("" if found else self._format.opens + inner + self._format.closes)
             calls += found
+            if self.done:  # what comes behind is not wanted
+                self._held = ""
+                break
         return "".join(said), tuple(calls)
 
     def _closed(self) -> tuple[str, str] | None:

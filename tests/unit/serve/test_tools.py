@@ -103,7 +103,10 @@ def test_only_the_first_where_one_is_wanted(format_: Format) -> None:
         MISTRAL: f"[TOOL_CALLS][{A}, {B}]",
         PLAIN: f"[{A}, {B}]",
     }
-    assert read(format_, texts[format_], several=False)[1] == [CALL_A]
+    assert read(format_, texts[format_], several=False) == ("", [CALL_A])
+    if format_ is HERMES:
+        more = f"So: {texts[HERMES]} and more"
+        assert read(format_, more, several=False) == ("So: ", [CALL_A])
 
 
 def test_text_is_not_held_back_longer_than_it_may_be_a_mark() -> None:
