@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 from agent.engine.batching import Batch
@@ -91,7 +90,7 @@ def stage(part: Path, cpu: int, n_embd: int) -> None:
     stamps = Stamps()
     outlet._sent = time.monotonic()  # no ping for ten seconds, nor from the head
     inlet.pump = stamps.before(inlet.pump)  # type: ignore[method-assign]
-    llama_cpp.llama_decode = stamps.around(llama_cpp.llama_decode)
+    context._compute = stamps.around(context._compute)
     outlet._send = stamps.around(outlet._send)  # type: ignore[method-assign]
     worker = Stage(context, member(1, n_embd), inlet, outlet)
     try:
@@ -116,14 +115,14 @@ def measure(
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     inlet, outlet = Inlet(ends[1], member(0, n_embd), ""), Outlet(ends[0], member(0, n_embd), "")
     stamps = Stamps()
-    plain = llama_cpp.llama_decode
     os.sched_setaffinity(0, {cpus[0]})
     try:
         first = Context(Weights(parts[0]), LIMITS, keeps_rows=True)
         last = Context(Weights(parts[2]), LIMITS, keeps_rows=False)
         outlet._sent = time.monotonic()
         ring = RingPipeline(first, last, member(0, n_embd), inlet, outlet)
-        llama_cpp.llama_decode = stamps.around(plain)
+        for context in (first, last):
+            context._compute = stamps.around(context._compute)
         inlet.pump = stamps.before(inlet.pump)  # type: ignore[method-assign]
         outlet._send = stamps.around(outlet._send)  # type: ignore[method-assign]
         here = []
@@ -137,7 +136,6 @@ def measure(
         ring.close()
         there, other_own = json.loads(other.stdout.readline())
     finally:
-        llama_cpp.llama_decode = plain
         os.sched_setaffinity(0, before)
         other.kill()
         other.wait()

@@ -1,0 +1,82 @@
+"""What a ring that was built says of its links; what it takes to build one is the lab's."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import pytest
+
+from agent.deploy import build
+from agent.deploy.messages import AskStage, StageState
+from agent.deploy.wish import Wish
+from agent.errors import EngineError
+from agent.identity.keys import NodeId, NodeKey
+from agent.placement.plan import Candidate, Plan, Stage
+
+OWN, MIDDLE, FAR = (NodeKey(bytes([number]) * 32).id for number in (1, 2, 3))
+PLAN = Plan(
+    (Stage(str(OWN), "box", 0, 3), Stage(str(MIDDLE), "den", 3, 6), Stage(str(FAR), "attic", 6, 9),
+     Stage(str(OWN), "box", 9, 12)),
+    ("three nodes were asked for",),
+)  # fmt: skip
+
+
+class FakeMesh:
+    """Its stages answer what they are told, one thing after the other, and then the last."""
+
+    def __init__(self, **answers: list[StageState]) -> None:
+        names = {"den": MIDDLE, "attic": FAR}
+        self.answers = {names[name]: deque(states) for name, states in answers.items()}
+
+    async def ask(self, node: NodeId, request: AskStage, _timeout_s: float) -> StageState:
+        assert (request.ring, request.epoch) == ("ab" * 16, 7)
+        states = self.answers[node]
+        return states.popleft() if len(states) > 1 else states[0]
+
+
+@dataclass
+class FakeHead:
+    rows: str = "f32 (940 Mbit/s)"
+
+
+def built(mesh: FakeMesh) -> build.Build:
+    wish = Wish(name="m", model="x", author=bytes(32), generation=1, at=0)
+    own = Candidate(str(OWN), "box", 1 << 30)
+    made = build.Build(
+        wish, "ab" * 16, 7, settings=None, own=own, engines=None, blobs=None, mesh=mesh,  # type: ignore[arg-type] # not needed here
+        progress=lambda _phase, _text: None, token=None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    made.plan = PLAN
+    return made
+
+
+LOADING = StageState(phase="listening", port=1)
+
+
+async def test_every_node_says_how_rows_leave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_POLL_S", 0.0)
+    slow = StageState(phase="ready", rows="f16, prompts q8 (20 Mbit/s)")
+    mesh = FakeMesh(den=[LOADING, LOADING, slow], attic=[StageState(phase="ready", rows="f32")])
+    assert await built(mesh)._row_types(PLAN, FakeHead()) == (  # type: ignore[arg-type]
+        "rows leave box as f32 (940 Mbit/s)",
+        "rows leave den as f16, prompts q8 (20 Mbit/s)",
+        "rows leave attic as f32",
+    )
+
+
+async def test_a_stage_that_says_nothing_is_left_out_and_a_broken_one_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build, "_POLL_S", 0.01)
+    monkeypatch.setattr(build, "_ROWS_TIMEOUT_S", 0.05)
+    mesh = FakeMesh(den=[LOADING], attic=[StageState(phase="ready", rows="f32")])
+    made = built(mesh)
+    made._rows = await made._row_types(PLAN, FakeHead())  # type: ignore[arg-type]
+    assert made.reasons == (
+        "three nodes were asked for", "rows leave box as f32 (940 Mbit/s)",
+        "rows leave attic as f32",
+    )  # fmt: skip
+    broken = FakeMesh(den=[StageState(phase="broken", message="it was killed")], attic=[LOADING])
+    with pytest.raises(EngineError, match=r"stage 1 on .*: it was killed"):
+        await built(broken)._row_types(PLAN, FakeHead())  # type: ignore[arg-type]
