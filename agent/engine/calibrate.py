@@ -2,13 +2,15 @@
 
 For `process.py`, in a ring whose row types are not set by hand. Each probe is four times as large
 as the one before, until one takes a while, so that a fast link is asked 5.3 MiB and a slow one
-little; the first only shows how long nothing takes. All stages measure at the same time, and each
-answers its predecessor's probes meanwhile, and later too (`link.py`).
+little; empty ones show how long nothing takes. A slow one is tried again: it may have been a busy
+machine. All stages measure at the same time, and each answers its predecessor's probes meanwhile,
+and later too (`link.py`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import select
 import time
 
@@ -24,6 +26,7 @@ _ENOUGH_S = 0.2
 # A link on which 64 KiB take longer is slow enough to know.
 _AT_MOST_S = 3.0
 _STEP_S = 0.2
+_EMPTY_PROBES = 3
 
 
 def measure(inlet: Inlet, outlet: Outlet, patience: Patience) -> float:
@@ -33,13 +36,15 @@ def measure(inlet: Inlet, outlet: Outlet, patience: Patience) -> float:
     """
     patience = patience.at_most(_AT_MOST_S)
     bandwidth = _FIRST_BYTES / _AT_MOST_S
-    nothing_s = _echo_s(0, inlet, outlet, patience)
+    empty = [_echo_s(0, inlet, outlet, patience) for _ in range(_EMPTY_PROBES)]
     size = _FIRST_BYTES
-    while nothing_s is not None and size <= MAX_PROBE_BYTES:
+    while size <= MAX_PROBE_BYTES:
         took_s = _echo_s(size, inlet, outlet, patience)
-        if took_s is None:
+        if took_s > _ENOUGH_S:
+            took_s = min(took_s, _echo_s(size, inlet, outlet, patience))
+        if math.isinf(took_s):
             break
-        bandwidth = size / max(took_s - nothing_s, 1e-6)
+        bandwidth = size / max(took_s - min(empty), 1e-6)
         if took_s > _ENOUGH_S:
             break
         size *= 4
@@ -47,8 +52,10 @@ def measure(inlet: Inlet, outlet: Outlet, patience: Patience) -> float:
     return bandwidth
 
 
-def _echo_s(size: int, inlet: Inlet, outlet: Outlet, patience: Patience) -> float | None:
-    """Return how long a probe's echo took, None when time was up."""
+def _echo_s(size: int, inlet: Inlet, outlet: Outlet, patience: Patience) -> float:
+    """Return how long a probe's echo took; infinite when time was up."""
+    if not patience.left_s():
+        return math.inf
     started = time.perf_counter()
     outlet.probe(size, inlet)
     while left := patience.left_s():
@@ -60,4 +67,4 @@ def _echo_s(size: int, inlet: Inlet, outlet: Outlet, patience: Patience) -> floa
         if inlet in ready:
             inlet.pump()
         outlet.ping()
-    return None
+    return math.inf

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import signal
 import sys
@@ -129,7 +130,8 @@ def _join(
         outlet = dialled.finish(patience)
         outlet.ping()
         if member.row_type is None:
-            bandwidth = measure(inlet, outlet, patience)
+            # However late the neighbours came, this takes its own few seconds.
+            bandwidth = measure(inlet, outlet, replace(patience, deadline=math.inf))
             outlet.types = replace(outlet.types, bandwidth=bandwidth)
     except BaseException as error:
         if dialled is not None:

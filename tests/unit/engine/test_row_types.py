@@ -145,7 +145,7 @@ def test_all_stages_measure_at_once() -> None:
 def test_a_slow_link_is_found_slow() -> None:
     with ring(slow) as ends:
         first, second, third = all_measured(ends)
-        assert 0 < first < 7e6 / 8
+        assert 0 < first < 10e6 / 8
         assert min(second, third) > first
 
 
@@ -156,6 +156,25 @@ def test_a_link_without_an_answer_is_slow_and_takes_bounded_time(
     with ring() as ends:
         inlet, outlet = ends[0]
         assert calibrate.measure(inlet, outlet, patience()) == (64 << 10) / 0.2
+
+
+def test_one_slow_answer_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "_ENOUGH_S", 0.1)
+    stalled = threading.Event()
+
+    def stall_once(source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 20):
+                if len(data) > 1000 and not stalled.is_set():
+                    stalled.set()
+                    time.sleep(0.5)  # 64 KiB in that time are 1 Mbit/s
+                target.sendall(data)
+        except OSError:
+            pass
+
+    with ring(stall_once) as ends:
+        assert min(all_measured(ends)) > 2e6 / 8
+        assert stalled.is_set()
 
 
 def test_a_lost_neighbour_ends_it() -> None:
