@@ -24,6 +24,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+# As every engine is started: numpy's own threads are never used.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import numpy as np
 from report import Row, conditions, finish, parser, row
 
@@ -170,7 +173,7 @@ def memory_mb(part: Path, kv_bytes: float) -> tuple[float, float, float]:
     """
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(part)], capture_output=True, text=True, check=True,
-        env={**os.environ, "OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
     )  # fmt: skip
     bare, decoded, _, prompted = (int(word) for word in done.stdout.split()[-4:])
     own = part.stat().st_size + kv_bytes
