@@ -52,8 +52,9 @@ class Engines:
         (http_port,) = self._free_ports(1)
         return await self._start(EngineSpec(
             role="whole", files=(str(path),), model_name=name, n_ctx=context,
-            threads=self._settings.engine.threads, http_address=self.own_address,
-            http_port=http_port, cache=self._cache(),
+            threads=self._settings.engine.threads,
+            flash_attention=self._settings.engine.flash_attention,
+            http_address=self.own_address, http_port=http_port, cache=self._cache(),
         ))  # fmt: skip
 
     async def start_head(
@@ -86,7 +87,8 @@ class Engines:
             role=role, files=tuple(str(path) for path in paths), n_ctx=context, row_type=frames,
             ring=place.ring, epoch=place.epoch, stage=place.index, stages=place.stages,
             listen=self.own_address, port=port, predecessor=self.address(predecessor),
-            threads=engine.threads, silence_s=engine.frame_timeout_s, cache=self._cache(),
+            threads=engine.threads, flash_attention=engine.flash_attention,
+            silence_s=engine.frame_timeout_s, cache=self._cache(),
         )  # fmt: skip
 
     async def _start(self, spec: EngineSpec) -> Engine:

@@ -105,3 +105,23 @@ def test_addresses_follow_from_ids() -> None:
     made = Engines(settings, bytes(32), OWN)
     assert isinstance(OTHER, NodeId)
     assert made.own_address == made.address(OWN) != made.address(OTHER)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_what_the_operator_says_of_engines_gets_to_each_of_them(
+    few: Engines, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    words = ["engine.threads=3", f"engine.flash_attention={str(wanted).lower()}"]
+    settings, _ = config.load(Path("/dev/null"), {}, words)
+    monkeypatch.setattr(few, "_settings", settings)
+    specs: list[EngineSpec] = []
+
+    async def started(spec: EngineSpec) -> None:
+        specs.append(spec)
+
+    monkeypatch.setattr(few, "_start", started)
+    await few.start_whole(Path("m"), name="m", context=64)
+    await few.start_head([Path("a"), Path("b")], PLACE, OTHER, name="m", context=64, frames="q8")
+    await few.start_stage(Path("x"), PLACE, OTHER, context=64, frames="q8")
+    assert [spec.role for spec in specs] == ["whole", "head", "stage"]
+    assert {(spec.threads, spec.flash_attention) for spec in specs} == {(3, wanted)}
