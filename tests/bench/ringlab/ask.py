@@ -11,20 +11,27 @@ import numpy as np
 
 # The tokens that end an answer are biased away, so that every answer is long.
 NEVER = {"2": -100}
+# A random model that may say so few words goes round in circles, with a way out now and then.
+FEW_WORDS = 16
 
 
 async def run(
-    base: str, streams: int, prompt: int, answer: int, vocabulary: int
+    base: str, streams: int, prompt: int, answer: int, vocabulary: int, *, repeats: bool = False
 ) -> tuple[float, float]:
-    """Return tokens/s of all streams while all of them decode, and s to the first one's token."""
+    """Return tokens/s of all streams while all of them decode, and s to the first one's token.
+
+    `repeats`: the answers are texts that repeat themselves.
+    """
     random = np.random.default_rng(int(time.time() * 1000) % 2**32)
     timeout = aiohttp.ClientTimeout(total=900)
     async with aiohttp.ClientSession(timeout=timeout) as session:
 
         async def one() -> list[float]:
+            words = random.integers(300, vocabulary, FEW_WORDS if repeats else 0).tolist()
             body = {
                 "model": "ring", "prompt": random.integers(300, vocabulary, prompt).tolist(),
-                "max_tokens": answer, "temperature": 0, "stream": True, "logit_bias": NEVER,
+                "max_tokens": answer, "temperature": 0, "stream": True,
+                "logit_bias": NEVER | {str(word): 100 for word in words},
             }  # fmt: skip
             stamps = [time.perf_counter()]
             async with session.post(f"http://{base}/v1/completions", json=body) as response:
