@@ -24,9 +24,8 @@ from agent.engine.sampler import Sampler
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, UsageError
 
-# How long to measure before the first request; of a size that takes long there is one batch.
-_CALIBRATION_S = 3.0
-_MEASURED_TWICE = 2
+# How long to measure before the first request, and how many batches of a size.
+_CALIBRATION_S, _OF_A_SIZE = 3.0, 3
 
 
 @dataclass(eq=False)
@@ -118,14 +117,14 @@ class Generator:
         for rows in SIZES:
             if rows > min(self._slots, self._n_batch):
                 break
-            # The first of a size has llama.cpp set up its work, and is no measure.
-            for _ in range(1 + _MEASURED_TWICE):
-                found = self._measure(rows, gone)
+            # The first of a size has llama.cpp set up its work; a slow one met other work here.
+            found: list[Measured] = []
+            late = False
+            while len(found) < _OF_A_SIZE and not late:
+                found.append(self._measure(rows, gone))
                 gone = tuple(Remove(sequence) for sequence in range(rows))
                 late = time.perf_counter() - began > _CALIBRATION_S
-                if late:
-                    break
-            measured.append(found)
+            measured.append(min(found, key=lambda each: each.own_s + each.away_s))
             if late:
                 break
         links = min(links, self._measure(0, gone), key=lambda each: each.away_s)
