@@ -30,16 +30,15 @@ batches took before: prompts and answers then have about the same share of the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from agent.engine.cells import Cells
-from agent.engine.drafts import AHEAD, Drafts
-from agent.engine.frames import Copy, Ints, Marks, Operation, Remove
+from agent.engine.drafts import AHEAD
+from agent.engine.frames import Copy, Ints, Operation, Remove
 from agent.engine.pace import Pace, Split
+from agent.engine.turns import NO_SEQUENCE, TurnRows, Turn, Work
 
 # Whoever decodes then gets half of its speed while another's prompt is computed.
 MIXED_COST = 2.0
@@ -60,99 +59,6 @@ PREFIX_MIN = 16
 HEADROOM = 32
 # A guess that is less likely to be reached, and right, gets no row.
 LIKELY = 0.2
-_NONE = -1
-
-
-@dataclass(eq=False)
-class Work:
-    """One request in the schedule. `tokens` has room for `limit`, of which `length` are certain.
-
-    The first are the prompt, the others what was sampled; up to `guessed` follow guesses. Of all
-    these, `filled` are in the caches, or on their way there. A higher `priority` is served first.
-    `reused` of the prompt's tokens were in the caches before it came. `branch` counts wrong
-    guesses that had rows.
-    """
-
-    tokens: Ints
-    length: int
-    priority: int = 0
-    order: int = 0
-    sequence: int = _NONE
-    filled: int = 0
-    guessed: int = 0
-    branch: int = 0
-    reused: int = 0
-    served: int = 0
-    drafts: Drafts = field(default_factory=Drafts)
-
-    @classmethod
-    def of(cls, prompt: Sequence[int], limit: int, priority: int = 0) -> Work:
-        """Return the work of a prompt that may become `limit` tokens long in all."""
-        tokens = np.empty(limit, np.int32)
-        tokens[: len(prompt)] = prompt
-        return cls(tokens, len(prompt), priority, guessed=len(prompt))
-
-    @property
-    def limit(self) -> int:
-        """How many tokens it may have in all."""
-        return len(self.tokens)
-
-    @property
-    def due(self) -> int:
-        """How many certain tokens are not in the caches yet."""
-        return max(0, self.length - self.filled)
-
-    @property
-    def awaited(self) -> bool:
-        """Whether the row of its last certain token is under way."""
-        return self.filled >= self.length
-
-    @property
-    def chance(self) -> float:
-        """How likely its next guess, the first that has no row, is to be right; 0: it has none."""
-        if not self.awaited or self.filled >= min(self.guessed, self.limit - 1):
-            return 0.0
-        return float(self.drafts.hit ** (self.filled - self.length + 1))
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Operations, then tokens with their sequences and positions, and marks (1: logits wanted)."""
-
-    operations: tuple[Operation, ...] = ()
-    tokens: Ints = field(default_factory=lambda: np.empty(0, np.int32))
-    sequences: Ints = field(default_factory=lambda: np.empty(0, np.int32))
-    positions: Ints = field(default_factory=lambda: np.empty(0, np.int32))
-    outputs: Marks = field(default_factory=lambda: np.empty(0, np.int8))
-
-
-class Wanted(NamedTuple):
-    """A row whose next token is to be sampled; one of another `branch` is of no use any more."""
-
-    row: int
-    work: Work
-    branch: int
-
-    @property
-    def stale(self) -> bool:
-        """Whether it follows a guess that was wrong."""
-        return self.branch != self.work.branch
-
-
-@dataclass(frozen=True, eq=False)
-class Turn:
-    """A batch, whose it is, and of which rows the next token is to be sampled."""
-
-    batch: Batch
-    wanted: tuple[Wanted, ...]
-    works: frozenset[Work]
-
-    def useful(self) -> Ints | None:
-        """Return which rows count still, in order; None for all of them."""
-        stale = [wanted.row for wanted in self.wanted if wanted.stale]
-        if not stale:
-            return None
-        return np.delete(np.arange(len(self.batch.tokens), dtype=np.int32), stale)
 
 
 @dataclass(eq=False)
@@ -161,40 +67,6 @@ class _Kept:
 
     sequence: int
     tokens: Ints
-
-
-@dataclass
-class _Rows:
-    """The parts of a turn that is being made."""
-
-    tokens: list[Ints] = field(default_factory=list)
-    sequences: list[Ints] = field(default_factory=list)
-    positions: list[Ints] = field(default_factory=list)
-    wanted: list[Wanted] = field(default_factory=list)
-    works: set[Work] = field(default_factory=set)
-    count: int = 0
-
-    def take(self, work: Work, count: int) -> None:
-        """Add the next `count` tokens of a work; its last certain one and guesses are marked."""
-        start, stop = work.filled, work.filled + count
-        self.tokens.append(work.tokens[start:stop])
-        self.sequences.append(np.full(count, work.sequence, np.int32))
-        self.positions.append(np.arange(start, stop, dtype=np.int32))
-        for position in range(max(start, work.length - 1), stop):
-            self.wanted.append(Wanted(self.count + position - start, work, work.branch))
-        self.count += count
-        self.works.add(work)
-        work.filled = stop
-
-    def turn(self, operations: Sequence[Operation]) -> Turn:
-        """Return the batch."""
-        outputs = np.zeros(self.count, np.int8)
-        outputs[[each.row for each in self.wanted]] = 1
-        batch = Batch(
-            tuple(operations), np.concatenate(self.tokens), np.concatenate(self.sequences),
-            np.concatenate(self.positions), outputs,
-        )  # fmt: skip
-        return Turn(batch, tuple(self.wanted), frozenset(self.works))
 
 
 class Schedule:
@@ -306,7 +178,7 @@ class Schedule:
     def next(self, flying: int) -> Turn | None:
         """Return the next batch; None when there is nothing to do until one of `flying` is back."""
         self._admit()
-        rows = _Rows()
+        rows = TurnRows()
         due = sorted((work for work in self._running if work.due), key=_turn_of)
         steps = [work for work in due if work.due == 1]
         decoding = len(steps) + sum(work.awaited for work in self._running)
@@ -340,14 +212,14 @@ class Schedule:
         found = [w.drafts.hit if w.guessed > w.length else 0.0 for w in self._running]
         return sum(found) / len(found) if found else 0.0
 
-    def _add_prompts(self, rows: _Rows, prompts: list[Work], decoding: int) -> None:
+    def _add_prompts(self, rows: TurnRows, prompts: list[Work], decoding: int) -> None:
         most = min(self._rows, rows.count + self._mixed()) if decoding else self._rows
         for work in sorted(prompts, key=_urgency):
             count = min(work.due, self._chunk(work), most - rows.count)
             if count > 0 and self._room(count, work, rows):
                 self._serve(rows, work, count)
 
-    def _add_guesses(self, rows: _Rows, share: int) -> None:
+    def _add_guesses(self, rows: TurnRows, share: int) -> None:
         """Fill a batch with the likeliest guesses; nobody gives up cells for one."""
         while rows.count < share and self._cells.free:
             best = max(self._running, key=lambda work: work.chance)
@@ -355,7 +227,7 @@ class Schedule:
                 return
             self._serve(rows, best, 1)
 
-    def _serve(self, rows: _Rows, work: Work, count: int) -> None:
+    def _serve(self, rows: TurnRows, work: Work, count: int) -> None:
         self._cells.extend(work.sequence, count)
         self._turns += 1
         work.served = self._turns
@@ -437,7 +309,7 @@ class Schedule:
                     best, longest = other, common
         return (best, longest) if longest >= PREFIX_MIN else (None, 0)
 
-    def _room(self, count: int, work: Work, rows: _Rows) -> bool:
+    def _room(self, count: int, work: Work, rows: TurnRows) -> bool:
         """See that `count` cells are free for a request; False when it has to wait."""
         while work in self._running:
             if self._cells.free >= count:
@@ -456,7 +328,7 @@ class Schedule:
     def _preempt(self, work: Work) -> None:
         self._running.remove(work)
         self._free(work.sequence)
-        work.sequence, work.filled, work.guessed = _NONE, 0, work.length
+        work.sequence, work.filled, work.guessed = NO_SEQUENCE, 0, work.length
         self._waiting.append(work)
 
     def _evict(self, spared: Work | _Kept | None) -> bool:

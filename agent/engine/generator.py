@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agent.engine.batching import Batch, Schedule, Turn, Work
+from agent.engine.batching import Schedule
 from agent.engine.chain import Samplers
 from agent.engine.frames import Remove
 from agent.engine.generation import Finish, GenerationRequest, Likely, Timings, Token
@@ -21,6 +21,7 @@ from agent.engine.logprobs import logprobs
 from agent.engine.pace import SIZES, Measured
 from agent.engine.pipeline import Pipeline
 from agent.engine.sampler import Sampler
+from agent.engine.turns import Batch, Turn, Work
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, UsageError
 

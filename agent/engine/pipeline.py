@@ -14,10 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
-from agent.engine.batching import Batch
 from agent.engine.frames import Frame, Ints
 from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.llama import Context
+from agent.engine.turns import Batch
 from agent.errors import PeerError
 
 

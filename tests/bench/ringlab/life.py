@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from agent.engine.batching import Batch
 from agent.engine.frames import Limits, RowType
 from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.llama import Context, ContextLimits, Weights
 from agent.engine.pipeline import RingPipeline
 from agent.engine.stage import Stage
+from agent.engine.turns import Batch
 
 LIMITS = ContextLimits(2048, 512, 32, 1)
 # The first tokens read the weights from the disk.

@@ -17,11 +17,11 @@ import tiny_architectures as tiny
 from agent.deploy.needs import model_sizes
 from agent.engine import architectures, cut
 from agent.engine.architectures import ARCHITECTURES
-from agent.engine.batching import Batch
 from agent.engine.cuttable import check_cuttable, check_range, cut_rule
 from agent.engine.frames import Copy, Operation, Remove
 from agent.engine.gguf_file import GgufFile
 from agent.engine.pipeline import Pipeline
+from agent.engine.turns import Batch
 from agent.errors import EngineError, ModelError, UsageError
 from agent.placement.plan import Candidate, plan
 

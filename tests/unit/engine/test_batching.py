@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.engine.batching import CHUNK_ROWS_MIN, MIXED_ROWS, PREFIX_MIN, Schedule, Turn, Work
+from agent.engine.batching import CHUNK_ROWS_MIN, MIXED_ROWS, PREFIX_MIN, Schedule
 from agent.engine.cells import Cells
 from agent.engine.frames import Copy, Ints, Remove
 from agent.engine.pace import Measured
+from agent.engine.turns import Turn, Work
 
 
 def follows(tokens: Sequence[int]) -> int:

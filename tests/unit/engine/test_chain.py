@@ -12,13 +12,13 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from agent.engine.batching import Batch
 from agent.engine.chain import Samplers
 from agent.engine.frames import Remove
 from agent.engine.generation import Finish, GenerationRequest, Sampling, Token
 from agent.engine.generator import Generator, Job
 from agent.engine.llama import Context, Weights
 from agent.engine.logprobs import IMPOSSIBLE, logprobs
+from agent.engine.turns import Batch
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, UsageError
 

@@ -9,13 +9,13 @@ import engine_rings as rings
 import numpy as np
 import pytest
 
-from agent.engine.batching import Batch
 from agent.engine.frames import Remove, RowType
 from agent.engine.generation import Finish, GenerationRequest, Sampling, Token
 from agent.engine.generator import Generator, Job
 from agent.engine.llama import Weights
 from agent.engine.pace import Measured
 from agent.engine.pipeline import Pipeline
+from agent.engine.turns import Batch
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError
 

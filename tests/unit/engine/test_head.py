@@ -10,11 +10,11 @@ from pathlib import Path
 import engine_rings as rings
 import pytest
 
-from agent.engine.batching import Batch
 from agent.engine.generation import Finish, GenerationRequest, Sampling
 from agent.engine.head import Head, HeadGeneration, HeadLimits
 from agent.engine.llama import Weights
 from agent.engine.pipeline import Pipeline
+from agent.engine.turns import Batch
 from agent.errors import CoveyError, EngineError, ModelError, UsageError
 
 PROMPT = rings.prompt(50)

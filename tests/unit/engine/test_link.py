@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agent.engine.batching import Batch
 from agent.engine.frames import (
     HEADER,
     MAGIC,
@@ -34,6 +33,7 @@ from agent.engine.frames import (
 from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.pipeline import RingPipeline
 from agent.engine.stage import Stage
+from agent.engine.turns import Batch
 from agent.errors import CoveyError, EngineError, PeerError
 
 N_EMBD = 64
