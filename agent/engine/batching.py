@@ -38,7 +38,7 @@ from agent.engine.cells import Cells
 from agent.engine.drafts import AHEAD
 from agent.engine.frames import Copy, Ints, Operation, Remove
 from agent.engine.pace import Pace, Split
-from agent.engine.turns import NO_SEQUENCE, TurnRows, Turn, Work
+from agent.engine.turns import NO_SEQUENCE, Turn, TurnRows, Work
 
 # Whoever decodes then gets half of its speed while another's prompt is computed.
 MIXED_COST = 2.0

@@ -30,6 +30,8 @@ _NEWEST = 0.1
 # Guesses must make so much more: what they make is estimated from two estimates.
 _GUESS_GAIN = 0.1
 _HIT_MOST = 0.98
+_HIT_STEPS = 20
+_CHOICES_HOLD = 32
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,16 @@ class Pace:
         self._level = 1.0
         self._sample_s = 0.0
         self._last: tuple[int, Split] | None = None
+        # A choice holds for a while: to make one takes longer than to make a batch.
+        self._chosen: dict[tuple[int, int, int], Split] = {}
+        self._taken = 0
 
     def learn(self, measured: list[Measured], links_s: float) -> None:
         """Take what batches of growing size took; `links_s`: what an empty one was away for."""
         self._measured = sorted(measured, key=lambda each: each.rows)
         self._links_s = links_s
         self._last = None
+        self._chosen.clear()
 
     def took(self, rows: int, own_s: float, sampling_s: float) -> None:
         """Take what a batch of decoding rows took in this process's parts, and to choose tokens."""
@@ -76,12 +82,21 @@ class Pace:
         if expected > 0.0:
             self._level += _NEWEST * (own_s / expected - self._level)
         self._sample_s += _NEWEST * (sampling_s / rows - self._sample_s)
+        self._taken += 1
+        if self._taken % _CHOICES_HOLD == 0:
+            self._chosen.clear()
 
     def split(self, decoding: int, most: int, hit: float = 0.0) -> Split:
         """Return how to serve so many answers, with at most `most` rows a batch.
 
         `hit`: how likely the next guess is to be right, and after it each further one.
         """
+        key = decoding, most, round(hit * _HIT_STEPS)
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(decoding, most, key[2] / _HIT_STEPS)
+        return self._chosen[key]
+
+    def _choose(self, decoding: int, most: int, hit: float) -> Split:
         if decoding < 1:
             return Split(self._depth, 1)
         if not self._measured:
