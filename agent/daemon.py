@@ -446,6 +446,7 @@ class Agent:
             self._stirred.clear()
             now = time.time()
             self._attend()
+            self._neighbours.judge_clock()
             await self._acl.tick(now)
             live = frozenset(m.node_id for m in self._membership.live_members(now))
             keys = self._membership.network_keys(now)

@@ -232,14 +232,13 @@ class Neighbours:
         while True:
             for record in (await self._discovery.members()).values():
                 self.found(record)
-            self._judge_clock()
             if time.monotonic() - looked_at >= ADDRESSES_INTERVAL_S:
                 looked_at = time.monotonic()
                 await self.look_for_addresses()
             starting = time.monotonic() - began < STARTING_S
             await asyncio.sleep(1.0 if starting else DISCOVER_INTERVAL_S)
 
-    def _judge_clock(self) -> None:
+    def judge_clock(self) -> None:
         """Say that the clock may be wrong where every member's datagrams are refused for it."""
         if self._discovery.contacts():
             self._health.clear("clock-differs")
