@@ -12,32 +12,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from agent.engine.generation import ModelState
+from agent.engine.generation import Served
 from agent.engine.purpose import Purpose
 
 Vectors = npt.NDArray[np.float32]
 
 
-class Encoder(Protocol):
-    """A loaded model that makes one vector of each text.
-
-    `created` is unix seconds, `context` the tokens that one text may have.
-    """
-
-    @property
-    def name(self) -> str:
-        """What clients call the model."""
-        ...
-
-    @property
-    def context(self) -> int:
-        """How many tokens one text may have."""
-        ...
-
-    @property
-    def created(self) -> int:
-        """When the model was loaded, in unix seconds."""
-        ...
+class Encoder(Served, Protocol):
+    """A loaded model that makes one vector of each text."""
 
     @property
     def purpose(self) -> Purpose:
@@ -59,10 +41,6 @@ class Encoder(Protocol):
 
     def check(self, ids: Sequence[int]) -> None:
         """Raise UsageError for an id that the model does not have."""
-        ...
-
-    def state(self) -> tuple[ModelState, str]:
-        """Say whether requests can be served, and if not, why, in one line."""
         ...
 
     async def encode(self, texts: Sequence[Sequence[int]]) -> Vectors:

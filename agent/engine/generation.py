@@ -152,12 +152,8 @@ class Generation(Protocol):
         ...
 
 
-class Model(Protocol):
-    """A loaded model, whole or cut over a ring, as the HTTP server sees it.
-
-    `created` is unix seconds, `context` is in tokens (prompt and answer together), `bos` and `eos`
-    are the texts of the special tokens for the chat template (empty where the model has none).
-    """
+class Served(Protocol):
+    """What every loaded model has in common, whatever it is for."""
 
     @property
     def name(self) -> str:
@@ -166,13 +162,21 @@ class Model(Protocol):
 
     @property
     def context(self) -> int:
-        """How many tokens prompt and answer may have together."""
+        """How many tokens it takes: prompt and answer together, or one text."""
         ...
 
     @property
     def created(self) -> int:
         """When the model was loaded, in unix seconds."""
         ...
+
+    def state(self) -> tuple[ModelState, str]:
+        """Say whether requests can be served, and if not, why, in one line."""
+        ...
+
+
+class Model(Served, Protocol):
+    """A loaded model that makes text, whole or cut over a ring, as the HTTP server sees it."""
 
     @property
     def chat_template(self) -> str | None:
@@ -205,10 +209,6 @@ class Model(Protocol):
 
         Raises UsageError for what cannot be used, such as a grammar that cannot be read.
         """
-        ...
-
-    def state(self) -> tuple[ModelState, str]:
-        """Say whether requests can be served, and if not, why, in one line."""
         ...
 
     def generate(self, request: GenerationRequest) -> Generation:

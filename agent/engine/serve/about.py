@@ -6,38 +6,14 @@ Used by `app.py` (text) and `embeddings.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from aiohttp import web
 
-from agent.engine.generation import ModelState
+from agent.engine.generation import Served
 from agent.engine.serve import openai
 from agent.engine.serve.http import RETRY_AFTER_S, reply
 from agent.engine.serve.openai import ApiError
 from agent.errors import NotRunning
-
-
-class Served(Protocol):
-    """What `generation.Model` and `embedding.Encoder` have in common."""
-
-    @property
-    def name(self) -> str:
-        """What clients call the model."""
-        ...
-
-    @property
-    def context(self) -> int:
-        """How many tokens it takes."""
-        ...
-
-    @property
-    def created(self) -> int:
-        """When it was loaded, in unix seconds."""
-        ...
-
-    def state(self) -> tuple[ModelState, str]:
-        """Say whether requests can be served, and if not, why."""
-        ...
 
 
 class About:
