@@ -85,6 +85,19 @@ class Channel:
             select.select([STDIN], [], [], seconds)
         return self.poll()
 
+    async def until_stopped(self) -> None:
+        """Take in commands until the engine must stop, from an event loop."""
+        import asyncio  # a stage does without its 7 MB
+
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(STDIN, lambda: stop.set() if self.poll() else None)
+        try:
+            if not self.stopped:
+                await stop.wait()
+        finally:
+            loop.remove_reader(STDIN)
+
     def successor(self) -> tuple[str, int] | None:
         """Return where `connect` said that the successor is, None before it did."""
         for command in self.commands:

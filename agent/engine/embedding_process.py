@@ -12,7 +12,7 @@ from pathlib import Path
 from aiohttp import web
 
 from agent.engine import selftest
-from agent.engine.channel import STDIN, Channel
+from agent.engine.channel import Channel
 from agent.engine.embedder import Embedder, pooled_context
 from agent.engine.gguf_file import GgufFile
 from agent.engine.llama import Weights, default_threads
@@ -67,8 +67,6 @@ def _pooling(file: GgufFile) -> int:
 
 async def run_embedder(spec: EngineSpec, purpose: Purpose, channel: Channel) -> None:
     """Load and serve until told to stop; raises CoveyError when it cannot start."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     runner: web.AppRunner | None = None
     embedder: Embedder | None = None
     try:
@@ -89,15 +87,11 @@ async def run_embedder(spec: EngineSpec, purpose: Purpose, channel: Channel) -> 
                 use_extra_bufts=loaded.use_extra_bufts,
             )
         )
-        loop.add_reader(STDIN, lambda: stop.set() if channel.poll() else None)
-        if channel.stopped:
-            stop.set()
-        await stop.wait()
+        await channel.until_stopped()
     except CoveyError as error:
         channel.emit_error("failed", error)
         raise
     finally:
-        loop.remove_reader(STDIN)
         if embedder is not None:
             await embedder.stop()
         if runner is not None:

@@ -138,23 +138,22 @@ class Pace:
         """Return how many batches of so many rows are under way before one has to wait."""
         if self._depth == 1:
             return 1
-        return max(1, int(self.round_s(rows, Split(1, rows)) / self._busiest_s(rows)))
-
-    def _busiest_s(self, rows: int) -> float:
-        """Return what one batch takes in the process that takes longest."""
-        own, away = self._at(rows)
-        others = self._depth - 1
-        stage = away / others if others else 0.0
-        return max(self._level * own + rows * self._sample_s, self._level * stage)
+        own, _, stage = self._costs(rows)
+        busiest = max(own + rows * self._sample_s, stage)
+        return max(1, int(self.round_s(rows, Split(1, rows)) / busiest))
 
     def round_s(self, tokens: float, split: Split) -> float:
         """Return how long a round takes that gives so many tokens, in seconds."""
-        own, away = (self._level * seconds for seconds in self._at(split.rows))
+        own, away, stage = self._costs(split.rows)
         sample = tokens * self._sample_s
-        others = self._depth - 1
-        stage = away / others if others else 0.0
         alone = own + away + self._links_s + split.rows * self._sample_s
         return max(split.batches * own + sample, split.batches * stage, alone)
+
+    def _costs(self, rows: int) -> tuple[float, float, float]:
+        """Return what a batch takes now: here, in all the others, and in one of those."""
+        own, away = (self._level * seconds for seconds in self._at(rows))
+        others = self._depth - 1
+        return own, away, away / others if others else 0.0
 
     def _at(self, rows: int) -> tuple[float, float]:
         """Return what a batch takes here, and in all the others without the links."""

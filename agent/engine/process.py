@@ -191,8 +191,6 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
     from agent.engine.serve.app import make_app
     from agent.engine.serve.site import serve
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     runner: web.AppRunner | None = None
     head: Head | None = None
     pipeline: Pipeline | None = None
@@ -234,15 +232,11 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
                 rows=pipeline.rows,
             )
         )
-        loop.add_reader(STDIN, lambda: stop.set() if channel.poll() else None)
-        if channel.stopped:
-            stop.set()
-        await stop.wait()
+        await channel.until_stopped()
     except CoveyError as error:
         channel.emit_error("failed", error)
         raise
     finally:
-        loop.remove_reader(STDIN)
         if head is not None:
             await head.stop()
         if runner is not None:
