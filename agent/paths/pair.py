@@ -299,7 +299,9 @@ class Pair:
         if endpoint is None or on_path:
             return
         path = self._book.get(endpoint) or self._book.learn(endpoint, now)
-        if path is None or path.relay is not None or not path.sound(now):
+        if used is None and path is not None and path.trusted and not path.failed:
+            self._use(path, "WireGuard roamed to it", now)  # a relay over which the peer came
+        elif path is None or path.relay is not None or not path.sound(now):
             if path is not None and path.relay is None and now - path.asked_at > 1.0:
                 path.next_at = min(path.next_at, now)
             if used is not None and used.sound(now) and (path is None or path.relay is not None):

@@ -268,6 +268,21 @@ def test_a_relay_is_used_unproved_when_nothing_answers() -> None:
     assert at == pytest.approx(1.1 + PATIENCE_S, abs=0.5)
 
 
+def test_a_relay_over_which_wireguard_hears_the_peer_is_what_is_told() -> None:
+    """The peer took the relay first: packets cross before any ping of ours was answered."""
+    made = engine(relays=True)
+    made.want(PEER, 1.0)
+    leg, other = ("198.51.100.11", 7000), ("198.51.100.99", 7000)
+    made.relay_opened(PEER, RELAY, leg, None, 1.1)
+    made.take()
+    made.wireguard_seen(PEER, other, 100, 100, 1.15)
+    assert made.describe(PEER, 1.15).path_class is None  # type: ignore[union-attr]
+    made.wireguard_seen(PEER, leg, 200, 200, 1.2)
+    view = made.describe(PEER, 1.2)
+    assert view is not None
+    assert (view.path_class, view.place) == (PathClass.RELAYED, leg)
+
+
 @pytest.mark.parametrize(
     ("own", "theirs", "words"),
     [
