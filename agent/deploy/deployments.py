@@ -124,6 +124,7 @@ class Deployments:
         """Hear that a control connection to a member came up, or that the last one went."""
         self._keeper.on_link(node, up)
         if up:
+            self._rings.came(node)
             self.trust(node)
         else:
             self.suspect(node)

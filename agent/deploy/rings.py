@@ -5,7 +5,7 @@
 | planning, cutting, loading, connecting | an epoch is being built | ready or ending |
 | ready | the head answers | ending, when the ring breaks |
 | ending | what is left of a broken epoch is taken down | waiting or failed |
-| waiting | it broke or could not be built; why is in `error` | planning, after a pause |
+| waiting | it broke or was not built (see `error`) | planning, after a pause or with a lost node |
 | failed | a new wish that cannot come true as it is | none, until it is undeployed |
 | draining | it shall end here; no new requests are sent to it | gone |
 
@@ -21,7 +21,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agent import endpoint
@@ -42,8 +42,8 @@ from agent.placement.plan import Candidate
 
 _log = logging.getLogger(__name__)
 
-# A broken ring is built again after 1 s, then 2, 4 … up to this.
-_MAX_PAUSE_S = 30.0
+# A broken ring is built again after this, then twice as long … up to the most.
+_PAUSE_S, _MAX_PAUSE_S = 1.0, 30.0
 # A ring that answered for so long is no longer the one that kept breaking.
 _STABLE_S = 60.0
 # A gateway learns within about 2 s that a head is no more announced; the rest is for answers that
@@ -71,6 +71,7 @@ class _Deployment:
     drain: asyncio.Task[None] | None = None
     # It was possible once (it ran, or was stored), so whatever is wrong now may pass.
     possible: bool = False
+    again: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def report(self) -> Report:
@@ -96,6 +97,7 @@ class Rings:
         self._changed = changed
         self._deployments: dict[str, _Deployment] = {}
         self._revision = 0
+        self._came: dict[NodeId, float] = {}
         self._announcing = asyncio.Lock()
 
     async def keep(self, wish: Wish, token: Token, *, proven: bool) -> HeadState:
@@ -162,6 +164,13 @@ class Rings:
             reasons=built.reasons if built else (), url=url,
             error=to_wire(known.error) if known.error else None,
         )  # fmt: skip
+
+    def came(self, node: NodeId) -> None:
+        """Hear that a node is there (again): what waits and lacks it is built at once."""
+        self._came[node] = time.monotonic()
+        for deployment in self._deployments.values():
+            if deployment.phase == "waiting" and self._lacks(deployment, node):
+                deployment.again.set()
 
     def partners(self) -> set[NodeId]:
         """Return the nodes that hold stages of the rings here, this one too."""
@@ -232,7 +241,7 @@ class Rings:
 
     async def _keep(self, deployment: _Deployment) -> None:
         """Keep one deployment true until it is cancelled, or turns out to be impossible."""
-        pause_s = 1.0
+        pause_s = _PAUSE_S
         while True:
             # Later than any epoch of this ring before, also across a restart of the agent.
             deployment.epoch = max(deployment.epoch + 1, int(time.time()))
@@ -247,14 +256,40 @@ class Rings:
                 if hopeless and not deployment.possible:
                     self._to(deployment, "failed", error.line())
                     return
-                if time.monotonic() - began > _STABLE_S:
-                    pause_s = 1.0
+                if time.monotonic() - began > _STABLE_S or self._returned(deployment, began):
+                    pause_s = _PAUSE_S
                 _log.warning("deployment name=%s epoch=%d broke: %s", deployment.wish.name,
                              deployment.epoch, error.line())  # fmt: skip
                 words = f"{error.line()} It is built again in {pause_s:.0f} s."
+                deployment.again.clear()
                 self._to(deployment, "waiting", words)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+            if await self._pause(deployment, pause_s):
+                pause_s = _PAUSE_S
+            else:
+                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+    async def _pause(self, deployment: _Deployment, seconds: float) -> bool:
+        """Wait so long; True at once, or almost, when a node that it lacks is there again."""
+        waits = [asyncio.create_task(asyncio.sleep(seconds)),
+                 asyncio.create_task(deployment.again.wait())]  # fmt: skip
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return deployment.again.is_set()
+
+    def _lacks(self, deployment: _Deployment, node: NodeId) -> bool:
+        """Say whether a node was in the broken ring, or may be what no ring could be made for."""
+        plan = deployment.build.plan if deployment.build is not None else None
+        return plan is None or str(node) in {stage.node for stage in plan.stages}
+
+    def _returned(self, deployment: _Deployment, began: float) -> bool:
+        """Say whether a node of the broken ring came back since; then it is not the ring's fault.
+
+        A stage that is gone may be missed only when its node is there again and says so.
+        """
+        return any(at > began and self._lacks(deployment, node) for node, at in self._came.items())
 
     async def _run_epoch(self, deployment: _Deployment) -> None:
         """Build an epoch and serve it until it breaks; always raises, or is cancelled."""

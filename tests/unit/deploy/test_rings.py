@@ -13,10 +13,11 @@ from agent.deploy.heads import Head
 from agent.deploy.messages import HeadState
 from agent.deploy.wish import Wish
 from agent.errors import CoveyError, EngineError, ModelError, UsageError
-from agent.identity.keys import NodeKey
+from agent.identity.keys import NodeId, NodeKey
 from agent.models import bundled
 from agent.ownership.lease import Token
 from agent.ownership.owner import Phase
+from agent.placement.plan import Plan, Stage
 
 OWN = NodeKey(bytes(32)).id
 FIRST, SECOND = Token(1, bytes([1]) * 32), Token(2, bytes([2]) * 32)
@@ -38,11 +39,15 @@ class FakeBuild:
 
     script: list[CoveyError | None]
     made: list["FakeBuild"]
+    partner: NodeId | None = None
 
     def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
         self.wish, self.ring, self.epoch = wish, ring, epoch
         self.token: Callable[[], Token] = more["token"]
-        self.plan, self.context, self.reasons = None, 64, ("rows leave box as f32",)
+        self.context, self.reasons = 64, ("rows leave box as f32",)
+        self.plan: Plan | None = None
+        if type(self).partner is not None:
+            self.plan = Plan((Stage(str(type(self).partner), "partner", 0, 1),), ())
         self.head: FakeHead | None = None
         self.is_down = False
         type(self).made.append(self)
@@ -82,6 +87,8 @@ class Setup:
         self.mesh = FakeMesh()
         self.changes = 0
         self.drained = asyncio.Event()
+        self.slept: list[float] = []
+        self.waits = False
         self.rings = rings.Rings(
             settings, OWN, "box", FakeEngines(), None, self.mesh, self._changed,  # type: ignore[arg-type] # the fakes above
         )  # fmt: skip
@@ -105,11 +112,14 @@ class Setup:
 def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     real = asyncio.sleep
     monkeypatch.setattr(rings, "Build", FakeBuild)
-    FakeBuild.script, FakeBuild.made = [], []
+    FakeBuild.script, FakeBuild.made, FakeBuild.partner = [], [], None
     made = Setup(tmp_path)
 
     async def sleep(seconds: float) -> None:
-        await (made.drained.wait() if seconds == rings.DRAIN_S else real(0))
+        if seconds:
+            made.slept.append(seconds)
+        held = seconds == rings.DRAIN_S or (seconds and made.waits)
+        await (made.drained.wait() if held else real(0))
 
     monkeypatch.setattr(rings.asyncio, "sleep", sleep)
     return made
@@ -182,6 +192,51 @@ async def test_a_broken_ring_is_built_again_in_a_later_epoch(setup: Setup) -> No
     assert [b.epoch for b in FakeBuild.made] == sorted({b.epoch for b in FakeBuild.made})
     assert len({b.ring for b in FakeBuild.made}) == 1
     assert setup.rings.state("m").revision > revision
+    await setup.rings.stop()
+
+
+async def test_a_lost_node_that_is_there_again_is_not_waited_for(setup: Setup) -> None:
+    FakeBuild.script = [EngineError("stage 1 was lost")] * 5 + [None]
+    FakeBuild.partner, stranger = NodeId(bytes([7]) * 32), NodeId(bytes([8]) * 32)
+    await setup.keep(wish())
+    for _ in range(500):
+        if len(FakeBuild.made) == 4:
+            break
+        await asyncio.sleep(0)
+    assert setup.slept == [1.0, 2.0, 4.0]
+    setup.waits = True
+    await setup.until("waiting")
+    setup.rings.came(stranger)
+    await asyncio.sleep(0)
+    assert len(FakeBuild.made) == 4
+    setup.rings.came(FakeBuild.partner)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(FakeBuild.made) == 5
+    assert setup.slept == [1.0, 2.0, 4.0, 8.0, 1.0], "it may break again for another reason"
+    setup.rings.came(FakeBuild.partner)
+    await setup.until("ready")
+    await setup.rings.stop()
+
+
+async def test_a_node_that_came_back_before_it_was_missed_broke_the_ring(setup: Setup) -> None:
+    FakeBuild.script = [EngineError("no"), EngineError("no"), None, None]
+    FakeBuild.partner = NodeId(bytes([7]) * 32)
+    await setup.keep(wish())
+    for _ in range(500):
+        if len(FakeBuild.made) == 3:
+            break
+        await asyncio.sleep(0)
+    await setup.until("ready")
+    setup.rings.came(FakeBuild.partner)
+    head = FakeBuild.made[2].head
+    assert head is not None
+    head.end.set_result(EngineError("stage 1 was lost"))
+    for _ in range(500):
+        if len(FakeBuild.made) == 4:
+            break
+        await asyncio.sleep(0)
+    assert setup.slept == [1.0, 2.0, 1.0]
     await setup.rings.stop()
 
 
