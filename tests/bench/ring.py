@@ -1,12 +1,14 @@
 """The ring measured, beside llama.cpp whole on one node and llama.cpp's RPC on the same nodes.
 
-    python tests/bench/ring.py [--quick] [--json FILE]
+    python tests/bench/ring.py [--quick] [--json FILE] [--nodes N …] [--delays MS …]
+        [--streams N …] [--prompts TOKENS …]
 
-A random-weight Q8_0 model of 16 layers and about 270 MB. Each node is one process with one thread,
-pinned to a CPU; where there are more nodes than CPUs all have the same quota of one, the single
-node too. Each link is delayed in user space, one way. Streams decode together: tokens/s of all from
-when each has its first token until one ends. What a random model says hardly repeats itself; in the
-rows with guesses it may say 16 words, and four of five guesses come true.
+The whole takes more than an hour; the other flags choose a part of it. A random-weight Q8_0 model
+of 16 layers and about 270 MB. Each node is one process with one thread, pinned to a CPU; where
+there are more nodes than CPUs all have the same quota of one, the single node too. Each link is
+delayed in user space, one way. Streams decode together: tokens/s of all from when each has
+its first token until one ends. What a random model says hardly repeats itself; in the rows with
+guesses it may say 16 words, and four of five guesses come true.
 
 The limit beside a figure is arithmetic: what batches of each size take llama.cpp on one node, in
 equal parts over the nodes, with the links' delays, split as is fastest. Quick, with one CPU a node:
@@ -16,11 +18,12 @@ than two separate processes of llama.cpp at once.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -165,10 +168,30 @@ def compared(
     return rows
 
 
+def chosen(arguments: argparse.Namespace) -> Cases:
+    """Return the cases, or the part of them that the flags name."""
+    cases = QUICK if arguments.quick else WHOLE
+    named = {
+        name: tuple(sorted(set(values)))
+        for name in ("nodes", "delays", "streams", "prompts")
+        if (values := getattr(arguments, name)) is not None
+    }
+    if "delays" in named:
+        named["delays"] = tuple(value / 1000 for value in named["delays"])
+    if 1 not in named.get("streams", (1,)):
+        named["streams"] = (1, *named["streams"])  # what guesses are compared with
+    return replace(cases, **named)
+
+
 def main() -> int:
     """Parse flags, measure, print a table and write JSON."""
-    arguments = parser(__doc__).parse_args()
-    cases = QUICK if arguments.quick else WHOLE
+    flags = parser(__doc__)
+    flags.add_argument("--nodes", type=int, nargs="+", choices=(2, 3, 4), metavar="N")
+    flags.add_argument("--delays", type=float, nargs="+", metavar="MS", help="one way")
+    flags.add_argument("--streams", type=int, nargs="+", choices=range(1, 17), metavar="N")
+    flags.add_argument("--prompts", type=int, nargs="*", metavar="TOKENS")
+    arguments = flags.parse_args()
+    cases = chosen(arguments)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
