@@ -44,9 +44,13 @@ class Book:
         self._intake = Intake()
         self._allowance = Allowance(PROBES_PER_S, PROBES_BURST)
         self._credit = credit
-        self.session = own.rng.randint(1, SESSION_MAX)
+        self.begin_session()
         self.nat = NatKind.UNKNOWN  # the peer's, by its own word
         self.candidates: tuple[Candidate, ...] = ()
+
+    def begin_session(self) -> None:
+        """Tell the peer by the next pings that our WireGuard has no session with it, or another."""
+        self.session = self._own.rng.randint(1, SESSION_MAX)
 
     def get(self, place: Place | None) -> Path | None:
         """Return the path to a place, if it is known."""

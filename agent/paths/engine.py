@@ -311,14 +311,18 @@ class PathEngine:
             self._run(kept, now)
 
     def wireguard_seen(
-        self, peer: NodeId, endpoint: Place | None, rx: int, tx: int, now: float
-    ) -> None:
-        """Take WireGuard's word on a peer: its endpoint and its counters, about twice a second."""
+        self, peer: NodeId, endpoint: Place | None, rx: int, tx: int, now: float, *,
+        session: bool = True,
+    ) -> None:  # fmt: skip
+        """Take WireGuard's word on a peer: its endpoint and its counters, about twice a second.
+
+        `session`: whether a handshake was completed since the peer was set.
+        """
         kept = self._kept.get(peer)
         if kept is None:
             return
         kept.count(rx + tx, now)
-        kept.pair.wireguard(endpoint, rx, tx, now)
+        kept.pair.wireguard(endpoint, rx, tx, now, session=session)
         self._run(kept, now)
 
     def relay_opened(

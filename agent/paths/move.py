@@ -2,6 +2,8 @@
 
     event                                    what happens
     -----                                    ------------
+    the first path is to be used             set it; where the peer begins WireGuard's handshake,
+                                              when that has come, or after some time
     another path is to be used               set it; hold what still comes by the old one, unless
                                               that is dead, for HOLD_S
     INSIST_S after that                      set it again
@@ -39,19 +41,31 @@ class Mover:
         self._insisted = len(INSIST_S)
         self._held: Place | None = None
         self._held_until = _NEVER
+        self._begin_at = _NEVER
 
     @property
     def wake_at(self) -> float:
         """When `tick` has something to do."""
-        return min(self._insist_at, self._held_until)
+        return min(self._insist_at, self._held_until, self._begin_at)
 
-    def move(self, old: Path | None, new: Path, now: float) -> None:
-        """Use another path; after the first, nothing can pull WireGuard back."""
-        first = self._path is None
+    def move(self, old: Path | None, new: Path, now: float, *, wait_s: float = 0.0) -> None:
+        """Use another path; after the first, nothing can pull WireGuard back.
+
+        `wait_s`: WireGuard gets none before, unless it hears the peer.
+        """
+        first = self._path is None or self._begin_at < _NEVER
         self._path = new
+        if wait_s or self._begin_at < _NEVER:
+            self._begin_at = min(self._begin_at, now + wait_s)
+            return
         self._set(old.place if old is not None and not old.failed else None, now)
         if first:
             self._insisted = len(INSIST_S)
+
+    def begun(self, now: float) -> None:
+        """WireGuard hears the peer: nothing is waited for any more."""
+        if self._begin_at < _NEVER:
+            self._begin_at = now
 
     def again(self, roamed_to: Place, now: float) -> None:
         """WireGuard went there, and the path in use is sound: bring it back."""
@@ -60,6 +74,10 @@ class Mover:
 
     def tick(self, now: float) -> None:
         """Do what is due."""
+        if now >= self._begin_at:
+            self._begin_at = _NEVER
+            self._set(None, now)
+            self._insisted = len(INSIST_S)
         if now >= self._held_until:
             self.close()
         if now >= self._insist_at:

@@ -35,6 +35,7 @@ A silent path costs one keepalive at most (ACTIVE_S, while packets flow), a time
 from __future__ import annotations
 
 from agent.identity.keys import NodeId
+from agent.paths.beginning import Beginning
 from agent.paths.book import Book
 from agent.paths.candidates import PathClass
 from agent.paths.chance import SETTLE_S, Chance
@@ -118,6 +119,7 @@ class Pair:
         self._nominated: Place | None = None
         self._nominated_at = _LONG_AGO
         self._mover = Mover(peer, own)
+        self._beginning = Beginning(leads=own.id < peer)
         self._rounds = Rounds(own.rng)
 
     # What the engine says.
@@ -275,6 +277,8 @@ class Pair:
         path.answered(sent_at, unpack(pong.seen), now)
         path.next_at = self._rhythm.after_answer(path, path is self._used, now)
         if path is self._used:
+            if self._beginning.proved(now):
+                self._begin_again(now)
             if self._alarmed and self._book.path_class(path) < PathClass.PUNCHED:
                 # What was asked of the peer is settled, and needs no repetition.
                 self._calls = False
@@ -287,9 +291,18 @@ class Pair:
         """Take the answer to an MTU probe."""
         self._mtu.answered(answer, now)
 
-    def wireguard(self, endpoint: Place | None, rx: int, tx: int, now: float) -> None:
-        """Take what WireGuard says of the peer; about twice a second while packets flow."""
+    def wireguard(
+        self, endpoint: Place | None, rx: int, tx: int, now: float, *, session: bool
+    ) -> None:
+        """Take what WireGuard says of the peer; about twice a second while packets flow.
+
+        `session`: whether a handshake with the peer was ever completed.
+        """
         used = self._used
+        if endpoint is not None:
+            self._mover.begun(now)
+        if self._beginning.seen(session, proved=used is not None and used.proved(now), now=now):
+            self._begin_again(now)
         on_path = used is not None and endpoint == used.place
         self._rhythm.traffic(rx, tx, on_path, now)
         if used is not None:
@@ -394,6 +407,14 @@ class Pair:
             self._own.out(RenewSession(self.peer))
         self._peer_session = session
 
+    def _begin_again(self, now: float) -> None:
+        """Have WireGuard begin a session anew, here or, if the peer leads, there."""
+        if self._leads:
+            self._own.out(RenewSession(self.peer))
+        elif self._used is not None:
+            self._book.begin_session()
+            self._used.next_at = min(self._used.next_at, now)
+
     def _tend_relays(self, now: float) -> None:
         """See that there are relays, unless packets go the whole way without a NAT."""
         if self._left_at is not None:
@@ -424,7 +445,8 @@ class Pair:
     def _use(self, path: Path, reason: str, now: float) -> None:
         if path is self._used:
             return
-        self._mover.move(self._used, path, now)
+        wait_s = self._beginning.used(path.rtt, proved=path.proved(now), now=now)
+        self._mover.move(self._used, path, now, wait_s=wait_s)
         self._used = path
         self._alarmed = False
         path.next_at = min(path.next_at, now if self._leads else now + ACTIVE_S)

@@ -435,7 +435,10 @@ class Traversal:
             rx, tx = parts.seen.get(node, (0, 0))
             flows |= state.rx_bytes - rx + state.tx_bytes - tx >= FLOW_BYTES
             parts.seen[node] = state.rx_bytes, state.tx_bytes
-            self._engine.wireguard_seen(node, state.endpoint, state.rx_bytes, state.tx_bytes, now)
+            self._engine.wireguard_seen(
+                node, state.endpoint, state.rx_bytes, state.tx_bytes, now,
+                session=state.last_handshake is not None,
+            )  # fmt: skip
         parts.looked_at, parts.flows = now, flows
         self._after()
         return flows

@@ -228,13 +228,18 @@ class _Allocation:
 
 
 class Wire:
-    """One peer in WireGuard: endpoint, counters, handshakes that are repeated after 5 s only."""
+    """One peer in WireGuard: endpoint, counters, and the state of the handshake.
+
+    `initiated`: ours is out, and an answer to it counts; one of the peer's takes its place, so that
+    of two which cross neither is completed. They are repeated after 5 s only. `staged`: a packet
+    waits for a session.
+    """
 
     def __init__(self) -> None:
         self.endpoint: Place | None = None
         self.relay: NodeId | None = None
         self.set_places: list[tuple[float, Place, NodeId | None]] = []
-        self.session = False
+        self.session = self.initiated = self.staged = False
         self.init_at = float("-inf")
         self.rx = self.tx = 0
         self.echoes: list[float] = []
@@ -254,6 +259,7 @@ class Node:
         self.signals = Counter[NodeId]()
         self.answered: set[tuple[NodeId, Place]] = set()
         self.changes: list[tuple[float, out.PathChanged]] = []
+        self.renewals: list[float] = []
         self.snat: dict[Place, int] = {}
         self.birthday: dict[int, NodeId] = {}
         self.allocations: dict[int, _Allocation] = {}
@@ -320,8 +326,15 @@ class Node:
                 first = wire.endpoint is None
                 wire.endpoint, wire.relay = place, relay
                 wire.set_places.append((world.now, place, relay))
-                if first:
+                # The lower id alone keeps the session up, and so begins it.
+                if first and not wire.session and (self.id < peer or wire.staged):
                     self.handshake(peer)
+            case out.RenewSession():
+                wire = self.wires.setdefault(peer, Wire())
+                wire.session = wire.initiated = False
+                wire.init_at = float("-inf")
+                self.renewals.append(world.now)
+                self.handshake(peer)
             case out.OpenRelay(relay=relay, tunnel=tunnel, ticket=ticket):
                 world.later(0.05, lambda: self._open(peer, relay, tunnel, ticket))
             case out.HoldEndpoint(old=old, new=new):
@@ -418,16 +431,16 @@ class Node:
         wire = self.wires.get(peer)
         if wire is None or wire.endpoint is None or self.world.now - wire.init_at < 5.0:
             return
-        wire.init_at = self.world.now
+        wire.init_at, wire.initiated = self.world.now, True
         self.send(WG, wire.endpoint, Data("init", self.id))
 
     def data(self, peer: NodeId, number: int, *, echo: bool = False) -> None:
         """Send a packet through the tunnel, or an initiation when there is no session."""
         wire = self.wires.setdefault(peer, Wire())
-        if wire.endpoint is None:
-            return
         if self.world.handshakes and not wire.session:
+            wire.staged = True
             self.handshake(peer)
+        if wire.endpoint is None or (self.world.handshakes and not wire.session):
             return
         wire.tx += 1000
         if not echo:
@@ -444,9 +457,12 @@ class Node:
         wire.rx += 1000
         match packet.kind:
             case "init":
+                wire.initiated = False
                 self.send(WG, source, Data("response", self.id))
             case "response":
-                wire.session = True
+                if not wire.initiated:
+                    return  # WireGuard calls it invalid
+                wire.session, wire.initiated = True, False
                 self.send(WG, source, Data("keepalive", self.id))
             case "keepalive":
                 wire.session = True
@@ -555,7 +571,10 @@ class World:
                 for x, y in ((a, b), (b, a)):
                     wire = x.wires.get(y.id)
                     if wire is not None:
-                        x.engine.wireguard_seen(y.id, wire.endpoint, wire.rx, wire.tx, self.now)
+                        x.engine.wireguard_seen(
+                            y.id, wire.endpoint, wire.rx, wire.tx, self.now,
+                            session=wire.session or not self.handshakes,
+                        )  # fmt: skip
                         x.act()
             self.later(every_s, send)
 

@@ -33,12 +33,14 @@ class Duet:
 
     def __init__(
         self, world: World, kind_a: str, kind_b: str, *, starts_b: bool = False, relays: int = 2,
-        race: bool = False,
+        race: bool = False, leads: bool = True,
     ) -> None:  # fmt: skip
+        """`leads`: the starter has the lower id."""
         self.world = world
         self.town = Town(world, relays=relays)
-        self.a: Site = self.town.site(kind_a, 1 if not starts_b else 2, race=race)
-        name = 2 if not starts_b else 1
+        name = 2 if starts_b == leads else 1
+        self.a: Site = self.town.site(kind_a, name, race=race)
+        name = 3 - name
         if kind_b == LAN:
             self.b = self.town.lan(name, self.a)
         else:

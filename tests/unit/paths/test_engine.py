@@ -466,7 +466,8 @@ def test_any_order_of_events(events: list[tuple[str, int, float]]) -> None:
                 made.probe_received(peer, place, Pong(n, pack(THERE), session=1), now)
             case "wg" | "roam":
                 endpoint = place if name == "roam" else None
-                made.wireguard_seen(peer, endpoint, sequence * n, sequence, now)
+                session = sequence % 3 > 0
+                made.wireguard_seen(peer, endpoint, sequence * n, sequence, now, session=session)
             case "open":
                 leg = ("198.51.100.11", 7000 + n)
                 made.relay_opened(peer, RELAY, leg, RelayOffer(RELAY.ed25519, pack(leg)), now)
