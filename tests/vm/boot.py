@@ -30,7 +30,9 @@ from pathlib import Path
 _MODULES = ("virtio_pci", "9p", "9pnet_virtio")
 _NEEDED = ("wireguard", "9p")
 _INIT = Path(__file__).with_name("init.sh")
-# Three agents take 0.5 GiB; and /tmp and /run are memory.
+# A guest has these of its own, which hide this machine's.
+_OWN = ("/tmp", "/run")
+# Three agents take 0.5 GiB; and those two are memory.
 _MEMORY_MIB = 2048
 _CPUS = min(2, os.cpu_count() or 1)
 _STATUS = re.compile(r"^covey-vm: status (\d+)$", re.MULTILINE)
@@ -154,6 +156,11 @@ def start(
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         raise VmFault("qemu-system-x86_64 is not installed: install the package qemu-system-x86")
+    for hidden in _OWN:
+        if folder.is_relative_to(hidden):
+            raise VmFault(
+                f"{folder} lies in {hidden}, of which a guest has its own: run this from elsewhere"
+            )
     kernel = find_kernel()
     # The guest shares this folder read-only with everything else; /tmp it has of its own.
     with tempfile.TemporaryDirectory(prefix="covey-vm-", dir="/var/tmp") as name:

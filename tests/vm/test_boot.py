@@ -40,6 +40,12 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["cache.ko.xz", "9pnet.ko.xz", "9p.ko.xz"]
 
 
+def test_a_tree_that_a_guest_cannot_see_is_refused() -> None:
+    folder = Path("/tmp/clone")
+    with pytest.raises(boot.VmFault, match="/tmp/clone lies in /tmp"):
+        boot.start(["true"], folder=folder, environment={}, files={}).__enter__()
+
+
 @pytest.mark.timeout(300)
 def test_a_guest_that_ends_early_fails_its_cases_with_the_console() -> None:
     command = ["sh", "-c", "echo out of order; exit 3"]
