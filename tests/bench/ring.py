@@ -1,14 +1,15 @@
 """The ring measured, beside llama.cpp whole on one node and llama.cpp's RPC on the same nodes.
 
     python tests/bench/ring.py [--quick] [--json FILE] [--nodes N …] [--delays MS …]
-        [--streams N …] [--prompts TOKENS …]
+        [--streams N …] [--prompts TOKENS …] [--larger]
 
 The whole takes more than an hour; the other flags choose a part of it. A random-weight Q8_0 model
-of 16 layers and about 270 MB. Each node is one process with one thread, pinned to a CPU; where
-there are more nodes than CPUs all have the same quota of one, the single node too. Each link is
-delayed in user space, one way. Streams decode together: tokens/s of all from when each has
-its first token until one ends. What a random model says hardly repeats itself; in the rows with
-guesses it may say 16 words, and four of five guesses come true.
+of 16 layers and about 270 MB, or a larger one of 28 layers and about 870 MB. Each node is one
+process with one thread, pinned to a CPU; where there are more nodes than CPUs all have the same
+quota of one, the single node too. Each link is delayed in user space, one way. Streams decode
+together: tokens/s of all from when each has its first token until one ends. What a random model
+says hardly repeats itself; in the rows with guesses it may say 16 words, and four of five guesses
+come true.
 
 The limit beside a figure is arithmetic: what batches of each size take llama.cpp on one node, in
 equal parts over the nodes, with the links' delays, split as is fastest. Quick, with one CPU a node:
@@ -36,9 +37,15 @@ from tiny_models import Shape, write_model
 
 from agent.engine.pace import Measured, Pace
 
-SHAPE = Shape(
-    layers=16, n_embd=1024, heads=16, kv_heads=8, feed_forward=2816, vocabulary=32000, context=8192
-)
+VOCABULARY = 32000
+SMALL = Shape(
+    layers=16, n_embd=1024, heads=16, kv_heads=8, feed_forward=2816, vocabulary=VOCABULARY,
+    context=8192,
+)  # fmt: skip
+LARGE = Shape(
+    layers=28, n_embd=1536, heads=12, kv_heads=4, feed_forward=4224, vocabulary=VOCABULARY,
+    context=8192,
+)  # fmt: skip
 PROMPT = 16
 # Of one node, without delay, by (nodes, streams).
 OF_ONE = {(2, 1): 0.93, (2, 8): 1.4, (2, 16): 1.55}
@@ -58,6 +65,7 @@ class Cases:
     streams: tuple[int, ...]
     prompts: tuple[int, ...]
     answer: int
+    shape: Shape = SMALL
 
     @property
     def share(self) -> float:
@@ -111,16 +119,14 @@ async def ring(
     async with nodes.ring(
         model, folder, count, delay_s, context, share=cases.share, drafts=drafts
     ) as base:
-        await ask.run(base, 1, PROMPT, 4, SHAPE.vocabulary)
+        await ask.run(base, 1, PROMPT, 4, VOCABULARY)
         if drafts == "ngrams":
-            rate, _ = await ask.run(
-                base, 1, PROMPT, 4 * cases.answer, SHAPE.vocabulary, repeats=True
-            )
+            rate, _ = await ask.run(base, 1, PROMPT, 4 * cases.answer, VOCABULARY, repeats=True)
             return Found({1: rate}, {})
         return Found(
-            {n: (await ask.run(base, n, PROMPT, cases.answer, SHAPE.vocabulary))[0]
+            {n: (await ask.run(base, n, PROMPT, cases.answer, VOCABULARY))[0]
              for n in cases.streams},
-            {n: (await ask.run(base, 1, n, 4, SHAPE.vocabulary))[1] for n in cases.prompts},
+            {n: (await ask.run(base, 1, n, 4, VOCABULARY))[1] for n in cases.prompts},
         )  # fmt: skip
 
 
@@ -180,7 +186,8 @@ def chosen(arguments: argparse.Namespace) -> Cases:
         named["delays"] = tuple(value / 1000 for value in named["delays"])
     if 1 not in named.get("streams", (1,)):
         named["streams"] = (1, *named["streams"])  # what guesses are compared with
-    return replace(cases, **named)
+    shape = LARGE if arguments.larger else SMALL
+    return replace(cases, shape=shape, **named)
 
 
 def main() -> int:
@@ -190,12 +197,13 @@ def main() -> int:
     flags.add_argument("--delays", type=float, nargs="+", metavar="MS", help="one way")
     flags.add_argument("--streams", type=int, nargs="+", choices=range(1, 17), metavar="N")
     flags.add_argument("--prompts", type=int, nargs="*", metavar="TOKENS")
+    flags.add_argument("--larger", action="store_true", help="the larger model")
     arguments = flags.parse_args()
     cases = chosen(arguments)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = write_model(folder / "model.gguf", weight_type="Q8_0", shape=SHAPE)
+        model = write_model(folder / "model.gguf", weight_type="Q8_0", shape=cases.shape)
         alone = of_peer(cases, nodes.peer(model, cases.of_peer, share=cases.share))
         if cases.share == 1.0:
             for n, rate in both(model, cases).items():
@@ -216,7 +224,7 @@ def main() -> int:
             for delay_s in cases.delays:
                 nodes.leave()
                 found = nodes.peer(
-                    model, cases.of_peer, count, delay_s, SHAPE.layers, share=cases.share
+                    model, cases.of_peer, count, delay_s, cases.shape.layers, share=cases.share
                 )
                 ours = asyncio.run(ring(model, folder, cases, count, delay_s))
                 guessed = asyncio.run(ring(model, folder, cases, count, delay_s, drafts="ngrams"))
@@ -224,9 +232,9 @@ def main() -> int:
                                  guessed.rates[1])  # fmt: skip
         nodes.leave()
     found = conditions(
-        quick=arguments.quick, model_layers=SHAPE.layers, n_embd=SHAPE.n_embd, weights="Q8_0",
-        frames="f32", threads_per_node=1, cpu_of_a_node=cases.share, prompt=PROMPT,
-        answer=cases.answer,
+        quick=arguments.quick, model_layers=cases.shape.layers, n_embd=cases.shape.n_embd,
+        weights="Q8_0", frames="f32", threads_per_node=1, cpu_of_a_node=cases.share,
+        prompt=PROMPT, answer=cases.answer,
     )  # fmt: skip
     finish("ring", found, rows, arguments.json)
     return 0
