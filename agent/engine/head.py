@@ -118,6 +118,7 @@ class HeadGeneration:
 
     def release(self) -> None:
         """Say that the ring is free of this generation, from any thread."""
+        self._head.released(self)
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._ended.set)
 
@@ -148,8 +149,10 @@ class Head:
         self._on_broken = on_broken
         self._lock = threading.Lock()
         self._waiting: deque[HeadGeneration] = deque()
+        self._running: set[HeadGeneration] = set()
         self._broken: CoveyError | None = None
         self._stopping = False
+        self._given_up = False
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -160,9 +163,20 @@ class Head:
         )
         self._thread.start()
 
-    def fail(self, error: CoveyError) -> None:
-        """Be broken without having been ready: the ring could not be joined."""
+    def give_up(self, error: CoveyError) -> None:
+        """Be broken although the engine thread may never come back from llama.cpp; any thread."""
+        self._given_up = True
         self._break(error)
+        with self._lock:
+            running = list(self._running)
+        for generation in running:
+            generation.end(self._broken)
+            generation.release()
+
+    def released(self, generation: HeadGeneration) -> None:
+        """Hear that the ring is free of a generation, from any thread."""
+        with self._lock:
+            self._running.discard(generation)
 
     async def stop(self) -> None:
         """Cancel everything and let the engine thread end; bounded."""
@@ -172,7 +186,7 @@ class Head:
         for generation in waiting:
             generation.job.cancelled = True
         self._wake()
-        if self._thread is not None:
+        if self._thread is not None and not self._given_up:
             await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT_S)
 
     def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
@@ -255,7 +269,7 @@ class Head:
         )  # fmt: skip
         try:
             generator.calibrate()
-            while not self._stopping:
+            while not self._stopping and not self._given_up:
                 while (generation := self._next()) is not None:
                     generator.add(generation.job)
                 if generator.busy:
@@ -277,13 +291,19 @@ class Head:
 
     def _next(self) -> HeadGeneration | None:
         with self._lock:
-            return self._waiting.popleft() if self._waiting else None
+            if not self._waiting:
+                return None
+            generation = self._waiting.popleft()
+            self._running.add(generation)
+            return generation
 
     def _drain_wake(self) -> None:
         while select.select([self._wake_read], [], [], 0)[0]:
             os.read(self._wake_read, 4096)
 
     def _break(self, error: CoveyError) -> None:
+        if self._broken is not None:
+            return  # what came first is why
         broken = (
             error
             if isinstance(error, EngineError)

@@ -30,6 +30,8 @@ _CONNECT_PAUSE_S = 0.1
 # How often a wait asks whether it is to go on.
 _STEP_S = 0.2
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 
 class Interrupted(Exception):
     """The engine was told to stop while it waited for a neighbour."""
@@ -94,8 +96,7 @@ class Listener:
         while left := patience.left_s():
             if not select.select([self._socket], [], [], min(left, _STEP_S))[0]:
                 continue
-            connection, peer = self._socket.accept()
-            found = ipaddress.ip_address(peer[0].partition("%")[0])
+            connection, found = self.accept_any()
             if found != source:
                 log.warning("refused a connection from %s: only %s may connect", found, source)
                 connection.close()
@@ -119,6 +120,15 @@ class Listener:
             f"{stage_name(member.predecessor, expected)} did not connect in time.",
             hint="Is its engine running, and is the overlay path up?",
         )
+
+    def accept_any(self) -> tuple[socket.socket, Address]:
+        """Return a connection that has come and its source, which nobody has checked yet."""
+        connection, peer = self._socket.accept()
+        return connection, ipaddress.ip_address(peer[0].partition("%")[0])
+
+    def fileno(self) -> int:
+        """Its descriptor, for select."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """Stop listening; accepted connections live on."""

@@ -17,7 +17,7 @@ import ctypes
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,13 +101,17 @@ class Weights:
 
     Raises ModelError with llama.cpp's reason when it cannot load the file. `n_vocab` counts tokens,
     `n_embd` is the width of a row, `n_embd_out` that of an embedding, `n_ranks` how many values a
-    model for ranks gives, `layers` those in this file.
+    model for ranks gives, `layers` those in this file. `arrange` may change llama.cpp's parameters.
     """
 
-    def __init__(self, path: Path, *, use_extra_bufts: bool = True, gpu_layers: int = 0) -> None:
+    def __init__(
+        self, path: Path, *, use_extra_bufts: bool = True, gpu_layers: int = 0,
+        arrange: Callable[[Any], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
         parameters.use_extra_bufts = use_extra_bufts
+        arrange(parameters)
         _listen()
         self.path = path
         self.handle: Any = llama_cpp.llama_model_load_from_file(os.fsencode(path), parameters)

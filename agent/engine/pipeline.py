@@ -9,6 +9,8 @@ from __future__ import annotations
 import select
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,6 +109,21 @@ class WholePipeline:
     def close(self) -> None:
         """Close the context."""
         self.context.close()
+
+
+class SpreadPipeline(WholePipeline):
+    """The whole model over llama.cpp's RPC servers; they are watched while llama.cpp works."""
+
+    def __init__(
+        self, context: Context, working: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        super().__init__(context)
+        self._working = working
+
+    def submit(self, batch: Batch) -> None:
+        """Apply and decode the batch at once."""
+        with self._working():
+            super().submit(batch)
 
 
 class RingPipeline:

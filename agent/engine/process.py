@@ -27,6 +27,7 @@ from agent.engine.gguf_file import GgufFile
 from agent.engine.join import Dialled, Interrupted, Listener, Patience
 from agent.engine.link import Inlet, Membership, Outlet
 from agent.engine.purpose import Purpose
+from agent.engine.rpc_server import run_rpc_server
 from agent.engine.spec import EngineSpec, Event
 from agent.errors import CoveyError, ModelError
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from agent.engine.head import Head
     from agent.engine.llama import Context, ContextLimits, Weights
     from agent.engine.pipeline import Pipeline
+    from agent.engine.rpc_head import RpcHead
+    from agent.engine.rpc_library import Spread
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ _PR_SET_PDEATHSIG = 1
 class Loaded:
     """The llama.cpp side of an engine: weights and contexts of its file or files."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, spread: Spread | None = None) -> None:
         started = time.monotonic()
         paths = [Path(name) for name in spec.files]
         self.origins: list[CutOrigin | None] = []
@@ -61,8 +64,9 @@ class Loaded:
         self.contexts: list[Context] = []
         for index, path in enumerate(paths):
             weights = Weights(
-                path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers
-            )
+                path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers,
+                arrange=spread.arrange if spread else lambda _: None,
+            )  # fmt: skip
             keeps_rows = spec.role == "stage" or (spec.role == "head" and index == 0)
             self.weights.append(weights)
             self.contexts.append(
@@ -194,8 +198,15 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
     runner: web.AppRunner | None = None
     head: Head | None = None
     pipeline: Pipeline | None = None
+    servers: RpcHead | None = None
     try:
-        loaded = await asyncio.to_thread(Loaded, spec)
+        if spec.servers:
+            from agent.engine.rpc_head import RpcHead
+
+            servers = RpcHead(spec)
+            loaded = await servers.load(lambda spread: Loaded(spec, spread))
+        else:
+            loaded = await asyncio.to_thread(Loaded, spec)
         limits = loaded.contexts[-1].limits
         head = Head(
             spec.model_name,
@@ -219,7 +230,11 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
                     use_extra_bufts=loaded.use_extra_bufts,
                 )
             )
-        pipeline = await asyncio.to_thread(_pipeline, spec, loaded, listener, channel)
+        if servers is not None:
+            pipeline = servers.pipeline(loaded.contexts[0])
+            servers.watch(head)
+        else:
+            pipeline = await asyncio.to_thread(_pipeline, spec, loaded, listener, channel)
         if pipeline is None:
             return
         head.start(pipeline)
@@ -304,6 +319,8 @@ def main() -> int:
             raise
         if spec.role == "stage":
             run_stage(spec, channel)
+        elif spec.role == "rpc-server":
+            run_rpc_server(spec, channel)
         else:
             _serve(spec, purpose, channel)
     except CoveyError as error:

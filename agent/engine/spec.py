@@ -12,18 +12,32 @@ import msgspec
 from agent.engine.frames import RowType, stage_name
 from agent.errors import ConfigError
 
-Role = Literal["whole", "head", "stage"]
+Role = Literal["whole", "head", "stage", "rpc-server"]
 _ROW_TYPES = {"auto": None, "f32": RowType.F32, "f16": RowType.F16, "q8": RowType.Q8}
-_FILES = {"whole": 1, "stage": 1, "head": 2}
+_FILES = {"whole": 1, "stage": 1, "head": 2, "rpc-server": 0}
 RING_ID_BYTES = 16
 # llama.cpp keeps 256 sequences at most.
 SLOTS_MAX = 128
+
+
+class RpcServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of llama.cpp's RPC servers: its node's name, where it listens, how many layers it gets.
+
+    Its stage is its place in `EngineSpec.servers`, from 1.
+    """
+
+    name: str
+    address: str
+    port: int
+    layers: int
 
 
 class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that an engine process needs to know; it is its first line of input.
 
     `files` are paths: the model (whole), the part (stage), or the first and the last part (head).
+    `servers` get the last layers of a whole model, in order; the model is then a ring's head for
+    them, and their `predecessor`.
     `ring` is 16 bytes in hex; `stages` counts the ring's processes with the head, which is stage 0.
     `listen` and `predecessor` are overlay addresses; the latter is the only one that may connect.
     `row_type` is how rows leave this stage; auto: by the bandwidth of its link.
@@ -58,6 +72,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     join_timeout_s: float = 60.0
     drafts: Literal["ngrams", "none"] = "ngrams"
     cache: str = ""
+    servers: tuple[RpcServer, ...] = ()
 
     @property
     def rows(self) -> RowType | None:
@@ -72,6 +87,8 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     @property
     def title(self) -> str:
         """What messages call this engine."""
+        if self.role == "rpc-server":
+            return f"RPC server {self.stage}"
         return "the model" if self.role == "whole" else stage_name(self.stage)
 
     def check(self) -> None:
@@ -84,7 +101,9 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ConfigError(f"slots must be 1 to {SLOTS_MAX}, not {self.slots}")
         if self.silence_s <= 0 or self.join_timeout_s <= 0:
             raise ConfigError("silence_s and join_timeout_s must be above 0")
-        if self.role == "whole":
+        if self.servers and (self.role != "whole" or not self.listen):
+            raise ConfigError("only a whole model with an address has RPC servers")
+        if self.role == "whole" and not self.servers:
             return
         try:
             identity = bytes.fromhex(self.ring)
@@ -92,6 +111,8 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             identity = b""
         if len(identity) != RING_ID_BYTES:
             raise ConfigError(f"ring must be {RING_ID_BYTES} bytes in hex, not {self.ring!r}")
+        if self.role == "whole":
+            return
         if not self.listen or not self.predecessor:
             raise ConfigError("a stage needs the addresses `listen` and `predecessor`")
         if self.stages < 2 or not 0 <= self.stage < self.stages:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections import deque
 from pathlib import Path
@@ -181,6 +182,12 @@ class Engine:
         self._ended.set()
 
     def _death(self, code: int) -> EngineError:
+        if code == -signal.SIGABRT and self.spec.servers:
+            names = ", ".join(server.name for server in self.spec.servers)
+            return EngineError(
+                f"llama.cpp gave up {self.name}: an RPC server failed (they are on {names}).",
+                hint="The agents' logs there say which, and why.",
+            )
         if code < 0:
             return EngineError(f"{self.name} was killed (signal {-code}).")
         last = f": {self._tail[-1]}" if self._tail else ""
