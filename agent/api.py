@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -32,12 +32,16 @@ MAX_DIGITS = 16
 
 
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/deployments: what shall run. `model` is a bundled name or a path on this node."""
+    """POST /v1/deployments: what shall run. `model` is a bundled name or a path on this node.
+
+    `engine` says what spreads it over nodes: Covey's ring, or llama.cpp's RPC.
+    """
 
     model: str
     name: str = ""
     nodes: int | None = None
     context: int = 0
+    engine: Literal["ring", "rpc"] = "ring"
 
 
 class PingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

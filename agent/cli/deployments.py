@@ -34,6 +34,14 @@ _POLL_S = 0.2
     help="Tokens that its requests may hold together, or one alone (else what the model was "
     "trained for, up to 8192).",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["ring", "rpc"]),
+    default="ring",
+    show_default=True,
+    help="What spreads it over nodes: Covey's ring, or, for models that cannot be cut, "
+    "llama.cpp's own RPC.",
+)
 @click.option("--no-wait", is_flag=True, help="Return at once instead of when it answers.")
 @json_option
 @with_config
@@ -42,6 +50,7 @@ def deploy(
     name: str,
     nodes: int | None,
     context: int | None,
+    engine: str,
     no_wait: bool,
     as_json: bool,
     settings: Config,
@@ -51,7 +60,8 @@ def deploy(
     This node is the ring's head if it is a worker. If it dies, another one becomes the head of
     covey-mini; a file that only this node has waits until it is back.
     """
-    body = {"model": model, "name": name, "nodes": nodes, "context": context or 0}
+    body = {"model": model, "name": name, "nodes": nodes, "context": context or 0,
+            "engine": engine}  # fmt: skip
 
     async def start(client: AgentClient) -> dict[str, Any]:
         answer: dict[str, Any] = await client.post("/v1/deployments", body)

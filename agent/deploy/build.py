@@ -26,13 +26,15 @@ from agent.deploy.messages import (
     LoadStage,
     Phase,
     StageState,
+    StartServer,
     StopRing,
 )
-from agent.deploy.needs import cuts_of, default_context, model_sizes
+from agent.deploy.needs import cuts_of, default_context, model_sizes, spread_of
 from agent.deploy.stages import ABANDONED_S
 from agent.deploy.wish import Wish
 from agent.engine import cut
 from agent.engine.gguf_file import GgufFile, ModelFacts
+from agent.engine.spec import RpcServer
 from agent.engine.supervisor import Engine
 from agent.errors import CoveyError, EngineError, ModelError, PeerError
 from agent.identity.keys import NodeId
@@ -112,7 +114,9 @@ class Build:
         self._progress("planning", "asking the nodes what they can hold")
         facts = await asyncio.to_thread(model_facts, path)
         self.context = self._wish.context or default_context(facts)
-        sizes = model_sizes(facts, self.context, await asyncio.to_thread(cuts_of, path))
+        in_line = self._wish.engine == "rpc"
+        cuts = await asyncio.to_thread(spread_of if in_line else cuts_of, path)
+        sizes = model_sizes(facts, self.context, cuts, in_line=in_line)
         others = [] if sizes.uncut else await self._candidates()
         self.plan = plan(sizes, self._own, others, self._wish.nodes)
         if self.plan.whole:
@@ -120,6 +124,8 @@ class Build:
             self.head = await self._engines.start_whole(
                 path, name=self._wish.name, context=self.context
             )
+        elif in_line:
+            await self._spread(self.plan, path)
         else:
             self._progress("cutting", f"cutting {facts.layers} layers")
             parts = await asyncio.to_thread(self._cut, path, self.plan)
@@ -127,7 +133,7 @@ class Build:
         if self.head is None:
             raise EngineError(f"no head came up for {self._wish.name}")
         await self.head.wait_ready()
-        if not self.plan.whole:
+        if not self.plan.whole and not in_line:
             self._rows = await self._row_types(self.plan, self.head)
         return self.head
 
@@ -213,6 +219,31 @@ class Build:
             raise EngineError("the head ended while its ring was loading")
         await self.head.connect(self._engines.address(nodes[1]), ports[0])
 
+    async def _spread(self, plan: Plan, path: Path) -> None:
+        """Start llama.cpp's RPC servers on the other nodes, then the whole model over them here."""
+        nodes = [NodeId.parse(stage.node) for stage in plan.stages]
+        self._progress("loading", "the other nodes start RPC servers")
+        ports = await _all([self._start_server(index, nodes) for index in range(1, len(nodes))])
+        servers = [
+            RpcServer(stage.name, self._engines.address(node), port, stage.last - stage.first)
+            for stage, node, port in zip(plan.stages[1:], nodes[1:], ports, strict=True)
+        ]
+        self._progress("loading", f"{plan.stages[-1].last} layers go to {len(nodes)} nodes")
+        self.head = await self._engines.start_spread(
+            path, Place(self._ring, self._epoch, 0, len(nodes)), servers, name=self._wish.name,
+            context=self.context,
+        )  # fmt: skip
+        names = ", ".join(server.name for server in servers)
+        self._rows = (f"llama.cpp's RPC asks {names} in turn for each batch",)
+
+    async def _start_server(self, index: int, nodes: Sequence[NodeId]) -> int:
+        self._asked.add(nodes[index])
+        request = StartServer(
+            ring=self._ring, token=self._token(), epoch=self._epoch, index=index, stages=len(nodes)
+        )
+        await self._mesh.ask(nodes[index], request, _CALL_TIMEOUT_S)
+        return await self._until_listening(index, nodes[index])
+
     async def _load_head(self, paths: Sequence[Path], nodes: Sequence[NodeId]) -> int:
         self.head = await self._engines.start_head(
             paths, Place(self._ring, self._epoch, 0, len(nodes)), nodes[-1], name=self._wish.name,
@@ -237,6 +268,10 @@ class Build:
             ),
             _CALL_TIMEOUT_S,
         )  # fmt: skip
+        return await self._until_listening(index, node)
+
+    async def _until_listening(self, index: int, node: NodeId) -> int:
+        """Return the port on which a stage listens, once it does."""
         deadline = asyncio.get_running_loop().time() + self._settings.engine.load_timeout_s
         while asyncio.get_running_loop().time() < deadline:
             state = await self._stage_state(index, node)

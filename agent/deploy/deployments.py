@@ -191,6 +191,7 @@ class Deployments:
             source=None if is_bundled else self._own,
             nodes=request.nodes,
             context=request.context,
+            engine=request.engine,
         )
         (described,) = await self._board.describe([wish])
         return described

@@ -15,7 +15,7 @@ import msgspec
 
 from agent.config import Config
 from agent.deploy.messages import FrameType
-from agent.engine.spec import EngineSpec, Role
+from agent.engine.spec import EngineSpec, Role, RpcServer
 from agent.engine.supervisor import Engine
 from agent.errors import EnvironmentFault
 from agent.identity.addresses import overlay_ipv6
@@ -49,13 +49,36 @@ class Engines:
 
     async def start_whole(self, path: Path, *, name: str, context: int) -> Engine:
         """Load a whole model and serve it."""
-        (http_port,) = self._free_ports(1)
+        return await self._start(self._whole(path, name, context))
+
+    async def start_spread(
+        self, path: Path, place: Place, servers: Sequence[RpcServer], *, name: str, context: int
+    ) -> Engine:
+        """Load a whole model over RPC servers, which listen already, and serve it."""
+        return await self._start(msgspec.structs.replace(
+            self._whole(path, name, context), ring=place.ring, epoch=place.epoch,
+            stages=place.stages, listen=self.own_address, servers=tuple(servers),
+            silence_s=self._settings.engine.frame_timeout_s,
+        ))  # fmt: skip
+
+    async def start_rpc_server(self, place: Place, head: NodeId) -> Engine:
+        """Start an RPC server for a ring's head."""
+        (port,) = self._free_ports(1)
+        engine = self._settings.engine
         return await self._start(EngineSpec(
+            role="rpc-server", files=(), ring=place.ring, epoch=place.epoch, stage=place.index,
+            stages=place.stages, listen=self.own_address, port=port, predecessor=self.address(head),
+            threads=engine.threads, silence_s=engine.frame_timeout_s,
+        ))  # fmt: skip
+
+    def _whole(self, path: Path, name: str, context: int) -> EngineSpec:
+        (http_port,) = self._free_ports(1)
+        return EngineSpec(
             role="whole", files=(str(path),), model_name=name, n_ctx=context,
             threads=self._settings.engine.threads,
             flash_attention=self._settings.engine.flash_attention,
             http_address=self.own_address, http_port=http_port, cache=self._cache(),
-        ))  # fmt: skip
+        )  # fmt: skip
 
     async def start_head(
         self, paths: Sequence[Path], place: Place, predecessor: NodeId, *, name: str, context: int,

@@ -25,7 +25,7 @@ from agent.deploy.messages import (
     CompareBook,
     ExchangeBook,
 )
-from agent.deploy.wish import Wish
+from agent.deploy.wish import EngineKind, Wish
 from agent.errors import CoveyError, MembershipError, PeerError, StateError
 from agent.identity import privatefile
 from agent.identity.keys import NodeId, NodeKey
@@ -93,13 +93,14 @@ class BookKeeper:
             )
 
     async def add(
-        self, *, name: str, model: str, source: NodeId | None, nodes: int | None, context: int
-    ) -> Wish:
+        self, *, name: str, model: str, source: NodeId | None, nodes: int | None, context: int,
+        engine: EngineKind = "ring",
+    ) -> Wish:  # fmt: skip
         """Write down a new wish and tell it. Raises UsageError for a name in use, StateError."""
         before = self.book.entries()
         wish = self.book.add(
             self._key, time.time(), name=name, model=model, source=source, nodes=nodes,
-            context=context, prefer=self._key.id,
+            context=context, prefer=self._key.id, engine=engine,
         )  # fmt: skip
         return await self._own_word(wish, before)
 

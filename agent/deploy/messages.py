@@ -2,8 +2,8 @@
 
     to                 requests                                          answers
     --                 --------                                          -------
-    a stage's host     AskFacts, LoadStage, ConnectStage, AskStage,      Facts, StageState
-                       StopRing (from the ring's head)
+    a stage's host     AskFacts, LoadStage, StartServer, ConnectStage,   Facts, StageState
+                       AskStage, StopRing (from the ring's head)
     a head             Keep, Drop (from the owner), AskHead              HeadState
     an owner           AskStatus                                         Statuses
     anyone             CompareBook, ExchangeBook                         BookSummary, BookWishes
@@ -60,6 +60,16 @@ class LoadStage(_Message, frozen=True):
     predecessor: str  # node id
     context: int
     frames: FrameType
+
+
+class StartServer(_Message, frozen=True):
+    """Be a stage as one of llama.cpp's RPC servers, for the asking head alone."""
+
+    ring: str
+    token: Token
+    epoch: int
+    index: int
+    stages: int
 
 
 class ConnectStage(_Message, frozen=True):
@@ -218,7 +228,7 @@ class BookWishes(_Message, frozen=True):
     wishes: tuple[bytes, ...]
 
 
-StageRequest = AskFacts | LoadStage | ConnectStage | AskStage | StopRing
+StageRequest = AskFacts | LoadStage | StartServer | ConnectStage | AskStage | StopRing
 HeadRequest = Keep | Drop | AskHead
 Request = StageRequest | HeadRequest | AskStatus | CompareBook | ExchangeBook
 Answer = Facts | StageState | HeadState | Statuses | BookSummary | BookWishes

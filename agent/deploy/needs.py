@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.engine.cuttable import CutRule, check_cuttable, cut_rule
+from agent.engine.cuttable import SPLIT_COUNT, CutRule, check_cuttable, cut_rule
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.engine.purpose import ENCODER_CONTEXT, only_encodes
 from agent.errors import ModelError
@@ -15,6 +15,9 @@ from agent.placement.plan import ModelSizes
 
 # Tokens, where nobody said: models are trained for 128 Ki and more, whose KV cache few nodes hold.
 DEFAULT_CONTEXT = 8192
+# ggml's scheduler takes 16 backends: RPC servers, and the head's own CPU.
+RPC_NODES_MAX = 16
+_RPC_HINT = "`--engine rpc` may spread it over several nodes."
 
 
 def default_context(facts: ModelFacts) -> int:
@@ -35,8 +38,23 @@ def cuts_of(path: Path) -> CutRule | str:
         return cut_rule(model)
 
 
-def model_sizes(facts: ModelFacts, context: int, cuts: CutRule | str) -> ModelSizes:
-    """Return what placement needs to know of a model that keeps `context` tokens."""
+def spread_of(path: Path) -> CutRule | str:
+    """Return that llama.cpp's RPC may spread a model, at any layer, or why not, as a clause."""
+    with GgufFile(path) as model:
+        if model.purpose != "text":
+            return f"{model.name} is for {model.purpose}, and computes each text in one piece"
+        if (model.number(SPLIT_COUNT) or 1) > 1:
+            return f"{model.name} is one file of a split model; merge it with llama-gguf-split"
+    return CutRule()
+
+
+def model_sizes(
+    facts: ModelFacts, context: int, cuts: CutRule | str, *, in_line: bool = False
+) -> ModelSizes:
+    """Return what placement needs to know of a model that keeps `context` tokens.
+
+    `in_line`: llama.cpp's RPC spreads it, and `cuts` is that of `spread_of`.
+    """
     # A tied model's output matrix is its embedding, but the head's two parts each hold a copy.
     head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
     cache = facts.kv_bytes_per_token * context
@@ -47,5 +65,8 @@ def model_sizes(facts: ModelFacts, context: int, cuts: CutRule | str) -> ModelSi
         cache, head_bytes = 0, head_bytes + 4 * context * (context + words)
     layer_bytes = tuple(weights + cache for weights in facts.layer_bytes)
     if isinstance(cuts, str):
-        return ModelSizes(layer_bytes, head_bytes, uncut=cuts)
+        hint = "" if in_line or facts.purpose != "text" else _RPC_HINT
+        return ModelSizes(layer_bytes, head_bytes, uncut=cuts, hint=hint)
+    if in_line:
+        return ModelSizes(layer_bytes, head_bytes, in_line=True, nodes_max=RPC_NODES_MAX)
     return ModelSizes(layer_bytes, head_bytes, cuts.period, cuts.allows)

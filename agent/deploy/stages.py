@@ -28,6 +28,7 @@ from agent.deploy.messages import (
     LoadStage,
     StageRequest,
     StageState,
+    StartServer,
     StopRing,
 )
 from agent.engine.supervisor import Engine
@@ -52,7 +53,7 @@ class _Stage:
     """One stage of one epoch of a ring."""
 
     owner: NodeId
-    request: LoadStage
+    request: LoadStage | StartServer
     state: StageState
     engine: Engine | None = None
     task: asyncio.Task[None] | None = None
@@ -74,7 +75,7 @@ class StageHost:
         match request:
             case AskFacts():
                 return Facts(free_bytes=machine.free_bytes(), cores=machine.cores())
-            case LoadStage():
+            case LoadStage() | StartServer():
                 return await self._load(peer, request)
             case ConnectStage():
                 return await self._connect(peer, request)
@@ -95,7 +96,8 @@ class StageHost:
     def partners(self) -> set[NodeId]:
         """Return the heads and the predecessors of the stages here; their successors call."""
         stages = self._stages.values()
-        return {node for s in stages for node in (s.owner, NodeId.parse(s.request.predecessor))}
+        loads = [s.request for s in stages if isinstance(s.request, LoadStage)]
+        return {*(s.owner for s in stages), *(NodeId.parse(load.predecessor) for load in loads)}
 
     def engines(self) -> list[dict[str, Any]]:
         """Describe what runs here, for `agent status`."""
@@ -110,7 +112,7 @@ class StageHost:
         for ring in {ring for ring, _ in self._stages}:
             await self._end(ring)
 
-    async def _load(self, peer: NodeId, request: LoadStage) -> StageState:
+    async def _load(self, peer: NodeId, request: LoadStage | StartServer) -> StageState:
         for stage in self._of(request.ring):
             self._check_owner(stage, peer)
             if stage.request.epoch > request.epoch:
@@ -118,14 +120,14 @@ class StageHost:
                     f"ring {request.ring} is in epoch {stage.request.epoch} here, "
                     f"and epoch {request.epoch} is over"
                 )
-        if not _SHA256.fullmatch(request.sha256):
-            raise UsageError("a stage is named by its SHA-256, 64 lower-case hexadecimal digits")
-        if not request.source.startswith(f"http://[{self._engines.address(peer)}]:"):
-            raise MembershipError("a stage is fetched from its head's overlay address only")
+        state = StageState(phase="loading")
+        if isinstance(request, LoadStage):
+            self._check_file(peer, request)
+            state = StageState(phase="fetching", total=request.size)
         self._check_token(request.ring, request.token)
         if any(stage.request.epoch < request.epoch for stage in self._of(request.ring)):
             await self._end(request.ring)
-        stage = _Stage(peer, request, StageState(phase="fetching", total=request.size))
+        stage = _Stage(peer, request, state)
         self._stages[request.ring, request.index] = stage
         stage.task = asyncio.create_task(self._run(stage), name=f"stage {request.ring}")
         return stage.state
@@ -133,19 +135,15 @@ class StageHost:
     async def _run(self, stage: _Stage) -> None:
         """Bring one stage up and watch it until it ends; its state says how far it is."""
         request = stage.request
-        path = self._folder / f"{request.sha256}.gguf"
+        place = Place(request.ring, request.epoch, request.index, request.stages)
         try:
-            await blobs.fetch(
-                f"{request.source}/stage/{request.sha256}", path, request.size, request.sha256,
-                lambda done: self._set(stage, "fetching", done=done),
-            )  # fmt: skip
-            self._set(stage, "loading")
-            stage.engine = await self._engines.start_stage(
-                path, Place(request.ring, request.epoch, request.index, request.stages),
-                NodeId.parse(request.predecessor), context=request.context, frames=request.frames,
-            )  # fmt: skip
+            if isinstance(request, LoadStage):
+                stage.engine = await self._start(stage, request, place)
+            else:
+                stage.engine = await self._engines.start_rpc_server(place, stage.owner)
             self._set(stage, "listening", port=stage.engine.port)
-            await self._wait_connected(stage)
+            if isinstance(request, LoadStage):
+                await self._wait_connected(stage)
             await stage.engine.wait_ready()
             self._set(stage, "ready", port=stage.engine.port, rows=stage.engine.rows)
             raise await stage.engine.wait_ended() or EngineError("the engine was stopped")
@@ -160,6 +158,19 @@ class StageHost:
         key = request.ring, request.index
         if self._stages.get(key) is stage:
             del self._stages[key]
+
+    async def _start(self, stage: _Stage, request: LoadStage, place: Place) -> Engine:
+        """Fetch the file of a stage and load it."""
+        path = self._folder / f"{request.sha256}.gguf"
+        await blobs.fetch(
+            f"{request.source}/stage/{request.sha256}", path, request.size, request.sha256,
+            lambda done: self._set(stage, "fetching", done=done),
+        )  # fmt: skip
+        self._set(stage, "loading")
+        return await self._engines.start_stage(
+            path, place, NodeId.parse(request.predecessor), context=request.context,
+            frames=request.frames,
+        )  # fmt: skip
 
     async def _wait_connected(self, stage: _Stage) -> None:
         """Wait until the head connects the stage; raises EngineError when it seems to be gone."""
@@ -193,13 +204,19 @@ class StageHost:
     def _set(
         self, stage: _Stage, phase: Any, *, done: int | None = None, port: int = 0, rows: str = ""
     ) -> None:
-        total = stage.request.size
+        total = stage.request.size if isinstance(stage.request, LoadStage) else 0
         stage.state = StageState(
             phase=phase, done=total if done is None else done, total=total, port=port, rows=rows
         )
 
     def _of(self, ring: str) -> list[_Stage]:
         return [stage for (name, _), stage in self._stages.items() if name == ring]
+
+    def _check_file(self, peer: NodeId, request: LoadStage) -> None:
+        if not _SHA256.fullmatch(request.sha256):
+            raise UsageError("a stage is named by its SHA-256, 64 lower-case hexadecimal digits")
+        if not request.source.startswith(f"http://[{self._engines.address(peer)}]:"):
+            raise MembershipError("a stage is fetched from its head's overlay address only")
 
     def _check_owner(self, stage: _Stage, peer: NodeId) -> None:
         if stage.owner != peer:

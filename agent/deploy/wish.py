@@ -7,7 +7,7 @@ higher generation, then the higher author id: the same on every node. Used by `b
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -21,6 +21,7 @@ MAX_NAME_CHARACTERS = 64
 _PREFIX = b"covey-deployment-v1\0"
 _MAX_NUMBER = 2**53
 
+EngineKind = Literal["ring", "rpc"]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_NUMBER)]
 # A node id, or nothing.
 _Node = Annotated[bytes, msgspec.Meta(max_length=32)]
@@ -31,7 +32,8 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     `model` is a bundled name, or an absolute path on the node `source` (empty: every node has it).
     `nodes` None: as few as it fits on; `context` 0: the model's own. `prefer` is the node that had
-    best be its head (empty: any). `at` is unix seconds, `signature` 64 bytes.
+    best be its head (empty: any). `at` is unix seconds, `signature` 64 bytes. `engine` says what
+    spreads it over nodes: our ring, or llama.cpp's RPC.
     """
 
     version: int = VERSION
@@ -46,6 +48,7 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     at: _Count
     removed: bool = False
     signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
+    engine: EngineKind = "ring"
 
     @property
     def author_id(self) -> NodeId:
@@ -82,17 +85,19 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
             raise PeerError(f"the deployment {self.name!r} is not signed by its author")
 
     def encode(self) -> bytes:
-        """Return its bytes."""
-        return msgspec.msgpack.encode(self)
+        """Return its bytes; one for a ring has those of a time when there was no choice."""
+        fields = msgspec.structs.astuple(self)
+        return msgspec.msgpack.encode(fields[:-1] if self.engine == "ring" else fields)
 
     @classmethod
     def decode(cls, raw: bytes) -> Wish:
         """Read the bytes of `encode`, unchecked; raises PeerError for anything else."""
-        return wire.decode(raw, cls, "the deployment", VERSION, PeerError)
+        return wire.decode(raw, cls, "the deployment", VERSION, PeerError, encode=cls.encode)
 
     def _signed_bytes(self, mesh_id: bytes) -> bytes:
-        fields = msgspec.structs.astuple(self)[:-1]
-        return _PREFIX + mesh_id + msgspec.msgpack.encode(fields)
+        *fields, _, engine = msgspec.structs.astuple(self)
+        signed = fields if engine == "ring" else [*fields, engine]
+        return _PREFIX + mesh_id + msgspec.msgpack.encode(signed)
 
 
 def check_name(name: str, error: type[PeerError] | type[UsageError] = UsageError) -> None:

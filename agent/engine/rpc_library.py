@@ -14,8 +14,6 @@ import llama_cpp
 
 from agent.errors import EngineError
 
-# ggml's scheduler takes 16 backends, and this process's CPU is one.
-SERVERS_MAX = 15
 # Where the matrix is that makes logits of rows; it would go to the last server otherwise, and
 # logits of a whole vocabulary over the network for each token.
 _OUTPUT = b"^(output|token_embd)"

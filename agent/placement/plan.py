@@ -4,7 +4,8 @@ A core: it knows sizes, not sockets. The head carries the first and the last lay
 the embedding and the output matrix, so it gets fewer layers than the others. The split is exact:
 among all contiguous splits over the given number of nodes that the model allows, and in which the
 head's layers lie half at each end, it finds one whose largest node holds the fewest bytes. It
-weighs neither links nor speeds, and `Plan.reasons` says so.
+weighs neither links nor speeds, and `Plan.reasons` says so. Where llama.cpp's RPC spreads a model,
+nodes stand in a line instead of a ring: the head has the first layers alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from agent.errors import ModelError, PeerError, UsageError
 class ModelSizes:
     """What a split needs to know of a model: bytes a layer, and bytes that only the head holds.
 
-    `uncut` says why it has to stay in one piece, as a clause; empty where it may be cut.
+    `uncut` says why it has to stay in one piece, as a clause; empty where it may be cut. `hint`
+    says what else could be done then. `in_line`: the head does not have the last layers too.
     """
 
     layer_bytes: tuple[int, ...]  # weights and KV cache
@@ -28,6 +30,9 @@ class ModelSizes:
     period: int = 1  # the model may be cut at multiples of so many layers
     allows: Callable[[int, int], bool] = lambda _start, _stop: True  # layers [start, stop) a part?
     uncut: str = ""
+    hint: str = ""
+    in_line: bool = False
+    nodes_max: int = 10_000
 
     @property
     def rounds(self) -> int:
@@ -86,6 +91,7 @@ def plan(
         return _whole(sizes, head, nodes)
     ranked = sorted(others, key=lambda other: (-other.free_bytes, other.name, other.node))
     available = 1 + len(ranked)
+    most_nodes = min(_most_nodes(sizes), sizes.nodes_max)
     if nodes is not None:
         if nodes < 1:
             raise UsageError(f"a ring of {nodes} nodes is impossible", hint="Ask for at least 1.")
@@ -94,15 +100,16 @@ def plan(
                 f"a ring of {nodes} nodes was asked for, and {available} can be reached now",
                 hint="`agent peers` shows who is there.",
             )
-        stages = _split(sizes, [head, *ranked[: nodes - 1]])
+        stages = _split(sizes, [head, *ranked[: nodes - 1]]) if nodes <= most_nodes else None
         if stages is None:
-            most = max(n for n in range(1, nodes) if _split(sizes, [head, *ranked[: n - 1]]))
+            fewer = range(1, min(nodes, most_nodes + 1))
+            most = max(n for n in fewer if _split(sizes, [head, *ranked[: n - 1]]))
             raise UsageError(
                 f"a model of {len(sizes.layer_bytes)} layers{_in_rounds(sizes)} can be cut over at"
                 f" most {most} nodes"
             )
         return Plan(stages, _reasons(stages, sizes, f"{nodes} nodes were asked for"))
-    for count in range(1, min(available, _most_nodes(sizes.rounds)) + 1):
+    for count in range(1, min(available, most_nodes) + 1):
         chosen = [head, *ranked[: count - 1]]
         stages = _split(sizes, chosen)
         if stages is not None and _fits(stages, sizes, chosen):
@@ -121,7 +128,7 @@ def _whole(sizes: ModelSizes, head: Candidate, nodes: int | None) -> Plan:
     if nodes is not None and nodes != 1:
         raise UsageError(
             f"the model runs on one node, not on {nodes}: {sizes.uncut}",
-            hint="Ask for 1 node, or for no number of them.",
+            hint=f"Ask for 1 node, or for no number of them. {sizes.hint}".strip(),
         )
     stages = (Stage(head.node, head.name, 0, len(sizes.layer_bytes)),)
     if not _fits(stages, sizes, [head]) and nodes is None:
@@ -129,14 +136,17 @@ def _whole(sizes: ModelSizes, head: Candidate, nodes: int | None) -> Plan:
         raise ModelError(
             f"the model needs about {needed >> 20} MiB of memory, and {head.name} has"
             f" {head.free_bytes >> 20} MiB free; it runs on one node, since {sizes.uncut}",
-            hint="Deploy it on a node with more memory, or take a smaller quantisation.",
+            hint="Deploy it on a node with more memory, or take a smaller quantisation."
+            f" {sizes.hint}".rstrip(),
         )
     return Plan(stages, _reasons(stages, sizes, f"it runs on one node, since {sizes.uncut}"))
 
 
-def _most_nodes(rounds: int) -> int:
-    """The head needs two rounds when it is cut (its first and its last), each other node one."""
-    return 1 if rounds < 3 else rounds - 1
+def _most_nodes(sizes: ModelSizes) -> int:
+    """A ring's head needs two rounds (its first and its last), each other node one."""
+    if sizes.in_line:
+        return sizes.rounds
+    return 1 if sizes.rounds < 3 else sizes.rounds - 1
 
 
 def _in_rounds(sizes: ModelSizes) -> str:
@@ -149,6 +159,8 @@ def _split(sizes: ModelSizes, nodes: Sequence[Candidate]) -> tuple[Stage, ...] |
     head, *middle = nodes
     if not middle:
         return (Stage(head.node, head.name, 0, layers),)
+    if sizes.in_line:
+        return _line(sizes, nodes)
     rounds = sizes.rounds
     edges = [min(layers, edge * sizes.period) for edge in range(rounds + 1)]
     held = [[_part_bytes(sizes, first, last) for last in edges] for first in edges]
@@ -174,6 +186,25 @@ def _split(sizes: ModelSizes, nodes: Sequence[Candidate]) -> tuple[Stage, ...] |
     return tuple(
         Stage(owner.node, owner.name, first, last)
         for owner, first, last in zip(owners, cuts[:-1], cuts[1:], strict=True)
+    )
+
+
+def _line(sizes: ModelSizes, nodes: Sequence[Candidate]) -> tuple[Stage, ...] | None:
+    """Return the best split in which each node has one part, the head the first."""
+    layers = len(sizes.layer_bytes)
+    held = [[_part_bytes(sizes, first, last) for last in range(layers + 1)]
+            for first in range(layers + 1)]  # fmt: skip
+    best: tuple[float, list[int]] | None = None
+    for own in range(1, layers - len(nodes) + 2):
+        largest, cuts = _partition(held, own, layers, len(nodes) - 1)
+        worst = max(sizes.head_bytes + held[0][own], largest)
+        if worst < (math.inf if best is None else best[0]):
+            best = worst, [0, *cuts]
+    if best is None:
+        return None
+    return tuple(
+        Stage(owner.node, owner.name, first, last)
+        for owner, first, last in zip(nodes, best[1][:-1], best[1][1:], strict=True)
     )
 
 

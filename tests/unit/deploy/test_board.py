@@ -54,6 +54,7 @@ class Mesh:
 
 
 WISH: Any = SimpleNamespace(
+    engine="ring",
     name="m", model="m", generation=1, author_id=OWN, source_id=None,
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from agent.deploy.needs import cuts_of, default_context, model_sizes
+from agent.deploy.needs import cuts_of, default_context, model_sizes, spread_of
 from agent.engine.cuttable import CutRule
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.errors import ModelError, UsageError
@@ -72,6 +72,31 @@ def test_the_reason_why_a_model_cannot_be_cut_is_that_of_the_cut(encoder: Path) 
     writer.close()
     reason = cuts_of(path)
     assert reason.startswith("other.gguf cannot be cut: the architecture plamo")
-    sizes = model_sizes(facts_of(encoder), 512, reason)
-    with pytest.raises(ModelError, match="head has 0 MiB free; it runs on one node, since other"):
+    facts = replace(facts_of(encoder), purpose="text")
+    sizes = model_sizes(facts, 512, reason)
+    with pytest.raises(
+        ModelError, match="head has 0 MiB free; it runs on one node, since other"
+    ) as caught:
         plan(sizes, replace(HEAD, free_bytes=0), OTHERS, None)
+    assert "`--engine rpc` may spread it" in caught.value.hint
+    # llama.cpp's RPC needs no proof of the cut: any layer may be where it goes on elsewhere.
+    assert spread_of(path) == CutRule()
+    spread = model_sizes(facts, 512, spread_of(path), in_line=True)
+    assert [stage.node for stage in plan(spread, HEAD, OTHERS, 2).stages] == ["h", "n0"]
+
+
+def test_what_llama_cpps_rpc_does_not_spread(encoder: Path) -> None:
+    facts, reason = facts_of(encoder), spread_of(encoder)
+    assert reason == "encoder.gguf is for embeddings, and computes each text in one piece"
+    with pytest.raises(UsageError, match="runs on one node, not on 2") as caught:
+        plan(model_sizes(facts, 512, reason, in_line=True), HEAD, OTHERS, 2)
+    assert "rpc" not in caught.value.hint
+    split = encoder.with_name("split.gguf")
+    writer = gguf.GGUFWriter(split, "plamo")
+    writer.add_block_count(2)
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "one file of a split model" in str(spread_of(split))

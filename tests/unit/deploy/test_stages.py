@@ -15,6 +15,7 @@ from agent.deploy.messages import (
     Facts,
     LoadStage,
     StageState,
+    StartServer,
     StopRing,
 )
 from agent.errors import CoveyError, EngineError, MembershipError, PeerError, UsageError
@@ -65,6 +66,11 @@ class FakeEngines:
 
     def address(self, node: NodeId) -> str:
         return address(node)
+
+    async def start_rpc_server(self, *arguments: Any) -> FakeEngine:
+        engine = await self.start_stage(*arguments)
+        engine.connected_to = (address(HEAD), 0)  # nobody has to tell it whom to connect to
+        return engine
 
     async def start_stage(self, *arguments: Any, **_: Any) -> FakeEngine:
         if self.fault is not None:
@@ -139,6 +145,27 @@ async def test_a_stage_loads_listens_connects_and_is_ready(
     assert engines.engine is not None
     assert engines.engine.connected_to == (address(OTHER), 7101)
     assert [e["phase"] for e in host.engines()] == ["ready"]
+    await host.answer(HEAD, StopRing(ring=RING, token=TOKEN))
+    assert engines.engine.stopped
+    assert host.engines() == []
+
+
+async def test_an_rpc_server_serves_who_asked_for_it(
+    host: stages.StageHost, engines: FakeEngines
+) -> None:
+    request = StartServer(ring=RING, token=TOKEN, epoch=5, index=1, stages=2)
+    await host.answer(HEAD, request)
+    assert (await phase(host, "ready")).port == 7100
+    place, head = engines.started[0]
+    assert (place.ring, place.epoch, place.index, place.stages) == (RING, 5, 1, 2)
+    assert head == HEAD
+    assert host.partners() == {HEAD}
+    for refused in (request, StopRing(ring=RING, token=TOKEN)):
+        with pytest.raises(MembershipError, match="belongs to"):
+            await host.answer(OTHER, refused)
+    assert engines.engine is not None
+    engines.engine.end.set_result(EngineError("its head is gone"))
+    assert (await phase(host, "broken")).message == "its head is gone"
     await host.answer(HEAD, StopRing(ring=RING, token=TOKEN))
     assert engines.engine.stopped
     assert host.engines() == []

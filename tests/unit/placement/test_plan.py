@@ -159,3 +159,35 @@ def test_a_model_that_cannot_be_cut_runs_on_the_head_or_the_reason_is_told() -> 
     small = Candidate("h", "attic", 2**20)
     with pytest.raises(ModelError, match="5 MiB of memory, and attic has 1 MiB free; it runs on"):
         plan(sizes, small, others(3), None)
+
+
+@given(
+    layers=st.lists(st.integers(1, 100), min_size=2, max_size=9),
+    head_bytes=st.integers(0, 300),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_in_a_line_the_head_has_the_first_layers_alone(
+    layers: list[int], head_bytes: int, data: st.DataObject
+) -> None:
+    sizes = ModelSizes(tuple(layers), head_bytes, in_line=True)
+    nodes = data.draw(st.integers(2, len(layers)))
+    stages = plan(sizes, HEAD, others(nodes - 1), nodes).stages
+    assert [stage.node for stage in stages] == ["h", *(f"n{i}" for i in range(nodes - 1))]
+    assert [stage.first for stage in stages] == [0, *(stage.last for stage in stages[:-1])]
+    assert stages[-1].last == len(layers)
+    splits = [
+        [sum(layers[a:b]) for a, b in pairwise((0, *cuts, len(layers)))]
+        for cuts in combinations(range(1, len(layers)), nodes - 1)
+    ]
+    best = min(max(first + head_bytes, *rest) for first, *rest in splits)
+    assert max(held(stages, sizes).values()) == best
+
+
+def test_a_line_has_no_more_nodes_than_it_may() -> None:
+    sizes = ModelSizes((100,) * 12, 0, in_line=True, nodes_max=4)
+    assert len(plan(sizes, HEAD, others(3), 4).stages) == 4
+    with pytest.raises(UsageError, match="at most 4 nodes"):
+        plan(sizes, HEAD, others(9), 5)
+    with pytest.raises(ModelError, match="needs about"):
+        plan(sizes, Candidate("h", "head", 200), others(9, 200), None)
