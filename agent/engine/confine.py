@@ -83,20 +83,24 @@ def _give_up_files() -> list[str]:
     """Have Landlock refuse every file: a set of rules that handles all rights and allows none."""
     version = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)
     if version < 1:
-        return [f"Landlock: files stay open to it ({os.strerror(ctypes.get_errno())})"]
+        return [f"files: no Landlock ({os.strerror(ctypes.get_errno())})"]
     rights = (1 << _FILE_RIGHTS.get(version, 16)) - 1
     scoped = version >= _SCOPED_SINCE
     # Rights over files, over ports (left alone: its network is its own), and the scope.
     attributes = struct.pack("QQQ", rights, 0, _SCOPED) if scoped else struct.pack("Q", rights)
     rules = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
     if rules < 0:
-        return [f"Landlock: files stay open to it ({os.strerror(ctypes.get_errno())})"]
+        return [f"files: no Landlock ({os.strerror(ctypes.get_errno())})"]
     failed = _libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, rules, 0)
     why = os.strerror(ctypes.get_errno())
     os.close(rules)
     if failed:
-        return [f"Landlock: files stay open to it ({why})"]
-    return [] if scoped else ["Landlock's scope: it may signal processes of its user"]
+        return [f"files: no Landlock ({why})"]
+    return (
+        []
+        if scoped
+        else ["signals to its user's other processes: this kernel's Landlock is too old"]
+    )
 
 
 def _give_up_rights() -> list[str]:

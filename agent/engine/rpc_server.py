@@ -16,7 +16,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agent.engine import confine
 from agent.engine.channel import STDIN, Channel
@@ -52,12 +52,15 @@ def run_rpc_server(spec: EngineSpec, channel: Channel) -> None:
         listener = Listener(spec.listen, spec.port)  # before the network is another one
         confine.own_network()
         gate = _Gate(spec, listener)
-        gate.start_llama()
+        missing = gate.start_llama()
     except CoveyError as error:
         channel.emit_error("failed", error)
         raise
     load_s = time.monotonic() - began
-    channel.emit(Event("listening", port=listener.port, load_s=load_s, use_extra_bufts=False))
+    words = f"it could not give up {', '.join(missing)}" if missing else ""
+    channel.emit(
+        Event("listening", port=listener.port, load_s=load_s, use_extra_bufts=False, message=words)
+    )
     try:
         gate.run(channel)
     except CoveyError as error:
@@ -82,15 +85,19 @@ class _Gate:
         """Whether the head has come."""
         return self._beating.is_set()
 
-    def start_llama(self) -> None:
-        """Load llama.cpp, give up what it does not need, and have it listen inside."""
+    def start_llama(self) -> Sequence[str]:
+        """Load llama.cpp, give up what it does not need, and have it listen inside.
+
+        Returns what could not be given up, in words.
+        """
         from agent.engine.llama import default_threads
         from agent.engine.rpc_library import Server
 
         server = Server()
         threads = self._spec.threads or default_threads()
-        for missing in confine.confine():
-            log.warning("this RPC server could not give up everything: %s", missing)
+        missing = confine.confine()
+        for each in missing:
+            log.warning("this RPC server could not give up %s", each)
 
         def serve() -> None:
             server.run(f"{_INSIDE[0]}:{_INSIDE[1]}", threads)
@@ -105,6 +112,7 @@ class _Gate:
                 raise EngineError("llama.cpp's RPC server did not begin to listen.")
             time.sleep(_PAUSE_S)
         inside.close()
+        return missing
 
     def run(self, channel: Channel) -> None:
         """Accept until told to stop; raises EngineError when llama.cpp ends, or the head does."""

@@ -182,6 +182,17 @@ async def test_a_server_that_dies_while_nobody_asks_is_noticed_too(
         assert "the RPC server on box1" in reason.message
 
 
+async def test_a_head_that_llama_cpp_aborts_is_told_as_such(
+    models: Callable[..., Path], cache: str
+) -> None:
+    async with running(models(), cache) as (head, _):
+        os.kill(head.pid, signal.SIGABRT)
+        async with asyncio.timeout(8):
+            reason = await head.wait_ended()
+        assert reason is not None
+        assert "an RPC server failed (they are on box1, box2)" in reason.message
+
+
 async def test_a_frozen_server_is_noticed_by_its_silence(
     models: Callable[..., Path], cache: str
 ) -> None:
