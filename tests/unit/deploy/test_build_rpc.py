@@ -30,7 +30,7 @@ from agent.placement.plan import Candidate
 # The models of the engine's tests, which pytest's importlib mode does not put on the path.
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
-import tiny_models
+import tiny_mamba
 
 OWN, BETA, GAMMA = (NodeKey(bytes([n]) * 32).id for n in range(3))
 NAMES = {BETA: "beta", GAMMA: "gamma"}
@@ -56,9 +56,7 @@ class Nearby:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Any]:
-    tiny_models.write_model(
-        tmp_path / "m.gguf", extra=lambda w: w.add_float32("llama.unheard_of", 0.5)
-    )
+    tiny_mamba.write(tmp_path / "m.gguf")
 
     @asynccontextmanager
     async def started(**changes: Any) -> AsyncIterator[tuple[Build, dict[NodeId, StageHost]]]:

@@ -19,12 +19,14 @@ import aiohttp
 import engine_rings as rings
 import msgspec
 import pytest
+import tiny_mamba
 
+from agent.engine.cuttable import check_cuttable
 from agent.engine.gguf_file import GgufFile
 from agent.engine.rpc_wire import BEAT, DATA, HELLO_BYTES, check_addresses, encode_hello
 from agent.engine.spec import EngineSpec, RpcServer
 from agent.engine.supervisor import Engine
-from agent.errors import ConfigError, EngineError, UsageError
+from agent.errors import ConfigError, EngineError, ModelError, UsageError
 
 RING = "5a" * 16
 EPOCH = 3
@@ -127,7 +129,21 @@ def received(engine: Engine) -> int:
 async def test_it_answers_as_one_process(
     models: Callable[..., Path], cache: str, properties: dict[str, Any], layers: tuple[int, ...]
 ) -> None:
-    path = models(**properties)
+    await compare(models(**properties), cache, layers)
+
+
+async def test_a_model_with_a_recurrent_state_answers_as_in_one_process(
+    tmp_path: Path, cache: str
+) -> None:
+    """It is of an architecture that cannot be cut."""
+    path = tiny_mamba.write(tmp_path / "mamba.gguf")
+    with GgufFile(path) as file, pytest.raises(ModelError, match="mamba is not proved exact"):
+        check_cuttable(file)
+    await compare(path, cache, (2, 2))
+
+
+async def compare(path: Path, cache: str, layers: tuple[int, ...]) -> None:
+    """Ask one process and a head with servers the same, and see that the servers have weights."""
     expected = await alone(path, cache)
     assert expected
     async with running(path, cache, layers) as (head, servers):
@@ -307,6 +323,15 @@ async def test_only_the_head_with_the_right_hello_gets_in() -> None:
         log = "\n".join(engine.log_tail)
         assert "refused a connection from 127.0.0.2: only 127.0.0.1 may connect" in log
         assert log.count("for another ring or epoch") == len(wrong)
+        # That was a head that has gone, and an agent that dies takes its engine with it.
+        reason = await engine.wait_ended()
+        assert reason is not None
+        assert "its head, at 127.0.0.1, is gone" in reason.message
+        other = await Engine.start(server_spec(1))
+        assert other._process.stdin is not None
+        other._process.stdin.close()
+        async with asyncio.timeout(8):
+            assert await other._process.wait() == 0
     finally:
         await engine.stop()
 
