@@ -1,6 +1,6 @@
 """An engine process: `python -m agent.engine.process`, told what to be by one JSON line.
 
-It proves llama.cpp (`selftest.py`), loads its part, joins the ring and works until it is told to
+It proves llama.cpp (`means.py`), loads its part, joins the ring and works until it is told to
 stop, its input ends (the agent died), or the ring breaks. Started by `supervisor.py` alone. Events
 are JSON lines on standard output, logs go to standard error (`spec.py` has the types).
 """
@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.engine import selftest
+from agent.engine import means
 from agent.engine.calibrate import measure
 from agent.engine.channel import STDIN, Channel
 from agent.engine.cut import CutOrigin, origin
@@ -52,8 +52,7 @@ class Loaded:
         for path in paths:
             with GgufFile(path) as file:  # a damaged file ends here, in one clear line
                 self.origins.append(origin(file))
-        proof = selftest.prove(Path(spec.cache) if spec.cache else None)
-        self.use_extra_bufts = proof.use_extra_bufts
+        self.means = means.find(spec)
 
         from agent.engine.llama import Context, Weights
 
@@ -61,7 +60,7 @@ class Loaded:
         self.contexts: list[Context] = []
         for index, path in enumerate(paths):
             weights = Weights(
-                path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers
+                path, use_extra_bufts=self.means.use_extra_bufts, gpu_layers=self.means.gpu_layers
             )
             keeps_rows = spec.role == "stage" or (spec.role == "head" and index == 0)
             self.weights.append(weights)
@@ -70,15 +69,14 @@ class Loaded:
             )
         self.load_s = time.monotonic() - started
 
-    @staticmethod
-    def _limits(spec: EngineSpec, weights: Weights) -> ContextLimits:
-        from agent.engine.llama import ContextLimits, default_threads
+    def _limits(self, spec: EngineSpec, weights: Weights) -> ContextLimits:
+        from agent.engine.llama import ContextLimits
 
         n_ctx = spec.n_ctx or weights.train_context
-        threads = spec.threads or default_threads()
         return ContextLimits(
-            n_ctx, min(spec.n_batch, n_ctx), spec.sequences, threads, spec.flash_attention
-        )
+            n_ctx, min(spec.n_batch, n_ctx), spec.sequences, self.means.threads,
+            spec.flash_attention,
+        )  # fmt: skip
 
     def member(self, spec: EngineSpec) -> Membership:
         """Return this engine's place in its ring; ModelError when its files are no parts of one."""
@@ -158,7 +156,8 @@ def run_stage(spec: EngineSpec, channel: Channel) -> None:
                 "listening",
                 port=listener.port,
                 load_s=loaded.load_s,
-                use_extra_bufts=loaded.use_extra_bufts,
+                use_extra_bufts=loaded.means.use_extra_bufts,
+                runs_on=loaded.means.words,
             )
         )
         joined = _join(spec, loaded, member, listener, channel)
@@ -216,7 +215,8 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
                     port=listener.port,
                     http_port=http_port,
                     load_s=loaded.load_s,
-                    use_extra_bufts=loaded.use_extra_bufts,
+                    use_extra_bufts=loaded.means.use_extra_bufts,
+                    runs_on=loaded.means.words,
                 )
             )
         pipeline = await asyncio.to_thread(_pipeline, spec, loaded, listener, channel)
@@ -228,7 +228,8 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
                 "ready",
                 http_port=http_port,
                 load_s=loaded.load_s,
-                use_extra_bufts=loaded.use_extra_bufts,
+                use_extra_bufts=loaded.means.use_extra_bufts,
+                runs_on=loaded.means.words,
                 rows=pipeline.rows,
             )
         )

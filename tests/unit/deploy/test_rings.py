@@ -9,6 +9,7 @@ import pytest
 
 from agent import config
 from agent.deploy import rings
+from agent.deploy.hardware import Hardware
 from agent.deploy.heads import Head
 from agent.deploy.messages import HeadState
 from agent.deploy.wish import Wish
@@ -43,6 +44,8 @@ class FakeBuild:
         self.wish, self.ring, self.epoch = wish, ring, epoch
         self.token: Callable[[], Token] = more["token"]
         self.plan, self.context, self.reasons = None, 64, ("rows leave box as f32",)
+        self.placed: tuple[Any, ...] = ()
+        self.runs_on: dict[str, str] = {}
         self.head: FakeHead | None = None
         self.is_down = False
         type(self).made.append(self)
@@ -69,9 +72,12 @@ class FakeMesh:
 
 
 class FakeEngines:
-    """Knows an address."""
+    """Knows an address, and this machine."""
 
     own_address = "fd00::1"
+
+    def __init__(self, settings: config.Config) -> None:
+        self.hardware = Hardware(settings)
 
 
 class Setup:
@@ -83,7 +89,7 @@ class Setup:
         self.changes = 0
         self.drained = asyncio.Event()
         self.rings = rings.Rings(
-            settings, OWN, "box", FakeEngines(), None, self.mesh, self._changed,  # type: ignore[arg-type] # the fakes above
+            settings, OWN, "box", FakeEngines(settings), None, self.mesh, self._changed,  # type: ignore[arg-type] # the fakes above
         )  # fmt: skip
 
     def _changed(self) -> None:

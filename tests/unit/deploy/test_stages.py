@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from agent.config import Config
 from agent.deploy import stages
+from agent.deploy.hardware import Hardware
 from agent.deploy.messages import (
     AskFacts,
     AskStage,
@@ -37,6 +39,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.port = 7100
+        self.runs_on = "2 CPU threads"
         self.rows = "f32 (940 Mbit/s)"
         self.connected_to: tuple[str, int] | None = None
         self.stopped = False
@@ -62,6 +65,7 @@ class FakeEngines:
         self.engine: FakeEngine | None = None
         self.started: list[tuple[Any, ...]] = []
         self.fault: CoveyError | None = None
+        self.hardware = Hardware(Config())
 
     def address(self, node: NodeId) -> str:
         return address(node)
