@@ -13,6 +13,7 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -37,12 +38,20 @@ _NO_INSTRUCTIONS = ("LLAMAFILE", "OPENMP", "REPACK", "ACCELERATE")
 
 
 class Hardware:
-    """This machine's devices as far as they are known, asked for anew when somebody plans."""
+    """This machine's devices as far as they are known, asked for anew when somebody plans.
 
-    def __init__(self, settings: Config) -> None:
+    `command` looks for them, by default this package's; `backends` are those of the build.
+    """
+
+    def __init__(
+        self, settings: Config, command: Sequence[str] = (), backends: Sequence[str] | None = None
+    ) -> None:
         self._engine = settings.engine
         self._cache = settings.state_dir / "engine"
-        self._backends = devices.gpu_backends(devices.library_folder())
+        self._command = list(command) or [sys.executable, "-m", "agent.engine.gpu"]
+        if backends is None:
+            backends = devices.gpu_backends(devices.library_folder())
+        self._backends = tuple(backends)
         self._asks = settings.engine.gpu == "auto" and bool(self._backends)
         self._survey: Survey | None = None if self._asks else Survey()
         self._asked_at = 0.0
@@ -148,7 +157,7 @@ class Hardware:
 
     async def _asked(self) -> Survey:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agent.engine.gpu", str(self._cache),
+            *self._command, str(self._cache),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, env=environment(),
         )  # fmt: skip

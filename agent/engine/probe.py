@@ -25,8 +25,8 @@ _WEIGHT_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "
 _VOCABULARY = 256
 _CONTEXT = 256
 _BATCH = 64
-# By which share of their length a GPU's rows may differ from the CPU's. That they differ at all is
-# due to the CPU, which rounds rows to 8 bits before it multiplies: by some hundredths in this model.
+# By which share of their length a GPU's rows may differ from those of the CPU. That they do is
+# due to the CPU, which rounds rows to 8 bits before it multiplies: some hundredths in this model.
 _MOST_APART = 0.15
 
 # Rows of a matrix before they repeat: to quantise more would take longer than all the rest.

@@ -139,7 +139,8 @@ async def test_a_stage_loads_listens_connects_and_is_ready(
         ring=RING, token=TOKEN, epoch=5, index=1, successor=str(OTHER), port=7101
     )
     await host.answer(HEAD, request)
-    assert (await phase(host, "ready")).rows == "f32 (940 Mbit/s)"
+    ready = await phase(host, "ready")
+    assert (ready.rows, ready.runs_on) == ("f32 (940 Mbit/s)", "2 CPU threads")
     assert engines.engine is not None
     assert engines.engine.connected_to == (address(OTHER), 7101)
     assert [e["phase"] for e in host.engines()] == ["ready"]
