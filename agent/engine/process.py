@@ -26,6 +26,7 @@ from agent.engine.frames import Limits
 from agent.engine.gguf_file import GgufFile
 from agent.engine.join import Dialled, Interrupted, Listener, Patience
 from agent.engine.link import Inlet, Membership, Outlet
+from agent.engine.means import Means
 from agent.engine.purpose import Purpose
 from agent.engine.spec import EngineSpec, Event
 from agent.errors import CoveyError, ModelError
@@ -45,14 +46,14 @@ _PR_SET_PDEATHSIG = 1
 class Loaded:
     """The llama.cpp side of an engine: weights and contexts of its file or files."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, found: Means) -> None:
         started = time.monotonic()
+        self.means = found
         paths = [Path(name) for name in spec.files]
         self.origins: list[CutOrigin | None] = []
         for path in paths:
             with GgufFile(path) as file:  # a damaged file ends here, in one clear line
                 self.origins.append(origin(file))
-        self.means = means.find(spec)
 
         from agent.engine.llama import Context, Weights
 
@@ -60,7 +61,7 @@ class Loaded:
         self.contexts: list[Context] = []
         for index, path in enumerate(paths):
             weights = Weights(
-                path, use_extra_bufts=self.means.use_extra_bufts, gpu_layers=self.means.gpu_layers
+                path, use_extra_bufts=found.use_extra_bufts, gpu_layers=found.gpu_layers
             )
             keeps_rows = spec.role == "stage" or (spec.role == "head" and index == 0)
             self.weights.append(weights)
@@ -143,12 +144,12 @@ def _join(
     return inlet, outlet
 
 
-def run_stage(spec: EngineSpec, channel: Channel) -> None:
+def run_stage(spec: EngineSpec, found: Means, channel: Channel) -> None:
     """Be a middle stage until told to stop; raises CoveyError when it fails or the ring breaks."""
     from agent.engine.stage import Stage
 
     try:
-        loaded = Loaded(spec)
+        loaded = Loaded(spec, found)
         member = loaded.member(spec)
         listener = Listener(spec.listen, spec.port)
         channel.emit(
@@ -178,7 +179,7 @@ def run_stage(spec: EngineSpec, channel: Channel) -> None:
         channel.emit(Event("stats", stats={**asdict(stage.stats)}))
 
 
-async def run_head(spec: EngineSpec, channel: Channel) -> None:
+async def run_head(spec: EngineSpec, found: Means, channel: Channel) -> None:
     """Be the head, or the whole model, with its HTTP server, until told to stop.
 
     Raises CoveyError when it cannot start. A ring that breaks later is reported, and the server
@@ -194,7 +195,7 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
     head: Head | None = None
     pipeline: Pipeline | None = None
     try:
-        loaded = await asyncio.to_thread(Loaded, spec)
+        loaded = await asyncio.to_thread(Loaded, spec, found)
         limits = loaded.contexts[-1].limits
         head = Head(
             spec.model_name,
@@ -273,15 +274,15 @@ def _die_with_agent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _serve(spec: EngineSpec, purpose: Purpose, channel: Channel) -> None:
+def _serve(spec: EngineSpec, purpose: Purpose, found: Means, channel: Channel) -> None:
     import asyncio
 
     if purpose == "text":
-        asyncio.run(run_head(spec, channel))
+        asyncio.run(run_head(spec, found, channel))
     else:
         from agent.engine.embedding_process import run_embedder
 
-        asyncio.run(run_embedder(spec, purpose, channel))
+        asyncio.run(run_embedder(spec, purpose, found, channel))
 
 
 def main() -> int:
@@ -300,13 +301,15 @@ def main() -> int:
         try:
             spec = channel.read_spec()
             purpose = _purpose(spec)
+            # Before anything imports llama.cpp: that alone loads the drivers that are not hidden.
+            found = means.find(spec)
         except CoveyError as error:
             channel.emit_error("failed", error)
             raise
         if spec.role == "stage":
-            run_stage(spec, channel)
+            run_stage(spec, found, channel)
         else:
-            _serve(spec, purpose, channel)
+            _serve(spec, purpose, found, channel)
     except CoveyError as error:
         log.error("%s", error.line())
         code = error.exit_code

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,6 +117,11 @@ def test_an_engine_uses_the_gpus_that_were_proven(
     found = means.find(spec(tmp_path, gpu_layers=0))
     assert (found.gpu_layers, found.words) == (0, "2 CPU threads")
     assert environment == devices.HIDDEN
+
+
+def test_an_engine_decides_before_it_has_llama_cpp_and_with_it_the_drivers() -> None:
+    asks = "import sys, agent.engine.process; sys.exit('llama_cpp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asks], check=False).returncode == 0
 
 
 def test_an_engine_computes_on_the_cpu_when_the_gpu_fails_and_says_so(
