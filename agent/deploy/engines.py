@@ -102,6 +102,7 @@ class Engines:
             engine = await self._try(msgspec.structs.replace(spec, gpu_layers=layers))
         finally:
             self._starting -= {spec.port, spec.http_port}
+        _log.info("%s runs on %s; %s", spec.title, engine.runs_on, self.hardware.cpu())
         self._running = [*(e for e in self._running if not e.ended), engine]
         return engine
 

@@ -33,8 +33,9 @@ _FRESH_S = 5.0
 _FAULT_KEPT_S = 600.0
 # A head waits 3 s for an answer (build.py); older figures are better than none.
 _PATIENCE_S = 2.0
-# Parts of llama.cpp that it names among the instruction sets.
-_NO_INSTRUCTIONS = ("LLAMAFILE", "OPENMP", "REPACK", "ACCELERATE")
+# Parts of llama.cpp that it names among the instruction sets, and sets that come with AVX2.
+_NO_INSTRUCTIONS = frozenset({"LLAMAFILE", "OPENMP", "REPACK", "ACCELERATE"})
+_WITH_AVX2 = frozenset({"SSE3", "SSSE3", "AVX", "F16C", "FMA", "BMI2"})
 
 
 class Hardware:
@@ -105,8 +106,25 @@ class Hardware:
             "instructions": list(proof.found.features) if proof else [],
             "threads": self._engine.threads or (proof.threads if proof else 0),
             "tokens_per_s": {str(n): speed for n, speed in (proof.speeds if proof else {}).items()},
-            "lines": [*self._gpu_lines(), self._cpu_line(proof)],
+            "lines": [*self._gpu_lines(), self.cpu()],
         }
+
+    def cpu(self) -> str:
+        """Describe what is known of the CPU, and how many threads it gets and why, for people."""
+        proof = selftest.kept(self._cache)
+        features = frozenset(proof.found.features if proof else ())
+        hidden = _NO_INSTRUCTIONS | (_WITH_AVX2 if "AVX2" in features else frozenset())
+        names = [name for name in (proof.found.features if proof else ()) if name not in hidden]
+        cpu = f"CPU ({', '.join(names)})" if names else "CPU"
+        if self._engine.threads:
+            return f"{cpu}, {threads.counted(self._engine.threads)} (engine.threads)"
+        if proof is None:
+            return f"{cpu}, tried and measured when the first engine starts"
+        count = threads.counted(proof.threads)
+        if not proof.speeds:
+            return f"{cpu}, {count}"
+        busy = " while others were at work" if proof.found.busy else ""
+        return f"{cpu}, {count} (measured{busy}: {threads.described(proof.speeds)})"
 
     def _gpu_lines(self) -> list[str]:
         if not self._backends:
@@ -122,19 +140,6 @@ class Hardware:
             return [f"no GPU: {built} finds none"]
         return [f"{device.name} {device.description}, {device.memory}"
                 for device in self._survey.usable]  # fmt: skip
-
-    def _cpu_line(self, proof: selftest.Proof | None) -> str:
-        names = [n for n in proof.found.features if n not in _NO_INSTRUCTIONS] if proof else []
-        cpu = f"CPU ({', '.join(names)})" if names else "CPU"
-        if self._engine.threads:
-            return f"{cpu}, {self._engine.threads} threads (engine.threads)"
-        if proof is None:
-            return f"{cpu}, tried and measured when the first engine starts"
-        count = f"{proof.threads} thread{'' if proof.threads == 1 else 's'}"
-        if not proof.speeds:
-            return f"{cpu}, {count}"
-        busy = " while others were at work" if proof.found.busy else ""
-        return f"{cpu}, {count} (measured{busy}: {threads.described(proof.speeds)})"
 
     def _kept_s(self) -> float:
         return _FAULT_KEPT_S if self._survey and self._survey.fault else _FRESH_S

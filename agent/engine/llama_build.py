@@ -2,8 +2,8 @@
 
 A build takes minutes and depends only on the version, the Python ABI, the CPU's instruction sets
 and what the environment's CMAKE_ARGS add (a GPU: `-DGGML_CUDA=ON`), so these name the cache entry.
-Used by `make` (and by whoever builds for like hosts); only the standard library, since it runs before
-anything is installed.
+Used by `make` (and by whoever builds for like hosts); only the standard library, since it runs
+before anything is installed.
 
 GGML_NATIVE is off because it would make the compiler use everything that the CPU announces: many
 virtual machines announce AMX, mask it, and crash on the first batched matmul. The instruction

@@ -141,7 +141,8 @@ def _key() -> str:
 def _keep(cache: Path | None, proof: Proof) -> Proof:
     if proof.speeds:
         log.info(
-            "llama.cpp gets %d threads of %s%s", proof.threads, threads.described(proof.speeds),
+            "llama.cpp gets %s of %s%s", threads.counted(proof.threads),
+            threads.described(proof.speeds),
             ", on a machine that was busy" if proof.found.busy else "",
         )  # fmt: skip
     if cache is not None:

@@ -28,6 +28,11 @@ def choose(speeds: Mapping[int, float]) -> int:
     return min(count for count, speed in speeds.items() if speed >= enough)
 
 
+def counted(count: int) -> str:
+    """Return the number for people."""
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
 def described(speeds: Mapping[int, float]) -> str:
     """Return what was measured, for people: `1: 41, 2: 78 tokens/s`."""
     return ", ".join(f"{count}: {speeds[count]:.0f}" for count in sorted(speeds)) + " tokens/s"

@@ -144,14 +144,14 @@ async def test_until_it_is_known_a_node_gives_no_facts_and_can_stop(tmp_path: Pa
 async def test_what_was_measured_is_shown(tmp_path: Path) -> None:
     found = made(tmp_path, DIES, backends=())
     speeds = ((1, 41.2), (2, 78.4))
-    names = ("AVX2", "FMA", "OPENMP")
+    names = ("AVX2", "FMA", "AVX512", "OPENMP")
     for busy, word in ((False, ""), (True, " while others were at work")):
         proof = selftest.Proof(True, selftest.Found(names, speeds, busy), time.time())
         selftest._keep(tmp_path / "engine", proof)
         assert found.describe()["lines"] == [
-            f"CPU (AVX2, FMA), 2 threads (measured{word}: 1: 41, 2: 78 tokens/s)"
+            f"CPU (AVX2, AVX512), 2 threads (measured{word}: 1: 41, 2: 78 tokens/s)"
         ]
     said = found.describe()
     assert (said["threads"], said["tokens_per_s"]) == (2, {"1": 41.2, "2": 78.4})
     fixed = made(tmp_path, DIES, "engine.threads=7", backends=())
-    assert fixed.describe()["lines"] == ["CPU (AVX2, FMA), 7 threads (engine.threads)"]
+    assert fixed.describe()["lines"] == ["CPU (AVX2, AVX512), 7 threads (engine.threads)"]

@@ -72,8 +72,8 @@ def test_threads_are_measured_once_and_the_fewest_good_ones_chosen(
     assert all(speed > 0 for speed in found.speeds.values())
     assert found.threads == threads.choose(found.speeds)
     assert "SSE3" in found.found.features or platform.machine() != "x86_64"
-    said = f"llama.cpp gets {found.threads} threads of {threads.described(found.speeds)}"
-    assert said in caplog.text
+    said = f"{threads.counted(found.threads)} of {threads.described(found.speeds)}"
+    assert f"llama.cpp gets {said}" in caplog.text
     assert selftest.prove(tmp_path, DIES, measure=True) == found == selftest.kept(tmp_path)
 
 
