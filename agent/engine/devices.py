@@ -1,7 +1,7 @@
 """The devices that llama.cpp can compute on here, as ggml lists them, asked for in a child process.
 
 The list means that the drivers of the GPUs are loaded, and a wrong driver crashes or hangs. So
-neither the agent nor an engine asks ggml itself: `ask` starts `python -m agent.engine.devices`. A
+neither the agent nor an engine asks ggml itself: `ask` starts `probe.py`. A
 build without any GPU's library is known by its files, and nothing is started then.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from agent.errors import EngineError
 Kind = Literal["cpu", "gpu", "igpu", "accel", "other"]
 
 # Starting CUDA takes up to some seconds, on machines with many GPUs more.
-_TIMEOUT_S = 30.0
+TIMEOUT_S = 30.0
 _KINDS: tuple[Kind, ...] = ("cpu", "gpu", "igpu", "accel")
 # Libraries of a build that bring no GPU of this machine.
 _NO_GPU = frozenset({"base", "cpu", "rpc", "blas", "zendnn"})
@@ -82,11 +81,9 @@ def gpu_backends(folder: Path | None) -> tuple[str, ...]:
 def ask(command: Sequence[str] = ()) -> tuple[Device, ...]:
     """Return the devices, from a child process; EngineError where it died or was silent.
 
-    `command` lists them, by default this module.
+    `command` lists them, by default `probe.py`.
     """
-    done = trial.run(
-        list(command) or [sys.executable, "-m", "agent.engine.devices"], _TIMEOUT_S, {}
-    )
+    done = trial.run(list(command) or [*trial.PROBE, "devices"], TIMEOUT_S, {})
     hint = "Is the GPU's driver the one that llama-cpp-python was built for?"
     if done.fault:
         raise EngineError(f"listing llama.cpp's devices {done.fault}.", hint=hint)
@@ -127,21 +124,3 @@ def listed(library: Any) -> tuple[Device, ...]:
             )
         )  # fmt: skip
     return tuple(found)
-
-
-def main() -> None:
-    """Write the list of devices as JSON."""
-    trial.bound(_TIMEOUT_S)
-    import llama_cpp.llama_cpp
-
-    library: Any = llama_cpp.llama_cpp._lib
-    # Where backends are libraries of their own that are loaded at run time, this finds them.
-    library.ggml_backend_load_all.restype = None
-    if not library.ggml_backend_dev_count():
-        library.ggml_backend_load_all()
-    sys.stdout.buffer.write(msgspec.json.encode(listed(library)))
-    sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 PROOF_TIMEOUT_S = 120.0
 # The whole of it: the list, and the proof.
 SURVEY_TIMEOUT_S = PROOF_TIMEOUT_S + 60.0
-_PROBE = "--probe"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -62,7 +61,7 @@ def survey(cache: Path | None, listing: Sequence[str] = (), probe: Sequence[str]
     proof = None if cache is None else cache / f"gpu-{_key(gpus)}"
     if proof is not None and proof.exists():
         return Survey(found)
-    command = list(probe) or [sys.executable, "-m", "agent.engine.gpu", _PROBE]
+    command = list(probe) or [*trial.PROBE, "gpu"]
     done = trial.run(command, PROOF_TIMEOUT_S, {})
     if done.fault:
         names = " and ".join(device.title for device in gpus)
@@ -81,21 +80,12 @@ def _key(gpus: Sequence[Device]) -> str:
     return hashlib.sha256(selftest.build_key() + boot + repr(facts).encode()).hexdigest()[:16]
 
 
-def main() -> int:
-    """Probe, or write a survey as JSON."""
-    if _PROBE not in sys.argv:
-        trial.bound(SURVEY_TIMEOUT_S)
-        sys.stdout.buffer.write(msgspec.json.encode(survey(Path(sys.argv[1]))))
-        sys.stdout.buffer.flush()
-        return 0
-    trial.bound(PROOF_TIMEOUT_S)
-    from agent.engine import probe
-
-    wrong = probe.differs()
-    if wrong:
-        print(wrong, file=sys.stderr)
-    return 1 if wrong else 0
+def main() -> None:
+    """Write a survey as JSON."""
+    trial.bound(SURVEY_TIMEOUT_S)
+    sys.stdout.buffer.write(msgspec.json.encode(survey(Path(sys.argv[1]))))
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

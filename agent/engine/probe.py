@@ -1,12 +1,17 @@
-"""What the self-test computes, in a process that may die: small synthetic models, never a real one.
+"""What is asked of llama.cpp in a process that may die: devices, and small synthetic models.
+
+    python -m agent.engine.probe devices                    lists them (devices.py)
+                                 cpu [--without-extra-bufts] [--threads=1,2]    (selftest.py)
+                                 gpu                                            (gpu.py)
 
 `sane` decodes a layer of each common weight type, `differs` compares the same on the GPU with the
-CPU, `speeds` times tokens with different numbers of threads. For `selftest.py` and `gpu.py`.
+CPU, `speeds` times tokens with different numbers of threads. The agent never imports this.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
+
+from agent.engine import devices, gpu, selftest, trial
 
 if TYPE_CHECKING:
     from agent.engine.llama import Context, Rows, Weights
@@ -239,3 +247,62 @@ def _waited_s() -> float:
         except (OSError, IndexError, ValueError):
             continue
     return 1e-9 * total
+
+
+def _features() -> tuple[str, ...]:
+    """Return the instruction sets that this build uses on this CPU, as llama.cpp names them."""
+    import llama_cpp
+
+    # "CPU : SSE3 = 1 | AVX2 = 1 | OPENMP = 1 | "; other backends say theirs before or behind.
+    _, _, said = llama_cpp.llama_print_system_info().decode("utf-8", "replace").partition("CPU : ")
+    pairs = (part.split("=") for part in said.split("|") if part.count("=") == 1)
+    return tuple(name.strip() for name, value in pairs if value.strip() == "1")
+
+
+def _list() -> bytes:
+    trial.bound(devices.TIMEOUT_S)
+    import llama_cpp.llama_cpp
+
+    library: Any = llama_cpp.llama_cpp._lib
+    # Where backends are libraries of their own that are loaded at run time, this finds them.
+    library.ggml_backend_load_all.restype = None
+    if not library.ggml_backend_dev_count():
+        library.ggml_backend_load_all()
+    return msgspec.json.encode(devices.listed(library))
+
+
+def _try_cpu(words: Sequence[str]) -> bytes:
+    """Return what was found; exits with what is wrong."""
+    trial.bound(selftest.PROBE_TIMEOUT_S)
+    extra = selftest.WITHOUT not in words
+    wrong = sane(extra)
+    if wrong:
+        sys.exit(wrong)
+    found = selftest.Found(_features())
+    for word in words:
+        if word.startswith(selftest.MEASURE):
+            counts = [int(count) for count in word.removeprefix(selftest.MEASURE).split(",")]
+            measured, busy = speeds(counts, extra)
+            found = selftest.Found(found.features, tuple(measured.items()), busy)
+    return msgspec.json.encode(found)
+
+
+def main() -> None:
+    """Do what the first argument says, and write what came out as JSON."""
+    output = b""
+    match sys.argv[1:]:
+        case ["devices"]:
+            output = _list()
+        case ["cpu", *words]:
+            output = _try_cpu(words)
+        case ["gpu"]:
+            trial.bound(gpu.PROOF_TIMEOUT_S)
+            wrong = differs()
+            if wrong:
+                sys.exit(wrong)
+    sys.stdout.buffer.write(output)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

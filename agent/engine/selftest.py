@@ -5,8 +5,8 @@ signal on its first batched matrix product. The probe decodes a tiny synthetic m
 layer of each common weight type; when it dies, it is tried again without llama.cpp's extra buffer
 types (repacked and AMX weights), which the engine then goes without. The same process measures how
 many threads are best, where somebody wants to know. The result is kept for each llama.cpp build,
-CPU, and the CPUs that this process may use. Used by `means.py` and the agent's `hardware.py`;
-`python -m agent.engine.selftest` is the probe.
+CPU, and the CPUs that this process may use. Used by `means.py` and the agent's `hardware.py`; what
+runs in the process is `probe.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +29,9 @@ from agent.errors import EngineError
 log = logging.getLogger(__name__)
 
 # A probe takes well under a second; a loaded machine may need much more.
-_PROBE_TIMEOUT_S = 60.0
-_WITHOUT = "--without-extra-bufts"
-_MEASURE = "--threads="
+PROBE_TIMEOUT_S = 60.0
+WITHOUT = "--without-extra-bufts"
+MEASURE = "--threads="
 # What was measured on a busy machine is true for a while only.
 _BUSY_KEPT_S = 600.0
 
@@ -69,21 +68,21 @@ class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def prove(cache: Path | None, probe: Sequence[str] = (), *, measure: bool = False) -> Proof:
     """Return how to load models here, from the cache or by probing.
 
-    `probe` is the command that probes, by default this module; `measure`: and how many threads are
+    `probe` is the command that probes, by default `probe.py`; `measure`: and how many threads are
     best, if there is a choice. Raises EngineError when llama.cpp dies either way.
     """
     counts = _counts() if measure else ()
     known = kept(cache)
     if known is not None and not (counts and _lacks_speeds(known)):
         return known
-    command = list(probe) or [sys.executable, "-m", "agent.engine.selftest"]
+    command = list(probe) or [*trial.PROBE, "cpu"]
     if counts:
-        command.append(_MEASURE + ",".join(map(str, counts)))
+        command.append(MEASURE + ",".join(map(str, counts)))
     first = _run(command)
     if isinstance(first, Found):
         return _keep(cache, Proof(True, first, time.time()))
     log.warning("the self-test %s; trying without extra buffer types", first)
-    second = _run([*command, _WITHOUT])
+    second = _run([*command, WITHOUT])
     if isinstance(second, Found):
         return _keep(cache, Proof(False, second, time.time()))
     raise EngineError(
@@ -163,44 +162,10 @@ def keep(path: Path, content: bytes) -> None:
 
 def _run(command: Sequence[str]) -> Found | str:
     """Run a probe: what it found, or what went wrong, as a verb."""
-    done = trial.run(command, _PROBE_TIMEOUT_S, devices.HIDDEN)
+    done = trial.run(command, PROBE_TIMEOUT_S, devices.HIDDEN)
     if done.fault:
         return done.fault
     try:
         return msgspec.json.decode(done.output, type=Found)
     except msgspec.DecodeError as error:
         return f"wrote what cannot be read ({error})"
-
-
-def _features() -> tuple[str, ...]:
-    """Return the instruction sets that this build uses on this CPU, as llama.cpp names them."""
-    import llama_cpp
-
-    # "CPU : SSE3 = 1 | AVX2 = 1 | OPENMP = 1 | "; other backends say theirs before or behind.
-    _, _, said = llama_cpp.llama_print_system_info().decode("utf-8", "replace").partition("CPU : ")
-    pairs = (part.split("=") for part in said.split("|") if part.count("=") == 1)
-    return tuple(name.strip() for name, value in pairs if value.strip() == "1")
-
-
-def main() -> int:
-    """Probe; 0 when llama.cpp computes."""
-    trial.bound(_PROBE_TIMEOUT_S)
-    from agent.engine import probe
-
-    extra = _WITHOUT not in sys.argv
-    wrong = probe.sane(extra)
-    if wrong:
-        print(wrong, file=sys.stderr)
-        return 1
-    asked = [word.removeprefix(_MEASURE) for word in sys.argv if word.startswith(_MEASURE)]
-    found = Found(_features())
-    if asked:
-        measured, busy = probe.speeds([int(count) for count in asked[0].split(",")], extra)
-        found = Found(found.features, tuple(measured.items()), busy)
-    sys.stdout.buffer.write(msgspec.json.encode(found))
-    sys.stdout.buffer.flush()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

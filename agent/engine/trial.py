@@ -1,6 +1,6 @@
 """Run a short piece of this package in a process of its own, since llama.cpp may die or hang.
 
-For `selftest.py` and `gpu.py`: blocking, bounded, and what went wrong comes back as words.
+For `devices.py`, `selftest.py` and `gpu.py`: blocking, bounded; what went wrong comes as words.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+# What runs in such a process (probe.py), followed by what it shall do.
+PROBE = (sys.executable, "-m", "agent.engine.probe")
 # As every engine is started (supervisor.py): threads that wait do not spin, numpy's never start.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
 

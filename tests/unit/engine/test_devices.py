@@ -79,7 +79,7 @@ def test_a_driver_that_dies_is_one_clear_line(script: str, said: str) -> None:
 
 
 def test_a_driver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(devices, "TIMEOUT_S", 0.1)
     with pytest.raises(EngineError, match="did not end within"):
         devices.ask([sys.executable, "-c", "import time; time.sleep(60)"])
 

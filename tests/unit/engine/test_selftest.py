@@ -20,8 +20,8 @@ _DIES_WITH_EXTRA_BUFTS = """
 import os, runpy, signal, sys
 if "--without-extra-bufts" not in sys.argv:
     os.kill(os.getpid(), signal.SIGILL)
-sys.argv[0] = "selftest"
-runpy.run_module("agent.engine.selftest", run_name="__main__")
+sys.argv[:1] = ["probe", "cpu"]
+runpy.run_module("agent.engine.probe", run_name="__main__")
 """
 _DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
 DIES = [sys.executable, "-c", _DIES]
