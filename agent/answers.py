@@ -102,6 +102,7 @@ class Answers:
             "peers": self._neighbours.count()
             | {"alive": len(self._presence.alive()), "linked": len(self._presence.links())},
             "engines": self._deployments.engines(),
+            "computes": self._deployments.hardware.describe(),
             "health": [msgspec.to_builtins(item) for item in self._health.items()],
         }
 

@@ -111,7 +111,13 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How stages run on this node."""
 
-    threads: Annotated[int, "Threads for llama.cpp; 0: one for each core it may use."] = 0
+    gpu: Annotated[
+        Literal["auto", "off"], "auto: stages run on this node's GPUs where llama-cpp-python was "
+        "built for them and the self-test finds that they compute right; off: on the CPU."
+    ] = "auto"  # fmt: skip
+    threads: Annotated[
+        int, "Threads for llama.cpp; 0: the fewest that were measured to be about as fast as any."
+    ] = 0
     frames: Annotated[
         Literal["auto", "f32", "f16", "q8"], "Number format of activations between stages; auto: "
         "for each link f32 (exact) if it is fast enough, else f16 or q8."

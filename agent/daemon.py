@@ -533,7 +533,9 @@ class Agent:
 
     def _load(self) -> Load:
         engines = len(self._deployments.engines())
-        return Load(machine.free_bytes(), machine.cores(), os.getloadavg()[0], engines)
+        return Load(
+            self._deployments.hardware.free_bytes(), machine.cores(), os.getloadavg()[0], engines
+        )
 
     def _models(self) -> list[Model]:
         return [

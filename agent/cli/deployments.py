@@ -144,7 +144,8 @@ def picture(stages: list[dict[str, Any]]) -> list[str]:
         role = "head" if stage["node"] == stages[0]["node"] else "stage"
         arrow = "▼" if position < len(stages) - 1 else "●"
         span = f"layers {stage['first']}–{stage['last'] - 1}"
-        lines.append(f"  {arrow} {stage['name']:<{width}}  {role:<5}  {bar}  {span}")
+        on = f" on {stage['runs_on']}" if stage["runs_on"] else ""
+        lines.append(f"  {arrow} {stage['name']:<{width}}  {role:<5}  {bar}  {span}{on}")
     return lines
 
 

@@ -109,8 +109,11 @@ def status(as_json: bool, settings: Config) -> None:
         ("peers", _peers_line(answer["peers"])),
     ):
         click.echo(f"  {label:<12} {value}")
+    for line in answer["computes"]["lines"]:
+        click.echo(f"  {'llama.cpp':<12} {line}")
     for engine in answer["engines"]:
-        click.echo(f"  {'engine':<12} {engine['ring']}: {engine['what']}, {engine['phase']}")
+        on = f" on {engine['runs_on']}" if engine["runs_on"] else ""
+        click.echo(f"  {'engine':<12} {engine['ring']}: {engine['what']}, {engine['phase']}{on}")
     _show_peers(peerlist.ordered(found))
     for item in answer["health"]:
         click.echo(f"  {item['severity']:<12} {item['title']}: {item['text']} {item['what_to_do']}")

@@ -25,6 +25,7 @@ from agent.deploy.messages import (
     Facts,
     LoadStage,
     Phase,
+    Placed,
     StageState,
     StartServer,
     StopRing,
@@ -101,12 +102,32 @@ class Build:
         self.plan: Plan | None = None
         self.context = 0
         self.head: Engine | None = None
+        self.runs_on: dict[str, str] = {}  # by node id, of what has loaded
         self._rows: tuple[str, ...] = ()
 
     @property
+    def placed(self) -> tuple[Placed, ...]:
+        """Which node has which layers, and what computes them where they have loaded."""
+        return tuple(
+            Placed(s.node, s.name, s.first, s.last, self.runs_on.get(s.node, ""))
+            for s in (self.plan.stages if self.plan else ())
+        )
+
+    @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it is split as it is, and in which types its rows travel, as sentences."""
-        return (*(self.plan.reasons if self.plan else ()), *self._rows)
+        """Why it is split as it is, what computes it, and in which types its rows travel."""
+        if self.plan is None:
+            return ()
+        layers: dict[str, int] = {}
+        for stage in self.plan.stages:
+            layers[stage.node] = layers.get(stage.node, 0) + stage.last - stage.first
+        names = {stage.node: stage.name for stage in self.plan.stages}
+        computed = (
+            f"{names[node]}: {count} layers on {self.runs_on[node]}"
+            for node, count in layers.items()
+            if node in self.runs_on
+        )
+        return (*self.plan.reasons, *computed, *self._rows)
 
     async def up(self) -> Engine:
         """Bring the ring up and return its head, which answers. Raises CoveyError."""
@@ -133,6 +154,7 @@ class Build:
         if self.head is None:
             raise EngineError(f"no head came up for {self._wish.name}")
         await self.head.wait_ready()
+        self.runs_on[self._own.node] = self.head.runs_on
         if not self.plan.whole and not in_line:
             self._rows = await self._row_types(self.plan, self.head)
         return self.head
@@ -276,6 +298,7 @@ class Build:
         while asyncio.get_running_loop().time() < deadline:
             state = await self._stage_state(index, node)
             if state.phase == "listening":
+                self.runs_on[str(node)] = state.runs_on
                 return state.port
             percent = 100 * state.done // max(1, state.total)
             self._progress("loading", f"stage {index}: {state.phase}, {percent} % fetched")

@@ -77,6 +77,7 @@ class Deployments:
         self._keeper = BookKeeper(settings.state_dir, mesh_id, key, mesh, self._book_changed)
         self._rings = Rings(settings, key.id, name, engines, blobs, mesh, self._rings_changed)
         self._stages = StageHost(settings.state_dir / "stages", engines)
+        self.hardware = engines.hardware
         self._ownership = OwnershipService(
             key.id, settings.state_dir, mesh, wants=self._wanted, running=self._rings.running,
             changed=self._owned_changed,
@@ -95,6 +96,7 @@ class Deployments:
         self._keeper.restore()
         self._read_wants()
         await self._ownership.start(host, beat_port)
+        self.hardware.begin()
         self._tasks = [
             asyncio.create_task(self._keeper.follow(), name="deployments compare"),
             asyncio.create_task(self._executor.follow(), name="deployments owned"),
@@ -111,6 +113,7 @@ class Deployments:
         await self._ownership.stop()
         await self._rings.stop()
         await self._stages.stop()
+        await self.hardware.stop()
 
     # ------------------------------------------------------------------ what the daemon passes on
 

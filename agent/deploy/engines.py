@@ -6,6 +6,7 @@ to the overlay address and to ports of `network.engine_ports` only.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ from pathlib import Path
 import msgspec
 
 from agent.config import Config
+from agent.deploy.hardware import Hardware
 from agent.deploy.messages import FrameType
 from agent.engine.spec import EngineSpec, Role, RpcServer
 from agent.engine.supervisor import Engine
-from agent.errors import EnvironmentFault
+from agent.errors import EngineError, EnvironmentFault, ModelError
 from agent.identity.addresses import overlay_ipv6
 from agent.identity.keys import NodeId
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Engines:
         self._running: list[Engine] = []
         self._starting: set[int] = set()  # ports of engines that do not listen yet
         self.own_address = self.address(own)
+        self.hardware = Hardware(settings)
 
     def address(self, node: NodeId) -> str:
         """Return a node's overlay address, computed from its id."""
@@ -68,7 +73,7 @@ class Engines:
         return await self._start(EngineSpec(
             role="rpc-server", files=(), ring=place.ring, epoch=place.epoch, stage=place.index,
             stages=place.stages, listen=self.own_address, port=port, predecessor=self.address(head),
-            threads=engine.threads, silence_s=engine.frame_timeout_s,
+            threads=engine.threads, silence_s=engine.frame_timeout_s, cache=self._cache(),
         ))  # fmt: skip
 
     def _whole(self, path: Path, name: str, context: int) -> EngineSpec:
@@ -116,10 +121,29 @@ class Engines:
 
     async def _start(self, spec: EngineSpec) -> Engine:
         try:
-            engine = await Engine.start(spec, load_timeout_s=self._settings.engine.load_timeout_s)
+            # Over RPC all compute on their CPUs: a driver would need the files that are given up.
+            over_rpc = spec.role == "rpc-server" or bool(spec.servers)
+            layers = 0 if over_rpc else await self.hardware.gpu_layers()
+            engine = await self._try(msgspec.structs.replace(spec, gpu_layers=layers))
         finally:
             self._starting -= {spec.port, spec.http_port}
+        _log.info("%s runs on %s; %s", spec.title, engine.runs_on, self.hardware.cpu())
         self._running = [*(e for e in self._running if not e.ended), engine]
+        return engine
+
+    async def _try(self, spec: EngineSpec) -> Engine:
+        """Start it on the GPUs where they are used, else or if that fails on the CPU."""
+        timeout_s = self._settings.engine.load_timeout_s
+        try:
+            return await Engine.start(spec, load_timeout_s=timeout_s)
+        except (EngineError, ModelError) as error:
+            if not spec.gpu_layers:
+                raise
+            _log.warning("%s is tried on the CPU, since on the GPU: %s", spec.title, error.line())
+        engine = await Engine.start(
+            msgspec.structs.replace(spec, gpu_layers=0), load_timeout_s=timeout_s
+        )
+        engine.runs_on += ", since it did not start on the GPU"
         return engine
 
     def _cache(self) -> str:

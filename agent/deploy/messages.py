@@ -101,7 +101,7 @@ class StopRing(_Message, frozen=True):
 class StageState(_Message, frozen=True):
     """A stage's answer: its phase, bytes fetched of all, its port, and why it broke.
 
-    `rows` says in which type rows leave it once it is ready.
+    `rows` says in which type rows leave it once it is ready, `runs_on` what computes it.
     """
 
     phase: Phase
@@ -109,6 +109,7 @@ class StageState(_Message, frozen=True):
     total: int = 0
     port: int = 0
     rows: str = ""
+    runs_on: str = ""
     message: str = ""
     hint: str = ""
 
@@ -141,12 +142,13 @@ class AskHead(_Message, frozen=True):
 
 
 class Placed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Layers [first, last) on a node (its id and its name)."""
+    """Layers [first, last) on a node (its id and its name), and what computes them once loaded."""
 
     node: str
     name: str
     first: int
     last: int
+    runs_on: str = ""
 
 
 class HeadState(_Message, frozen=True):

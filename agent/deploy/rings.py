@@ -26,14 +26,15 @@ from typing import Any
 
 from agent import endpoint
 from agent.config import Config
-from agent.deploy import heads, machine
+from agent.deploy import heads
 from agent.deploy.blobs import BlobServer
 from agent.deploy.build import Build
 from agent.deploy.engines import Engines
 from agent.deploy.heads import Head
 from agent.deploy.mesh import Mesh
-from agent.deploy.messages import HeadState, Placed
+from agent.deploy.messages import HeadState
 from agent.deploy.wish import Wish
+from agent.engine.gpu import SURVEY_TIMEOUT_S
 from agent.errors import ConfigError, CoveyError, EngineError, ModelError, UsageError, to_wire
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token
@@ -150,7 +151,6 @@ class Rings:
         if known is None:
             return HeadState(name)
         built = known.build
-        found = built.plan if built else None
         url = ""
         if known.phase in ("ready", "draining") and built is not None and built.head is not None:
             url = f"http://{endpoint.join(self._engines.own_address, built.head.http_port)}"
@@ -158,10 +158,7 @@ class Rings:
             name, known.phase, known.progress, known.revision,
             wish=(str(known.wish.author_id), known.wish.generation), token=known.token,
             ring=known.ring, epoch=known.epoch, context=built.context if built else 0,
-            stages=tuple(
-                Placed(s.node, s.name, s.first, s.last) for s in (found.stages if found else ())
-            ),
-            reasons=built.reasons if built else (), url=url,
+            stages=built.placed if built else (), reasons=built.reasons if built else (), url=url,
             error=to_wire(known.error) if known.error else None,
         )  # fmt: skip
 
@@ -181,7 +178,8 @@ class Rings:
         """Describe the heads that run here, for `agent status`."""
         return [
             {"ring": d.ring, "what": f"head of {d.wish.name}", "phase": d.phase,
-             "head": str(self._own), "message": d.progress}
+             "head": str(self._own), "message": d.progress,
+             "runs_on": d.build.runs_on.get(str(self._own), "") if d.build else ""}
             for d in self._deployments.values()
         ]  # fmt: skip
 
@@ -293,7 +291,8 @@ class Rings:
 
     async def _run_epoch(self, deployment: _Deployment) -> None:
         """Build an epoch and serve it until it breaks; always raises, or is cancelled."""
-        own = Candidate(str(self._own), self._name, machine.free_bytes())
+        facts = await self._engines.hardware.facts(SURVEY_TIMEOUT_S)
+        own = Candidate(str(self._own), self._name, facts.free_bytes)
         deployment.build = Build(
             deployment.wish, deployment.ring, deployment.epoch, settings=self._settings, own=own,
             engines=self._engines, blobs=self._blobs, mesh=self._mesh,

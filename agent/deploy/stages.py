@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.deploy import blobs, machine
+from agent.deploy import blobs
 from agent.deploy.engines import Engines, Place
 from agent.deploy.messages import (
     Answer,
     AskFacts,
     AskStage,
     ConnectStage,
-    Facts,
     LoadStage,
     StageRequest,
     StageState,
@@ -74,7 +73,7 @@ class StageHost:
         """Do what a member asks; raises a CoveyError, which reaches that member."""
         match request:
             case AskFacts():
-                return Facts(free_bytes=machine.free_bytes(), cores=machine.cores())
+                return await self._engines.hardware.facts()
             case LoadStage() | StartServer():
                 return await self._load(peer, request)
             case ConnectStage():
@@ -103,7 +102,8 @@ class StageHost:
         """Describe what runs here, for `agent status`."""
         return [
             {"ring": ring, "what": f"stage {index}", "phase": stage.state.phase,
-             "head": str(stage.owner), "message": stage.state.message}
+             "head": str(stage.owner), "message": stage.state.message,
+             "runs_on": stage.state.runs_on}
             for (ring, index), stage in sorted(self._stages.items())
         ]  # fmt: skip
 
@@ -206,8 +206,9 @@ class StageHost:
     ) -> None:
         total = stage.request.size if isinstance(stage.request, LoadStage) else 0
         stage.state = StageState(
-            phase=phase, done=total if done is None else done, total=total, port=port, rows=rows
-        )
+            phase=phase, done=total if done is None else done, total=total, port=port, rows=rows,
+            runs_on=stage.engine.runs_on if stage.engine else "",
+        )  # fmt: skip
 
     def _of(self, ring: str) -> list[_Stage]:
         return [stage for (name, _), stage in self._stages.items() if name == ring]

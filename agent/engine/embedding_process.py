@@ -11,11 +11,11 @@ from pathlib import Path
 
 from aiohttp import web
 
-from agent.engine import selftest
 from agent.engine.channel import Channel
 from agent.engine.embedder import Embedder, pooled_context
 from agent.engine.gguf_file import GgufFile
-from agent.engine.llama import Weights, default_threads
+from agent.engine.llama import Weights
+from agent.engine.means import Means
 from agent.engine.purpose import ENCODER_CONTEXT, POOLING_MEAN, POOLINGS, Purpose
 from agent.engine.serve.embeddings import make_app
 from agent.engine.serve.site import serve
@@ -34,19 +34,18 @@ _RANKING = ("cls.output.weight", "cls.weight")
 class _Loaded:
     """The model, and a context in which a text of `longest` tokens is one batch."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, found: Means) -> None:
         started = time.monotonic()
         path = Path(spec.files[0])
         with GgufFile(path) as file:
             pooling = _pooling(file)
-        proof = selftest.prove(Path(spec.cache) if spec.cache else None)
-        self.use_extra_bufts = proof.use_extra_bufts
-        weights = Weights(path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers)
+        self.means = found
+        weights = Weights(path, use_extra_bufts=found.use_extra_bufts, gpu_layers=found.gpu_layers)
         self.longest = min(spec.n_ctx or ENCODER_CONTEXT, weights.train_context)
         self.rows = min(spec.n_batch, _SHARED_ROWS)
         self.context = pooled_context(
             weights, pooling, rows=max(self.rows, self.longest), sequences=_SEQUENCES,
-            threads=spec.threads or default_threads(),
+            threads=self.means.threads,
         )  # fmt: skip
         self.load_s = time.monotonic() - started
 
@@ -65,12 +64,12 @@ def _pooling(file: GgufFile) -> int:
     return pooling
 
 
-async def run_embedder(spec: EngineSpec, purpose: Purpose, channel: Channel) -> None:
+async def run_embedder(spec: EngineSpec, purpose: Purpose, found: Means, channel: Channel) -> None:
     """Load and serve until told to stop; raises CoveyError when it cannot start."""
     runner: web.AppRunner | None = None
     embedder: Embedder | None = None
     try:
-        loaded = await asyncio.to_thread(_Loaded, spec)
+        loaded = await asyncio.to_thread(_Loaded, spec, found)
         embedder = Embedder(
             spec.model_name, purpose, loaded.context, longest=loaded.longest, rows=loaded.rows,
             on_broken=lambda error: channel.emit_error("broken", error),
@@ -84,7 +83,8 @@ async def run_embedder(spec: EngineSpec, purpose: Purpose, channel: Channel) -> 
                 "ready",
                 http_port=http_port,
                 load_s=loaded.load_s,
-                use_extra_bufts=loaded.use_extra_bufts,
+                use_extra_bufts=loaded.means.use_extra_bufts,
+                runs_on=loaded.means.words,
             )
         )
         await channel.until_stopped()

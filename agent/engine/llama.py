@@ -82,11 +82,6 @@ def _listen() -> None:
     _errors.clear()
 
 
-def default_threads() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def _reason(fallback: str) -> str:
     """Return llama.cpp's own last words on an error, shortened to one line."""
     for line in _errors:
@@ -100,6 +95,7 @@ class Weights:
     """A model file (or a part) that llama.cpp has loaded.
 
     Raises ModelError with llama.cpp's reason when it cannot load the file. `n_vocab` counts tokens,
+    `gpu_layers`: how many of its layers go to the GPUs, -1: all, 0: nothing is computed on one.
     `n_embd` is the width of a row, `n_embd_out` that of an embedding, `n_ranks` how many values a
     model for ranks gives, `layers` those in this file. `arrange` may change llama.cpp's parameters.
     """
@@ -110,6 +106,10 @@ class Weights:
     ) -> None:  # fmt: skip
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
+        no_devices = (ctypes.c_void_p * 1)()
+        if not gpu_layers:
+            # Otherwise llama.cpp would copy weights to a GPU for large batches.
+            parameters.devices = ctypes.addressof(no_devices)
         parameters.use_extra_bufts = use_extra_bufts
         arrange(parameters)
         _listen()
@@ -340,6 +340,10 @@ class Context:
             raise EngineError(f"sequence {sequence} of the last batch has no vector.")
         view: Rows = np.ctypeslib.as_array(found, (width,))
         return view
+
+    def use_threads(self, count: int) -> None:
+        """Compute with another number of threads from now on."""
+        llama_cpp.llama_set_n_threads(self.handle, count, count)
 
     def clear(self) -> None:
         """Forget all sequences; a model without a KV cache has none."""

@@ -1,8 +1,9 @@
 """Build the llama-cpp-python wheel for this CPU, once, and keep it in a cache outside the tree.
 
-A build takes minutes and depends only on the version, the Python ABI and the CPU's instruction
-sets, so these three name the cache entry. Used by `make` (and by whoever builds for like hosts);
-only the standard library, since it runs before anything is installed.
+A build takes minutes and depends only on the version, the Python ABI, the CPU's instruction sets
+and what the environment's CMAKE_ARGS add (a GPU: `-DGGML_CUDA=ON`), so these name the cache entry.
+Used by `make` (and by whoever builds for like hosts); only the standard library, since it runs
+before anything is installed.
 
 GGML_NATIVE is off because it would make the compiler use everything that the CPU announces: many
 virtual machines announce AMX, mask it, and crash on the first batched matmul. The instruction
@@ -64,6 +65,7 @@ def cache_entry(cache: Path, requirement: str, options: list[str]) -> Path:
 def build(requirements: Path, cache: Path, build_requirements: Path) -> Path:
     """Return the wheel for `requirements` (one pinned line); build it if it is not cached."""
     options = cmake_options(platform.machine(), read_cpu_flags())
+    options += os.environ.get("CMAKE_ARGS", "").split()
     entry = cache_entry(cache, requirements.read_text(), options)
     ready = sorted(entry.glob("*.whl"))
     if ready:

@@ -1,6 +1,6 @@
 """An engine process: `python -m agent.engine.process`, told what to be by one JSON line.
 
-It proves llama.cpp (`selftest.py`), loads its part, joins the ring and works until it is told to
+It proves llama.cpp (`means.py`), loads its part, joins the ring and works until it is told to
 stop, its input ends (the agent died), or the ring breaks. Started by `supervisor.py` alone. Events
 are JSON lines on standard output, logs go to standard error (`spec.py` has the types).
 """
@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.engine import selftest
+from agent.engine import means
 from agent.engine.calibrate import measure
 from agent.engine.channel import STDIN, Channel
 from agent.engine.cut import CutOrigin, origin
@@ -26,6 +26,7 @@ from agent.engine.frames import Limits
 from agent.engine.gguf_file import GgufFile
 from agent.engine.join import Dialled, Interrupted, Listener, Patience
 from agent.engine.link import Inlet, Membership, Outlet
+from agent.engine.means import Means
 from agent.engine.purpose import Purpose
 from agent.engine.rpc_server import run_rpc_server
 from agent.engine.spec import EngineSpec, Event
@@ -48,15 +49,14 @@ _PR_SET_PDEATHSIG = 1
 class Loaded:
     """The llama.cpp side of an engine: weights and contexts of its file or files."""
 
-    def __init__(self, spec: EngineSpec, spread: Spread | None = None) -> None:
+    def __init__(self, spec: EngineSpec, found: Means, spread: Spread | None = None) -> None:
         started = time.monotonic()
+        self.means = found
         paths = [Path(name) for name in spec.files]
         self.origins: list[CutOrigin | None] = []
         for path in paths:
             with GgufFile(path) as file:  # a damaged file ends here, in one clear line
                 self.origins.append(origin(file))
-        proof = selftest.prove(Path(spec.cache) if spec.cache else None)
-        self.use_extra_bufts = proof.use_extra_bufts
 
         from agent.engine.llama import Context, Weights
 
@@ -64,7 +64,7 @@ class Loaded:
         self.contexts: list[Context] = []
         for index, path in enumerate(paths):
             weights = Weights(
-                path, use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers,
+                path, use_extra_bufts=found.use_extra_bufts, gpu_layers=found.gpu_layers,
                 arrange=spread.arrange if spread else lambda _: None,
             )  # fmt: skip
             keeps_rows = spec.role == "stage" or (spec.role == "head" and index == 0)
@@ -74,15 +74,14 @@ class Loaded:
             )
         self.load_s = time.monotonic() - started
 
-    @staticmethod
-    def _limits(spec: EngineSpec, weights: Weights) -> ContextLimits:
-        from agent.engine.llama import ContextLimits, default_threads
+    def _limits(self, spec: EngineSpec, weights: Weights) -> ContextLimits:
+        from agent.engine.llama import ContextLimits
 
         n_ctx = spec.n_ctx or weights.train_context
-        threads = spec.threads or default_threads()
         return ContextLimits(
-            n_ctx, min(spec.n_batch, n_ctx), spec.sequences, threads, spec.flash_attention
-        )
+            n_ctx, min(spec.n_batch, n_ctx), spec.sequences, self.means.threads,
+            spec.flash_attention,
+        )  # fmt: skip
 
     def member(self, spec: EngineSpec) -> Membership:
         """Return this engine's place in its ring; ModelError when its files are no parts of one."""
@@ -149,12 +148,12 @@ def _join(
     return inlet, outlet
 
 
-def run_stage(spec: EngineSpec, channel: Channel) -> None:
+def run_stage(spec: EngineSpec, found: Means, channel: Channel) -> None:
     """Be a middle stage until told to stop; raises CoveyError when it fails or the ring breaks."""
     from agent.engine.stage import Stage
 
     try:
-        loaded = Loaded(spec)
+        loaded = Loaded(spec, found)
         member = loaded.member(spec)
         listener = Listener(spec.listen, spec.port)
         channel.emit(
@@ -162,7 +161,8 @@ def run_stage(spec: EngineSpec, channel: Channel) -> None:
                 "listening",
                 port=listener.port,
                 load_s=loaded.load_s,
-                use_extra_bufts=loaded.use_extra_bufts,
+                use_extra_bufts=loaded.means.use_extra_bufts,
+                runs_on=loaded.means.words,
             )
         )
         joined = _join(spec, loaded, member, listener, channel)
@@ -183,7 +183,7 @@ def run_stage(spec: EngineSpec, channel: Channel) -> None:
         channel.emit(Event("stats", stats={**asdict(stage.stats)}))
 
 
-async def run_head(spec: EngineSpec, channel: Channel) -> None:
+async def run_head(spec: EngineSpec, found: Means, channel: Channel) -> None:
     """Be the head, or the whole model, with its HTTP server, until told to stop.
 
     Raises CoveyError when it cannot start. A ring that breaks later is reported, and the server
@@ -204,9 +204,9 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
             from agent.engine.rpc_head import RpcHead
 
             servers = RpcHead(spec)
-            loaded = await servers.load(lambda spread: Loaded(spec, spread))
+            loaded = await servers.load(lambda spread: Loaded(spec, found, spread))
         else:
-            loaded = await asyncio.to_thread(Loaded, spec)
+            loaded = await asyncio.to_thread(Loaded, spec, found)
         limits = loaded.contexts[-1].limits
         head = Head(
             spec.model_name,
@@ -227,7 +227,8 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
                     port=listener.port,
                     http_port=http_port,
                     load_s=loaded.load_s,
-                    use_extra_bufts=loaded.use_extra_bufts,
+                    use_extra_bufts=loaded.means.use_extra_bufts,
+                    runs_on=loaded.means.words,
                 )
             )
         if servers is not None:
@@ -243,7 +244,8 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
                 "ready",
                 http_port=http_port,
                 load_s=loaded.load_s,
-                use_extra_bufts=loaded.use_extra_bufts,
+                use_extra_bufts=loaded.means.use_extra_bufts,
+                runs_on=loaded.means.words,
                 rows=pipeline.rows,
             )
         )
@@ -287,15 +289,15 @@ def _die_with_agent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _serve(spec: EngineSpec, purpose: Purpose, channel: Channel) -> None:
+def _serve(spec: EngineSpec, purpose: Purpose, found: Means, channel: Channel) -> None:
     import asyncio
 
     if purpose == "text":
-        asyncio.run(run_head(spec, channel))
+        asyncio.run(run_head(spec, found, channel))
     else:
         from agent.engine.embedding_process import run_embedder
 
-        asyncio.run(run_embedder(spec, purpose, channel))
+        asyncio.run(run_embedder(spec, purpose, found, channel))
 
 
 def main() -> int:
@@ -314,15 +316,17 @@ def main() -> int:
         try:
             spec = channel.read_spec()
             purpose = _purpose(spec)
+            # Before anything imports llama.cpp: that alone loads the drivers that are not hidden.
+            found = means.find(spec)
         except CoveyError as error:
             channel.emit_error("failed", error)
             raise
         if spec.role == "stage":
-            run_stage(spec, channel)
+            run_stage(spec, found, channel)
         elif spec.role == "rpc-server":
-            run_rpc_server(spec, channel)
+            run_rpc_server(spec, found, channel)
         else:
-            _serve(spec, purpose, channel)
+            _serve(spec, purpose, found, channel)
     except CoveyError as error:
         log.error("%s", error.line())
         code = error.exit_code

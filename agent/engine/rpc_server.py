@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from agent.engine import confine
 from agent.engine.channel import STDIN, Channel
 from agent.engine.join import Listener
+from agent.engine.means import Means
 from agent.engine.rpc_wire import (
     BEAT,
     CLOSED,
@@ -44,14 +45,14 @@ _PAUSE_S = 0.01
 _STEP_S = 0.2
 
 
-def run_rpc_server(spec: EngineSpec, channel: Channel) -> None:
+def run_rpc_server(spec: EngineSpec, found: Means, channel: Channel) -> None:
     """Serve until told to stop; raises CoveyError when it fails, or its head is gone."""
     began = time.monotonic()
     try:
         check_addresses(spec.listen, spec.predecessor)
         listener = Listener(spec.listen, spec.port)  # before the network is another one
         confine.own_network()
-        gate = _Gate(spec, listener)
+        gate = _Gate(spec, found.threads, listener)
         missing = gate.start_llama()
     except CoveyError as error:
         channel.emit_error("failed", error)
@@ -59,8 +60,11 @@ def run_rpc_server(spec: EngineSpec, channel: Channel) -> None:
     load_s = time.monotonic() - began
     words = f"it could not give up {', '.join(missing)}" if missing else ""
     channel.emit(
-        Event("listening", port=listener.port, load_s=load_s, use_extra_bufts=False, message=words)
-    )
+        Event(
+            "listening", port=listener.port, load_s=load_s, use_extra_bufts=False, message=words,
+            runs_on=found.words,
+        )
+    )  # fmt: skip
     try:
         gate.run(channel)
     except CoveyError as error:
@@ -73,8 +77,9 @@ def run_rpc_server(spec: EngineSpec, channel: Channel) -> None:
 class _Gate:
     """Lets the head in, and nobody else."""
 
-    def __init__(self, spec: EngineSpec, listener: Listener) -> None:
+    def __init__(self, spec: EngineSpec, threads: int, listener: Listener) -> None:
         self._spec = spec
+        self._threads = threads
         self._listener = listener
         self._head = ipaddress.ip_address(spec.predecessor)
         self._failure: EngineError | None = None
@@ -90,17 +95,15 @@ class _Gate:
 
         Returns what could not be given up, in words.
         """
-        from agent.engine.llama import default_threads
         from agent.engine.rpc_library import Server
 
         server = Server()
-        threads = self._spec.threads or default_threads()
         missing = confine.confine()
         for each in missing:
             log.warning("this RPC server could not give up %s", each)
 
         def serve() -> None:
-            server.run(f"{_INSIDE[0]}:{_INSIDE[1]}", threads)
+            server.run(f"{_INSIDE[0]}:{_INSIDE[1]}", self._threads)
             self._fail("llama.cpp's RPC server ended.")
 
         _thread(serve)

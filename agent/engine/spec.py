@@ -42,8 +42,9 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     `listen` and `predecessor` are overlay addresses; the latter is the only one that may connect.
     `row_type` is how rows leave this stage; auto: by the bandwidth of its link.
     `http_address` empty means no HTTP server; port 0 lets the system choose one. `n_ctx` 0 is the
-    model's own context, for all `slots` requests together that are served at once. `threads` 0 is
-    one for each CPU. `silence_s` is how long a stage may be
+    model's own context, for all `slots` requests together that are served at once. `threads` 0
+    is as many as were measured to be best, `gpu_layers` -1 all on the GPUs if there are any that
+    pass the self-test, 0 none. `silence_s` is how long a stage may be
     silent, and `join_timeout_s` how long the neighbours may take to come, once `connect` was said.
     `drafts` says whether guesses from what was said before fill the ring (batching.py).
     `cache` is a folder where the result of the self-test is kept; empty: it is not kept.
@@ -133,7 +134,8 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     `listening` (loaded; `port` for the predecessor, `http_port`), `ready` (serving), `failed` (did
     not start) and `broken` (was ready) with `kind`, `message` and `hint` of the error, `stats`
-    with counts and seconds. `rows` says in which type rows leave a ready stage, and why.
+    with counts and seconds. `rows` says in which type rows leave a ready stage, and why; `runs_on`
+    with what a loaded engine computes.
     """
 
     event: Literal["listening", "ready", "failed", "broken", "stats"]
@@ -142,6 +144,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     load_s: float = 0.0
     use_extra_bufts: bool = True
     rows: str = ""
+    runs_on: str = ""
     kind: str = ""
     message: str = ""
     hint: str = ""

@@ -36,6 +36,13 @@ _LINE_BYTES = 1 << 20
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
 
 
+def environment() -> dict[str, str]:
+    """Return the environment in which a process of this package runs."""
+    root = str(Path(agent.__file__).parents[1])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 class Engine:
     """A running engine process; made by `start`, ended by `stop`."""
 
@@ -45,6 +52,7 @@ class Engine:
         self.port = 0
         self.http_port = 0
         self.rows = ""
+        self.runs_on = ""
         self.stats: dict[str, float] = {}
         self._process = process
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -62,8 +70,6 @@ class Engine:
         Raises the engine's own error when it fails, EngineError when it dies or takes too long.
         """
         spec.check()
-        root = str(Path(agent.__file__).parents[1])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -72,7 +78,7 @@ class Engine:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=_LINE_BYTES,
-            env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env=environment(),
         )
         engine = cls(spec, process)
         try:
@@ -214,9 +220,11 @@ class Engine:
         match event.event:
             case "listening":
                 self.port, self.http_port = event.port, event.http_port
+                self.runs_on = event.runs_on
                 self._listening.set()
             case "ready":
                 self.http_port, self.rows = event.http_port, event.rows
+                self.runs_on = event.runs_on or self.runs_on
                 self._ready.set()
             case "stats":
                 self.stats = dict(event.stats)

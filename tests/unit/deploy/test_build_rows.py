@@ -72,9 +72,11 @@ async def test_a_stage_that_says_nothing_is_left_out_and_a_broken_one_is_an_erro
     monkeypatch.setattr(build, "_ROWS_TIMEOUT_S", 0.05)
     mesh = FakeMesh(den=[LOADING], attic=[StageState(phase="ready", rows="f32")])
     made = built(mesh)
+    made.runs_on[PLAN.stages[0].node] = "NVIDIA H200 (CUDA0)"
     made._rows = await made._row_types(PLAN, FakeHead())  # type: ignore[arg-type]
     assert made.reasons == (
-        "three nodes were asked for", "rows leave box as f32 (940 Mbit/s)",
+        "three nodes were asked for", "box: 6 layers on NVIDIA H200 (CUDA0)",
+        "rows leave box as f32 (940 Mbit/s)",
         "rows leave attic as f32",
     )  # fmt: skip
     broken = FakeMesh(den=[StageState(phase="broken", message="it was killed")], attic=[LOADING])

@@ -17,6 +17,7 @@ from agent import config
 from agent.api import DeployRequest
 from agent.deploy import keeper, messages, rings
 from agent.deploy.deployments import Deployments
+from agent.deploy.hardware import Hardware
 from agent.deploy.heads import Head
 from agent.deploy.messages import Drop, Keep
 from agent.deploy.wish import Wish
@@ -46,6 +47,7 @@ class FakeBuild:
 
     def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
         self.plan, self.context, self.head, self.reasons = None, 64, FakeHead(), ()
+        self.placed, self.runs_on = (), {"": ""}
         type(self).made.append((wish.name, more["own"].name))
 
     async def up(self) -> FakeHead:
@@ -83,7 +85,7 @@ class Node:
 
     async def start(self) -> None:
         settings, _ = config.load(Path("/dev/null"), {}, [f"node.state_dir={self.state}"])
-        engines: Any = SimpleNamespace(own_address=self.address)
+        engines: Any = SimpleNamespace(own_address=self.address, hardware=Hardware(settings))
         made = Deployments(settings, self.key, self.name, MESH, engines, Any, self, self._note)  # type: ignore[arg-type] # no blobs are served
         await made.start(self.address, self.net.port)
         # The quiet time after a start has tests of its own, on virtual time.

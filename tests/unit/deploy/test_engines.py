@@ -23,6 +23,7 @@ class FakeEngine:
     """An engine that starts when it is let, and listens where it was told."""
 
     waiting: list["FakeEngine"]
+    runs_on = ""
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec, self.ended = spec, False
@@ -125,3 +126,46 @@ async def test_what_the_operator_says_of_engines_gets_to_each_of_them(
     await few.start_stage(Path("x"), PLACE, OTHER, context=64, frames="q8")
     assert [spec.role for spec in specs] == ["whole", "head", "stage"]
     assert {(spec.threads, spec.flash_attention) for spec in specs} == {(3, wanted)}
+
+
+class OnGpus(FakeEngine):
+    """An engine that starts on the CPU alone."""
+
+    fault: Exception = EngineError("it was killed (signal 6).")
+
+    @classmethod
+    async def start(cls, spec: EngineSpec, **_: Any) -> "OnGpus":
+        cls.waiting.append(engine := cls(spec))
+        engine.runs_on = "2 CPU threads"
+        if spec.gpu_layers:
+            raise cls.fault
+        return engine
+
+
+@pytest.fixture
+def gpu(few: Engines, monkeypatch: pytest.MonkeyPatch) -> Engines:
+    async def all_layers() -> int:
+        return -1
+
+    monkeypatch.setattr(few.hardware, "gpu_layers", all_layers)
+    monkeypatch.setattr(engines, "Engine", OnGpus)
+    return few
+
+
+async def test_what_does_not_start_on_the_gpu_is_tried_on_the_cpu(
+    gpu: Engines, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = await gpu.start_stage(Path("x"), PLACE, OTHER, context=64, frames="f32")
+    assert [engine.spec.gpu_layers for engine in FakeEngine.waiting] == [-1, 0]
+    assert found.runs_on == "2 CPU threads, since it did not start on the GPU"
+    assert "on the CPU, since on the GPU: it was killed (signal 6)." in caplog.text
+
+
+async def test_another_error_is_not_tried_again(
+    gpu: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnGpus, "fault", EnvironmentFault("no port"))
+    with pytest.raises(EnvironmentFault):
+        await gpu.start_stage(Path("x"), PLACE, OTHER, context=64, frames="f32")
+    assert len(FakeEngine.waiting) == 1
+    assert gpu._starting == set()

@@ -78,13 +78,13 @@ def test_a_message_that_cannot_be_read_is_one_line(raw: bytes) -> None:
 
 def test_the_picture_shows_each_stage_where_its_layers_lie() -> None:
     lines = picture([
-        {"node": "a", "name": "alpha", "first": 0, "last": 1},
-        {"node": "b", "name": "be", "first": 1, "last": 3},
-        {"node": "a", "name": "alpha", "first": 3, "last": 4},
+        {"node": "a", "name": "alpha", "first": 0, "last": 1, "runs_on": "2 CPU threads"},
+        {"node": "b", "name": "be", "first": 1, "last": 3, "runs_on": ""},  # still loads
+        {"node": "a", "name": "alpha", "first": 3, "last": 4, "runs_on": "2 CPU threads"},
     ])  # fmt: skip
     assert lines == [
-        "  ▼ alpha  head   █···  layers 0–0",
+        "  ▼ alpha  head   █···  layers 0–0 on 2 CPU threads",
         "  ▼ be     stage  ·██·  layers 1–2",
-        "  ● alpha  head   ···█  layers 3–3",
+        "  ● alpha  head   ···█  layers 3–3 on 2 CPU threads",
     ]
     assert picture([]) == []

@@ -9,6 +9,7 @@ import pytest
 
 from agent import config
 from agent.deploy import rings
+from agent.deploy.hardware import Hardware
 from agent.deploy.heads import Head
 from agent.deploy.messages import HeadState
 from agent.deploy.wish import Wish
@@ -48,6 +49,8 @@ class FakeBuild:
         self.plan: Plan | None = None
         if type(self).partner is not None:
             self.plan = Plan((Stage(str(type(self).partner), "partner", 0, 1),), ())
+        self.placed: tuple[Any, ...] = ()
+        self.runs_on: dict[str, str] = {}
         self.head: FakeHead | None = None
         self.is_down = False
         type(self).made.append(self)
@@ -74,9 +77,12 @@ class FakeMesh:
 
 
 class FakeEngines:
-    """Knows an address."""
+    """Knows an address, and this machine."""
 
     own_address = "fd00::1"
+
+    def __init__(self, settings: config.Config) -> None:
+        self.hardware = Hardware(settings)
 
 
 class Setup:
@@ -90,7 +96,7 @@ class Setup:
         self.slept: list[float] = []
         self.waits = False
         self.rings = rings.Rings(
-            settings, OWN, "box", FakeEngines(), None, self.mesh, self._changed,  # type: ignore[arg-type] # the fakes above
+            settings, OWN, "box", FakeEngines(settings), None, self.mesh, self._changed,  # type: ignore[arg-type] # the fakes above
         )  # fmt: skip
 
     def _changed(self) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from agent.config import Config
 from agent.deploy import stages
+from agent.deploy.hardware import Hardware
 from agent.deploy.messages import (
     AskFacts,
     AskStage,
@@ -38,6 +40,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.port = 7100
+        self.runs_on = "2 CPU threads"
         self.rows = "f32 (940 Mbit/s)"
         self.connected_to: tuple[str, int] | None = None
         self.stopped = False
@@ -63,6 +66,7 @@ class FakeEngines:
         self.engine: FakeEngine | None = None
         self.started: list[tuple[Any, ...]] = []
         self.fault: CoveyError | None = None
+        self.hardware = Hardware(Config())
 
     def address(self, node: NodeId) -> str:
         return address(node)
@@ -141,7 +145,8 @@ async def test_a_stage_loads_listens_connects_and_is_ready(
         ring=RING, token=TOKEN, epoch=5, index=1, successor=str(OTHER), port=7101
     )
     await host.answer(HEAD, request)
-    assert (await phase(host, "ready")).rows == "f32 (940 Mbit/s)"
+    ready = await phase(host, "ready")
+    assert (ready.rows, ready.runs_on) == ("f32 (940 Mbit/s)", "2 CPU threads")
     assert engines.engine is not None
     assert engines.engine.connected_to == (address(OTHER), 7101)
     assert [e["phase"] for e in host.engines()] == ["ready"]

@@ -59,6 +59,7 @@ def test_a_cached_wheel_is_taken_and_another_cpu_or_version_is_another_entry(
     other_version = llama_build.cache_entry(tmp_path, "llama-cpp-python==0.0.2", options)
     assert len({entry, other_cpu, other_version}) == 3
     monkeypatch.setattr(llama_build, "read_cpu_flags", lambda: NEW_XEON)
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
     monkeypatch.setattr(llama_build.platform, "machine", lambda: "x86_64")
     entry = llama_build.cache_entry(tmp_path, pinned.read_text(), options)
     entry.mkdir(parents=True)
@@ -67,3 +68,10 @@ def test_a_cached_wheel_is_taken_and_another_cpu_or_version_is_another_entry(
     wheel.touch()
     # A build would start with a virtual environment, for which there are no requirements here.
     assert llama_build.build(pinned, tmp_path, tmp_path / "none") == wheel
+    # With a GPU it is another wheel.
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=ON  -DCMAKE_CUDA_ARCHITECTURES=90")
+    wished = [*options, "-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=90"]
+    entry = llama_build.cache_entry(tmp_path, pinned.read_text(), wished)
+    entry.mkdir(parents=True)
+    (entry / wheel.name).touch()
+    assert llama_build.build(pinned, tmp_path, tmp_path / "none") == entry / wheel.name

@@ -139,6 +139,7 @@ async def test_two_nodes_answer_as_llama_cpp_and_stop_cleanly_when_asked(
         assert all(not engine.ended for engine in engines)
         # Loopback is fast enough for exact rows, and each engine says so.
         assert all(re.fullmatch(r"f32 \([\d,]+ Mbit/s\)", engine.rows) for engine in engines)
+        assert {engine.runs_on for engine in engines} == {"1 CPU thread"}
     # The head went first, so the stage has lost it: the daemon knows that it asked for this.
     assert await engines[0].wait_ended() is None
     for engine in engines:

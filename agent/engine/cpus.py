@@ -1,0 +1,79 @@
+"""Which CPUs this process may use: its affinity, its cgroups' quota, and how many cores they are.
+
+For the self-test, which measures how many threads llama.cpp should have (`threads.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class Cpus:
+    """`allowed`: threads that can run at once; `cores`: on how many cores; `ids`: where."""
+
+    allowed: int
+    cores: int
+    ids: tuple[int, ...]
+
+
+def find(root: Path = _ROOT) -> Cpus:
+    """Return the CPUs that this process may use; `root` is where /proc and /sys lie."""
+    ids = tuple(sorted(os.sched_getaffinity(0)))
+    allowed = len(ids)
+    quota = _quota(root)
+    if quota is not None:
+        allowed = max(1, min(allowed, math.ceil(quota)))
+    return Cpus(allowed, min(allowed, _cores(root, ids)), ids)
+
+
+def _cores(root: Path, ids: tuple[int, ...]) -> int:
+    """Return how many physical cores these CPUs lie on; one each where the kernel does not say."""
+    found = set()
+    for cpu in ids:
+        path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        try:
+            found.add(path.read_text().strip())
+        except OSError:
+            found.add(str(cpu))
+    return len(found)
+
+
+def _quota(root: Path) -> float | None:
+    """Return how many CPUs' time the cgroups of this process leave it; None without a bound."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    least: float | None = None
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        folder = base / name.lstrip("/")
+        # A container may be told its path on the host; then it sees the base alone.
+        for place in (folder, *folder.parents):
+            found = _quota_of(place)
+            if found is not None:
+                least = found if least is None else min(least, found)
+            if place == base:
+                break
+    return least
+
+
+def _quota_of(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        return int(quota) / int(period) if quota not in ("max", "-1") else None
+    except (OSError, ValueError):
+        return None
