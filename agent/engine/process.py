@@ -33,6 +33,7 @@ from agent.errors import CoveyError, ModelError
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from agent.engine.draft_model import DraftModel
     from agent.engine.head import Head
     from agent.engine.llama import Context, ContextLimits, Weights
     from agent.engine.pipeline import Pipeline
@@ -68,7 +69,17 @@ class Loaded:
             self.contexts.append(
                 Context(weights, self._limits(spec, weights), keeps_rows=keeps_rows)
             )
+        self.draft = self._draft(spec) if spec.draft_file else None
         self.load_s = time.monotonic() - started
+
+    def _draft(self, spec: EngineSpec) -> DraftModel:
+        from agent.engine.draft_loading import load_draft
+
+        limits = replace(self.contexts[-1].limits, n_seq=spec.slots)
+        return load_draft(
+            Path(spec.draft_file), self.weights[-1], spec.model_name, limits,
+            use_extra_bufts=self.use_extra_bufts, gpu_layers=spec.gpu_layers,
+        )  # fmt: skip
 
     @staticmethod
     def _limits(spec: EngineSpec, weights: Weights) -> ContextLimits:
@@ -222,7 +233,7 @@ async def run_head(spec: EngineSpec, channel: Channel) -> None:
         pipeline = await asyncio.to_thread(_pipeline, spec, loaded, listener, channel)
         if pipeline is None:
             return
-        head.start(pipeline)
+        head.start(pipeline, loaded.draft)
         channel.emit(
             Event(
                 "ready",
