@@ -53,6 +53,10 @@ class DraftModel:
         """See that there is room for what a request says; False: it goes without guesses."""
         if work.guessed >= self._positions:
             return False
+        # The main model may have more tokens that nobody uses, and one may come all the same.
+        new = work.tokens[work.drafts.known : work.guessed]
+        if (new >= self.context.weights.n_vocab).any():
+            return False
         if work not in self._sequences:
             if not self._free:
                 for other in [w for w in self._sequences if w.sequence == NO_SEQUENCE]:
