@@ -32,12 +32,16 @@ MAX_DIGITS = 16
 
 
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/deployments: what shall run. `model` is a bundled name or a path on this node."""
+    """POST /v1/deployments: what shall run. `model` is a bundled name or a path on this node.
+
+    `draft` is a draft model, named in the same way; empty: none.
+    """
 
     model: str
     name: str = ""
     nodes: int | None = None
     context: int = 0
+    draft: str = ""
 
 
 class PingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

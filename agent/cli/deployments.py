@@ -34,6 +34,12 @@ _POLL_S = 0.2
     help="Tokens that its requests may hold together, or one alone (else what the model was "
     "trained for, up to 8192).",
 )
+@click.option(
+    "--draft",
+    default="",
+    help="A small model of the same family whose guesses are computed ahead (a GGUF file on this "
+    "node).",
+)
 @click.option("--no-wait", is_flag=True, help="Return at once instead of when it answers.")
 @json_option
 @with_config
@@ -42,6 +48,7 @@ def deploy(
     name: str,
     nodes: int | None,
     context: int | None,
+    draft: str,
     no_wait: bool,
     as_json: bool,
     settings: Config,
@@ -51,7 +58,8 @@ def deploy(
     This node is the ring's head if it is a worker. If it dies, another one becomes the head of
     covey-mini; a file that only this node has waits until it is back.
     """
-    body = {"model": model, "name": name, "nodes": nodes, "context": context or 0}
+    body = {"model": model, "name": name, "nodes": nodes, "context": context or 0,
+            "draft": draft}  # fmt: skip
 
     async def start(client: AgentClient) -> dict[str, Any]:
         answer: dict[str, Any] = await client.post("/v1/deployments", body)

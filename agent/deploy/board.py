@@ -155,6 +155,7 @@ class Board:
         return {
             "name": wish.name,
             "model": wish.model,
+            "draft": wish.draft,
             "generation": wish.generation,
             "author": str(wish.author_id),
             "owner": status.owner,

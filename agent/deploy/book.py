@@ -51,7 +51,7 @@ class DeploymentBook:
 
     def add(
         self, key: NodeKey, now: float, *, name: str, model: str, source: NodeId | None,
-        nodes: int | None, context: int, prefer: NodeId | None,
+        nodes: int | None, context: int, prefer: NodeId | None, draft: str = "",
     ) -> Wish:  # fmt: skip
         """Sign and take in a new wish; raises UsageError when the name is taken."""
         known = self._wishes.get(name)
@@ -63,6 +63,7 @@ class DeploymentBook:
             name=name, model=model, source=source.ed25519 if source else b"", nodes=nodes,
             context=context, prefer=prefer.ed25519 if prefer else b"", author=key.id.ed25519,
             generation=known.generation + 1 if known else 1, at=int(now),
+            draft=draft,
         )  # fmt: skip
         return self._sign(wish, key)
 

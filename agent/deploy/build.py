@@ -28,13 +28,13 @@ from agent.deploy.messages import (
     StageState,
     StopRing,
 )
-from agent.deploy.needs import cuts_of, default_context, model_sizes
+from agent.deploy.needs import cuts_of, default_context, draft_bytes, model_sizes, with_draft
 from agent.deploy.stages import ABANDONED_S
 from agent.deploy.wish import Wish
 from agent.engine import cut
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.engine.supervisor import Engine
-from agent.errors import CoveyError, EngineError, ModelError, PeerError
+from agent.errors import CoveyError, EngineError, ModelError, PeerError, UsageError
 from agent.identity.keys import NodeId
 from agent.models import bundled
 from agent.ownership.lease import Token
@@ -78,6 +78,18 @@ def model_facts(path: Path) -> ModelFacts:
         return model.facts()
 
 
+def draft_path(model: str, facts: ModelFacts) -> Path | None:
+    """Return the file of a draft model for the model of `facts`; None for "". Raises CoveyError."""
+    if not model:
+        return None
+    if facts.purpose != "text":
+        raise UsageError(
+            f"{facts.name} is for {facts.purpose}: a draft model has nothing to guess there",
+            hint="Deploy it without --draft.",
+        )
+    return model_path(model)
+
+
 class Build:
     """One epoch of a deployment: its plan, its head engine, and the nodes that hold its stages."""
 
@@ -100,11 +112,13 @@ class Build:
         self.context = 0
         self.head: Engine | None = None
         self._rows: tuple[str, ...] = ()
+        self._draft: Path | None = None
+        self._guesses: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is split as it is, and in which types its rows travel, as sentences."""
-        return (*(self.plan.reasons if self.plan else ()), *self._rows)
+        return (*(self.plan.reasons if self.plan else ()), *self._guesses, *self._rows)
 
     async def up(self) -> Engine:
         """Bring the ring up and return its head, which answers. Raises CoveyError."""
@@ -113,12 +127,20 @@ class Build:
         facts = await asyncio.to_thread(model_facts, path)
         self.context = self._wish.context or default_context(facts)
         sizes = model_sizes(facts, self.context, await asyncio.to_thread(cuts_of, path))
+        self._draft = draft_path(self._wish.draft, facts)
+        if self._draft is not None:
+            needed = draft_bytes(await asyncio.to_thread(model_facts, self._draft), self.context)
+            sizes = with_draft(sizes, needed)
+            self._guesses = (
+                f"the head's memory holds the draft model {self._draft.name} too,"
+                f" {needed / 2**20:.1f} MiB",
+            )
         others = [] if sizes.uncut else await self._candidates()
         self.plan = plan(sizes, self._own, others, self._wish.nodes)
         if self.plan.whole:
             self._progress("loading", f"loading all {facts.layers} layers here")
             self.head = await self._engines.start_whole(
-                path, name=self._wish.name, context=self.context
+                path, name=self._wish.name, context=self.context, draft=self._draft
             )
         else:
             self._progress("cutting", f"cutting {facts.layers} layers")
@@ -216,7 +238,7 @@ class Build:
     async def _load_head(self, paths: Sequence[Path], nodes: Sequence[NodeId]) -> int:
         self.head = await self._engines.start_head(
             paths, Place(self._ring, self._epoch, 0, len(nodes)), nodes[-1], name=self._wish.name,
-            context=self.context, frames=self._settings.engine.frames,
+            context=self.context, frames=self._settings.engine.frames, draft=self._draft,
         )  # fmt: skip
         return self.head.port
 

@@ -93,13 +93,14 @@ class BookKeeper:
             )
 
     async def add(
-        self, *, name: str, model: str, source: NodeId | None, nodes: int | None, context: int
-    ) -> Wish:
+        self, *, name: str, model: str, source: NodeId | None, nodes: int | None, context: int,
+        draft: str = "",
+    ) -> Wish:  # fmt: skip
         """Write down a new wish and tell it. Raises UsageError for a name in use, StateError."""
         before = self.book.entries()
         wish = self.book.add(
             self._key, time.time(), name=name, model=model, source=source, nodes=nodes,
-            context=context, prefer=self._key.id,
+            context=context, prefer=self._key.id, draft=draft,
         )  # fmt: skip
         return await self._own_word(wish, before)
 

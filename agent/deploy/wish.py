@@ -20,6 +20,8 @@ VERSION = 1
 MAX_NAME_CHARACTERS = 64
 _PREFIX = b"covey-deployment-v1\0"
 _MAX_NUMBER = 2**53
+# Of a wish, up to the signature.
+_FIRST_FIELDS = 12
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_NUMBER)]
 # A node id, or nothing.
@@ -31,7 +33,8 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     `model` is a bundled name, or an absolute path on the node `source` (empty: every node has it).
     `nodes` None: as few as it fits on; `context` 0: the model's own. `prefer` is the node that had
-    best be its head (empty: any). `at` is unix seconds, `signature` 64 bytes.
+    best be its head (empty: any). `at` is unix seconds, `signature` 64 bytes. `draft` is a draft
+    model, named as `model` is (empty: none).
     """
 
     version: int = VERSION
@@ -46,6 +49,7 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     at: _Count
     removed: bool = False
     signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
+    draft: Annotated[str, msgspec.Meta(max_length=1024)] = ""
 
     @property
     def author_id(self) -> NodeId:
@@ -54,7 +58,7 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     @property
     def source_id(self) -> NodeId | None:
-        """The only node that has the model's file; None for a bundled model."""
+        """The only node that has the models' files; None where all are bundled."""
         return NodeId(self.source) if self.source else None
 
     @property
@@ -83,16 +87,27 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     def encode(self) -> bytes:
         """Return its bytes."""
-        return msgspec.msgpack.encode(self)
+        fields = msgspec.structs.astuple(self)[:_FIRST_FIELDS]
+        return msgspec.msgpack.encode((*fields, *self._later()))
 
     @classmethod
     def decode(cls, raw: bytes) -> Wish:
         """Read the bytes of `encode`, unchecked; raises PeerError for anything else."""
-        return wire.decode(raw, cls, "the deployment", VERSION, PeerError)
+        return wire.decode(raw, cls, "the deployment", VERSION, PeerError, encode=cls.encode)
 
     def _signed_bytes(self, mesh_id: bytes) -> bytes:
-        fields = msgspec.structs.astuple(self)[:-1]
-        return _PREFIX + mesh_id + msgspec.msgpack.encode(fields)
+        fields = msgspec.structs.astuple(self)[: _FIRST_FIELDS - 1]
+        return _PREFIX + mesh_id + msgspec.msgpack.encode((*fields, *self._later()))
+
+    def _later(self) -> tuple[object, ...]:
+        """Return the fields behind the signature, up to the last one that says anything.
+
+        They came later; a wish without them has the bytes that it had before there were any.
+        """
+        later = msgspec.structs.astuple(self)[_FIRST_FIELDS:]
+        defaults = self.__struct_defaults__[-len(later) :]
+        said = [number for number, value in enumerate(later) if value != defaults[number]]
+        return later[: said[-1] + 1] if said else ()
 
 
 def check_name(name: str, error: type[PeerError] | type[UsageError] = UsageError) -> None:

@@ -7,6 +7,7 @@ and for the types that all signed things share.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -30,11 +31,14 @@ class _Head(msgspec.Struct, array_like=True, frozen=True):
     version: int
 
 
-def decode(raw: bytes, kind: type[_T], what: str, version: int, error: type[CoveyError]) -> _T:
+def decode(
+    raw: bytes, kind: type[_T], what: str, version: int, error: type[CoveyError], *,
+    encode: Callable[[_T], bytes] = msgspec.msgpack.encode,
+) -> _T:  # fmt: skip
     """Return `raw` as a `kind`, an array-like struct whose first field is its version.
 
     `what` begins the messages, as "the certificate"; raises `error` when the bytes are damaged, of
-    another version than `version`, or not the bytes that encoding the result gives.
+    another version than `version`, or not the bytes that encoding the result gives (`encode`).
     """
     try:
         value = msgspec.msgpack.decode(raw, type=kind)
@@ -45,7 +49,7 @@ def decode(raw: bytes, kind: type[_T], what: str, version: int, error: type[Cove
     written = _version(raw)
     if written > version:
         raise newer(what, error)
-    if written != version or msgspec.msgpack.encode(value) != raw:
+    if written != version or encode(value) != raw:
         raise error(f"{what} is damaged")
     return value
 

@@ -54,7 +54,7 @@ class Mesh:
 
 
 WISH: Any = SimpleNamespace(
-    name="m", model="m", generation=1, author_id=OWN, source_id=None,
+    name="m", model="m", generation=1, author_id=OWN, source_id=None, draft="",
 )  # fmt: skip
 
 

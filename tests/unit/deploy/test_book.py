@@ -19,6 +19,12 @@ MESH = bytes(range(32))
 KEYS = [NodeKey(bytes([n]) * 32) for n in range(1, 5)]
 A, B = KEYS[:2]
 NOW = 1_800_000_000.0
+OLD_WISH = bytes.fromhex(
+    "9c01a16daa636f7665792d6d696e69c4000240c4208a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d9412"
+    "1bf3748801b40f6f5cc4208a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c01"
+    "ce6b49d200c2c440c5e2c2d0f2559a97664f754d7f570b73f3d626c8816680b1fd612fbfe38923f3cc026b34"
+    "be44b44e2d275684c4f6ccb48d43a33c8ea532c975828d84bd74bb06"
+)
 
 
 def add(book: DeploymentBook, key: NodeKey = A, name: str = "m", **changes: Any) -> Wish:
@@ -47,6 +53,32 @@ def test_a_wish_is_read_as_it_was_signed_and_no_other_way() -> None:
             Wish.decode(raw)
     with pytest.raises(PeerError, match="newer version"):
         Wish.decode(msgspec.structs.replace(wish, version=2).encode())
+
+
+def test_a_wish_without_a_draft_model_has_the_bytes_that_it_had_before_there_were_any() -> None:
+    """`OLD_WISH` was signed, and written, by the code before that."""
+    wish = Wish.decode(OLD_WISH)
+    wish.check(MESH)
+    assert (wish.name, wish.draft, wish.context) == ("m", "", 64)
+    assert wish.encode() == OLD_WISH
+    assert add(DeploymentBook(MESH)) == wish
+
+
+def test_a_draft_model_is_signed_and_stays_when_a_wish_is_signed_anew() -> None:
+    book = DeploymentBook(MESH)
+    wish = add(book, draft="/small.gguf")
+    wish.check(MESH)
+    assert Wish.decode(wish.encode()) == wish
+    for draft in ("", "/other.gguf"):
+        with pytest.raises(PeerError, match="not signed"):
+            msgspec.structs.replace(wish, draft=draft).check(MESH)
+    # There is only one way to write that there is none.
+    plain = msgspec.structs.replace(wish, draft="")
+    with pytest.raises(PeerError, match="damaged"):
+        Wish.decode(msgspec.msgpack.encode(msgspec.structs.astuple(plain)))
+    adopted = book.adopt(B, NOW, "m")
+    adopted.check(MESH)
+    assert (adopted.draft, adopted.author_id) == ("/small.gguf", B.id)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "a/b", "a\nb", "a\x1b[31m"])
