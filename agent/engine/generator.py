@@ -81,7 +81,7 @@ class Generator:
             reuse=pipeline.context.weights.shares_prefixes, guess=guess,
         )  # fmt: skip
         self._drafter: Drafter | None = None
-        if draft is not None:
+        if draft is not None and guess:
             self._drafter = Drafter(draft, self._schedule.asking, self._schedule.pace)
         self._slots, self._n_batch = slots, n_batch
         self._answers: dict[Work, _Answer] = {}
@@ -243,12 +243,12 @@ class Generator:
         answer.over = True
         answer.sampler.close()
         self._schedule.end(answer.work)
+        if self._drafter is not None:
+            self._drafter.forget(answer.work)
         job.ended(finish)
         if not answer.flying:
             self._release(answer)
 
     def _release(self, answer: _Answer) -> None:
         del self._answers[answer.work]
-        if self._drafter is not None:
-            self._drafter.forget(answer.work)
         answer.job.released()

@@ -238,6 +238,8 @@ def test_those_who_leave_give_back_what_they_held(
                 assert each.said == expected[:said]
                 assert each.leave <= said < each.leave + 32 if each.leave else said == 80
                 assert each.ends == [None if each.leave else Finish.LENGTH]
+                # Those who came later got the places of those who had gone.
+                assert path == other or each.leave or each.job.timings.accepted > 0
 
 
 @pytest.mark.parametrize("boundaries", [(), (5, 9)])
