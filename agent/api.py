@@ -34,7 +34,8 @@ MAX_DIGITS = 16
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """POST /v1/deployments: what shall run. `model` is a bundled name or a path on this node.
 
-    `engine` says what spreads it over nodes: Covey's ring, or llama.cpp's RPC.
+    `engine` says what spreads it over nodes: Covey's ring, or llama.cpp's RPC. `draft` is a draft
+    model, named as `model` is; empty: none.
     """
 
     model: str
@@ -42,6 +43,7 @@ class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nodes: int | None = None
     context: int = 0
     engine: Literal["ring", "rpc"] = "ring"
+    draft: str = ""
 
 
 class PingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -42,6 +42,12 @@ _POLL_S = 0.2
     help="What spreads it over nodes: Covey's ring, or, for models that cannot be cut, "
     "llama.cpp's own RPC.",
 )
+@click.option(
+    "--draft",
+    default="",
+    help="A small model of the same family whose guesses are computed ahead (a GGUF file on this "
+    "node).",
+)
 @click.option("--no-wait", is_flag=True, help="Return at once instead of when it answers.")
 @json_option
 @with_config
@@ -51,6 +57,7 @@ def deploy(
     nodes: int | None,
     context: int | None,
     engine: str,
+    draft: str,
     no_wait: bool,
     as_json: bool,
     settings: Config,
@@ -61,7 +68,7 @@ def deploy(
     covey-mini; a file that only this node has waits until it is back.
     """
     body = {"model": model, "name": name, "nodes": nodes, "context": context or 0,
-            "engine": engine}  # fmt: skip
+            "engine": engine, "draft": draft}  # fmt: skip
 
     async def start(client: AgentClient) -> dict[str, Any]:
         answer: dict[str, Any] = await client.post("/v1/deployments", body)

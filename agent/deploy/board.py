@@ -156,6 +156,7 @@ class Board:
             "name": wish.name,
             "model": wish.model,
             "engine": wish.engine,
+            "draft": wish.draft,
             "generation": wish.generation,
             "author": str(wish.author_id),
             "owner": status.owner,

@@ -52,6 +52,7 @@ class DeploymentBook:
     def add(
         self, key: NodeKey, now: float, *, name: str, model: str, source: NodeId | None,
         nodes: int | None, context: int, prefer: NodeId | None, engine: EngineKind = "ring",
+        draft: str = "",
     ) -> Wish:  # fmt: skip
         """Sign and take in a new wish; raises UsageError when the name is taken."""
         known = self._wishes.get(name)
@@ -63,6 +64,7 @@ class DeploymentBook:
             name=name, model=model, source=source.ed25519 if source else b"", nodes=nodes,
             context=context, prefer=prefer.ed25519 if prefer else b"", author=key.id.ed25519,
             generation=known.generation + 1 if known else 1, at=int(now), engine=engine,
+            draft=draft,
         )  # fmt: skip
         return self._sign(wish, key)
 

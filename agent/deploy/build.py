@@ -30,14 +30,21 @@ from agent.deploy.messages import (
     StartServer,
     StopRing,
 )
-from agent.deploy.needs import cuts_of, default_context, model_sizes, spread_of
+from agent.deploy.needs import (
+    cuts_of,
+    default_context,
+    draft_bytes,
+    model_sizes,
+    spread_of,
+    with_draft,
+)
 from agent.deploy.stages import ABANDONED_S
 from agent.deploy.wish import Wish
 from agent.engine import cut
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.engine.spec import RpcServer
 from agent.engine.supervisor import Engine
-from agent.errors import CoveyError, EngineError, ModelError, PeerError
+from agent.errors import CoveyError, EngineError, ModelError, PeerError, UsageError
 from agent.identity.keys import NodeId
 from agent.models import bundled
 from agent.ownership.lease import Token
@@ -81,6 +88,18 @@ def model_facts(path: Path) -> ModelFacts:
         return model.facts()
 
 
+def draft_path(model: str, facts: ModelFacts) -> Path | None:
+    """Return the file of a draft model for the model of `facts`; None for "". Raises CoveyError."""
+    if not model:
+        return None
+    if facts.purpose != "text":
+        raise UsageError(
+            f"{facts.name} is for {facts.purpose}: a draft model has nothing to guess there",
+            hint="Deploy it without --draft.",
+        )
+    return model_path(model)
+
+
 class Build:
     """One epoch of a deployment: its plan, its head engine, and the nodes that hold its stages."""
 
@@ -104,6 +123,8 @@ class Build:
         self.head: Engine | None = None
         self.runs_on: dict[str, str] = {}  # by node id, of what has loaded
         self._rows: tuple[str, ...] = ()
+        self._draft: Path | None = None
+        self._guesses: tuple[str, ...] = ()
 
     @property
     def placed(self) -> tuple[Placed, ...]:
@@ -127,7 +148,7 @@ class Build:
             for node, count in layers.items()
             if node in self.runs_on
         )
-        return (*self.plan.reasons, *computed, *self._rows)
+        return (*self.plan.reasons, *self._guesses, *computed, *self._rows)
 
     async def up(self) -> Engine:
         """Bring the ring up and return its head, which answers. Raises CoveyError."""
@@ -138,12 +159,20 @@ class Build:
         in_line = self._wish.engine == "rpc"
         cuts = await asyncio.to_thread(spread_of if in_line else cuts_of, path)
         sizes = model_sizes(facts, self.context, cuts, in_line=in_line)
+        self._draft = draft_path(self._wish.draft, facts)
+        if self._draft is not None:
+            needed = draft_bytes(await asyncio.to_thread(model_facts, self._draft), self.context)
+            sizes = with_draft(sizes, needed)
+            self._guesses = (
+                f"the head's memory holds the draft model {self._draft.name} too,"
+                f" {needed / 2**20:.1f} MiB",
+            )
         others = [] if sizes.uncut else await self._candidates()
         self.plan = plan(sizes, self._own, others, self._wish.nodes)
         if self.plan.whole:
             self._progress("loading", f"loading all {facts.layers} layers here")
             self.head = await self._engines.start_whole(
-                path, name=self._wish.name, context=self.context
+                path, name=self._wish.name, context=self.context, draft=self._draft
             )
         elif in_line:
             await self._spread(self.plan, path)
@@ -253,7 +282,7 @@ class Build:
         self._progress("loading", f"{plan.stages[-1].last} layers go to {len(nodes)} nodes")
         self.head = await self._engines.start_spread(
             path, Place(self._ring, self._epoch, 0, len(nodes)), servers, name=self._wish.name,
-            context=self.context,
+            context=self.context, draft=self._draft,
         )  # fmt: skip
         names = ", ".join(server.name for server in servers)
         self._rows = (f"llama.cpp's RPC asks {names} in turn for each batch",)
@@ -269,7 +298,7 @@ class Build:
     async def _load_head(self, paths: Sequence[Path], nodes: Sequence[NodeId]) -> int:
         self.head = await self._engines.start_head(
             paths, Place(self._ring, self._epoch, 0, len(nodes)), nodes[-1], name=self._wish.name,
-            context=self.context, frames=self._settings.engine.frames,
+            context=self.context, frames=self._settings.engine.frames, draft=self._draft,
         )  # fmt: skip
         return self.head.port
 

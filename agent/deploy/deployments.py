@@ -179,22 +179,26 @@ class Deployments:
                 f"a context of {request.context} tokens was asked for, and {facts.name} was "
                 f"trained for {facts.context}"
             )
-        is_bundled = request.model == bundled.NAME
-        if not is_bundled and self._own not in workers:
+        draft = await asyncio.to_thread(build.draft_path, request.draft, facts)
+        # The paths as they are now, so that the wish does not depend on where it was typed.
+        names = [bundled.NAME if model == bundled.NAME else str(file or "")
+                 for model, file in ((request.model, path), (request.draft, draft))]  # fmt: skip
+        files = [named for named in names if named not in ("", bundled.NAME)]
+        if files and self._own not in workers:
             raise MembershipError(
-                f"{path} lies on this node, which is no worker, so nobody could be its head",
+                f"{files[0]} lies on this node, which is no worker, so nobody could be its head",
                 hint="Deploy it on a worker that has the file.",
             )
         here = {wish.name for wish in self._keeper.book.wishes() if wish.prefer_id == self._own}
         heads.encode([Head(other, 65535, facts.context, "x" * 8) for other in {*here, name}])
         wish = await self._keeper.add(
             name=name,
-            # The path as it is now, so that the wish does not depend on where it was typed.
-            model=bundled.NAME if is_bundled else str(path),
-            source=None if is_bundled else self._own,
+            model=names[0],
+            source=self._own if files else None,
             nodes=request.nodes,
             context=request.context,
             engine=request.engine,
+            draft=names[1],
         )
         (described,) = await self._board.describe([wish])
         return described

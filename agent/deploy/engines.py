@@ -52,16 +52,19 @@ class Engines:
         """Return a node's overlay address, computed from its id."""
         return str(overlay_ipv6(self._mesh, node))
 
-    async def start_whole(self, path: Path, *, name: str, context: int) -> Engine:
-        """Load a whole model and serve it."""
-        return await self._start(self._whole(path, name, context))
+    async def start_whole(
+        self, path: Path, *, name: str, context: int, draft: Path | None = None
+    ) -> Engine:
+        """Load a whole model and serve it, with guesses of a draft model if there is one."""
+        return await self._start(self._whole(path, name, context, draft))
 
     async def start_spread(
-        self, path: Path, place: Place, servers: Sequence[RpcServer], *, name: str, context: int
-    ) -> Engine:
+        self, path: Path, place: Place, servers: Sequence[RpcServer], *, name: str, context: int,
+        draft: Path | None = None,
+    ) -> Engine:  # fmt: skip
         """Load a whole model over RPC servers, which listen already, and serve it."""
         return await self._start(msgspec.structs.replace(
-            self._whole(path, name, context), ring=place.ring, epoch=place.epoch,
+            self._whole(path, name, context, draft), ring=place.ring, epoch=place.epoch,
             stages=place.stages, listen=self.own_address, servers=tuple(servers),
             silence_s=self._settings.engine.frame_timeout_s,
         ))  # fmt: skip
@@ -76,27 +79,29 @@ class Engines:
             threads=engine.threads, silence_s=engine.frame_timeout_s, cache=self._cache(),
         ))  # fmt: skip
 
-    def _whole(self, path: Path, name: str, context: int) -> EngineSpec:
+    def _whole(self, path: Path, name: str, context: int, draft: Path | None) -> EngineSpec:
         (http_port,) = self._free_ports(1)
         return EngineSpec(
             role="whole", files=(str(path),), model_name=name, n_ctx=context,
             threads=self._settings.engine.threads,
             flash_attention=self._settings.engine.flash_attention,
             http_address=self.own_address, http_port=http_port, cache=self._cache(),
+            draft_file=str(draft or ""),
         )  # fmt: skip
 
     async def start_head(
         self, paths: Sequence[Path], place: Place, predecessor: NodeId, *, name: str, context: int,
-        frames: FrameType,
+        frames: FrameType, draft: Path | None = None,
     ) -> Engine:  # fmt: skip
         """Load a head's first and last part; it listens for its predecessor and serves HTTP."""
         port, http_port = self._free_ports(2)
         spec = self._in_ring("head", paths, place, predecessor, port, context, frames)
         return await self._start(
             msgspec.structs.replace(
-                spec, model_name=name, http_address=self.own_address, http_port=http_port
+                spec, model_name=name, http_address=self.own_address, http_port=http_port,
+                draft_file=str(draft or ""),
             )
-        )
+        )  # fmt: skip
 
     async def start_stage(
         self, path: Path, place: Place, predecessor: NodeId, *, context: int, frames: FrameType

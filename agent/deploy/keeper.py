@@ -95,12 +95,13 @@ class BookKeeper:
     async def add(
         self, *, name: str, model: str, source: NodeId | None, nodes: int | None, context: int,
         engine: EngineKind = "ring",
+        draft: str = "",
     ) -> Wish:  # fmt: skip
         """Write down a new wish and tell it. Raises UsageError for a name in use, StateError."""
         before = self.book.entries()
         wish = self.book.add(
             self._key, time.time(), name=name, model=model, source=source, nodes=nodes,
-            context=context, prefer=self._key.id, engine=engine,
+            context=context, prefer=self._key.id, engine=engine, draft=draft,
         )  # fmt: skip
         return await self._own_word(wish, before)
 

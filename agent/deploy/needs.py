@@ -5,6 +5,7 @@ For `build.py`, which has placement (`agent.placement.plan`) find the nodes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from agent.engine.cuttable import SPLIT_COUNT, CutRule, check_cuttable, cut_rule
@@ -70,3 +71,15 @@ def model_sizes(
     if in_line:
         return ModelSizes(layer_bytes, head_bytes, in_line=True, nodes_max=RPC_NODES_MAX)
     return ModelSizes(layer_bytes, head_bytes, cuts.period, cuts.allows)
+
+
+def draft_bytes(facts: ModelFacts, context: int) -> int:
+    """Return what a draft model takes on the head: all of it, and as many tokens as the model."""
+    weights = sum(facts.layer_bytes) + facts.embedding_bytes + facts.shared_bytes
+    output = 0 if facts.tied else facts.output_bytes
+    return weights + output + len(facts.layer_bytes) * facts.kv_bytes_per_token * context
+
+
+def with_draft(sizes: ModelSizes, draft: int) -> ModelSizes:
+    """Return the needs of a model beside whose head there is a draft model of so many bytes."""
+    return replace(sizes, head_bytes=sizes.head_bytes + draft)

@@ -20,6 +20,8 @@ VERSION = 1
 MAX_NAME_CHARACTERS = 64
 _PREFIX = b"covey-deployment-v1\0"
 _MAX_NUMBER = 2**53
+# Of a wish, up to the signature.
+_FIRST_FIELDS = 12
 
 EngineKind = Literal["ring", "rpc"]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_NUMBER)]
@@ -33,7 +35,8 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     `model` is a bundled name, or an absolute path on the node `source` (empty: every node has it).
     `nodes` None: as few as it fits on; `context` 0: the model's own. `prefer` is the node that had
     best be its head (empty: any). `at` is unix seconds, `signature` 64 bytes. `engine` says what
-    spreads it over nodes: our ring, or llama.cpp's RPC.
+    spreads it over nodes: our ring, or llama.cpp's RPC. `draft` is a draft model, named as `model`
+    is (empty: none).
     """
 
     version: int = VERSION
@@ -49,6 +52,7 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     removed: bool = False
     signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
     engine: EngineKind = "ring"
+    draft: Annotated[str, msgspec.Meta(max_length=1024)] = ""
 
     @property
     def author_id(self) -> NodeId:
@@ -57,7 +61,7 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     @property
     def source_id(self) -> NodeId | None:
-        """The only node that has the model's file; None for a bundled model."""
+        """The only node that has the models' files; None where all are bundled."""
         return NodeId(self.source) if self.source else None
 
     @property
@@ -85,9 +89,9 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
             raise PeerError(f"the deployment {self.name!r} is not signed by its author")
 
     def encode(self) -> bytes:
-        """Return its bytes; one for a ring has those of a time when there was no choice."""
-        fields = msgspec.structs.astuple(self)
-        return msgspec.msgpack.encode(fields[:-1] if self.engine == "ring" else fields)
+        """Return its bytes."""
+        fields = msgspec.structs.astuple(self)[:_FIRST_FIELDS]
+        return msgspec.msgpack.encode((*fields, *self._later()))
 
     @classmethod
     def decode(cls, raw: bytes) -> Wish:
@@ -95,9 +99,18 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
         return wire.decode(raw, cls, "the deployment", VERSION, PeerError, encode=cls.encode)
 
     def _signed_bytes(self, mesh_id: bytes) -> bytes:
-        *fields, _, engine = msgspec.structs.astuple(self)
-        signed = fields if engine == "ring" else [*fields, engine]
-        return _PREFIX + mesh_id + msgspec.msgpack.encode(signed)
+        fields = msgspec.structs.astuple(self)[: _FIRST_FIELDS - 1]
+        return _PREFIX + mesh_id + msgspec.msgpack.encode((*fields, *self._later()))
+
+    def _later(self) -> tuple[object, ...]:
+        """Return the fields behind the signature, up to the last one that says anything.
+
+        They came later; a wish without them has the bytes that it had before there were any.
+        """
+        later = msgspec.structs.astuple(self)[_FIRST_FIELDS:]
+        defaults = self.__struct_defaults__[-len(later) :]
+        said = [number for number, value in enumerate(later) if value != defaults[number]]
+        return later[: said[-1] + 1] if said else ()
 
 
 def check_name(name: str, error: type[PeerError] | type[UsageError] = UsageError) -> None:

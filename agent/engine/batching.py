@@ -12,6 +12,8 @@
     running  a batch would be emptier than    running  rows of what it may say next (`drafts.py`)
               `pace.py` says, and there are
               guesses that are likely enough
+    running  so has it, and a draft model    running  its batch goes once it makes no more, or the
+              makes guesses for it                      batch is full (`Asking.wanting`)
     running  its next token is the guess      running  that one's row, if it is computed already,
                                                         says the one after it
     running  its next token is another        running  the rows of its guesses are removed behind
@@ -22,6 +24,8 @@ answer's last token is one. Those who decode come first. While nobody has a prom
 over how many batches they are split; else it is as many as the pipeline has processes, so that no
 stage waits, and prompts fill what is left, in chunks. Operations and rows are applied by every
 stage in the order of the batches, so what is removed here may still be under way.
+
+Guesses are those of n-grams, and of a draft model where `asking.py` says so.
 
 A prompt's chunk is small enough that its chunks can follow each other through the stages. While
 others decode it is so small that their batches take MIXED_COST times as long as without it, by what
@@ -34,8 +38,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from agent.engine.asking import LIKELY, Asking
 from agent.engine.cells import Cells
-from agent.engine.drafts import AHEAD
+from agent.engine.drafts import AHEAD, NOWHERE
 from agent.engine.frames import Copy, Ints, Operation, Remove
 from agent.engine.pace import Pace, Split
 from agent.engine.turns import NO_SEQUENCE, Turn, TurnRows, Work
@@ -57,8 +62,6 @@ CHUNK_ROWS_MIN = 64
 PREFIX_MIN = 16
 # Who is let in leaves so many cells for each that is already running.
 HEADROOM = 32
-# A guess that is less likely to be reached, and right, gets no row.
-LIKELY = 0.2
 
 
 @dataclass(eq=False)
@@ -94,6 +97,7 @@ class Schedule:
         self._numbers = list(range(sequences))
         self._waiting: list[Work] = []
         self._running: list[Work] = []
+        self.asking = Asking(self._running, self.pace)
         self._kept: list[_Kept] = []  # the one that was used last is the last
         self._operations: list[Operation] = []
         self._order = self._turns = 0
@@ -121,6 +125,7 @@ class Schedule:
             raise ValueError(f"{work.length} of {work.limit} tokens do not fit")
         work.order = self._order
         self._order += 1
+        self.asking.add(work)
         self._waiting.append(work)
 
     def end(self, work: Work) -> None:
@@ -137,29 +142,40 @@ class Schedule:
 
     def sampled(self, work: Work, token: int) -> None:
         """Take the token that follows a request's last certain one."""
-        at = work.length
+        at, drafts = work.length, work.drafts
         guess = int(work.tokens[at]) if work.guessed > at else None
+        right = guess == token
+        self.asking.judge(work, guess, token)
         if guess is not None:
-            right = guess == token
-            work.drafts.judged(right)
             if work.filled > at:
-                work.drafts.made += 1
-                work.drafts.right += right
+                drafts.made += 1
+                drafts.right += right
             # At its end they stay of the same branch: another may share its last certain row, which
             # perhaps is not back yet.
             if not right and self._take_back(work):
                 work.branch += 1
         work.tokens[at] = token
         work.length += 1
-        work.guessed = max(work.guessed, work.length)
+        if work.guessed <= work.length:
+            work.guessed, drafts.model_from = work.length, NOWHERE
         if self._guesses:
-            work.drafts.learn(work.tokens, work.length)
-            ahead = min(AHEAD - (work.guessed - work.length), work.limit - work.guessed)
-            work.guessed += work.drafts.guess(work.tokens, work.guessed, ahead)
+            drafts.learn(work.tokens, work.length)
+            self._guess(work)
+
+    def _guess(self, work: Work) -> None:
+        """Add what n-grams guess, or leave the place to a draft model."""
+        drafts = work.drafts
+        if drafts.model_from != NOWHERE:
+            return
+        if self.asking.takes(work):
+            work.cut(work.guessed - work.unsent)
+            return
+        ahead = min(AHEAD - (work.guessed - work.length), work.limit - work.guessed)
+        work.guessed += drafts.guess(work.tokens, work.guessed, ahead)
 
     def _take_back(self, work: Work) -> bool:
         """Drop a request's guesses with the rows that they have; return whether they had any."""
-        work.guessed = work.length
+        work.cut(work.length)
         if work.filled <= work.length:
             return False
         self._operations.append(Remove(work.sequence, work.length))
@@ -184,7 +200,10 @@ class Schedule:
         decoding = len(steps) + sum(work.awaited for work in self._running)
         prompts = len(due) > len(steps)
         split = self._split(decoding, prompts=prompts)
-        if flying >= split.batches:
+        # Where no cell is free, no guess gets a row.
+        drafting = split.drafting and self._cells.free > 0
+        self.asking.split = replace(split, drafting=drafting)
+        if flying >= split.batches or self.asking.wanting():
             return None
         for work in steps:
             if rows.count < split.rows and self._room(1, work, rows):
@@ -203,14 +222,9 @@ class Schedule:
         """Return how many rows of those who decode a batch has, and how many batches go at once."""
         if prompts or not decoding:
             return Split(self._depth, min(-(-decoding // self._depth), self._rows))
-        split = self.pace.split(decoding, self._rows, self._hit())
+        split = self.pace.split(decoding, self._rows, *self.asking.hits())
         # A pipeline of one process has computed a batch before the next can begin.
         return split if self._depth > 1 else replace(split, batches=1)
-
-    def _hit(self) -> float:
-        """Return how likely a guess is to be right, on average; 0 for who has none."""
-        found = [w.drafts.hit if w.guessed > w.length else 0.0 for w in self._running]
-        return sum(found) / len(found) if found else 0.0
 
     def _add_prompts(self, rows: TurnRows, prompts: list[Work], decoding: int) -> None:
         most = min(self._rows, rows.count + self._mixed()) if decoding else self._rows
@@ -328,7 +342,8 @@ class Schedule:
     def _preempt(self, work: Work) -> None:
         self._running.remove(work)
         self._free(work.sequence)
-        work.sequence, work.filled, work.guessed = NO_SEQUENCE, 0, work.length
+        work.sequence, work.filled = NO_SEQUENCE, 0
+        work.cut(work.length)
         self._waiting.append(work)
 
     def _evict(self, spared: Work | _Kept | None) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from agent.engine.batching import Schedule
 from agent.engine.chain import Samplers
+from agent.engine.draft_model import Drafter, DraftModel
 from agent.engine.frames import Remove
 from agent.engine.generation import Finish, GenerationRequest, Likely, Timings, Token
 from agent.engine.logprobs import logprobs
@@ -63,12 +64,13 @@ class Generator:
     """Runs jobs through a pipeline whose caches hold `context` tokens for all together.
 
     `n_batch`: rows a batch; `slots`: jobs that run at once; `sequences`: those and the kept ones;
-    `guess`: whether rows of guesses fill the ring.
+    `guess`: whether rows of guesses fill the ring; `draft` makes some of them.
     """
 
     def __init__(
         self, pipeline: Pipeline, vocabulary: Vocabulary, *, context: int, n_batch: int,
         slots: int = 1, sequences: int = 1, samplers: Samplers | None = None, guess: bool = True,
+        draft: DraftModel | None = None,
     ) -> None:  # fmt: skip
         self._pipeline = pipeline
         self._vocabulary = vocabulary
@@ -78,6 +80,9 @@ class Generator:
             cells=context, rows=n_batch, slots=slots, sequences=sequences, depth=pipeline.depth,
             reuse=pipeline.context.weights.shares_prefixes, guess=guess,
         )  # fmt: skip
+        self._drafter: Drafter | None = None
+        if draft is not None and guess:
+            self._drafter = Drafter(draft, self._schedule.asking, self._schedule.pace)
         self._slots, self._n_batch = slots, n_batch
         self._answers: dict[Work, _Answer] = {}
         self._flying: deque[tuple[Turn, float]] = deque()
@@ -97,12 +102,17 @@ class Generator:
         self._schedule.add(work)
 
     def step(self) -> None:
-        """Begin a batch, or finish the oldest one. Raises what the pipeline raises."""
+        """Begin a batch, have guesses made, or finish the oldest batch.
+
+        Raises what the pipeline raises.
+        """
         for answer in [a for a in self._answers.values() if a.job.cancelled and not a.over]:
             self._end(answer, None)
         turn = self._schedule.next(len(self._flying))
         if turn is not None:
             self._submit(turn)
+        elif self._drafter is not None and self._drafter.step(waiting=not self._pipeline.arrived()):
+            return
         elif self._flying:
             self._collect()
 
@@ -111,6 +121,8 @@ class Generator:
 
         Raises what the pipeline raises.
         """
+        if self._drafter is not None:
+            self._drafter.calibrate(self._slots)
         links = self._measure(0, ())
         began = time.perf_counter()
         measured: list[Measured] = []
@@ -181,8 +193,11 @@ class Generator:
             if not answer.over and not wanted.stale:
                 row = wanted.row if useful is None else int(np.searchsorted(useful, wanted.row))
                 self._sample(answer, row)
+        if self._drafter is not None:
+            self._drafter.returned()
         rows = len(turn.batch.tokens)
-        if rows == len(turn.works) and useful is None:
+        # Where all rows are marked nobody has a prompt.
+        if rows == len(turn.wanted) and useful is None:
             self._schedule.pace.took(rows, own_s, time.perf_counter() - began)
         for work in turn.works:
             answer = self._answers[work]
@@ -228,6 +243,8 @@ class Generator:
         answer.over = True
         answer.sampler.close()
         self._schedule.end(answer.work)
+        if self._drafter is not None:
+            self._drafter.forget(answer.work)
         job.ended(finish)
         if not answer.flying:
             self._release(answer)

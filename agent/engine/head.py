@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from agent.engine.chain import Samplers
+from agent.engine.draft_model import DraftModel
 from agent.engine.generation import (
     Finish,
     GenerationRequest,
@@ -156,10 +157,10 @@ class Head:
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def start(self, pipeline: Pipeline) -> None:
-        """Begin to serve over `pipeline`, which the engine thread owns from now on."""
+    def start(self, pipeline: Pipeline, draft: DraftModel | None = None) -> None:
+        """Begin to serve over `pipeline`, which the engine thread owns from now on, and `draft`."""
         self._thread = threading.Thread(
-            target=self._serve, args=(pipeline,), name="engine", daemon=True
+            target=self._serve, args=(pipeline, draft), name="engine", daemon=True
         )
         self._thread.start()
 
@@ -260,12 +261,12 @@ class Head:
 
     # From here on: the engine thread.
 
-    def _serve(self, pipeline: Pipeline) -> None:
+    def _serve(self, pipeline: Pipeline, draft: DraftModel | None) -> None:
         limits = self._limits
         generator = Generator(
             pipeline, self._vocabulary, context=limits.context, n_batch=limits.n_batch,
             slots=limits.slots, sequences=limits.sequences, samplers=self._samplers,
-            guess=limits.guess,
+            guess=limits.guess, draft=draft,
         )  # fmt: skip
         try:
             generator.calibrate()
@@ -287,6 +288,8 @@ class Head:
             generator.fail(over)
             self._samplers.close()
             pipeline.close()
+            if draft is not None:
+                draft.close()
             self._fail_waiting(over)
 
     def _next(self) -> HeadGeneration | None:

@@ -14,6 +14,10 @@ of guesses (`drafts.py`) fill it, if by the chance that they are right they make
 second. So `calibrate` in `generator.py` has batches of several sizes
 computed before the first request, one at a time, and an empty one, which shows the links alone.
 What batches really take later (longer contexts, a busier machine) moves all sizes alike.
+
+A draft model's guesses are made by this process, one after the other: with `d(m)` for a batch of
+the `m` answers of one batch, and `g` guesses in a round, ⌈g/m⌉ · d(m) is added to what it computes,
+and a `k`th of that to how long a batch alone is on its way: its guesses are made before it goes.
 """
 
 from __future__ import annotations
@@ -21,6 +25,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from agent.engine.draft_costs import DraftCosts, between
 
 # Sizes between are interpolated.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -30,6 +37,9 @@ _NEWEST = 0.1
 # Guesses must make so much more: what they make is estimated from two estimates.
 _GUESS_GAIN = 0.1
 _HIT_MOST = 0.98
+# What a draft model reads at once delays others by so much of a lone row's round.
+_READ_SHARE = 0.25
+_READ_ROWS, _READ_LEAST = 64, 8
 _HIT_STEPS = 20
 _CHOICES_HOLD = 32
 
@@ -45,11 +55,25 @@ class Measured:
 
 @dataclass(frozen=True)
 class Split:
-    """So many batches at once, of so many rows at most; `guesses`: filled up with such rows."""
+    """So many batches at once, of so many rows at most; `guesses`: filled up with such rows.
+
+    `drafting`: a draft model makes those that n-grams do not.
+    """
 
     batches: int
     rows: int
     guesses: bool = False
+    drafting: bool = False
+
+
+class Drafted(NamedTuple):
+    """How likely the next guess is if a draft model makes this share of them."""
+
+    hit: float
+    share: float
+
+
+_UNDRAFTED = Drafted(0.0, 0.0)
 
 
 class Pace:
@@ -66,8 +90,9 @@ class Pace:
         self._sample_s = 0.0
         self._last: tuple[int, Split] | None = None
         # A choice holds for a while: to make one takes longer than to make a batch.
-        self._chosen: dict[tuple[int, int, int], Split] = {}
+        self._chosen: dict[tuple[int, int, int, int, int], Split] = {}
         self._taken = 0
+        self.drafts = DraftCosts()
 
     def learn(self, measured: list[Measured], links_s: float) -> None:
         """Take what batches of growing size took; `links_s`: what an empty one was away for."""
@@ -82,21 +107,48 @@ class Pace:
         if expected > 0.0:
             self._level += _NEWEST * (own_s / expected - self._level)
         self._sample_s += _NEWEST * (sampling_s / rows - self._sample_s)
+        self._noted()
+
+    def drafted(self, rows: int, seconds: float) -> None:
+        """Take what a batch of the draft model took."""
+        self.drafts.took(rows, seconds)
+        self._noted()
+
+    def _noted(self) -> None:
         self._taken += 1
         if self._taken % _CHOICES_HOLD == 0:
             self._chosen.clear()
 
-    def split(self, decoding: int, most: int, hit: float = 0.0) -> Split:
+    def split(
+        self, decoding: int, most: int, hit: float = 0.0, drafted: Drafted = _UNDRAFTED
+    ) -> Split:
         """Return how to serve so many answers, with at most `most` rows a batch.
 
-        `hit`: how likely the next guess is to be right, and after it each further one.
+        `hit`: how likely the next guess is to be right, and after it each further one; `drafted`:
+        the same with a draft model.
         """
-        key = decoding, most, round(hit * _HIT_STEPS)
+        hits = [round(number * _HIT_STEPS) for number in (hit, *drafted)]
+        key = decoding, most, hits[0], hits[1], hits[2]
         if key not in self._chosen:
-            self._chosen[key] = self._choose(decoding, most, key[2] / _HIT_STEPS)
+            plain, *model = (number / _HIT_STEPS for number in hits)
+            self._chosen[key] = self._choose(decoding, most, plain, Drafted(*model))
         return self._chosen[key]
 
-    def _choose(self, decoding: int, most: int, hit: float) -> Split:
+    def pays_back(self, unknown: int, left: int) -> bool:
+        """Say whether a draft model's gain makes up for `unknown` tokens that it has to read first.
+
+        `left`: how many tokens the answer may still get. The gain is the least one that counts.
+        """
+        if not self._measured or not self.drafts.known:
+            return False
+        reading_s = self.drafts.seconds(_READ_ROWS) * unknown / _READ_ROWS
+        return reading_s <= _GUESS_GAIN * left * self.round_s(1, Split(1, 1))
+
+    def reading_rows(self, most: int) -> int:
+        """Return how many rows of a draft model hold nobody up for long."""
+        return self.drafts.rows_in(_READ_SHARE * self.round_s(1, Split(1, 1)), most, _READ_LEAST)
+
+    def _choose(self, decoding: int, most: int, hit: float, drafted: Drafted) -> Split:
         if decoding < 1:
             return Split(self._depth, 1)
         if not self._measured:
@@ -109,30 +161,51 @@ class Pace:
             if found[best] > (1 - _GAIN) * found[before]:
                 best = before
         self._last = decoding, best
-        return self._guessing(decoding, most, min(hit, _HIT_MOST), best) if hit else best
+        rate = decoding / self.round_s(decoding, best)
+        chances = [Drafted(hit, 0.0)]
+        if self.drafts.known and drafted.share:
+            chances.append(drafted)
+        for chance in chances:
+            split, more = self._guessing(decoding, most, chance, best.batches)
+            # It has to be clearly more; a draft model's than what n-grams make, too.
+            if more > (1 + _GUESS_GAIN) * rate:
+                best, rate = split, more
+        return best
 
-    def _guessing(self, decoding: int, most: int, hit: float, best: Split) -> Split:
-        """Return the split with guesses that makes the most tokens a second, if it is clearly more
-        than the `best` without.
-        """
-
-        def rate(split: Split) -> float:
-            each = split.batches * split.rows / decoding
-            tokens = decoding * (1.0 - math.pow(hit, each)) / (1.0 - hit)
-            return tokens / self.round_s(tokens, split)
-
-        found = {
-            split: rate(split)
-            for rows in SIZES
-            if rows <= most
-            for batches in {best.batches, self._fills(rows)}
-            if decoding < (split := Split(batches, rows, guesses=True)).batches * rows
-        }
+    def _guessing(
+        self, decoding: int, most: int, chance: Drafted, batches: int
+    ) -> tuple[Split, float]:
+        """Return the split with guesses that makes the most tokens a second, and how many."""
+        hit = min(chance.hit, _HIT_MOST)
+        if not hit:
+            return Split(batches, 1), 0.0
+        found: dict[Split, float] = {}
+        for rows in (size for size in SIZES if size <= most):
+            fills = self._fills(rows)
+            counts = {batches, fills}
+            if chance.share:
+                # What makes guesses may be busy with fewer than would fill the ring.
+                counts |= {size for size in SIZES if size < fills}
+            for count in counts:
+                if decoding < count * rows:
+                    split = Split(count, rows, guesses=True, drafting=chance.share > 0)
+                    tokens = decoding * (1.0 - math.pow(hit, count * rows / decoding)) / (1.0 - hit)
+                    found[split] = tokens / self.round_s(
+                        tokens, split, chance.share * self._drafting_s(decoding, split)
+                    )
         if not found:
-            return best
+            return Split(batches, 1), 0.0
         fastest = max(found, key=lambda split: found[split])
-        without = decoding / self.round_s(decoding, best)
-        return fastest if found[fastest] > (1 + _GUESS_GAIN) * without else best
+        return fastest, found[fastest]
+
+    def _drafting_s(self, decoding: int, split: Split) -> float:
+        """Return how long a draft model takes for all guesses of a round."""
+        answers = -(-decoding // split.batches)
+        guesses = split.batches * split.rows
+        if self._depth == 1:
+            # Each batch begins with what the one before it said. In a ring it is on its way before.
+            guesses -= decoding
+        return math.ceil(guesses / answers) * self.drafts.seconds(answers)
 
     def _fills(self, rows: int) -> int:
         """Return how many batches of so many rows are under way before one has to wait."""
@@ -142,12 +215,15 @@ class Pace:
         busiest = max(own + rows * self._sample_s, stage)
         return max(1, int(self.round_s(rows, Split(1, rows)) / busiest))
 
-    def round_s(self, tokens: float, split: Split) -> float:
-        """Return how long a round takes that gives so many tokens, in seconds."""
+    def round_s(self, tokens: float, split: Split, drafting_s: float = 0.0) -> float:
+        """Return how long a round takes that gives so many tokens, in seconds.
+
+        `drafting_s`: what making its guesses takes.
+        """
         own, away, stage = self._costs(split.rows)
-        sample = tokens * self._sample_s
+        busy = split.batches * own + tokens * self._sample_s + drafting_s
         alone = own + away + self._links_s + split.rows * self._sample_s
-        return max(split.batches * own + sample, split.batches * stage, alone)
+        return max(busy, split.batches * stage, alone + drafting_s / split.batches)
 
     def _costs(self, rows: int) -> tuple[float, float, float]:
         """Return what a batch takes now: here, in all the others, and in one of those."""
@@ -157,18 +233,9 @@ class Pace:
 
     def _at(self, rows: int) -> tuple[float, float]:
         """Return what a batch takes here, and in all the others without the links."""
-        points = [(m.rows, m.own_s, max(0.0, m.away_s - self._links_s)) for m in self._measured]
-        below = [point for point in points if point[0] <= rows]
-        above = [point for point in points if point[0] >= rows]
-        if not below:
-            return above[0][1], above[0][2]
-        low = below[-1]
-        if not above:
-            scale = rows / low[0]
-            return low[1] * scale, low[2] * scale
-        high = above[0]
-        part = (rows - low[0]) / (high[0] - low[0]) if high[0] > low[0] else 0.0
-        return low[1] + part * (high[1] - low[1]), low[2] + part * (high[2] - low[2])
+        own = [(float(m.rows), m.own_s) for m in self._measured]
+        away = [(float(m.rows), max(0.0, m.away_s - self._links_s)) for m in self._measured]
+        return between(own, rows), between(away, rows)
 
 
 def _splits(decoding: int, most: int) -> Iterator[Split]:

@@ -53,6 +53,10 @@ class Pipeline(Protocol):
         """How many batches have been submitted and not collected."""
         ...
 
+    def arrived(self) -> bool:
+        """Say whether `collect` would not have to wait; raises EngineError if the ring breaks."""
+        ...
+
     def submit(self, batch: Batch) -> None:
         """Begin a batch; raises EngineError (or PeerError) when the pipeline breaks."""
         ...
@@ -84,6 +88,10 @@ class WholePipeline:
         self.context = context
         self.stats = PipelineStats()
         self.in_flight = 0
+
+    def arrived(self) -> bool:
+        """A batch is computed when it is submitted."""
+        return self.in_flight > 0
 
     def submit(self, batch: Batch) -> None:
         """Apply and decode the batch at once."""
@@ -147,6 +155,16 @@ class RingPipeline:
     def in_flight(self) -> int:
         """How many batches are under way."""
         return len(self._pending)
+
+    def arrived(self) -> bool:
+        """Look whether a frame is here, and do what a waiting head does for its neighbours."""
+        if not self._pending:
+            return False
+        if not self._inlet.has_waiting and select.select([self._inlet], [], [], 0)[0]:
+            self._inlet.pump()
+        self._outlet.ping()
+        self._inlet.check_alive()
+        return self._inlet.has_waiting
 
     def submit(self, batch: Batch) -> None:
         """Run the first part and send its rows on."""

@@ -35,6 +35,7 @@ from agent.errors import CoveyError, ModelError
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from agent.engine.draft_model import DraftModel
     from agent.engine.head import Head
     from agent.engine.llama import Context, ContextLimits, Weights
     from agent.engine.pipeline import Pipeline
@@ -72,7 +73,17 @@ class Loaded:
             self.contexts.append(
                 Context(weights, self._limits(spec, weights), keeps_rows=keeps_rows)
             )
+        self.draft = self._draft(spec) if spec.draft_file else None
         self.load_s = time.monotonic() - started
+
+    def _draft(self, spec: EngineSpec) -> DraftModel:
+        from agent.engine.draft_loading import load_draft
+
+        limits = replace(self.contexts[-1].limits, n_seq=spec.slots)
+        return load_draft(
+            Path(spec.draft_file), self.weights[-1], spec.model_name, limits,
+            use_extra_bufts=self.means.use_extra_bufts, gpu_layers=self.means.gpu_layers,
+        )  # fmt: skip
 
     def _limits(self, spec: EngineSpec, weights: Weights) -> ContextLimits:
         from agent.engine.llama import ContextLimits
@@ -238,7 +249,7 @@ async def run_head(spec: EngineSpec, found: Means, channel: Channel) -> None:
             pipeline = await asyncio.to_thread(_pipeline, spec, loaded, listener, channel)
         if pipeline is None:
             return
-        head.start(pipeline)
+        head.start(pipeline, loaded.draft)
         channel.emit(
             Event(
                 "ready",

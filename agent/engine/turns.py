@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agent.engine.drafts import Drafts
+from agent.engine.drafts import AHEAD, Drafts
 from agent.engine.frames import Ints, Marks, Operation
 
 NO_SEQUENCE = -1
@@ -66,7 +66,31 @@ class Work:
         """How likely its next guess, the first that has no row, is to be right; 0: it has none."""
         if not self.awaited or self.filled >= min(self.guessed, self.limit - 1):
             return 0.0
-        return float(self.drafts.hit ** (self.filled - self.length + 1))
+        drafts = self.drafts
+        hit = drafts.hit if self.filled < drafts.model_from else drafts.model_hit or 0.0
+        return float(hit ** (self.filled - self.length + 1))
+
+    @property
+    def draft_chance(self) -> float:
+        """How likely what a draft model would add to its guesses is to be right; 0: nothing is."""
+        drafts, ahead = self.drafts, self.guessed - self.length
+        there = self.guessed < self.limit - 1 and self.guessed != drafts.ends_at and ahead < AHEAD
+        return float(drafts.model_hit ** (ahead + 1)) if there and drafts.model_hit else 0.0
+
+    @property
+    def unsent(self) -> int:
+        """How many of its guesses have no row."""
+        return self.guessed - max(self.length, min(self.filled, self.guessed))
+
+    @property
+    def unknown(self) -> int:
+        """How many of its tokens, guesses too, a draft model would have to compute for the next."""
+        return self.guessed - self.drafts.known
+
+    def cut(self, length: int) -> None:
+        """Drop its guesses from `length` on."""
+        self.guessed = length
+        self.drafts.cut(length)
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,8 +54,7 @@ class Mesh:
 
 
 WISH: Any = SimpleNamespace(
-    engine="ring",
-    name="m", model="m", generation=1, author_id=OWN, source_id=None,
+    name="m", model="m", generation=1, author_id=OWN, source_id=None, engine="ring", draft="",
 )  # fmt: skip
 
 

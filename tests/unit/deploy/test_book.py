@@ -56,11 +56,11 @@ def test_a_wish_is_read_as_it_was_signed_and_no_other_way() -> None:
         Wish.decode(msgspec.structs.replace(wish, version=2).encode())
 
 
-def test_a_wish_from_before_there_was_a_choice_of_engines_still_counts() -> None:
+def test_a_wish_from_before_there_were_engines_and_drafts_has_the_bytes_that_it_had() -> None:
     """`OLD_WISH` was signed, and written, by the code before that."""
     wish = Wish.decode(OLD_WISH)
     wish.check(MESH)
-    assert (wish.name, wish.engine, wish.context) == ("m", "ring", 64)
+    assert (wish.name, wish.engine, wish.draft, wish.context) == ("m", "ring", "", 64)
     assert wish.encode() == OLD_WISH
     assert add(DeploymentBook(MESH)) == wish
 
@@ -76,6 +76,23 @@ def test_what_a_wish_says_of_its_engine_is_signed() -> None:
         Wish.decode(msgspec.msgpack.encode(msgspec.structs.astuple(ring)))
     with pytest.raises(PeerError, match="damaged"):
         Wish.decode(msgspec.structs.replace(wish, engine="mpi").encode())  # type: ignore[arg-type]
+
+
+def test_a_draft_model_is_signed_and_stays_when_a_wish_is_signed_anew() -> None:
+    book = DeploymentBook(MESH)
+    wish = add(book, draft="/small.gguf")
+    wish.check(MESH)
+    assert Wish.decode(wish.encode()) == wish
+    for draft in ("", "/other.gguf"):
+        with pytest.raises(PeerError, match="not signed"):
+            msgspec.structs.replace(wish, draft=draft).check(MESH)
+    # There is only one way to write that there is none.
+    plain = msgspec.structs.replace(wish, draft="")
+    with pytest.raises(PeerError, match="damaged"):
+        Wish.decode(msgspec.msgpack.encode(msgspec.structs.astuple(plain)))
+    adopted = book.adopt(B, NOW, "m")
+    adopted.check(MESH)
+    assert (adopted.draft, adopted.author_id) == ("/small.gguf", B.id)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "a/b", "a\nb", "a\x1b[31m"])

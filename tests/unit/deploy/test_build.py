@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,9 +16,13 @@ import pytest
 from agent import config
 from agent.deploy.build import Build
 from agent.deploy.engines import Engines
+from agent.deploy.needs import draft_bytes, model_sizes
 from agent.deploy.wish import Wish
-from agent.errors import UsageError
+from agent.engine.cuttable import CutRule
+from agent.engine.gguf_file import GgufFile
+from agent.errors import ModelError, UsageError
 from agent.identity.keys import NodeKey
+from agent.models import bundled
 from agent.ownership.lease import Token
 from agent.placement.plan import Candidate
 
@@ -36,18 +41,27 @@ class NobodyToAsk:
         raise AssertionError("a model that stays in one piece needs no other node")
 
 
+class NobodyElse:
+    """A mesh of one."""
+
+    def live_workers(self, now: float) -> list[Any]:
+        return []
+
+
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Any]:
     @asynccontextmanager
-    async def started(**changes: Any) -> AsyncIterator[Build]:
+    async def started(mesh: Any = None, **changes: Any) -> AsyncIterator[Build]:
         settings, _ = config.load(Path("/dev/null"), {}, [f"node.state_dir={tmp_path}"])
         engines = Engines(settings, bytes(32), OWN)
         engines.own_address = "::1"
+        if changes.get("draft") == "m.gguf":
+            changes["draft"] = str(tmp_path / "m.gguf")
         fields = {"name": "m", "model": str(tmp_path / "m.gguf"), "author": bytes(32),
                   "generation": 1, "at": 0}  # fmt: skip
         made = Build(
             Wish(**fields | changes), "ab" * 16, 1, settings=settings, engines=engines,
-            own=Candidate(str(OWN), "box", 2**30), blobs=None, mesh=NobodyToAsk(),  # type: ignore[arg-type] # see above
+            own=Candidate(str(OWN), "box", 2**30), blobs=None, mesh=mesh or NobodyToAsk(),  # type: ignore[arg-type] # see above
             progress=lambda *_: None, token=lambda: Token(1, bytes(32)),
         )  # fmt: skip
         try:
@@ -71,6 +85,44 @@ async def test_a_model_for_embeddings_answers_on_its_node(build: Any) -> None:
         ):
             assert answer.status == 200
             assert len((await answer.json())["data"][0]["embedding"]) == 32
+
+
+async def test_a_draft_model_is_loaded_beside_the_model_and_counted(build: Any) -> None:
+    mini = {"model": bundled.NAME, "nodes": 1, "context": 128}
+    async with build(**mini, draft=bundled.NAME, mesh=NobodyElse()) as made:
+        head = await made.up()
+        assert made.plan.whole
+        spec = head.spec
+        assert (spec.files, spec.draft_file) == ((str(bundled.path()),), str(bundled.path()))
+        *planned, held = made.reasons
+        assert re.fullmatch(r".* draft model covey-mini\.gguf too, \d+\.\d MiB", held)
+        url = f"http://[::1]:{head.http_port}/v1/completions"
+        asked = {"model": "m", "prompt": "one two", "max_tokens": 8, "temperature": 0}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(url, json=asked) as answer,
+        ):
+            assert answer.status == 200
+    with GgufFile(bundled.path()) as file:
+        facts = file.facts()
+    alone = model_sizes(facts, 128, CutRule())
+    needed = sum(alone.layer_bytes) + alone.head_bytes + draft_bytes(facts, 128)
+    assert f"{needed / 2**20:.1f} MiB" in planned[-1]
+
+
+async def test_a_draft_model_that_is_none_is_an_error_of_one_line(build: Any) -> None:
+    for draft, error, said in (
+        ("/nowhere.gguf", ModelError, "there is no model /nowhere.gguf"),
+        ("m.gguf", ModelError, "m.gguf cannot be a draft model: it is for embeddings"),
+    ):
+        async with build(
+            model=bundled.NAME, nodes=1, context=128, mesh=NobodyElse(), draft=draft
+        ) as made:
+            with pytest.raises(error, match=said):
+                await made.up()
+    async with build(draft=bundled.NAME) as made:
+        with pytest.raises(UsageError, match="is for embeddings: a draft model has nothing"):
+            await made.up()
 
 
 async def test_it_is_not_cut_over_two(build: Any) -> None:

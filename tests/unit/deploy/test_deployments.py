@@ -321,6 +321,7 @@ async def test_impossible_wishes_are_refused_before_anything_is_told(net: Net) -
         ({"context": 10**6}, "was trained for"),
         ({"model": "/none.gguf"}, "there is no model"),
         ({"name": "a/b"}, "cannot name"),
+        ({"draft": "/none.gguf"}, "there is no model /none.gguf"),
     ):
         with pytest.raises(CoveyError, match=words):
             await alpha.up.deploy(request(**changes))
@@ -330,6 +331,27 @@ async def test_impossible_wishes_are_refused_before_anything_is_told(net: Net) -
     await alpha.up.deploy(request())
     with pytest.raises(UsageError, match="already deployed"):
         await net["beta"].up.deploy(request())
+
+
+async def test_a_draft_model_is_part_of_the_wish_and_known_to_all(net: Net) -> None:
+    alpha, beta = net["alpha"], net["beta"]
+    small = net.folder / "small.gguf"
+    small.write_bytes(bundled.path().read_bytes())
+    described = await alpha.up.deploy(request(draft=str(small), name="guessing"))
+    assert (described["model"], described["draft"]) == (bundled.NAME, str(small))
+    bare = await alpha.up.deploy(request(draft=bundled.NAME, name="anywhere"))
+    assert bare["draft"] == bundled.NAME
+    await until(lambda: _count(beta, 2))
+    known = {each["name"]: each["draft"] for each in await beta.up.describe()}
+    assert known == {"guessing": str(small), "anywhere": bundled.NAME}
+    wishes = {wish.name: wish for wish in beta.up._keeper.book.wishes()}
+    # Where the draft model's file lies, and nowhere else, it can run.
+    assert wishes["guessing"].source_id == alpha.id
+    assert wishes["anywhere"].source_id is None
+
+
+async def _count(node: Node, count: int) -> bool:
+    return len(await node.up.describe()) == count
 
 
 async def test_an_admin_that_is_no_worker_deploys_what_all_have(net: Net) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 import gguf
 import pytest
 
-from agent.deploy.needs import cuts_of, default_context, model_sizes, spread_of
+from agent.deploy.needs import (
+    cuts_of,
+    default_context,
+    draft_bytes,
+    model_sizes,
+    spread_of,
+    with_draft,
+)
 from agent.engine.cuttable import CutRule
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.errors import ModelError, UsageError
@@ -43,6 +50,24 @@ def test_a_model_for_text_may_be_cut_and_keeps_what_it_read() -> None:
     sizes = model_sizes(facts, 100, CutRule())
     assert sizes.layer_bytes[0] == facts.layer_bytes[0] + 100 * facts.kv_bytes_per_token
     assert default_context(replace(facts, context=2**17)) == 8192
+
+
+def test_a_draft_model_lies_whole_on_the_head_and_is_counted_there() -> None:
+    facts = facts_of(bundled.path())
+    with GgufFile(bundled.path()) as file:
+        weights = sum(tensor.size for tensor in file.tensors)
+    cache = facts.layers * 100 * facts.kv_bytes_per_token
+    needed = draft_bytes(facts, 100)
+    assert needed == weights + cache
+    sizes = model_sizes(facts, 100, CutRule())
+    both = with_draft(sizes, needed // 2)
+    assert both.head_bytes == sizes.head_bytes + needed // 2
+    # A head that just holds the model does not hold a draft of half its size, too.
+    head = replace(HEAD, free_bytes=int(1.5 * (sum(sizes.layer_bytes) + sizes.head_bytes)))
+    assert plan(sizes, head, OTHERS, None).whole
+    assert not plan(both, head, OTHERS, None).whole
+    with pytest.raises(ModelError, match="the model needs about"):
+        plan(both, head, [], None)
 
 
 def test_a_model_for_embeddings_stays_on_its_node(encoder: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.engine.asking import Asking
 from agent.engine.batching import CHUNK_ROWS_MIN, MIXED_ROWS, PREFIX_MIN, Schedule
 from agent.engine.cells import Cells
 from agent.engine.frames import Copy, Ints, Remove
@@ -28,6 +29,11 @@ def repeats(tokens: Sequence[int]) -> int:
     if len(tokens) % 11 == 0:
         return int(tokens[0]) % 7
     return (int(tokens[-1]) * 3 + 1) % 7
+
+
+def ends(tokens: Sequence[int]) -> int:
+    """A draft model that is right but for every fifth token, and sometimes sees the end."""
+    return follows(tokens) if len(tokens) % 5 else -(len(tokens) % 2)
 
 
 Says = Callable[[Sequence[int]], int]
@@ -82,14 +88,58 @@ class Stage:
                     cell[1] += 1
 
 
+class Draft:
+    """A simulated draft model: what it says, and what is in its caches, of each request."""
+
+    def __init__(self, says: Says, chunk: int = 20) -> None:
+        self.says, self.chunk = says, chunk
+        self.caches: dict[Work, list[int]] = {}
+        self.guesses = self.read = 0
+        self.tries = True
+
+    def reads(self, work: Work, stop: int) -> list[int]:
+        """Read a request's tokens up to `stop`; what it holds of them must be what they are."""
+        there = self.caches.setdefault(work, [])
+        assert work.drafts.known <= len(there)
+        del there[work.drafts.known :]
+        assert there == work.tokens[: len(there)].tolist(), "it knows what was never said"
+        there += work.tokens[len(there) : stop].tolist()
+        self.read += stop - work.drafts.known
+        work.drafts.known = stop
+        return there
+
+    def answers(self, asking: Asking, works: Sequence[Work]) -> None:
+        for work in works:
+            assert work.guessed < work.limit - 1
+            token = self.says(self.reads(work, work.guessed))
+            self.guesses += 1
+            asking.proposed(work, token if token >= 0 else None)
+
+    def step(self, asking: Asking) -> bool:
+        """Do what it is asked, if it is anything."""
+        if works := asking.wanting():
+            self.answers(asking, works)
+        elif work := asking.to_read():
+            self.reads(work, min(work.guessed, work.drafts.known + self.chunk))
+        elif self.tries and (work := asking.untried()):
+            self.answers(asking, [work])
+        else:
+            return False
+        return True
+
+
 class Ring:
     """A schedule and its stages; batches come back in order."""
 
     def __init__(
         self, cells: int = 4096, rows: int = 512, slots: int = 4, sequences: int = 8,
         depth: int = 2, reuse: bool = True, says: Says = follows, links_s: float | None = None,
+        draft: Draft | None = None, draft_s: float = 0.0005,
     ) -> None:  # fmt: skip
-        """With `links_s` it is known what batches take, and guesses are worth their rows."""
+        """With `links_s` it is known what batches take, and guesses are worth their rows.
+
+        A row of the draft model takes `draft_s`.
+        """
         self.schedule = Schedule(
             cells=cells, rows=rows, slots=slots, sequences=sequences, depth=depth, reuse=reuse
         )
@@ -97,6 +147,10 @@ class Ring:
             self.schedule.pace.learn(
                 [Measured(n, 0.01, (depth - 1) * 0.01 + links_s) for n in (1, 2, 4, 8)], links_s
             )
+        self.draft = draft
+        if draft is not None and reuse:
+            self.schedule.asking.begin()
+            self.schedule.pace.drafts.learn([(n, draft_s * n) for n in (1, 64)])
         # The last part computes a batch when it has come round, unless nobody wants it any more.
         self.stage, self.last = Stage(cells, says), Stage(cells, says)
         self.flying: deque[Turn] = deque()
@@ -143,9 +197,13 @@ class Ring:
                 self.schedule.end(work)
         return True
 
+    def drafted(self) -> bool:
+        """Have the draft model do something, if there is something."""
+        return self.draft is not None and self.draft.step(self.schedule.asking)
+
     def run(self) -> None:
         for _ in range(100_000):
-            if not self.submit() and not self.collect():
+            if not self.submit() and not self.drafted() and not self.collect():
                 break
         assert not self.schedule.waiting
         assert not self.schedule.running
@@ -325,7 +383,7 @@ def test_what_can_never_be_served_is_refused(length: int, limit: int) -> None:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from("add add add cancel submit submit collect collect".split()),
+        st.sampled_from("add add add cancel submit submit collect collect draft draft".split()),
         st.integers(0, 7), st.integers(1, 90), st.integers(1, 40), st.integers(0, 2),
     ),
     max_size=80,
@@ -336,13 +394,14 @@ STEPS = st.lists(
 @given(
     STEPS, st.integers(130, 600), st.integers(1, 70), st.integers(1, 5), st.integers(0, 4),
     st.integers(1, 4), st.booleans(), st.sampled_from([follows, repeats]),
-    st.sampled_from([None, 0.0, 0.05]),
+    st.sampled_from([None, 0.0, 0.05]), st.sampled_from([None, follows, repeats, ends]),
 )  # fmt: skip
 def test_any_order_of_events_gives_everybody_the_right_tokens(
     steps: list[tuple[str, int, int, int, int]], cells: int, rows: int, slots: int, more: int,
-    depth: int, reuse: bool, says: Says, links_s: float | None,
+    depth: int, reuse: bool, says: Says, links_s: float | None, drafts: Says | None,
 ) -> None:  # fmt: skip
-    ring = Ring(cells, rows, slots, slots + more, depth, reuse, says, links_s)
+    draft = None if drafts is None else Draft(drafts)
+    ring = Ring(cells, rows, slots, slots + more, depth, reuse, says, links_s, draft)
     prompts: dict[Work, list[int]] = {}
     for what, kind, length, room, priority in steps:
         match what:
@@ -360,6 +419,8 @@ def test_any_order_of_events_gives_everybody_the_right_tokens(
                 ring.submit()
             case "collect":
                 ring.collect()
+            case "draft":
+                ring.drafted()
     cancelled = {
         work for work in ring.over if len(ring.said[work]) < work.limit - len(prompts[work])
     }
@@ -371,13 +432,19 @@ def test_any_order_of_events_gives_everybody_the_right_tokens(
         assert work.reused == 0 or PREFIX_MIN <= work.reused < len(prompt)
 
 
-def turns(links_s: float | None, says: Says, *, depth: int = 3, slots: int = 1) -> int:
+def turns(
+    links_s: float | None, says: Says, *, depth: int = 3, slots: int = 1,
+    draft: Draft | None = None, draft_s: float = 0.0005,
+) -> int:  # fmt: skip
     """Return in how many batches answers to short prompts come round, one after the other."""
-    ring = Ring(slots=slots, sequences=slots, depth=depth, says=says, links_s=links_s)
+    ring = Ring(
+        slots=slots, sequences=slots, depth=depth, says=says, links_s=links_s, draft=draft,
+        draft_s=draft_s,
+    )  # fmt: skip
     works = [ring.add([1, 2, n], 203) for n in range(slots)]
     rounds = 0
     while len(ring.over) < slots:
-        while ring.submit():
+        while ring.submit() or ring.drafted():
             pass
         rounds += 1
         # All that are under way come back before the next are sent.
@@ -425,3 +492,89 @@ def test_what_guesses_hold_is_free_when_a_request_is_cancelled() -> None:
     ring.run()
     assert again.reused == 29
     assert ring.said[again] == answer([1, 2, 3] * 10, 200, repeats)
+
+
+def wrong(tokens: Sequence[int]) -> int:
+    """A draft model that is never right."""
+    return 1000 + follows(tokens)
+
+
+def test_a_draft_model_saves_rounds_where_n_grams_have_nothing_to_say() -> None:
+    draft = Draft(follows)
+    assert turns(0.05, follows, draft=draft) < 80
+    assert draft.guesses < 3 * 200
+    assert turns(0.0, follows, depth=1, draft=Draft(follows)) < 80
+    assert turns(0.05, follows, slots=4, draft=Draft(follows)) < 140
+
+
+def test_a_draft_model_that_is_wrong_is_soon_not_asked_any_more() -> None:
+    draft = Draft(wrong)
+    # Where nothing is tried, all that it says is said for rows.
+    draft.tries = False
+    assert turns(0.05, follows, draft=draft) == 200
+    assert draft.guesses < 60
+
+
+def test_a_draft_model_that_takes_too_long_is_not_asked() -> None:
+    draft = Draft(follows)
+    draft.tries = False
+    assert turns(0.05, follows, draft=draft, draft_s=0.2) == 200
+    assert (draft.guesses, draft.read) == (0, 0)
+
+
+def test_where_text_repeats_itself_n_grams_are_as_good_and_cost_nothing() -> None:
+    draft = Draft(wrong)
+    assert turns(0.05, repeats, draft=draft) < 100
+    assert draft.guesses < 60
+
+
+def test_a_draft_model_reads_a_prompt_in_pieces_and_only_for_an_answer_that_may_be_long() -> None:
+    for limit, reads in ((1005, False), (1400, True)):
+        draft = Draft(follows)
+        draft.tries = False
+        ring = Ring(depth=2, links_s=0.05, draft=draft, rows=512)
+        prompt = list(range(1000))
+        work = ring.add(prompt, limit)
+        ring.run()
+        assert ring.said[work] == answer(prompt, limit)
+        assert (draft.read >= 1000) is reads
+        assert (work.drafts.right > 100) is reads
+
+
+def test_guesses_that_get_no_row_show_that_a_draft_model_is_worth_asking_again() -> None:
+    ring = Ring(depth=2, slots=1, links_s=0.05, draft=Draft(follows))
+    work = ring.add([1, 2, 3], 400)
+    work.drafts.model_hit = 0.01
+    ring.run()
+    assert ring.said[work] == answer([1, 2, 3], 400)
+    assert work.drafts.model_hit > 0.9
+    assert work.drafts.right > 300
+
+
+def test_a_request_has_a_draft_models_guesses_from_the_first_token_that_n_grams_miss() -> None:
+    """Both are right in turns; every token is the main model's, and both sorts get rows."""
+
+    def turning(tokens: Sequence[int]) -> int:
+        return repeats(tokens) if len(tokens) // 50 % 2 else follows(tokens)
+
+    draft = Draft(turning)
+    ring = Ring(depth=3, slots=2, links_s=0.05, says=turning, draft=draft)
+    works = [ring.add([1, 2, n], 303) for n in range(2)]
+    ring.run()
+    for n, work in enumerate(works):
+        assert ring.said[work] == answer([1, 2, n], 303, turning)
+        assert 0 < draft.guesses < 2 * 400
+        assert work.drafts.right > 200
+
+
+def test_when_a_draft_model_is_gone_nobody_waits_for_it() -> None:
+    ring = Ring(depth=2, slots=1, links_s=0.05, draft=Draft(follows))
+    work = ring.add([1, 2, 3], 200)
+    for _ in range(50):
+        if not ring.submit() and not ring.drafted():
+            ring.collect()
+    assert ring.schedule.asking.wanting() or work.drafts.right
+    ring.schedule.asking.end()
+    ring.draft = None
+    ring.run()
+    assert ring.said[work] == answer([1, 2, 3], 200)

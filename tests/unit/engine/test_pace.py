@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.engine.pace import SIZES, Measured, Pace, Split
+from agent.engine.draft_costs import TRIAL_SHARE, DraftCosts
+from agent.engine.pace import SIZES, Drafted, Measured, Pace, Split
 
 # Seconds of a batch of so many rows in one stage, as measured on one CPU (docs/benchmarks.md): a
 # row alone goes by another way than two.
@@ -140,3 +143,114 @@ def test_a_busier_machine_moves_all_sizes_and_so_leaves_the_split() -> None:
 def test_dear_sampling_is_the_heads_own_work() -> None:
     cheap, dear = learnt(2, shared, 0.0), learnt(2, shared, 0.0, sample_s=0.050)
     assert dear.round_s(8, Split(2, 4)) - cheap.round_s(8, Split(2, 4)) > 7 * 0.050
+
+
+def drafting(pace: Pace, each_s: float) -> Pace:
+    """Say that each row of a draft model takes so long, and two together half as long again."""
+    pace.drafts.learn([(n, each_s * (1 + n) / 2) for n in (1, 2, 4, 8, 16, 64)])
+    return pace
+
+
+def drafted_s(
+    depth: int, cost: Callable[[int], float], links_s: float, draft_s: float, hit: float,
+    split: Split, tokens: int = 600,
+) -> float:  # fmt: skip
+    """Return how long a token of one answer takes in a simulated ring with guesses of a draft."""
+    rng = random.Random(1)
+    free = [0.0] * depth
+    now, said = 0.0, 0
+    flying: list[tuple[float, int]] = []  # when it is back, and how many rows it has
+    fresh = True  # the next batch begins with a certain token
+    while said < tokens:
+        if len(flying) < split.batches:
+            # The head makes guesses and computes its part; nothing else goes on there meanwhile.
+            at = max(now, free[0]) + draft_s * (split.rows - fresh)
+            fresh = False
+            for stage in range(depth):
+                at = free[stage] = max(at, free[stage]) + cost(split.rows)
+                at += links_s / depth
+            flying.append((at, split.rows))
+            continue
+        now, rows = flying.pop(0)
+        for _ in range(rows):
+            said += 1
+            if rng.random() >= hit:
+                flying, fresh = [], True
+                break
+    return now / said
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.sampled_from([steep, shared, each]), st.integers(1, 4), st.floats(0.0, 0.2),
+    st.floats(0.0001, 0.02), st.floats(0.05, 0.95),
+)  # fmt: skip
+def test_a_draft_model_never_makes_it_slower_and_helps_where_it_would_much(
+    cost: Callable[[int], float], depth: int, links_s: float, draft_s: float, hit: float
+) -> None:
+    if depth == 1:
+        links_s = 0.0
+    pace = drafting(learnt(depth, cost, links_s), draft_s)
+    split = pace.split(1, 512, 0.0, Drafted(hit, 1.0))
+    without_s = depth * cost(1) + links_s
+    if split.drafting:
+        assert drafted_s(depth, cost, links_s, draft_s, hit, split) < without_s
+        return
+    possible = (Split(batches, rows) for batches in range(1, depth + 2) for rows in (1, 3, 6))
+    assert without_s < 1.4 * min(
+        drafted_s(depth, cost, links_s, draft_s, hit, other)
+        for other in possible
+        if other.batches * other.rows > 1 and (depth > 1 or other.batches == 1)
+    )
+
+
+def test_what_a_draft_model_takes_decides_whether_it_is_asked() -> None:
+    for depth in (1, 3):
+        cheap, dear = (drafting(learnt(depth, shared, 0.0), s) for s in (0.0005, 0.020))
+        assert cheap.split(1, 512, 0.0, Drafted(0.8, 1.0)).drafting
+        assert not dear.split(1, 512, 0.0, Drafted(0.8, 1.0)).guesses
+        # A machine that is busier for the draft model alone.
+        for _ in range(200):
+            cheap.drafted(1, 0.020)
+        assert not cheap.split(1, 512, 0.0, Drafted(0.8, 1.0)).guesses
+
+
+def test_a_draft_model_must_be_clearly_better_than_n_grams() -> None:
+    pace = drafting(learnt(1, shared, 0.0), 0.0005)
+    split = pace.split(1, 512, 0.80, Drafted(0.80, 1.0))
+    assert (split.guesses, split.drafting) == (True, False)
+    assert pace.split(1, 512, 0.40, Drafted(0.90, 1.0)).drafting
+
+
+def test_nothing_is_drafted_before_its_cost_is_known() -> None:
+    pace = learnt(2, shared, 0.1)
+    assert not pace.split(1, 512, 0.0, Drafted(0.9, 1.0)).guesses
+    assert not pace.pays_back(10, 1000)
+    assert not pace.drafts.may_try
+
+
+def test_reading_a_prompt_has_to_pay_and_holds_nobody_up() -> None:
+    pace = drafting(learnt(1, shared, 0.0), 0.0002)
+    assert pace.pays_back(100, 1000)
+    assert not pace.pays_back(1000, 10)
+    assert pace.reading_rows(128) == 16, "a quarter of 10.3 ms, at 0.1 ms a row"
+    assert drafting(learnt(1, shared, 0.0), 0.1).reading_rows(128) == 8
+
+
+def test_trials_take_a_small_share_of_the_time() -> None:
+    costs = DraftCosts()
+    costs.learn([(1, 0.001)])
+    assert not costs.may_try
+    spent = 0.0
+    for _ in range(10_000):
+        costs.passed(0.010)
+        if costs.may_try:
+            costs.tried(0.007)
+            spent += 0.007
+    assert spent == pytest.approx(100 * TRIAL_SHARE, rel=0.01)
+    costs.passed(1e6)
+    tries = 0
+    while costs.may_try:
+        costs.tried(0.007)
+        tries += 1
+    assert tries < 50, "what was saved up while nothing was tried is bounded"
