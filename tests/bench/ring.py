@@ -9,7 +9,8 @@ process with one thread, pinned to a CPU; where there are more nodes than CPUs a
 quota of one, the single node too. Each link is delayed in user space, one way. Streams decode
 together: tokens/s of all from when each has its first token until one ends. What a random model
 says hardly repeats itself; in the rows with guesses it may say 16 words, and four of five guesses
-come true.
+come true. In the rows with a draft model the model's first layer is that, and the others add
+little.
 
 The limit beside a figure is arithmetic: what batches of each size take llama.cpp on one node, in
 equal parts over the nodes, with the links' delays, split as is fastest. Quick, with one CPU a node:
@@ -26,7 +27,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 from report import Row, conditions, finish, parser, row
 
@@ -73,6 +74,12 @@ class Cases:
         return min(1.0, len(nodes.CPUS) / max(self.nodes))
 
     @property
+    def context(self) -> int:
+        """How many tokens the caches hold: 16 answers, or the longest prompt."""
+        longest = max(self.prompts, default=0)
+        return max(16 * (PROMPT + self.answer), longest, PROMPT + 4 * self.answer) + 512
+
+    @property
     def of_peer(self) -> list[tuple[int, int, int]]:
         """The same for `ringlab/peer.py`."""
         return [
@@ -83,6 +90,23 @@ class Cases:
 
 QUICK = Cases((2,), (0.0, FAR_S), (1, 8), (512,), 24)
 WHOLE = Cases((2, 3, 4), (0.0, 0.005, FAR_S), (1, 4, 8, 16), (16, 512, LONG_PROMPT), 64)
+
+
+class Models(NamedTuple):
+    """The files: a model, one whose later layers add little, and that one's first layer alone."""
+
+    plain: Path
+    faint: Path
+    draft: Path
+
+    @classmethod
+    def write(cls, folder: Path, shape: Shape) -> Models:
+        """Write all three."""
+        return cls(
+            write_model(folder / "model.gguf", weight_type="Q8_0", shape=shape),
+            write_model(folder / "faint.gguf", weight_type="Q8_0", shape=shape, faint_from=1),
+            write_model(folder / "draft.gguf", weight_type="Q8_0", shape=replace(shape, layers=1)),
+        )
 
 
 @dataclass(frozen=True)
@@ -109,25 +133,46 @@ def both(model: Path, cases: Cases) -> dict[int, float]:
     return {n: one.rates[n] + other.rates[n] for n in cases.streams}
 
 
-async def ring(
-    model: Path, folder: Path, cases: Cases, count: int, delay_s: float, *,
-    drafts: Literal["ngrams", "none"] = "none",
-) -> Found:  # fmt: skip
-    """Measure a ring; with drafts one stream alone."""
-    longest = max(cases.prompts, default=0)
-    context = max(16 * (PROMPT + cases.answer), longest + cases.answer) + 512
-    async with nodes.ring(
-        model, folder, count, delay_s, context, share=cases.share, drafts=drafts
-    ) as base:
+async def ring(model: Path, folder: Path, cases: Cases, count: int, delay_s: float) -> Found:
+    """Measure a ring without guesses."""
+    async with nodes.ring(model, folder, count, delay_s, cases.context, share=cases.share) as base:
         await ask.run(base, 1, PROMPT, 4, VOCABULARY)
-        if drafts == "ngrams":
-            rate, _ = await ask.run(base, 1, PROMPT, 4 * cases.answer, VOCABULARY, repeats=True)
-            return Found({1: rate}, {})
         return Found(
             {n: (await ask.run(base, n, PROMPT, cases.answer, VOCABULARY))[0]
              for n in cases.streams},
             {n: (await ask.run(base, 1, n, 4, VOCABULARY))[1] for n in cases.prompts},
         )  # fmt: skip
+
+
+class Guessed(NamedTuple):
+    """Tokens/s of one stream: of a text that repeats itself, and with a draft model of another.
+
+    `right` is the share of the draft model's guesses that came true.
+    """
+
+    ngrams: float
+    draft: float
+    right: float
+
+
+async def guessing(
+    models: Models, folder: Path, cases: Cases, count: int, delay_s: float
+) -> Guessed:
+    """Measure a ring with guesses, of which each kind is asked for in a ring of its own."""
+    rates, right = [], 0.0
+    for model, draft in ((models.plain, None), (models.faint, models.draft)):
+        async with nodes.ring(
+            model, folder, count, delay_s, cases.context, share=cases.share, drafts="ngrams",
+            draft=draft,
+        ) as base:  # fmt: skip
+            await ask.run(base, 1, PROMPT, 4, VOCABULARY)
+            rate, _ = await ask.run(
+                base, 1, PROMPT, 4 * cases.answer, VOCABULARY, repeats=draft is None
+            )
+            rates.append(rate)
+            if draft is not None:
+                right = await ask.came_true(base, PROMPT, cases.answer, VOCABULARY)
+    return Guessed(*rates, right)
 
 
 def limit(alone: Found, count: int, delay_s: float, streams: int) -> float:
@@ -142,7 +187,13 @@ def limit(alone: Found, count: int, delay_s: float, streams: int) -> float:
 
 
 def compared(
-    cases: Cases, count: int, delay_s: float, alone: Found, rpc: Found, ours: Found, guessing: float
+    cases: Cases,
+    count: int,
+    delay_s: float,
+    alone: Found,
+    rpc: Found,
+    ours: Found,
+    guessed: Guessed,
 ) -> list[Row]:
     """Return the rows of one ring."""
     label, far = f"{count} nodes, {delay_s * 1000:g} ms", delay_s == FAR_S
@@ -160,10 +211,10 @@ def compared(
             rows.append(row(f"{label}, {n} streams, of RPC", ours.rates[n] / rpc.rates[n], "×",
                             goal=OF_RPC.get((count, n)), higher=True,
                             limit=f"at most {most / rpc.rates[n]:.2f}"))  # fmt: skip
-    rows.append(row(f"{label}, 1 stream with guesses", guessing, "tokens/s", peer=rpc.rates[1]))
+    rows += guessing_rows(label, guessed, rpc.rates[1])
     if far:
-        rows.append(row(f"{label}, 1 stream with guesses, of RPC", guessing / rpc.rates[1], "×",
-                        goal=GUESSING_OF_RPC, higher=True))  # fmt: skip
+        rows.append(row(f"{label}, 1 stream with guesses, of RPC", guessed.ngrams / rpc.rates[1],
+                        "×", goal=GUESSING_OF_RPC, higher=True))  # fmt: skip
     for n in cases.prompts:
         rows.append(row(f"{label}, first token after {n}", ours.firsts[n], "s",
                         peer=rpc.firsts[n]))  # fmt: skip
@@ -172,6 +223,15 @@ def compared(
                             alone.firsts[n] / ours.firsts[n], "×", goal=LONG_OF_ONE.get(count),
                             higher=True, peer=alone.firsts[n] / rpc.firsts[n]))  # fmt: skip
     return rows
+
+
+def guessing_rows(label: str, guessed: Guessed, peer: float) -> list[Row]:
+    """Return the rows of one stream with guesses."""
+    return [
+        row(f"{label}, 1 stream with guesses", guessed.ngrams, "tokens/s", peer=peer),
+        row(f"{label}, 1 stream with a draft model", guessed.draft, "tokens/s", peer=peer,
+            limit=f"{guessed.right:.0%} of its guesses came true"),
+    ]  # fmt: skip
 
 
 def chosen(arguments: argparse.Namespace) -> Cases:
@@ -203,7 +263,8 @@ def main() -> int:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = write_model(folder / "model.gguf", weight_type="Q8_0", shape=cases.shape)
+        models = Models.write(folder, cases.shape)
+        model = models.plain
         alone = of_peer(cases, nodes.peer(model, cases.of_peer, share=cases.share))
         if cases.share == 1.0:
             for n, rate in both(model, cases).items():
@@ -217,9 +278,8 @@ def main() -> int:
         for n in cases.prompts:
             rows.append(row(f"1 node, first token after {n}", one.firsts[n], "s",
                             peer=alone.firsts[n]))  # fmt: skip
-        guessing = asyncio.run(ring(model, folder, cases, 1, 0.0, drafts="ngrams")).rates[1]
-        rows.append(row("1 node, 1 stream with guesses", guessing, "tokens/s",
-                        peer=alone.rates[1]))  # fmt: skip
+        guessed = asyncio.run(guessing(models, folder, cases, 1, 0.0))
+        rows += guessing_rows("1 node", guessed, alone.rates[1])
         for count in cases.nodes:
             for delay_s in cases.delays:
                 nodes.leave()
@@ -227,9 +287,8 @@ def main() -> int:
                     model, cases.of_peer, count, delay_s, cases.shape.layers, share=cases.share
                 )
                 ours = asyncio.run(ring(model, folder, cases, count, delay_s))
-                guessed = asyncio.run(ring(model, folder, cases, count, delay_s, drafts="ngrams"))
-                rows += compared(cases, count, delay_s, alone, of_peer(cases, found), ours,
-                                 guessed.rates[1])  # fmt: skip
+                guessed = asyncio.run(guessing(models, folder, cases, count, delay_s))
+                rows += compared(cases, count, delay_s, alone, of_peer(cases, found), ours, guessed)
         nodes.leave()
     found = conditions(
         quick=arguments.quick, model_layers=cases.shape.layers, n_embd=cases.shape.n_embd,

@@ -45,3 +45,18 @@ async def run(
     began, ended = max(s[1] for s in found), min(s[-1] for s in found)
     tokens = sum(sum(began < at <= ended for at in stamps) for stamps in found)
     return tokens / (ended - began), min(s[1] - s[0] for s in found)
+
+
+async def came_true(base: str, prompt: int, answer: int, vocabulary: int) -> float:
+    """Return which share of the guesses with a row came true in one answer; 0 if there was none."""
+    words = np.random.default_rng().integers(300, vocabulary, prompt).tolist()
+    body = {"model": "ring", "prompt": words, "max_tokens": answer, "temperature": 0,
+            "logit_bias": NEVER}  # fmt: skip
+    timeout = aiohttp.ClientTimeout(total=900)
+    async with (
+        aiohttp.ClientSession(timeout=timeout) as session,
+        session.post(f"http://{base}/v1/completions", json=body) as response,
+    ):
+        response.raise_for_status()
+        timings = (await response.json()).get("timings", {})
+    return timings.get("draft_n_accepted", 0) / max(1, timings.get("draft_n", 0))

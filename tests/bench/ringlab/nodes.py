@@ -112,7 +112,7 @@ def boundaries(layers: int, nodes: int) -> list[int]:
 @asynccontextmanager
 async def ring(
     model: Path, folder: Path, nodes: int, one_way_s: float, context: int, *,
-    share: float = 1.0, drafts: Literal["ngrams", "none"] = "none",
+    share: float = 1.0, drafts: Literal["ngrams", "none"] = "none", draft: Path | None = None,
 ) -> AsyncIterator[str]:  # fmt: skip
     """Give the address of the head's HTTP server; one node is the whole model in one process."""
     async with AsyncExitStack() as stack:
@@ -120,7 +120,7 @@ async def ring(
         async def start(number: int, **more: object) -> Engine:
             spec = EngineSpec(
                 n_ctx=context, threads=1, cache=str(folder), model_name="ring", row_type="f32",
-                drafts=drafts,
+                drafts=drafts, draft_file=str(draft or "") if number == 0 else "",
                 **more,  # type: ignore[arg-type]
             )  # fmt: skip
             with pinned(number, share):
@@ -153,7 +153,7 @@ def _parts(model: Path, folder: Path, nodes: int) -> list[Path]:
     with GgufFile(model) as file:
         found = []
         for start, stop in pairwise(boundaries(file.layers, nodes)):
-            path = folder / f"part-{start}-{stop}.gguf"
+            path = folder / f"{model.stem}-{start}-{stop}.gguf"
             if not path.exists():
                 write_part(file, start, stop, path)
             found.append(path)

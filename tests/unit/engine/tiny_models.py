@@ -16,6 +16,7 @@ KV_HEADS = 2
 FEED_FORWARD = 96
 VOCABULARY = 400
 CONTEXT = 512
+FAINT = 0.02
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
@@ -61,11 +62,13 @@ def write_model(
     layers: int = LAYERS,
     shape: Shape | None = None,
     rope_freqs: bool = False,
+    faint_from: int | None = None,
     extra: Callable[[gguf.GGUFWriter], None] = lambda _: None,
 ) -> Path:
     """Write a model with random weights of one type, and an SPM vocabulary with byte fallback.
 
-    `shape` stands for all sizes, `layers` for that one.
+    `shape` stands for all sizes, `layers` for that one. Layers from `faint_from` on add little, so
+    that a model of those before, with the same seed, mostly says the same.
     """
     shape = shape or Shape(layers)
     random = np.random.default_rng(seed)
@@ -105,12 +108,14 @@ def write_model(
         matrix(prefix + "attn_q.weight", shape.heads * head, shape.n_embd, narrow)
         matrix(prefix + "attn_k.weight", shape.kv_heads * head, shape.n_embd, narrow)
         matrix(prefix + "attn_v.weight", shape.kv_heads * head, shape.n_embd, narrow)
-        matrix(prefix + "attn_output.weight", shape.n_embd, shape.heads * head, narrow)
+        loud = 1.0 if faint_from is None or layer < faint_from else FAINT
+        matrix(prefix + "attn_output.weight", shape.n_embd, shape.heads * head, loud * narrow)
         matrix(prefix + "ffn_gate.weight", shape.feed_forward, shape.n_embd, narrow)
         matrix(prefix + "ffn_up.weight", shape.feed_forward, shape.n_embd, narrow)
         matrix(
-            prefix + "ffn_down.weight", shape.n_embd, shape.feed_forward, shape.feed_forward**-0.5
-        )
+            prefix + "ffn_down.weight", shape.n_embd, shape.feed_forward,
+            loud * shape.feed_forward**-0.5,
+        )  # fmt: skip
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
