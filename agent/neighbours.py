@@ -41,7 +41,9 @@ _log = logging.getLogger(__name__)
 # their records, at once; this finds who was missed.
 DISCOVER_INTERVAL_S = 20.0
 # How often WireGuard's view (handshakes, endpoints) is read and corrected: while packets flow, so
-# that a path that dies is noticed; while someone is not connected; and while all are.
+# that a path that dies is noticed; while someone is not connected; and while all are. Handshakes
+# follow new endpoints within round trips, so for NEW_PATH_S after those it is looked at most often.
+OVERLAY_NEW_INTERVAL_S, NEW_PATH_S = 0.2, 1.0
 OVERLAY_FLOW_INTERVAL_S = 0.5
 OVERLAY_INTERVAL_S = 1.0
 OVERLAY_CALM_INTERVAL_S = 5.0
@@ -86,6 +88,7 @@ class Neighbours:
         self._quick_file: WgQuickFile | None = None
         self._quick_file_at = float("-inf")
         self._flows = False  # packets flow to some peer
+        self._new_path_at = float("-inf")
         self.addresses = _underlay_addresses(settings, membership)
 
     def interfaces(self) -> tuple[Interface, ...]:
@@ -198,6 +201,8 @@ class Neighbours:
                 )
 
     def _look_again_s(self) -> float:
+        if time.monotonic() - self._new_path_at < NEW_PATH_S:
+            return OVERLAY_NEW_INTERVAL_S
         if self._flows:
             return OVERLAY_FLOW_INTERVAL_S
         count = self.count()
@@ -206,6 +211,7 @@ class Neighbours:
 
     def paths_changed(self) -> None:
         """Give WireGuard other peers or endpoints now: the path engine chose them."""
+        self._new_path_at = time.monotonic()
         self._news.set()
 
     def at(self, address: IPv4Address | IPv6Address) -> NodeId | None:
