@@ -165,6 +165,8 @@ class ContextLimits:
 
     Flash attention is off by default, as in llama-cpp-python: on CPUs its result depends on the
     number of threads once 512 tokens are cached, and nodes of a ring differ in threads.
+    `graph_rows`: llama.cpp computes a batch in pieces of so many rows, whose attention to all
+    that is cached it holds in memory at once; 0: whole.
     """
 
     n_ctx: int
@@ -172,6 +174,7 @@ class ContextLimits:
     n_seq: int
     threads: int
     flash_attention: bool = False
+    graph_rows: int = 0
 
 
 class Context:
@@ -192,8 +195,7 @@ class Context:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = limits.n_ctx
         parameters.n_batch = limits.n_batch
-        # One graph for a batch: a second one would overwrite what the first one captured.
-        parameters.n_ubatch = limits.n_batch
+        parameters.n_ubatch = min(limits.graph_rows or limits.n_batch, limits.n_batch)
         parameters.n_seq_max = limits.n_seq
         parameters.n_threads = limits.threads
         parameters.n_threads_batch = limits.threads
@@ -241,16 +243,17 @@ class Context:
         def on_tensor(tensor: int, asks: bool, _user: object) -> bool:
             if asks:
                 return name(tensor) in wanted
+            # A batch in several pieces: each one's rows come behind those before.
             size = _tensor_bytes(tensor)
             if name(tensor) == entry:
                 source, there = self._entering
-                if size <= there:
-                    _tensor_write(tensor, source, 0, size)
-                    self._entered = size
+                if self._entered + size <= there:
+                    _tensor_write(tensor, source + self._entered, 0, size)
+                    self._entered += size
                 return True
-            if size <= room:
-                _tensor_read(tensor, target, 0, size)
-                self._captured = size
+            if self._captured + size <= room:
+                _tensor_read(tensor, target + self._captured, 0, size)
+                self._captured += size
             return False
 
         return on_tensor

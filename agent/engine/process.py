@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# More at once make a CPU no faster, and take more memory (docs/benchmarks.md).
+CPU_GRAPH_ROWS = 128
 _PR_SET_PDEATHSIG = 1
 
 
@@ -91,7 +93,7 @@ class Loaded:
         n_ctx = spec.n_ctx or weights.train_context
         return ContextLimits(
             n_ctx, min(spec.n_batch, n_ctx), spec.sequences, self.means.threads,
-            spec.flash_attention,
+            spec.flash_attention, 0 if self.means.gpu_layers else CPU_GRAPH_ROWS,
         )  # fmt: skip
 
     def member(self, spec: EngineSpec) -> Membership:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -95,14 +96,15 @@ class Tap:
 @contextmanager
 def pipeline(
     path: Path, folder: Path, boundaries: Sequence[int], row_type: RowType | None = RowType.F32,
-    silence_s: float = 20.0,
+    silence_s: float = 20.0, graph_rows: int = 0,
 ) -> Iterator[Pipeline]:  # fmt: skip
     """Give the whole model (no boundaries) or a ring of threads, all in this process."""
+    each = replace(LIMITS, graph_rows=graph_rows)
     with ExitStack() as stack:
         if not boundaries:
             weights = Weights(path)
             stack.callback(weights.close)
-            whole = WholePipeline(Context(weights, LIMITS, keeps_rows=False))
+            whole = WholePipeline(Context(weights, each, keeps_rows=False))
             stack.callback(whole.close)
             yield whole
             return
@@ -112,7 +114,7 @@ def pipeline(
         for index, part in enumerate(parts):
             weights = Weights(part)
             stack.callback(weights.close)
-            contexts.append(Context(weights, LIMITS, keeps_rows=index < stages))
+            contexts.append(Context(weights, each, keeps_rows=index < stages))
             stack.callback(contexts[-1].close)
         limits = Limits(contexts[0].weights.n_embd, N_BATCH, LIMITS.n_seq)
         members = [

@@ -148,6 +148,17 @@ def test_sequences_that_share_batches_and_prefixes_are_exact(
         assert _same(_shared(ring), wanted)
 
 
+@pytest.mark.parametrize("name", tiny.RECIPES)
+def test_batches_that_llama_computes_in_pieces_are_exact(
+    written: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    """32 rows by tens, then 24: rows enter and leave each piece."""
+    with rings.pipeline(written(name), tmp_path, (), graph_rows=10) as whole:
+        wanted = _shared(whole)
+    with rings.pipeline(written(name), tmp_path, CASES_OF[name][-1], graph_rows=10) as ring:
+        assert _same(_shared(ring), wanted)
+
+
 def test_every_architecture_of_the_table_is_proved() -> None:
     assert {recipe.architecture for recipe in tiny.RECIPES.values()} == set(ARCHITECTURES)
 
