@@ -94,7 +94,7 @@ async def test_a_draft_model_is_loaded_beside_the_model_and_counted(build: Any) 
         assert made.plan.whole
         spec = head.spec
         assert (spec.files, spec.draft_file) == ((str(bundled.path()),), str(bundled.path()))
-        *planned, held = made.reasons
+        *planned, held, _ = made.reasons
         assert re.fullmatch(r".* draft model covey-mini\.gguf too, \d+\.\d MiB", held)
         url = f"http://[::1]:{head.http_port}/v1/completions"
         asked = {"model": "m", "prompt": "one two", "max_tokens": 8, "temperature": 0}
