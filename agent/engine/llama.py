@@ -159,6 +159,10 @@ class Weights:
             self.handle = None
 
 
+# More rows at once make a CPU no faster, and take more memory (docs/benchmarks.md).
+CPU_GRAPH_ROWS = 128
+
+
 @dataclass(frozen=True)
 class ContextLimits:
     """How large a context is: tokens kept over all sequences, rows a decode, sequences, threads.

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# More at once make a CPU no faster, and take more memory (docs/benchmarks.md).
-CPU_GRAPH_ROWS = 128
 _PR_SET_PDEATHSIG = 1
 
 
@@ -88,7 +86,7 @@ class Loaded:
         )  # fmt: skip
 
     def _limits(self, spec: EngineSpec, weights: Weights) -> ContextLimits:
-        from agent.engine.llama import ContextLimits
+        from agent.engine.llama import CPU_GRAPH_ROWS, ContextLimits
 
         n_ctx = spec.n_ctx or weights.train_context
         return ContextLimits(

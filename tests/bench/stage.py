@@ -150,12 +150,13 @@ import sys, os
 from pathlib import Path
 import numpy as np
 import agent.engine.process, agent.engine.stage
-from agent.engine.llama import Context, ContextLimits, Weights
+from agent.engine.llama import CPU_GRAPH_ROWS, Context, ContextLimits, Weights
 def memory():
     with open("/proc/self/smaps_rollup") as file:
         return int(next(line for line in file if line.startswith("Rss:")).split()[1]) * 1024
 print(memory())
-context = Context(Weights(Path(sys.argv[1])), ContextLimits(8192, 512, 32, 1), keeps_rows=True)
+limits = ContextLimits(8192, 512, 32, 1, graph_rows=CPU_GRAPH_ROWS)
+context = Context(Weights(Path(sys.argv[1])), limits, keeps_rows=True)
 width, start = context.weights.n_embd, 0
 for n in (16, 512, 512):
     rows = np.random.default_rng(1).standard_normal((n, width), np.float32)
