@@ -197,7 +197,8 @@ def test_other_programs_see_a_service_and_the_wire_carries_nothing_readable(
         members = [run("desk", 1), run("shelf", 2)]
         for member in members:
             member.event("started")
-        done = lan.machines["attic"].run([sys.executable, str(HERE / "foreign.py"), "2.5"])
+        foreign = [sys.executable, str(HERE / "foreign.py"), "2", "2.5", "20"]
+        done = lan.machines["attic"].run(foreign)
         for member in members:
             member.stop()
     assert done.returncode == 0, done.stderr
