@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from patience import answer, wait
 
-from agent.demo.mesh import GATEWAY_PORT, DemoMesh
+from agent.demo.mesh import DemoMesh
 from agent.membership.ticket import Ticket
 from agent.models import bundled
 
@@ -80,27 +81,6 @@ def deployments(mesh: DemoMesh) -> list[dict[str, Any]]:
     """Return what runs with alpha as head."""
     found: list[dict[str, Any]] = mesh.get("alpha", "/v1/deployments")["deployments"]
     return found
-
-
-def wait(what: Callable[[], Any], seconds: float = 40) -> Any:
-    """Return the first true result; fails when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if result := what():
-            return result
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s")
-
-
-def answers(mesh: DemoMesh, model: str) -> bool:
-    """Say whether a model answers through the gateway."""
-    body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": "2 + 2"}]}
-    url = f"http://127.0.0.1:{GATEWAY_PORT}/v1/chat/completions"
-    command = ["curl", "-sf", "-m", "30", url, "-H", "Content-Type: application/json"]
-    done = mesh.machine("door").run([*command, "-d", json.dumps(body)])
-    return done.returncode == 0 and bool(
-        json.loads(done.stdout)["choices"][0]["message"]["content"]
-    )
 
 
 def test_a_ticket_that_is_none(newcomer: Newcomer) -> None:
@@ -231,14 +211,14 @@ def test_a_killed_engine_is_told_and_its_ring_comes_back(mesh: DemoMesh) -> None
 
     error = wait(broken, 20)
     assert "stage" in error["message"]
-    assert answers(mesh, "solo")
+    assert answer(mesh, "solo")
 
     def back() -> bool:
         found = {d["name"]: d for d in deployments(mesh)}["trio"]
         return found["phase"] == "ready" and found["epoch"] > before["trio"]
 
     wait(back)
-    wait(lambda: answers(mesh, "trio"))
+    wait(lambda: answer(mesh, "trio"))
 
 
 def test_a_killed_agent_comes_back_with_its_address_and_deployments(mesh: DemoMesh) -> None:
@@ -255,7 +235,7 @@ def test_a_killed_agent_comes_back_with_its_address_and_deployments(mesh: DemoMe
     assert after["pid"] != before["pid"]
     assert {d["name"] for d in deployments(mesh)} == names
     mesh.wait_connected("alpha")
-    wait(lambda: answers(mesh, "trio"), 60)
+    wait(lambda: answer(mesh, "trio"), 60)
 
 
 def test_down_leaves_no_interface_process_or_socket(mesh: DemoMesh) -> None:

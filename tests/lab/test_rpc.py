@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import answer, wait
 
-from agent.demo.mesh import GATEWAY, GATEWAY_PORT, WORKERS, DemoMesh
+from agent.demo.mesh import WORKERS, DemoMesh
 from agent.models import bundled
 
 NAME = "spread"
@@ -35,29 +34,6 @@ def state(mesh: DemoMesh) -> dict[str, Any]:
     found = {d["name"]: d for d in mesh.get("alpha", "/v1/deployments")["deployments"]}
     described: dict[str, Any] = found[NAME]
     return described
-
-
-def wait(what: Callable[[], Any], seconds: float = 60) -> Any:
-    """Return the first true result; fails when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if result := what():
-            return result
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s")
-
-
-def answer(mesh: DemoMesh, model: str) -> str:
-    """Return what a model says through the gateway, "" where it does not."""
-    body = {"model": model, "temperature": 0, "max_tokens": 32,
-            "messages": [{"role": "user", "content": "What is 27 + 15?"}]}  # fmt: skip
-    url = f"http://127.0.0.1:{GATEWAY_PORT}/v1/chat/completions"
-    command = ["curl", "-sf", "-m", "30", url, "-H", "Content-Type: application/json"]
-    done = mesh.machine(GATEWAY).run([*command, "-d", json.dumps(body)])
-    if done.returncode != 0:
-        return ""
-    text: str = json.loads(done.stdout)["choices"][0]["message"]["content"]
-    return text
 
 
 def servers(mesh: DemoMesh, name: str) -> list[int]:
