@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -24,6 +24,7 @@ from agent.authority.wishes import (
     RevokeWish,
     RotateWish,
 )
+from agent.deploy.wish import EngineKind
 from agent.errors import CoveyError, EnvironmentFault, UsageError, to_wire
 
 _log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = ""
     nodes: int | None = None
     context: int = 0
-    engine: Literal["ring", "rpc"] = "ring"
+    engine: EngineKind = "ring"
     draft: str = ""
 
 

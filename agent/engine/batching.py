@@ -40,7 +40,7 @@ import numpy as np
 
 from agent.engine.asking import LIKELY, Asking
 from agent.engine.cells import Cells
-from agent.engine.drafts import AHEAD, NOWHERE
+from agent.engine.drafts import AHEAD, NOWHERE, blended
 from agent.engine.frames import Copy, Ints, Operation, Remove
 from agent.engine.pace import Pace, Split
 from agent.engine.turns import NO_SEQUENCE, Turn, TurnRows, Work
@@ -371,7 +371,7 @@ def _certain(work: Work) -> int:
 
 
 def _learnt(before: float | None, seconds: float) -> float:
-    return seconds if before is None else before + _NEWEST * (seconds - before)
+    return seconds if before is None else blended(before, seconds, _NEWEST)
 
 
 def _urgency(work: Work) -> tuple[int, int]:

@@ -53,14 +53,15 @@ class Mover:
 
         `wait_s`: WireGuard gets none before, unless it hears the peer.
         """
-        first = self._path is None or self._begin_at < _NEVER
+        first = self._path is None
         self._path = new
         if wait_s or self._begin_at < _NEVER:
             self._begin_at = min(self._begin_at, now + wait_s)
             return
-        self._set(old.place if old is not None and not old.failed else None, now)
         if first:
-            self._insisted = len(INSIST_S)
+            self._begin(now)
+        else:
+            self._set(old.place if old is not None and not old.failed else None, now)
 
     def begun(self, now: float) -> None:
         """WireGuard hears the peer: nothing is waited for any more."""
@@ -76,8 +77,7 @@ class Mover:
         """Do what is due."""
         if now >= self._begin_at:
             self._begin_at = _NEVER
-            self._set(None, now)
-            self._insisted = len(INSIST_S)
+            self._begin(now)
         if now >= self._held_until:
             self.close()
         if now >= self._insist_at:
@@ -89,6 +89,11 @@ class Mover:
         if self._held is not None:
             self._own.out(ReleaseEndpoint(self._peer, self._held))
         self._held, self._held_until = None, _NEVER
+
+    def _begin(self, now: float) -> None:
+        """Set the first path: there is none to which anything could pull WireGuard back."""
+        self._set(None, now)
+        self._insisted = len(INSIST_S)
 
     def _set(self, hold: Place | None, now: float) -> None:
         self.close()
