@@ -40,15 +40,18 @@ class Company:
     def __init__(
         self, membership: Membership, neighbours: Neighbours, discovery: Discovery,
         control: ControlPlane, control_port: int, alive: Callable[[], Sequence[NodeId]],
-        tell: Callable[[], None],
+        there: Callable[[], Sequence[NodeId]], tell: Callable[[], None],
     ) -> None:  # fmt: skip
-        """`alive` returns the other members that are there now; `tell` says that models changed."""
+        """`alive` returns the other members that are not gone as far as is known, `there` those
+        that have shown it; `tell` says that models changed.
+        """
         self._membership = membership
         self._neighbours = neighbours
         self._discovery = discovery
         self._control = control
         self._port = control_port
         self._alive = alive
+        self._there = there
         self._first_seen: dict[NodeId, float] = {}
         self._look = asyncio.Event()
         self._tell = tell
@@ -59,8 +62,11 @@ class Company:
         return self._membership.live_members(now)
 
     def live_workers(self, now: float) -> Sequence[Member]:
-        """Return the workers that are there, this node too if it is one."""
-        there = {*self._alive(), self._membership.key.id}
+        """Return the workers that have shown that they are there, this node too if it is one.
+
+        After a start, who is off counts as alive for minutes; nobody may wait for it that long.
+        """
+        there = {*self._there(), self._membership.key.id}
         return [
             member
             for member in self._membership.live_members(now)

@@ -229,7 +229,8 @@ class Agent:
         )  # fmt: skip
         self._company = Company(
             membership, self._neighbours, self._discovery, self._control, network.control_port,
-            lambda: self._presence.alive(), lambda: self._presence.models_changed(),
+            lambda: self._presence.alive(), lambda: self._presence.there(),
+            lambda: self._presence.models_changed(),
         )  # fmt: skip
         self._authority = Authority(
             membership, self._control, addresses_of=self._company.control_addresses,

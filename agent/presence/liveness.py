@@ -43,7 +43,7 @@ SUSPECT_INTERVAL_S = 0.7
 SUSPECT_S = 3.0
 # A newcomer's agent is up so long after it became a member, on a slow machine.
 NEW_S = 10.0
-# Links are tried for so long to who has not shown yet that it is there.
+# For so long who has not shown yet that it is there is counted on, and links to it are tried.
 UNSHOWN_S = 3.0
 MISSES = 2
 # So many more questions than answers may come to nothing before this node takes itself for the slow
@@ -139,14 +139,17 @@ class Liveness:
         """Return the members that are not gone; a suspect counts until it is."""
         return [node for node, m in self._members.items() if m.state is not State.GONE]
 
-    def linkable(self, now: float) -> list[NodeId]:
-        """Return whom links may be kept to: of those that are not gone, who has shown that it is
-        there, and for a while who has not; all of them when nobody has.
+    def there(self, now: float) -> list[NodeId]:
+        """Return whom to count on: of those that are not gone, who has shown that it is there.
+
+        And for a while who has not: this node, or that one, has just begun.
         """
-        alive = self.alive()
-        members = [(node, self._members[node]) for node in alive]
-        found = [n for n, m in members if m.proved_at > _NEVER or now - m.added_at < UNSHOWN_S]
-        return found or alive
+        members = [(node, self._members[node]) for node in self.alive()]
+        return [n for n, m in members if m.proved_at > _NEVER or now - m.added_at < UNSHOWN_S]
+
+    def linkable(self, now: float) -> list[NodeId]:
+        """Return whom links may be kept to: who is there, or all that are not gone if nobody is."""
+        return self.there(now) or self.alive()
 
     def heard(self, node: NodeId, at: float) -> None:
         """Note that a member said something at `at`: now, or earlier when it was long on its way.

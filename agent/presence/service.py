@@ -147,6 +147,10 @@ class Presence:
         """Return the other members that are not gone."""
         return self._liveness.alive()
 
+    def there(self) -> list[NodeId]:
+        """Return the other members that have shown that they are there, or have just come."""
+        return self._liveness.there(time.monotonic())
+
     def heard(self, node: NodeId) -> None:
         """Note that something came from a member: a request, an answer."""
         self._liveness.heard(node, time.monotonic())

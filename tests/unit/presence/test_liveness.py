@@ -291,3 +291,23 @@ def test_links_go_to_those_who_have_shown_that_they_are_there() -> None:
     world.liveness.departed(node(2), world.now + 1.0)
     unshown = {node(3), node(4)}
     assert set(world.liveness.linkable(world.now + UNSHOWN_S)) == unshown, "nobody else is there"
+
+
+def test_nobody_counts_on_members_that_were_off_before_this_node_began() -> None:
+    """They count as alive for minutes: nothing shows that they are not."""
+    world = World(4)
+    world.dead = {node(3), node(4)}
+    assert set(world.liveness.there(world.now)) == set(world.nodes)
+    world.run(UNSHOWN_S + STEP_S)
+    assert world.state(3) is State.ALIVE
+    assert set(world.liveness.there(world.now)) == {node(1), node(2)}
+    world.dead.clear()
+    world.run(20.0)
+    assert set(world.liveness.there(world.now)) == set(world.nodes)
+
+
+def test_where_all_others_are_off_nobody_is_counted_on() -> None:
+    world = World(2)
+    world.dead = {node(1), node(2)}
+    world.run(UNSHOWN_S + STEP_S)
+    assert world.liveness.there(world.now) == []
