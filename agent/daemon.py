@@ -88,10 +88,14 @@ _REST_AFTER_S = 10.0
 _HELPERS_INTERVAL_S, _HELPERS_FIRST_S = 5.0, 0.3
 
 
+_LOCK_POLL_S = 0.01
+
+
 class Starter:
     """Whoever started the daemon and waits: a pipe that takes one JSON line for each step.
 
-    {"joined": facts}, then {"up": facts} or {"error": …}. Without a pipe there is no one to tell.
+    {"joined": facts} or {"loaded": {}}, then {"up": facts} or {"error": …}. Without a pipe there is
+    no one to tell.
     """
 
     def __init__(self, descriptor: int | None) -> None:
@@ -116,17 +120,22 @@ class Starter:
             self._pipe = None
 
 
-def serve(settings: Config, starter: Starter, enrolment: enrol.Enrolment | None = None) -> None:
+def serve(
+    settings: Config, starter: Starter, enrolment: enrol.Enrolment | None = None, *,
+    replace_within_s: float | None = None,
+) -> None:  # fmt: skip
     """Run the agent until SIGTERM, SIGINT or `agent down`; with an enrolment, join first.
 
-    A fault at start is told to the starter, or raised where there is none.
+    One that replaces another says that it is loaded, and then waits so long for the other to end:
+    to load takes longer than to start. A fault at start is told to the starter, or raised where
+    there is none.
     """
     logging.basicConfig(
         level=settings.node.log_level.upper(), stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )  # fmt: skip
     try:
-        asyncio.run(_serve(settings, starter, enrolment))
+        asyncio.run(_serve(settings, starter, enrolment, replace_within_s))
     except CoveyError as error:
         if not starter.waits:
             raise
@@ -137,8 +146,13 @@ def serve(settings: Config, starter: Starter, enrolment: enrol.Enrolment | None 
         starter.close()
 
 
-async def _serve(settings: Config, starter: Starter, enrolment: enrol.Enrolment | None) -> None:
-    with StateDir(settings.state_dir).lock() as state:
+async def _serve(
+    settings: Config, starter: Starter, enrolment: enrol.Enrolment | None,
+    replace_within_s: float | None,
+) -> None:  # fmt: skip
+    if replace_within_s is not None:
+        starter.tell("loaded", {})
+    with await _locked(StateDir(settings.state_dir), replace_within_s or 0.0) as state:
         if enrolment is not None:
             joined = await enrol.join_mesh(settings, state, enrolment, time.time())
             starter.tell("joined", enrol.facts(joined))
@@ -158,6 +172,18 @@ async def _serve(settings: Config, starter: Starter, enrolment: enrol.Enrolment 
             starter.close()
 
         await agent.run(ready)
+
+
+async def _locked(state: StateDir, patience_s: float) -> StateDir:
+    """Lock a state directory; who is on it may still end for so long. Raises StateError."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return state.lock()
+        except StateError:
+            if time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(_LOCK_POLL_S)
 
 
 class Agent:

@@ -37,11 +37,11 @@ def cli() -> None:
     """
 
 
-for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, service.status,
-                service.peers, network.ping, network.netcheck, members.members, members.rename,
-                members.grant, members.revoke,
-                members.leave, members.rotate, acl.acl, events.events, deployments.deploy,
-                deployments.undeploy, deployments.ps, configuration.config, demo.demo):  # fmt: skip
+for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, service.restart,
+                service.status, service.peers, network.ping, network.netcheck, members.members,
+                members.rename, members.grant, members.revoke, members.leave, members.rotate,
+                acl.acl, events.events, deployments.deploy, deployments.undeploy, deployments.ps,
+                configuration.config, demo.demo):  # fmt: skip
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""`agent up`, `down`, `status`, `peers`: the daemon's life and what it sees."""
+"""`agent up`, `down`, `restart`, `status`, `peers`: the daemon's life and what it sees."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agent import config as configuration
 from agent.cli import peerlist
 from agent.cli.common import ago, call, echo_json, json_option, table, with_config
 from agent.config import Config
-from agent.errors import CoveyError, EnvironmentFault, StateError, from_wire
+from agent.errors import CoveyError, EnvironmentFault, StateError, UsageError, from_wire
 
 if TYPE_CHECKING:
     from agent.client import AgentClient
@@ -34,10 +34,16 @@ _STOP_TIMEOUT_S = 20.0
 @click.option("--foreground", is_flag=True, help="Stay in the foreground (for service managers).")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--join-from-stdin", is_flag=True, hidden=True)
+@click.option("--replace", is_flag=True, hidden=True)
 @json_option
 @with_config
 def up(
-    foreground: bool, ready_fd: int | None, join_from_stdin: bool, as_json: bool, settings: Config
+    foreground: bool,
+    ready_fd: int | None,
+    join_from_stdin: bool,
+    replace: bool,
+    as_json: bool,
+    settings: Config,
 ) -> None:
     """Start the agent of a node that has joined a mesh; returns when it is up."""
     if foreground or ready_fd is not None:
@@ -47,13 +53,10 @@ def up(
         # Not on the command line, where everyone on this machine could read the ticket.
         wish = sys.stdin.readline() if join_from_stdin else ""
         enrolment = msgspec.json.decode(wish, type=enrol.Enrolment) if wish else None
-        daemon.serve(settings, daemon.Starter(ready_fd), enrolment)
+        within_s = _STOP_TIMEOUT_S if replace else None
+        daemon.serve(settings, daemon.Starter(ready_fd), enrolment, replace_within_s=within_s)
         return
-    facts = start_in_background(settings)
-    if as_json:
-        echo_json(facts)
-    else:
-        click.echo(f"The agent is up: {facts['name']} of mesh {facts['mesh']}, {facts['ipv6']}.")
+    _say_up(start_in_background(settings), as_json=as_json)
 
 
 @click.command(short_help="Stop the agent.")
@@ -75,6 +78,45 @@ def down(as_json: bool, settings: Config) -> None:
         echo_json({"stopped": pid})
     else:
         click.echo("The agent is down.")
+
+
+@click.command(short_help="Restart the agent, with the present settings.")
+@json_option
+@with_config
+def restart(as_json: bool, settings: Config) -> None:
+    """Put a new agent in the place of the one that runs; returns when it is up.
+
+    The new one is loaded while the old one still runs, so members are without this node for about
+    half as long as by `agent down` and `agent up`. Rings with layers here are built again.
+    """
+    pid = call(settings, lambda client: client.get("/v1/status"))["pid"]
+    if b"--foreground" in _command_line(pid):
+        raise UsageError(
+            f"the agent (pid {pid}) was started by `agent up --foreground`",
+            hint="Restart it by what started it, such as a service manager.",
+        )
+    ended = False
+
+    def end_old() -> None:
+        nonlocal ended
+        call(settings, lambda client: client.post("/v1/down"))
+        ended = True
+
+    try:
+        facts = start_in_background(settings, on_loaded=end_old)
+    except CoveyError as error:
+        left = (
+            "The old agent has ended; `agent up` starts one." if ended else "The old one runs on."
+        )
+        raise type(error)(error.message, hint=f"{error.hint} {left}".strip()) from None
+    _say_up(facts, as_json=as_json)
+
+
+def _say_up(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        echo_json(facts)
+    else:
+        click.echo(f"The agent is up: {facts['name']} of mesh {facts['mesh']}, {facts['ipv6']}.")
 
 
 @click.command(short_help="Show this node and what is wrong.")
@@ -168,14 +210,18 @@ def start_in_background(
     settings: Config,
     join: bytes = b"",
     on_joined: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_loaded: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Start the daemon as a process of its own, wait until it is up, and return what it says.
 
     `join` is an encoded Enrolment: the daemon joins first, and `on_joined` gets the node's facts.
+    With `on_loaded` it waits for another one to end, which that call brings about.
     Raises what the daemon raised, so that a fault at start is told here and not only in its log.
     """
     log = _log_file(settings)
     flags = ["--join-from-stdin"] if join else []
+    if on_loaded is not None:
+        flags.append("--replace")
     for key, value in configuration.flatten(settings).items():
         flags += ["--set", f"{key}={','.join(value) if isinstance(value, list) else value}"]
     read, write = os.pipe()
@@ -193,6 +239,9 @@ def start_in_background(
             step = _next_step(answers, process, log)
             if "joined" in step:
                 on_joined(step["joined"])
+            elif "loaded" in step:
+                if on_loaded is not None:
+                    on_loaded()
             elif "error" in step:
                 process.wait()
                 raise from_wire(step["error"])
@@ -253,6 +302,14 @@ def _read_line(pipe: BinaryIO, timeout_s: float) -> bytes | None:
             return b""
         collected += byte
     return collected
+
+
+def _command_line(pid: int) -> list[bytes]:
+    """Return a process's command line; empty when it has ended or is somebody else's."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def _alive(pid: int) -> bool:

@@ -240,6 +240,41 @@ def test_a_killed_agent_comes_back_with_its_address_and_deployments(mesh: DemoMe
         wait(lambda name=name: answer(mesh, name), 30)
 
 
+def test_restart_puts_a_new_agent_in_its_place(mesh: DemoMesh) -> None:
+    before = mesh.get("gamma", "/v1/status")
+    said = json.loads(mesh.agent("gamma", "restart", "--json"))
+    after = mesh.get("gamma", "/v1/status")
+    assert not Path(f"/proc/{before['pid']}").exists()
+    assert said["pid"] == after["pid"] != before["pid"]
+    assert (after["ipv6"], after["node"]) == (before["ipv6"], before["node"])
+
+
+def test_restart_leaves_an_agent_that_it_cannot_replace(mesh: DemoMesh, joined: Newcomer) -> None:
+    assert "no agent is running" in error_line(joined("restart"), 10)
+    before = mesh.get("gamma", "/v1/status")["pid"]
+    line = error_line(mesh.try_agent("gamma", "restart", "--set", "network.mtu=x"), 3)
+    assert "network.mtu" in line
+    assert mesh.get("gamma", "/v1/status")["pid"] == before
+
+
+def test_restart_says_that_the_old_agent_has_ended(mesh: DemoMesh) -> None:
+    busy = mesh.machine("gamma").spawn(
+        [sys.executable, "-c", "import socket, time; s = socket.socket(socket.AF_INET,"
+         " socket.SOCK_DGRAM); s.bind(('', 52999)); time.sleep(60)"],
+    )  # fmt: skip
+    try:
+        time.sleep(0.5)
+        done = mesh.try_agent("gamma", "restart", "--set", "network.listen_port=52999")
+        line = error_line(done, 5)
+        assert "52999" in line
+        assert "`agent up` starts one" in line
+        assert "no agent is running" in error_line(mesh.try_agent("gamma", "status"), 10)
+    finally:
+        busy.kill()
+        busy.wait()
+        mesh.agent("gamma", "up")
+
+
 def test_down_leaves_no_interface_process_or_socket(mesh: DemoMesh) -> None:
     gamma = mesh.machine("gamma")
     pid = mesh.get("gamma", "/v1/status")["pid"]

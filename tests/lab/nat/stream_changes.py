@@ -180,10 +180,10 @@ def _revive(lab: StreamLab) -> None:
     _direct(lab)
 
 
-def _restart(name: str) -> Callable[[StreamLab], None]:
+def _restart(*commands: str) -> Callable[[StreamLab], None]:
     def make(lab: StreamLab) -> None:
-        lab.mesh.agent(name, "down")
-        lab.mesh.agent(name, "up")
+        for command in commands:
+            lab.mesh.agent(OTHER, command)
 
     return make
 
@@ -198,8 +198,10 @@ CHANGES = (
            prepare=_direct),
     Change(LOSS, lambda lab: lab.nat.loss(lab.sites[OTHER], LOSS_PERCENT), prepare=_direct,
            undo=lambda lab: lab.nat.loss(lab.sites[OTHER], 0), watch_s=LOSS_S),
-    # An agent that starts imports for a second, and its interface is gone meanwhile.
-    Change("agent restarted", _restart(OTHER), prepare=_direct, undo=_direct, bound_s=60.0),
+    Change("agent restarted", _restart("restart"), prepare=_direct, undo=_direct, bound_s=60.0),
+    # It imports for one to two seconds, and its interface is gone meanwhile.
+    Change("agent down, then up", _restart("down", "up"), prepare=_direct, undo=_direct,
+           bound_s=60.0),
 )  # fmt: skip
 
 
