@@ -33,12 +33,13 @@ from agent.authority.service import SERVICE as REVOCATIONS
 from agent.company import Company
 from agent.config import Config
 from agent.control import ControlPlane, Down
-from agent.deploy import keeper, machine, messages
+from agent.deploy import keeper, messages
 from agent.deploy.blobs import BlobServer
 from agent.deploy.deployments import Deployments
 from agent.deploy.engines import Engines
 from agent.discovery.node import Discovery
 from agent.discovery.ways import Ways
+from agent.engine import cpus
 from agent.errors import (
     CoveyError,
     EnvironmentFault,
@@ -473,7 +474,7 @@ class Agent:
             self._stirred.clear()
             now = time.time()
             self._attend()
-            self._neighbours.judge_clock()
+            self._neighbours.judge_clock(differs=self._presence.clock_differs())
             await self._acl.tick(now)
             live = frozenset(m.node_id for m in self._membership.live_members(now))
             keys = self._membership.network_keys(now)
@@ -559,10 +560,8 @@ class Agent:
         return await self._discovery.ping(node, address, timeout_s)
 
     def _load(self) -> Load:
-        engines = len(self._deployments.engines())
-        return Load(
-            self._deployments.hardware.free_bytes(), machine.cores(), os.getloadavg()[0], engines
-        )
+        engines, free = len(self._deployments.engines()), self._deployments.hardware.free_bytes()
+        return Load(free, cpus.find().allowed, os.getloadavg()[0], engines)
 
     def _models(self) -> list[Model]:
         return [

@@ -244,11 +244,14 @@ class Neighbours:
             starting = time.monotonic() - began < STARTING_S
             await asyncio.sleep(1.0 if starting else DISCOVER_INTERVAL_S)
 
-    def judge_clock(self) -> None:
-        """Say that the clock may be wrong where every member's datagrams are refused for it."""
+    def judge_clock(self, *, differs: bool) -> None:
+        """Say that the clock may be wrong where every member's datagrams are refused for it.
+
+        Or where all that members tell `differs` from it.
+        """
         if self._discovery.contacts():
             self._health.clear("clock-differs")
-        elif self._discovery.counters.get("refused_clock"):
+        elif differs or self._discovery.counters.get("refused_clock"):
             self._health.set(
                 HealthItem(
                     "clock-differs", "error", "The clock differs",

@@ -21,7 +21,7 @@ import msgspec
 from agent.config import Config
 from agent.deploy import machine
 from agent.deploy.messages import Facts
-from agent.engine import devices, selftest, threads
+from agent.engine import cpus, devices, selftest, threads
 from agent.engine.gpu import SURVEY_TIMEOUT_S, Survey
 from agent.engine.supervisor import environment
 from agent.errors import EngineError
@@ -66,7 +66,7 @@ class Hardware:
             raise EngineError(
                 "this node still tries what its GPUs can do", hint="Try again in a minute."
             )
-        return Facts(free_bytes=self.free_bytes(), cores=machine.cores())
+        return Facts(free_bytes=self.free_bytes(), cores=cpus.find().allowed)
 
     def free_bytes(self) -> int:
         """Return the memory (bytes) for stages, as far as it is known now."""

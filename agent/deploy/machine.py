@@ -1,8 +1,7 @@
-"""What this machine can hold: free memory and cores, from the kernel."""
+"""What this machine can hold: free memory, from the kernel."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from agent.errors import EnvironmentFault
@@ -19,8 +18,3 @@ def free_bytes(meminfo: Path = _MEMINFO) -> int:
     raise EnvironmentFault(
         f"{meminfo} says nothing of MemAvailable.", hint="Covey needs Linux 3.14 or newer."
     )
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -1,6 +1,7 @@
 """Which CPUs this process may use: its affinity, its cgroups' quota, and how many cores they are.
 
-For the self-test, which measures how many threads llama.cpp should have (`threads.py`).
+For the self-test, which measures how many threads llama.cpp should have (`threads.py`), and for
+what a node tells others of itself.
 """
 
 from __future__ import annotations

@@ -151,6 +151,10 @@ class Presence:
         """Return the other members that have shown that they are there, or have just come."""
         return self._liveness.there(time.monotonic())
 
+    def clock_differs(self) -> bool:
+        """Say whether all that members tell was written at another time than this node's."""
+        return self._words.clock_differs()
+
     def heard(self, node: NodeId) -> None:
         """Note that something came from a member: a request, an answer."""
         self._liveness.heard(node, time.monotonic())

@@ -30,6 +30,9 @@ from agent.presence.report import Beat, Doubt, Models
 FRESH_S = 10.0
 # What is kept for a newcomer reaches it within a second, and a lost part of it within another.
 HOLD_S = 2.0
+# Gossip is kept for two minutes, so an older beat says that the clocks differ; and so does one from
+# the future.
+OLD_S, AHEAD_S = 240.0, 120.0
 
 Word = Beat | Doubt | Models
 # What a word is about: a newer one of the same author and subject takes its place.
@@ -63,6 +66,7 @@ class _Author:
     last: dict[_Subject, float] = field(default_factory=dict)
     wrote: float = 0.0
     left: float = 0.0
+    age_s: float | None = None  # of the last beat when it came
 
 
 class Words:
@@ -84,6 +88,8 @@ class Words:
             return False
         known.last[subject] = word.at
         known.wrote = max(known.wrote, word.at)
+        if isinstance(word, Beat):
+            known.age_s = age_s
         if isinstance(word, Beat) and word.leaving:
             known.left = word.at
             self._drop(lambda held: held.author == author and held.word.at < word.at)
@@ -104,6 +110,11 @@ class Words:
         """Say whether what the author wrote at `at` was before its goodbye."""
         known = self._authors.get(author)
         return known is not None and at <= known.left
+
+    def clock_differs(self) -> bool:
+        """Say whether every member that was heard has another time than this node."""
+        ages = [known.age_s for known in self._authors.values() if known.age_s is not None]
+        return bool(ages) and not any(-AHEAD_S <= age_s <= OLD_S for age_s in ages)
 
     def due(self, now: float) -> list[Held]:
         """Return what was held long enough, in the order in which it was written."""

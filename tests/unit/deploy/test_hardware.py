@@ -14,7 +14,7 @@ import pytest
 from agent import config
 from agent.deploy import hardware, machine
 from agent.deploy.hardware import Hardware
-from agent.engine import selftest
+from agent.engine import cpus, selftest
 from agent.engine.devices import Device
 from agent.engine.gpu import Survey
 from agent.errors import EngineError
@@ -51,7 +51,7 @@ async def test_without_a_gpu_the_hosts_memory_counts_and_nothing_is_started(
     found = made(tmp_path, DIES, *settings, backends=backends)
     found.begin()
     facts = await found.facts()
-    assert (facts.free_bytes, facts.cores) == (5 * GIB, machine.cores())
+    assert (facts.free_bytes, facts.cores) == (5 * GIB, cpus.find().allowed)
     assert await found.gpu_layers() == 0
     lines = found.describe()["lines"]
     assert lines[:-1] == (
@@ -103,7 +103,7 @@ async def test_a_gpu_that_fails_leaves_the_cpu_and_is_told_once(
     found = made(tmp_path, command)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert (await found.facts()).cores == machine.cores()
+            assert (await found.facts()).cores == cpus.find().allowed
     assert await found.gpu_layers() == 0
     assert caplog.text.count(f"stages run on the CPU: {fault}") == 1
     assert found.describe()["lines"][0] == f"no GPU: {fault}"

@@ -84,6 +84,18 @@ def test_a_clock_that_was_ahead_does_not_silence_its_node() -> None:
     assert words.take(ONE, beat(0.0), 0.0, WALL)
 
 
+@pytest.mark.parametrize("age_s", [172_800.0, -172_800.0])
+def test_a_clock_differs_where_every_members_does(age_s: float) -> None:
+    words = Words()
+    assert not words.clock_differs(), "nobody was heard"
+    words.take(ONE, beat(age_s), 0.0, WALL)
+    assert words.clock_differs()
+    words.take(OTHER, beat(100.0), 0.0, WALL)  # gossip that was kept for a newcomer
+    assert not words.clock_differs(), "one of the others is wrong"
+    words.keep({ONE})
+    assert words.clock_differs()
+
+
 def test_those_who_are_no_members_are_forgotten() -> None:
     words = Words()
     words.take(ONE, beat(50.0), 0.0, WALL)
