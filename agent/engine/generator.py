@@ -19,15 +19,12 @@ from agent.engine.draft_model import Drafter, DraftModel
 from agent.engine.frames import Remove
 from agent.engine.generation import Finish, GenerationRequest, Likely, Timings, Token
 from agent.engine.logprobs import logprobs
-from agent.engine.pace import SIZES, Measured
+from agent.engine.pace import Calibration, Measured
 from agent.engine.pipeline import Pipeline
 from agent.engine.sampler import Sampler
 from agent.engine.turns import Batch, Turn, Work
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, UsageError
-
-# How long to measure before the first request, and how many batches of a size.
-_CALIBRATION_S, _OF_A_SIZE = 3.0, 3
 
 
 @dataclass(eq=False)
@@ -125,23 +122,13 @@ class Generator:
             self._drafter.calibrate(self._slots)
         links = self._measure(0, ())
         began = time.perf_counter()
-        measured: list[Measured] = []
+        calibration = Calibration(min(self._slots, self._n_batch))
         gone: tuple[Remove, ...] = ()
-        for rows in SIZES:
-            if rows > min(self._slots, self._n_batch):
-                break
-            # The first of a size has llama.cpp set up its work; a slow one met other work here.
-            found: list[Measured] = []
-            late = False
-            while len(found) < _OF_A_SIZE and not late:
-                found.append(self._measure(rows, gone))
-                gone = tuple(Remove(sequence) for sequence in range(rows))
-                late = time.perf_counter() - began > _CALIBRATION_S
-            measured.append(min(found, key=lambda each: each.own_s + each.away_s))
-            if late:
-                break
+        while (rows := calibration.next(time.perf_counter() - began)) is not None:
+            calibration.add(self._measure(rows, gone))
+            gone = tuple(Remove(sequence) for sequence in range(rows))
         links = min(links, self._measure(0, gone), key=lambda each: each.away_s)
-        self._schedule.pace.learn(measured, links.away_s)
+        self._schedule.pace.learn(calibration.best, links.away_s)
 
     def _measure(self, rows: int, operations: tuple[Remove, ...]) -> Measured:
         """Return what a batch of so many sequences' first tokens takes alone."""

@@ -12,8 +12,10 @@ much sharing is worth depends on the CPU: where two rows take three times as lon
 batches of one row beat two of four. Where a round leaves room, or wider batches cost little, rows
 of guesses (`drafts.py`) fill it, if by the chance that they are right they make more tokens a
 second. So `calibrate` in `generator.py` has batches of several sizes
-computed before the first request, one at a time, and an empty one, which shows the links alone.
-What batches really take later (longer contexts, a busier machine) moves all sizes alike.
+computed before the first request, one at a time, and an empty one, which shows the links alone;
+the least and the largest first, since a size between two known ones is guessed well, and one
+beyond them badly. What batches really take later (longer contexts, a busier machine) moves all
+sizes alike.
 
 A draft model's guesses are made by this process, one after the other: with `d(m)` for a batch of
 the `m` answers of one batch, and `g` guesses in a round, ⌈g/m⌉ · d(m) is added to what it computes,
@@ -23,14 +25,18 @@ and a `k`th of that to how long a batch alone is on its way: its guesses are mad
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from agent.engine.draft_costs import DraftCosts, between
 
 # Sizes between are interpolated.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+# How long to measure, how many batches of a size, and what takes so long that its set-up is no
+# matter: the first of a size has llama.cpp set up its work, a slow one met other work.
+CALIBRATION_S, _OF_A_SIZE, _LONG_S = 3.0, 3, 0.5
 # Another split must be so much better: each change of it mixes up who is with whom.
 _GAIN = 0.05
 _NEWEST = 0.1
@@ -74,6 +80,38 @@ class Drafted(NamedTuple):
 
 
 _UNDRAFTED = Drafted(0.0, 0.0)
+
+
+class Calibration:
+    """Which sizes to measure before the first request, up to `most` rows, and for how long.
+
+    Ask `next` for the size of the next batch, give what it took to `add`, until there is none.
+    However slow the model is, the least and the largest size are measured.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._order = widest_first([size for size in SIZES if size <= most])
+        self._found: dict[int, list[Measured]] = {size: [] for size in self._order}
+
+    def next(self, spent_s: float) -> int | None:
+        """Return how many rows the next batch shall have, after `spent_s` in all."""
+        for at, size in enumerate(self._order):
+            found = self._found[size]
+            if spent_s > CALIBRATION_S and at > 1:
+                return None
+            wanted = _OF_A_SIZE if spent_s <= CALIBRATION_S else 2
+            if not found or (len(found) < wanted and _taken(found[0]) < _LONG_S):
+                return size
+        return None
+
+    def add(self, measured: Measured) -> None:
+        """Take what a batch took."""
+        self._found[measured.rows].append(measured)
+
+    @property
+    def best(self) -> list[Measured]:
+        """What the fastest of each size took."""
+        return [min(found, key=_taken) for found in self._found.values() if found]
 
 
 class Pace:
@@ -236,6 +274,20 @@ class Pace:
         own = [(float(m.rows), m.own_s) for m in self._measured]
         away = [(float(m.rows), max(0.0, m.away_s - self._links_s)) for m in self._measured]
         return between(own, rows), between(away, rows)
+
+
+def widest_first(sizes: Sequence[int]) -> list[int]:
+    """Return sizes, which grow, in another order: both ends, then the middle of the widest gap."""
+    places = [0, len(sizes) - 1][: len(sizes)]
+    while len(places) < len(sizes):
+        gaps = pairwise(sorted(places))
+        low, high = max(gaps, key=lambda gap: gap[1] - gap[0])
+        places.append((low + high) // 2)
+    return [sizes[place] for place in places]
+
+
+def _taken(measured: Measured) -> float:
+    return measured.own_s + measured.away_s
 
 
 def _splits(decoding: int, most: int) -> Iterator[Split]:

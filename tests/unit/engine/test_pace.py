@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.engine.draft_costs import TRIAL_SHARE, DraftCosts
-from agent.engine.pace import SIZES, Drafted, Measured, Pace, Split
+from agent.engine.pace import (
+    CALIBRATION_S,
+    SIZES,
+    Calibration,
+    Drafted,
+    Measured,
+    Pace,
+    Split,
+    widest_first,
+)
 
 # Seconds of a batch of so many rows in one stage, as measured on one CPU (docs/benchmarks.md): a
 # row alone goes by another way than two.
@@ -254,3 +263,50 @@ def test_trials_take_a_small_share_of_the_time() -> None:
         costs.tried(0.007)
         tries += 1
     assert tries < 50, "what was saved up while nothing was tried is bounded"
+
+
+def calibrated(most: int, cost: Callable[[int], float], *, first_more: float = 1.0) -> Calibration:
+    """Measure on a clock of its own; the first batch of a size takes `first_more` times as long."""
+    calibration, now, seen = Calibration(most), 0.0, set()
+    while (rows := calibration.next(now)) is not None:
+        took = cost(rows) * (1.0 if rows in seen else first_more)
+        seen.add(rows)
+        now += took
+        calibration.add(Measured(rows, took / 2, took / 2))
+    return calibration
+
+
+def test_a_quick_model_has_all_sizes_measured_and_the_first_of_each_does_not_count() -> None:
+    best = calibrated(SLOTS, shared, first_more=3.0).best
+    assert sorted(each.rows for each in best) == [size for size in SIZES if size <= SLOTS]
+    for measured in best:
+        assert measured.own_s + measured.away_s == pytest.approx(shared(measured.rows))
+
+
+def test_a_slow_model_has_the_least_and_the_largest_measured() -> None:
+    """Beyond the largest that is known a batch would be taken to cost in proportion."""
+    slow = [each.rows for each in calibrated(SLOTS, lambda rows: 300 * shared(rows)).best]
+    assert slow == [1, SLOTS]
+    pace = Pace(1)
+    pace.learn(calibrated(SLOTS, lambda rows: 300 * shared(rows)).best, 0.0)
+    assert pace.split(SLOTS, 512) == Split(1, SLOTS)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, SLOTS, 100])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0, 30.0])
+def test_measuring_ends_soon_with_both_ends(most: int, scale: float) -> None:
+    spent: list[float] = []
+
+    def cost(rows: int) -> float:
+        spent.append(scale * shared(rows))
+        return spent[-1]
+
+    sizes = {each.rows for each in calibrated(most, cost).best}
+    assert {1, max(size for size in SIZES if size <= most)} <= sizes
+    assert sum(spent) <= CALIBRATION_S + 5 * max(spent)
+
+
+def test_the_widest_gap_is_halved_first() -> None:
+    assert widest_first([1, 2, 3, 4, 6, 8, 12, 16]) == [1, 16, 4, 8, 2, 3, 6, 12]
+    assert widest_first([1]) == [1]
+    assert widest_first([]) == []
