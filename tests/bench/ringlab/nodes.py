@@ -28,9 +28,9 @@ LOOPBACK = "127.0.0.1"
 CPUS = sorted(os.sched_getaffinity(0))
 
 
-# Nodes that share a CPU have a quota of it: a part of each period, which is short beside a batch. Not
-# shorter: the kernel hands a quota out in slices of 5 ms, so a process with two threads, of which
-# one serves HTTP, would not get all of its own.
+# Nodes that share a CPU have a quota of it: a part of each period, which is short beside a batch.
+# Not shorter: the kernel hands a quota out in slices of 5 ms, so a process with two threads, of
+# which one serves HTTP, would not get all of its own.
 PERIOD_US = 6000
 CGROUPS = Path("/sys/fs/cgroup/cpu")
 
