@@ -34,14 +34,15 @@ batches took before: prompts and answers then have about the same share of the t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from agent.engine.asking import LIKELY, Asking
 from agent.engine.cells import Cells
 from agent.engine.drafts import AHEAD, NOWHERE, blended
-from agent.engine.frames import Copy, Ints, Operation, Remove
+from agent.engine.frames import Copy, Operation, Remove
+from agent.engine.kept import Kept, KeptSequences
 from agent.engine.pace import Pace, Split
 from agent.engine.turns import NO_SEQUENCE, Turn, TurnRows, Work
 
@@ -64,26 +65,18 @@ PREFIX_MIN = 16
 HEADROOM = 32
 
 
-@dataclass(eq=False)
-class _Kept:
-    """A sequence whose work is over; `tokens` are those in the caches."""
-
-    sequence: int
-    tokens: Ints
-
-
 class Schedule:
     """The requests of one pipeline.
 
     `cells`: tokens that the caches hold for all together; `rows`: of one batch at most; `slots`:
     requests that run at once; `sequences`: those and the kept ones; `depth`: processes that the
     batches go through. `reuse` False: no prefix is shared and no guess made (a recurrent model
-    cannot go back). `guess` False: none is made.
+    cannot go back). `guess` False: none is made. `patience`: see `kept.py`.
     """
 
     def __init__(
         self, *, cells: int, rows: int, slots: int, sequences: int, depth: int,
-        reuse: bool = True, guess: bool = True,
+        reuse: bool = True, guess: bool = True, patience: int = 0,
     ) -> None:  # fmt: skip
         if not 0 < slots <= sequences or rows < 1 or depth < 1:
             raise ValueError(f"{slots} slots, {sequences} sequences, {rows} rows make no schedule")
@@ -98,7 +91,7 @@ class Schedule:
         self._waiting: list[Work] = []
         self._running: list[Work] = []
         self.asking = Asking(self._running, self.pace)
-        self._kept: list[_Kept] = []  # the one that was used last is the last
+        self._kept = KeptSequences(patience)
         self._operations: list[Operation] = []
         self._order = self._turns = 0
         self._steps_s: float | None = None  # of a batch in which nobody has a prompt
@@ -136,7 +129,7 @@ class Schedule:
             self._running.remove(work)
             self._take_back(work)
             if self._reuse and work.filled >= PREFIX_MIN:
-                self._kept.append(_Kept(work.sequence, work.tokens[: work.filled].copy()))
+                self._kept.add(Kept(work.sequence, work.tokens[: work.filled].copy()))
             else:
                 self._free(work.sequence)
 
@@ -193,6 +186,8 @@ class Schedule:
 
     def next(self, flying: int) -> Turn | None:
         """Return the next batch; None when there is nothing to do until one of `flying` is back."""
+        while (overdue := self._kept.overdue()) is not None:
+            self._forget(overdue)
         self._admit()
         rows = TurnRows()
         due = sorted((work for work in self._running if work.due), key=_turn_of)
@@ -214,6 +209,7 @@ class Schedule:
             self._add_guesses(rows, split.rows)
         if not rows.count:
             return None
+        self._kept.computed(rows.count)
         turn = rows.turn(self._operations)
         self._operations = []
         return turn
@@ -273,7 +269,7 @@ class Schedule:
             need = work.length - shared + (reserve if self._running else 0)
             while self._cells.free < need and self._evict(source):
                 pass
-            if self._cells.free < need and isinstance(source, _Kept):
+            if self._cells.free < need and isinstance(source, Kept):
                 # The prefix itself is in the way.
                 self._forget(source)
                 source, shared = None, 0
@@ -284,12 +280,12 @@ class Schedule:
             self._begin(work, source, shared)
             self._running.append(work)
 
-    def _begin(self, work: Work, source: Work | _Kept | None, shared: int) -> None:
+    def _begin(self, work: Work, source: Work | Kept | None, shared: int) -> None:
         free = bool(self._numbers) or self._evict(source)
-        if isinstance(source, _Kept):
+        if isinstance(source, Kept):
             self._kept.remove(source)
             if free:
-                self._kept.append(source)
+                self._kept.add(source)
         if free:
             work.sequence = self._numbers.pop()
             if source is not None:
@@ -305,16 +301,16 @@ class Schedule:
             work.reused = shared
         work.filled = shared
 
-    def _prefix(self, work: Work) -> tuple[Work | _Kept | None, int]:
+    def _prefix(self, work: Work) -> tuple[Work | Kept | None, int]:
         """Return who has the longest prefix of a request in the caches, and how long it is."""
-        best: Work | _Kept | None = None
+        best: Work | Kept | None = None
         longest = 0
         if self._reuse:
             # The last token is computed in any case: its logits are wanted.
             wanted = work.tokens[: work.length - 1]
-            others: list[Work | _Kept] = [*self._kept, *self._running]
+            others: list[Work | Kept] = [*self._kept, *self._running]
             for other in others:
-                certain = len(other.tokens) if isinstance(other, _Kept) else _certain(other)
+                certain = len(other.tokens) if isinstance(other, Kept) else _certain(other)
                 there = other.tokens[:certain]
                 count = min(len(there), len(wanted))
                 differing = np.flatnonzero(there[:count] != wanted[:count])
@@ -346,7 +342,7 @@ class Schedule:
         work.cut(work.length)
         self._waiting.append(work)
 
-    def _evict(self, spared: Work | _Kept | None) -> bool:
+    def _evict(self, spared: Work | Kept | None) -> bool:
         """Forget the kept sequence that was not used for longest; False when there is none."""
         for kept in self._kept:
             if kept is not spared:
@@ -354,7 +350,7 @@ class Schedule:
                 return True
         return False
 
-    def _forget(self, kept: _Kept) -> None:
+    def _forget(self, kept: Kept) -> None:
         self._kept.remove(kept)
         self._free(kept.sequence)
 

@@ -18,6 +18,7 @@ from agent.engine.chain import Samplers
 from agent.engine.draft_model import Drafter, DraftModel
 from agent.engine.frames import Remove
 from agent.engine.generation import Finish, GenerationRequest, Likely, Timings, Token
+from agent.engine.kept import patience
 from agent.engine.logprobs import logprobs
 from agent.engine.pace import Calibration, Measured
 from agent.engine.pipeline import Pipeline
@@ -73,9 +74,11 @@ class Generator:
         self._vocabulary = vocabulary
         self._samplers = samplers or Samplers(vocabulary, context)
         self._context = context
+        weights = pipeline.context.weights
         self._schedule = Schedule(
             cells=context, rows=n_batch, slots=slots, sequences=sequences, depth=pipeline.depth,
-            reuse=pipeline.context.weights.shares_prefixes, guess=guess,
+            reuse=weights.shares_prefixes, guess=guess,
+            patience=patience(weights.layer_weights, weights.n_embd),
         )  # fmt: skip
         self._drafter: Drafter | None = None
         if draft is not None and guess:

@@ -126,6 +126,12 @@ class Weights:
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocabulary)
         self.rows_enter: bytes | None = self._metadata(ROWS_ENTER)
 
+    @property
+    def layer_weights(self) -> float:
+        """How many weights a layer of this file has, about: all but one for each word and value."""
+        count: int = llama_cpp.llama_model_n_params(self.handle)
+        return max(0, count - self.n_vocab * self.n_embd) / max(1, self.layers)
+
     def _metadata(self, key: str) -> bytes | None:
         value = ctypes.create_string_buffer(256)
         size = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), value, len(value))

@@ -134,15 +134,16 @@ class Ring:
     def __init__(
         self, cells: int = 4096, rows: int = 512, slots: int = 4, sequences: int = 8,
         depth: int = 2, reuse: bool = True, says: Says = follows, links_s: float | None = None,
-        draft: Draft | None = None, draft_s: float = 0.0005,
+        draft: Draft | None = None, draft_s: float = 0.0005, patience: int = 0,
     ) -> None:  # fmt: skip
         """With `links_s` it is known what batches take, and guesses are worth their rows.
 
         A row of the draft model takes `draft_s`.
         """
         self.schedule = Schedule(
-            cells=cells, rows=rows, slots=slots, sequences=sequences, depth=depth, reuse=reuse
-        )
+            cells=cells, rows=rows, slots=slots, sequences=sequences, depth=depth, reuse=reuse,
+            patience=patience,
+        )  # fmt: skip
         if links_s is not None:
             self.schedule.pace.learn(
                 [Measured(n, 0.01, (depth - 1) * 0.01 + links_s) for n in (1, 2, 4, 8)], links_s
@@ -321,6 +322,33 @@ def test_the_same_prompt_again_computes_its_last_token_alone() -> None:
     assert ring.said[again] == answer(prompt, 105)
 
 
+def test_a_prefix_goes_once_it_has_cost_the_others_what_it_could_save() -> None:
+    ring = Ring(patience=150)
+    prompt = list(range(100))
+    ring.add(prompt, 105)
+    ring.run()
+    again = ring.add(prompt, 105)
+    ring.run()
+    assert again.reused == 99, "while nothing is computed it costs nothing"
+    ring.add([5] * 30, 200)  # computes 199 rows
+    ring.run()
+    late = ring.add(prompt, 105)
+    ring.run()
+    assert late.reused == 0
+    assert ring.said[late] == answer(prompt, 105)
+
+
+def test_a_prefix_that_is_used_stays() -> None:
+    ring = Ring(patience=150)
+    prompt = list(range(100))
+    for n in range(6):
+        work = ring.add(prompt, 105)
+        ring.run()
+        assert work.reused == (99 if n else 0)
+        ring.add([n] * 20, 60)
+        ring.run()
+
+
 def test_without_reuse_nothing_is_kept() -> None:
     ring = Ring(reuse=False)
     for _ in range(2):
@@ -395,13 +423,16 @@ STEPS = st.lists(
     STEPS, st.integers(130, 600), st.integers(1, 70), st.integers(1, 5), st.integers(0, 4),
     st.integers(1, 4), st.booleans(), st.sampled_from([follows, repeats]),
     st.sampled_from([None, 0.0, 0.05]), st.sampled_from([None, follows, repeats, ends]),
+    st.sampled_from([0, 1, 60]),
 )  # fmt: skip
 def test_any_order_of_events_gives_everybody_the_right_tokens(
     steps: list[tuple[str, int, int, int, int]], cells: int, rows: int, slots: int, more: int,
-    depth: int, reuse: bool, says: Says, links_s: float | None, drafts: Says | None,
+    depth: int, reuse: bool, says: Says, links_s: float | None, drafts: Says | None, patience: int,
 ) -> None:  # fmt: skip
     draft = None if drafts is None else Draft(drafts)
-    ring = Ring(cells, rows, slots, slots + more, depth, reuse, says, links_s, draft)
+    ring = Ring(
+        cells, rows, slots, slots + more, depth, reuse, says, links_s, draft, patience=patience
+    )
     prompts: dict[Work, list[int]] = {}
     for what, kind, length, room, priority in steps:
         match what:

@@ -1,0 +1,74 @@
+"""Sequences whose work is over, kept as prefixes for others, and for how long. A core.
+
+llama.cpp computes the attention of each row to all that its cache holds, whosever it is, and masks
+the others' afterwards. So what is kept for reuse costs everybody who decodes meanwhile a little: a
+cache that is full of it can double what a lone answer's token takes. Nobody knows whether it will
+be used again, so it goes once it has cost as much as computing it anew would: that is at most
+twice what was best in hindsight (rent or buy). While nothing is computed it costs nothing, and
+stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agent.engine.frames import Ints
+
+# A multiplication of attention, of f16 values one row at a time, takes as long as so many of
+# weights in a prompt's batch (docs/benchmarks.md).
+_DEAR = 4
+
+
+def patience(layer_weights: float, n_embd: int) -> int:
+    """Return how many rows may attend to a token before they cost as much as computing it.
+
+    A token costs a multiplication for each of a layer's weights, and each row that attends to it
+    two for each of its values.
+    """
+    return max(1, int(layer_weights / (2 * n_embd * _DEAR)))
+
+
+@dataclass(eq=False)
+class Kept:
+    """A sequence whose work is over; `tokens` are those in the caches."""
+
+    sequence: int
+    tokens: Ints
+    since: int = 0
+
+
+class KeptSequences:
+    """All of them, the one that was not used for longest first.
+
+    `patience`: rows that others may compute before one that nobody used goes; 0 is no bound.
+    """
+
+    def __init__(self, patience: int = 0) -> None:
+        self._patience = patience
+        self._found: list[Kept] = []
+        self._rows = 0
+
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(self._found)
+
+    def computed(self, rows: int) -> None:
+        """Note that so many rows were computed."""
+        self._rows += rows
+
+    def add(self, kept: Kept) -> None:
+        """Take one that was used just now."""
+        kept.since = self._rows
+        self._found.append(kept)
+
+    def remove(self, kept: Kept) -> None:
+        """Drop one."""
+        self._found.remove(kept)
+
+    def overdue(self) -> Kept | None:
+        """Return one that has cost as much as it could save, if there is one."""
+        if self._patience and self._found:
+            first = self._found[0]
+            if self._rows - first.since >= self._patience:
+                return first
+        return None
