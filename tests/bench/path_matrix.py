@@ -20,9 +20,9 @@ from pathlib import Path
 
 import report
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from paths.network import World
-from paths.scenario import KINDS, LAN, Duet, check
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from unit.paths.network import World
+from unit.paths.scenario import KINDS, LAN, Duet, check
 
 PAIRS = [(a, b) for a in KINDS for b in (*KINDS, LAN)]
 LINKS = {
