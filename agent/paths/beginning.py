@@ -9,7 +9,7 @@ the newer one, so that neither is completed. Hence:
     leads       the path in use, a relay, is proved       again: what went before may have gone into
                                                            the void
     leads       no session AGAIN_S after that, then       again
-                 half as long again each time
+                 AGAIN_GROWS times as long each time
     follows     the first path is used                    WireGuard gets no endpoint for FOLLOW_S
                                                            and two RTTs, unless it hears the peer:
                                                            a packet of ours would begin as well
@@ -22,7 +22,8 @@ from __future__ import annotations
 
 # The peer proves its path within about an RTT of us, and has to tell its WireGuard.
 FOLLOW_S, FOLLOW_MOST_S = 0.5, 1.5
-AGAIN_S, AGAIN_MOST_S = 0.7, 12.0
+# Where a fifth is lost on each link, two of five handshakes get through.
+AGAIN_S, AGAIN_GROWS, AGAIN_MOST_S = 0.7, 1.2, 12.0
 _RTTS = 3
 
 
@@ -61,5 +62,5 @@ class Beginning:
         due = proved and not session and now - self._begun_at >= self._again_s
         if due:
             self._begun_at = now
-            self._again_s = min(1.5 * self._again_s, AGAIN_MOST_S)
+            self._again_s = min(AGAIN_GROWS * self._again_s, AGAIN_MOST_S)
         return due

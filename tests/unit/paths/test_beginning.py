@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.paths.beginning import AGAIN_MOST_S, AGAIN_S, FOLLOW_MOST_S, FOLLOW_S, Beginning
+from agent.paths.beginning import (
+    AGAIN_GROWS,
+    AGAIN_MOST_S,
+    AGAIN_S,
+    FOLLOW_MOST_S,
+    FOLLOW_S,
+    Beginning,
+)
 
 
 def test_who_leads_gives_wireguard_the_endpoint_at_once_and_who_follows_lets_it_come() -> None:
@@ -56,4 +63,4 @@ def test_it_begins_again_ever_less_often(leads: bool, rtt: float, looks: list[fl
     least = max(AGAIN_S, 3 * rtt)
     for gap in gaps:
         assert gap >= least - 1e-6
-        least = min(1.5 * least, AGAIN_MOST_S)
+        least = min(AGAIN_GROWS * least, AGAIN_MOST_S)
