@@ -87,7 +87,8 @@ def restart(as_json: bool, settings: Config) -> None:
     """Put a new agent in the place of the one that runs; returns when it is up.
 
     The new one is loaded while the old one still runs, so members are without this node for about
-    half as long as by `agent down` and `agent up`. Rings with layers here are built again.
+    a quarter of the time that `agent down` and `agent up` take. Rings with layers here are built
+    again.
     """
     pid = call(settings, lambda client: client.get("/v1/status"))["pid"]
     if b"--foreground" in _command_line(pid):
