@@ -24,7 +24,7 @@ from nat_stream import Stream, expected
 from agent.demo.natlab import NatLab
 
 ONE, OTHER, PORT = "one", "other", 7100
-LOSS = "a fifth of packets lost"
+LOSS, DOWN_UP = "a fifth of packets lost", "agent down, then up"
 # The stream is watched so long after a change; several times what the engine's clocks take.
 WATCH_S = 4.0
 LOSS_PERCENT, LOSS_S = 20, 10.0
@@ -200,7 +200,7 @@ CHANGES = (
            undo=lambda lab: lab.nat.loss(lab.sites[OTHER], 0), watch_s=LOSS_S),
     Change("agent restarted", _restart("restart"), prepare=_direct, undo=_direct, bound_s=60.0),
     # It imports for one to two seconds, and its interface is gone meanwhile.
-    Change("agent down, then up", _restart("down", "up"), prepare=_direct, undo=_direct,
+    Change(DOWN_UP, _restart("down", "up"), prepare=_direct, undo=_direct,
            bound_s=60.0),
 )  # fmt: skip
 
