@@ -123,9 +123,9 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "for each link f32 (exact) if it is fast enough, else f16 or q8."
     ] = "auto"  # fmt: skip
     flash_attention: Annotated[
-        bool, "Faster prompts in less memory; but an answer's last bits then depend on the number "
-        "of threads and on what else is in its batch."
-    ] = False  # fmt: skip
+        bool, "Many answers and prompts are faster, in less memory; off: an answer's last bits do "
+        "not depend on the number of threads, nor on what else is in its batch."
+    ] = True  # fmt: skip
     frame_timeout_s: Annotated[
         float, "Seconds without an answer after which a ring counts as broken."
     ] = 30.0

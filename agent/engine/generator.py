@@ -78,7 +78,10 @@ class Generator:
         self._schedule = Schedule(
             cells=context, rows=n_batch, slots=slots, sequences=sequences, depth=pipeline.depth,
             reuse=weights.shares_prefixes, guess=guess,
-            patience=patience(weights.layer_weights, weights.n_embd),
+            patience=patience(
+                weights.layer_weights, weights.n_embd,
+                flash_attention=pipeline.context.limits.flash_attention,
+            ),
         )  # fmt: skip
         self._drafter: Drafter | None = None
         if draft is not None and guess:

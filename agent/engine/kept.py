@@ -1,11 +1,11 @@
 """Sequences whose work is over, kept as prefixes for others, and for how long. A core.
 
-llama.cpp computes the attention of each row to all that its cache holds, whosever it is, and masks
-the others' afterwards. So what is kept for reuse costs everybody who decodes meanwhile a little: a
-cache that is full of it can double what a lone answer's token takes. Nobody knows whether it will
-be used again, so it goes once it has cost as much as computing it anew would: that is at most
-twice what was best in hindsight (rent or buy). While nothing is computed it costs nothing, and
-stays.
+llama.cpp looks for each row at all that its cache holds, whosever it is: without flash attention it
+computes the attention to all of it and masks the others' afterwards. So what is kept for reuse
+costs everybody who decodes meanwhile a little; a cache that is full of it can double what a lone
+answer's token takes. Nobody knows whether it will be used again, so it goes once it has cost as
+much as computing it anew would: that is at most twice what was best in hindsight (rent or buy).
+While nothing is computed it costs nothing, and stays.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from agent.engine.frames import Ints
 
 # A multiplication of attention, of f16 values one row at a time, takes as long as so many of
-# weights in a prompt's batch (docs/benchmarks.md).
-_DEAR = 4
+# weights in a prompt's batch (docs/benchmarks.md). Flash attention looks at the mask first.
+_DEAR, _DEAR_MASKED_FIRST = 4.0, 0.7
 
 
-def patience(layer_weights: float, n_embd: int) -> int:
-    """Return how many rows may attend to a token before they cost as much as computing it.
+def patience(layer_weights: float, n_embd: int, *, flash_attention: bool) -> int:
+    """Return how many rows may pass by a token before they cost as much as computing it.
 
     A token costs a multiplication for each of a layer's weights, and each row that attends to it
     two for each of its values.
     """
-    return max(1, int(layer_weights / (2 * n_embd * _DEAR)))
+    dear = _DEAR_MASKED_FIRST if flash_attention else _DEAR
+    return max(1, int(layer_weights / (2 * n_embd * dear)))
 
 
 @dataclass(eq=False)

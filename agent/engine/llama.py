@@ -173,8 +173,8 @@ CPU_GRAPH_ROWS = 128
 class ContextLimits:
     """How large a context is: tokens kept over all sequences, rows a decode, sequences, threads.
 
-    Flash attention is off by default, as in llama-cpp-python: on CPUs its result depends on the
-    number of threads once 512 tokens are cached, and nodes of a ring differ in threads.
+    Flash attention is used where llama.cpp can. On CPUs a row's last bits then depend on whether
+    its batch has 64 rows or more, and, alone with 512 cached tokens, on the number of threads.
     `graph_rows`: llama.cpp computes a batch in pieces of so many rows, whose attention to all
     that is cached it holds in memory at once; 0: whole.
     """
@@ -209,7 +209,7 @@ class Context:
         parameters.n_seq_max = limits.n_seq
         parameters.n_threads = limits.threads
         parameters.n_threads_batch = limits.threads
-        parameters.flash_attn_type = int(limits.flash_attention)
+        parameters.flash_attn_type = -1 if limits.flash_attention else 0
         parameters.kv_unified = True
         parameters.no_perf = True
         self._batch = _Batch(limits.n_batch)

@@ -59,7 +59,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     slots: int = 16
     threads: int = 0
     gpu_layers: int = 0
-    flash_attention: bool = False
+    flash_attention: bool = True
     row_type: Literal["auto", "f32", "f16", "q8"] = "auto"
     ring: str = ""
     epoch: int = 0

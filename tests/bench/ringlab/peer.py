@@ -50,7 +50,6 @@ class Whole:
         limits = llama_cpp.llama_context_default_params()
         limits.n_ctx, limits.n_batch, limits.n_ubatch = context, N_BATCH, N_BATCH
         limits.n_seq_max, limits.n_threads, limits.n_threads_batch = streams, 1, 1
-        limits.kv_unified = True
         self.context: Any = llama_cpp.llama_init_from_model(self.model, limits)
         self.size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(N_BATCH, 0, 1)
@@ -103,9 +102,10 @@ def main() -> None:
     arguments = flags.parse_args()
     places = arguments.servers.split(",") if arguments.servers else []
     servers(places)
-    context = max(streams * (prompt + answer) for streams, prompt, answer in arguments.cases)
+    # Its caches are as it has them by default: each stream has one of its own.
+    longest = max(prompt + answer for _, prompt, answer in arguments.cases)
     most = max(streams for streams, _, _ in arguments.cases)
-    whole = Whole(arguments.model, context, most, places, arguments.remote_layers)
+    whole = Whole(arguments.model, most * longest, most, places, arguments.remote_layers)
     whole.run(1, 8, 4)  # the first time all pages are touched
     print(json.dumps([whole.run(*case) for case in arguments.cases]))
 

@@ -37,7 +37,7 @@ def prompt(length: int, seed: int = 1) -> tuple[int, ...]:
 
 @functools.cache
 def reference(
-    path: Path, tokens: tuple[int, ...], count: int
+    path: Path, tokens: tuple[int, ...], count: int, *, flash_attention: bool = False
 ) -> tuple[list[int], list[np.ndarray]]:
     """Return llama.cpp's greedy answer for the whole model, and the logits of each step.
 
@@ -45,7 +45,7 @@ def reference(
     """
     model = llama_cpp.Llama(
         str(path), n_ctx=N_CTX, n_batch=N_BATCH, n_ubatch=N_BATCH, n_threads=1, n_threads_batch=1,
-        verbose=False, logits_all=False,
+        verbose=False, logits_all=False, flash_attn=flash_attention,
     )  # fmt: skip
     try:
         answer, logits = [], []
@@ -96,10 +96,10 @@ class Tap:
 @contextmanager
 def pipeline(
     path: Path, folder: Path, boundaries: Sequence[int], row_type: RowType | None = RowType.F32,
-    silence_s: float = 20.0, graph_rows: int = 0,
+    silence_s: float = 20.0, graph_rows: int = 0, flash_attention: bool = False,
 ) -> Iterator[Pipeline]:  # fmt: skip
     """Give the whole model (no boundaries) or a ring of threads, all in this process."""
-    each = replace(LIMITS, graph_rows=graph_rows)
+    each = replace(LIMITS, graph_rows=graph_rows, flash_attention=flash_attention)
     with ExitStack() as stack:
         if not boundaries:
             weights = Weights(path)

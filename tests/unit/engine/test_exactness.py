@@ -63,6 +63,19 @@ def test_greedy_tokens_and_logits_are_those_of_the_whole_model(
         assert answer(tap, path)[0] == expected
 
 
+@pytest.mark.parametrize("boundaries", [(), (5, 9)])
+def test_with_flash_attention_it_computes_what_llama_cpp_computes_with_it(
+    models: Callable[..., Path], tmp_path: Path, boundaries: tuple[int, ...]
+) -> None:
+    path = models()
+    expected, expected_logits = rings.reference(path, PROMPT, COUNT, flash_attention=True)
+    assert not np.array_equal(rings.reference(path, PROMPT, COUNT)[1][0], expected_logits[0])
+    with rings.pipeline(path, tmp_path, boundaries, flash_attention=True) as pipeline:
+        tap = rings.Tap(pipeline)
+        assert answer(tap, path)[0] == expected
+        assert all(map(np.array_equal, tap.logits, expected_logits))
+
+
 @pytest.mark.parametrize(
     "properties",
     [

@@ -42,13 +42,19 @@ def test_without_a_bound_all_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer_weights", "n_embd", "rows"),
-    [(13.6e6, 1024, 1660), (202e6, 4096, 6164), (0.0, 64, 1)],
+    ("layer_weights", "n_embd", "flash_attention", "rows"),
+    [
+        (13.6e6, 1024, False, 1660),
+        (202e6, 4096, False, 6164),
+        (202e6, 4096, True, 35225),
+        (0.0, 64, True, 1),
+    ],
 )
 def test_larger_layers_make_a_token_dearer_to_compute_anew(
-    layer_weights: float, n_embd: int, rows: int
+    layer_weights: float, n_embd: int, flash_attention: bool, rows: int
 ) -> None:
-    assert patience(layer_weights, n_embd) == pytest.approx(rows, rel=0.01)
+    found = patience(layer_weights, n_embd, flash_attention=flash_attention)
+    assert found == pytest.approx(rows, rel=0.01)
 
 
 def test_the_weights_of_a_layer_are_those_of_the_file(models: Callable[..., Path]) -> None:
