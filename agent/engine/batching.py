@@ -283,9 +283,9 @@ class Schedule:
     def _begin(self, work: Work, source: Work | Kept | None, shared: int) -> None:
         free = bool(self._numbers) or self._evict(source)
         if isinstance(source, Kept):
-            self._kept.remove(source)
-            if free:
-                self._kept.add(source)
+            self._kept.use(source)
+            if not free:
+                self._kept.remove(source)
         if free:
             work.sequence = self._numbers.pop()
             if source is not None:

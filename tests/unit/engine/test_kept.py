@@ -34,6 +34,38 @@ def test_the_one_that_was_not_used_for_longest_goes_first_and_in_its_time() -> N
     assert found.overdue() is other
 
 
+def test_where_hardly_any_is_used_the_others_go_sooner_in_proportion() -> None:
+    found = KeptSequences(1000)
+    for number in range(100):
+        found.add(kept(number))
+        found.remove(next(iter(found)))
+    found.add(kept(100))
+    found.computed(62)
+    assert found.overdue() is None
+    found.computed(1)
+    assert found.overdue() is not None
+    for number in range(100):
+        found.add(kept(number))
+        found.use(last := list(found)[-1])
+        found.remove(last)
+    found.computed(930)  # 993 since the one from before came
+    assert found.overdue() is None
+    found.computed(10)
+    assert found.overdue() is next(iter(found))
+
+
+def test_a_use_makes_one_the_newest() -> None:
+    found = KeptSequences(100)
+    one, other = kept(1), kept(2)
+    found.add(one)
+    found.add(other)
+    found.computed(60)
+    found.use(one)
+    found.computed(60)
+    assert list(found) == [other, one]
+    assert found.overdue() is other
+
+
 def test_without_a_bound_all_stay() -> None:
     found = KeptSequences()
     found.add(kept(1))
