@@ -155,7 +155,7 @@ def memory():
     with open("/proc/self/smaps_rollup") as file:
         return int(next(line for line in file if line.startswith("Rss:")).split()[1]) * 1024
 print(memory())
-limits = ContextLimits(8192, 512, 32, 1, graph_rows=CPU_GRAPH_ROWS)
+limits = ContextLimits(8192, 512, 32, 1, flash_attention=True, graph_rows=CPU_GRAPH_ROWS)
 context = Context(Weights(Path(sys.argv[1])), limits, keeps_rows=True)
 width, start = context.weights.n_embd, 0
 for n in (16, 512, 512):

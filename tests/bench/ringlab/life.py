@@ -26,7 +26,7 @@ from agent.engine.pipeline import RingPipeline
 from agent.engine.stage import Stage
 from agent.engine.turns import Batch
 
-LIMITS = ContextLimits(2048, 512, 32, 1)
+LIMITS = ContextLimits(2048, 512, 32, 1, flash_attention=True)
 # The first tokens read the weights from the disk.
 WARM = 20
 STEPS = (
