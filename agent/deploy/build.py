@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from agent import endpoint
 from agent.config import Config
 from agent.deploy.blobs import BlobServer
+from agent.deploy.carried import Carried, lost_node
 from agent.deploy.engines import Engines, Place
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import (
-    AskFacts,
     AskStage,
     ConnectStage,
-    Facts,
     LoadStage,
     Phase,
     Placed,
@@ -38,6 +35,8 @@ from agent.deploy.needs import (
     spread_of,
     with_draft,
 )
+from agent.deploy.parts import Parts
+from agent.deploy.planning import Planning, Progress
 from agent.deploy.stages import ABANDONED_S
 from agent.deploy.wish import Wish
 from agent.engine import cut
@@ -48,21 +47,15 @@ from agent.errors import CoveyError, EngineError, ModelError, PeerError, UsageEr
 from agent.identity.keys import NodeId
 from agent.models import bundled
 from agent.ownership.lease import Token
-from agent.placement.plan import Candidate, Plan, plan
+from agent.placement.plan import Candidate, Plan
 
 _log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 10.0
-_FACTS_TIMEOUT_S = 3.0
+_STOP_TIMEOUT_S = 3.0
 _POLL_S = 0.1
 # A stage measures its link for so long at most, after the head is ready.
 _ROWS_TIMEOUT_S = 4.0
-# While fewer nodes than wished for are connected (the agent just started), planning waits so long.
-_NODES_TIMEOUT_S = 20.0
-
-Progress = Callable[[str, str], None]
-"""Called with the phase and a sentence for people."""
-
 
 Tokens = Callable[[], Token]
 """Returns the token by which the ring is commanded now; it changes with the owner."""
@@ -105,8 +98,14 @@ class Build:
 
     def __init__(
         self, wish: Wish, ring: str, epoch: int, *, settings: Config, own: Candidate,
-        engines: Engines, blobs: BlobServer, mesh: Mesh, progress: Progress, token: Tokens,
+        engines: Engines, blobs: BlobServer, parts: Parts, mesh: Mesh, progress: Progress,
+        token: Tokens,
+        carried: Carried | None = None, without: frozenset[NodeId] = frozenset(),
+        fewer: bool = False,
     ) -> None:  # fmt: skip
+        """`carried` goes on as the head. Nodes `without` which it can be are left out; `fewer`:
+        where not as many nodes are there as were wished for, it is built over those.
+        """
         self._wish = wish
         self._ring = ring
         self._epoch = epoch
@@ -114,13 +113,19 @@ class Build:
         self._own = own
         self._engines = engines
         self._blobs = blobs
+        self._parts = parts
         self._mesh = mesh
         self._progress = progress
         self._token = token
+        self._carried = carried
+        self._planning = Planning(
+            wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer
+        )
         self._asked: set[NodeId] = set()
+        self._stopping: asyncio.Task[None] | None = None
         self.plan: Plan | None = None
         self.context = 0
-        self.head: Engine | None = None
+        self.head: Engine | None = carried.engine if carried else None
         self.runs_on: dict[str, str] = {}  # by node id, of what has loaded
         self._rows: tuple[str, ...] = ()
         self._draft: Path | None = None
@@ -148,7 +153,7 @@ class Build:
             for node, count in layers.items()
             if node in self.runs_on
         )
-        return (*self.plan.reasons, *self._guesses, *computed, *self._rows)
+        return (*self.plan.reasons, *self._planning.absent, *self._guesses, *computed, *self._rows)
 
     async def up(self) -> Engine:
         """Bring the ring up and return its head, which answers. Raises CoveyError."""
@@ -167,79 +172,75 @@ class Build:
                 f"the head's memory holds the draft model {self._draft.name} too,"
                 f" {needed / 2**20:.1f} MiB",
             )
-        others = [] if sizes.uncut else await self._candidates()
-        self.plan = plan(sizes, self._own, others, self._wish.nodes)
+        self.plan = await self._planning.plan(sizes)
         if self.plan.whole:
             self._progress("loading", f"loading all {facts.layers} layers here")
             self.head = await self._engines.start_whole(
-                path, name=self._wish.name, context=self.context, draft=self._draft
-            )
+                path, name=self._wish.name, context=self.context, draft=self._draft,
+                carried=self.head,
+            )  # fmt: skip
         elif in_line:
             await self._spread(self.plan, path)
         else:
             self._progress("cutting", f"cutting {facts.layers} layers")
-            parts = await asyncio.to_thread(self._cut, path, self.plan)
+            ranges = [(stage.first, stage.last) for stage in self.plan.stages]
+            parts = await asyncio.to_thread(self._parts.cut, path, ranges, self._ring)
             await self._load(self.plan, parts)
         if self.head is None:
             raise EngineError(f"no head came up for {self._wish.name}")
         await self.head.wait_ready()
         self.runs_on[self._own.node] = self.head.runs_on
+        if self._carried is not None:
+            left = self._carried.asked - self._asked
+            self._stopping = asyncio.create_task(self._stop(left), name=f"left {self._ring}")
         if not self.plan.whole and not in_line:
             self._rows = await self._row_types(self.plan, self.head)
         return self.head
 
+    @property
+    def missing(self) -> int:
+        """How many nodes fewer it has than were wished for."""
+        return self._planning.missing
+
+    def carry(self) -> Carried | None:
+        """Give the head away for the next epoch, with its answers; None where there is none to.
+
+        What is left of this epoch on the other nodes is for the next one to end.
+        """
+        head = self.head
+        if head is None or not head.alive or self._wish.engine == "rpc":
+            return None
+        if head.spec.role != "head" and self._carried is None:
+            return None  # a whole model that broke would only break again
+        self.head = None
+        asked = frozenset(self._asked) | (self._carried.asked if self._carried else frozenset())
+        self._asked.clear()
+        return Carried(head, asked)
+
+    @property
+    def lost(self) -> NodeId | None:
+        """The node whose stage broke the ring, as far as the head knows."""
+        if self.head is None or self.plan is None:
+            return None
+        nodes = [NodeId.parse(stage.node) for stage in self.plan.stages[:-1]]
+        return lost_node(nodes, self.head.lost)
+
     async def down(self) -> None:
         """End what is left of this epoch; the other nodes may be gone themselves."""
+        if self._stopping is not None:
+            await asyncio.wait([self._stopping])
         if self.head is not None:
             await self.head.stop()
+        await self._stop(self._asked)
+
+    async def _stop(self, nodes: Iterable[NodeId]) -> None:
         stops = [
-            self._mesh.ask(node, StopRing(ring=self._ring, token=self._token()), _FACTS_TIMEOUT_S)
-            for node in self._asked
+            self._mesh.ask(node, StopRing(ring=self._ring, token=self._token()), _STOP_TIMEOUT_S)
+            for node in nodes
         ]
         for answer in await asyncio.gather(*stops, return_exceptions=True):
             if isinstance(answer, BaseException):
                 _log.info("ring=%s: a node could not be told to stop: %s", self._ring, answer)
-
-    async def _candidates(self) -> list[Candidate]:
-        """Ask the other workers what they can hold; wait a little for as many as are wished."""
-        wished = (self._wish.nodes or 1) - 1
-        deadline = asyncio.get_running_loop().time() + _NODES_TIMEOUT_S
-        while True:
-            workers = [
-                worker
-                for worker in self._mesh.live_workers(time.time())
-                if str(worker.node_id) != self._own.node
-            ]
-            asks = (self._facts(worker.node_id) for worker in workers)
-            found = [
-                Candidate(str(worker.node_id), worker.certificate.name, facts.free_bytes)
-                for worker, facts in zip(workers, await asyncio.gather(*asks), strict=True)
-                if facts is not None
-            ]
-            if len(found) >= wished or asyncio.get_running_loop().time() > deadline:
-                return found
-            self._progress("planning", f"waiting for {wished - len(found)} more nodes")
-            await asyncio.sleep(5 * _POLL_S)
-
-    async def _facts(self, node: NodeId) -> Facts | None:
-        try:
-            answer = await self._mesh.ask(node, AskFacts(), _FACTS_TIMEOUT_S)
-        except CoveyError as error:
-            _log.info("node %s is left out of the plan: %s", node, error.line())
-            return None
-        return answer if isinstance(answer, Facts) else None
-
-    def _cut(self, path: Path, plan: Plan) -> list[cut.PartFile]:
-        folder = self._settings.state_dir / "parts"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        parts = []
-        with GgufFile(path) as model:
-            for stage in plan.stages:
-                # Named by its content in the end: two models may have the same header.
-                fresh = folder / f"{self._ring}-{stage.first}.new"
-                part = cut.write_part(model, stage.first, stage.last, fresh)
-                parts.append(replace(part, path=fresh.rename(folder / f"{part.sha256}.gguf")))
-        return parts
 
     async def _load(self, plan: Plan, parts: Sequence[cut.PartFile]) -> None:
         """Start all engines of a cut model at the same time, then close the ring behind them.
@@ -299,6 +300,7 @@ class Build:
         self.head = await self._engines.start_head(
             paths, Place(self._ring, self._epoch, 0, len(nodes)), nodes[-1], name=self._wish.name,
             context=self.context, frames=self._settings.engine.frames, draft=self._draft,
+            carried=self.head,
         )  # fmt: skip
         return self.head.port
 

@@ -53,10 +53,14 @@ class Engines:
         return str(overlay_ipv6(self._mesh, node))
 
     async def start_whole(
-        self, path: Path, *, name: str, context: int, draft: Path | None = None
-    ) -> Engine:
-        """Load a whole model and serve it, with guesses of a draft model if there is one."""
-        return await self._start(self._whole(path, name, context, draft))
+        self, path: Path, *, name: str, context: int, draft: Path | None = None,
+        carried: Engine | None = None,
+    ) -> Engine:  # fmt: skip
+        """Load a whole model and serve it, with guesses of a draft model if there is one.
+
+        `carried`: a head that is to go on with it, and with its answers.
+        """
+        return await self._started(self._whole(path, name, context, draft), carried)
 
     async def start_spread(
         self, path: Path, place: Place, servers: Sequence[RpcServer], *, name: str, context: int,
@@ -91,17 +95,19 @@ class Engines:
 
     async def start_head(
         self, paths: Sequence[Path], place: Place, predecessor: NodeId, *, name: str, context: int,
-        frames: FrameType, draft: Path | None = None,
+        frames: FrameType, draft: Path | None = None, carried: Engine | None = None,
     ) -> Engine:  # fmt: skip
-        """Load a head's first and last part; it listens for its predecessor and serves HTTP."""
+        """Load a head's first and last part; it listens for its predecessor and serves HTTP.
+
+        `carried`: a head that is to go on with them, and with its answers.
+        """
         port, http_port = self._free_ports(2)
         spec = self._in_ring("head", paths, place, predecessor, port, context, frames)
-        return await self._start(
-            msgspec.structs.replace(
-                spec, model_name=name, http_address=self.own_address, http_port=http_port,
-                draft_file=str(draft or ""),
-            )
+        spec = msgspec.structs.replace(
+            spec, model_name=name, http_address=self.own_address, http_port=http_port,
+            draft_file=str(draft or ""),
         )  # fmt: skip
+        return await self._started(spec, carried)
 
     async def start_stage(
         self, path: Path, place: Place, predecessor: NodeId, *, context: int, frames: FrameType
@@ -123,6 +129,23 @@ class Engines:
             threads=engine.threads, flash_attention=engine.flash_attention,
             silence_s=engine.frame_timeout_s, cache=self._cache(),
         )  # fmt: skip
+
+    async def _started(self, spec: EngineSpec, carried: Engine | None) -> Engine:
+        """Start an engine, or have one that runs go on by this spec, where it serves HTTP now."""
+        if carried is None:
+            return await self._start(spec)
+        before = carried.spec
+        try:
+            await carried.regroup(
+                msgspec.structs.replace(
+                    spec, http_port=carried.http_port, gpu_layers=before.gpu_layers
+                ),
+                load_timeout_s=self._settings.engine.load_timeout_s,
+            )
+        finally:
+            self._starting -= {spec.port, spec.http_port}
+        self._running = [*(e for e in self._running if not e.ended and e is not carried), carried]
+        return carried
 
     async def _start(self, spec: EngineSpec) -> Engine:
         try:

@@ -6,10 +6,14 @@
 | ready | the head answers | ending, when the ring breaks |
 | ending | what is left of a broken epoch is taken down | waiting or failed |
 | waiting | it broke or was not built (see `error`) | planning, after a pause or with a lost node |
+| moving | it is built again while answers wait in its head | ready or waiting |
 | failed | a new wish that cannot come true as it is | none, until it is undeployed |
 | draining | it shall end here; no new requests are sent to it | gone |
 
-A new epoch is a new build: frames and stages of an older one are dropped. The deployment's owner
+A new epoch is a new build: frames and stages of an older one are dropped. When a ring breaks its
+head lives on, and its answers with it: they wait, and go on over the next epoch, which is built at
+once, without the node that was lost and over fewer than were wished for if need be. The
+deployment's owner
 says what to keep, with a token that this node granted; a ring goes on while no owner says anything.
 Whether a token counts is for the caller to check.
 """
@@ -29,12 +33,15 @@ from agent.config import Config
 from agent.deploy import heads
 from agent.deploy.blobs import BlobServer
 from agent.deploy.build import Build
+from agent.deploy.carried import Carried, Losses
 from agent.deploy.engines import Engines
 from agent.deploy.heads import Head
 from agent.deploy.mesh import Mesh
-from agent.deploy.messages import HeadState
+from agent.deploy.messages import AskFacts, HeadState
+from agent.deploy.parts import Parts
 from agent.deploy.wish import Wish
 from agent.engine.gpu import SURVEY_TIMEOUT_S
+from agent.engine.supervisor import Engine
 from agent.errors import ConfigError, CoveyError, EngineError, ModelError, UsageError, to_wire
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token
@@ -50,9 +57,11 @@ _STABLE_S = 60.0
 # A gateway learns within about 2 s that a head is no more announced; the rest is for answers that
 # are being written.
 DRAIN_S = 10.0
+# A node that is there again is asked so often, with such pauses, until it says what it can hold.
+_REGAIN_TRIES, _REGAIN_PAUSE_S, _REGAIN_TIMEOUT_S = 6, 2.0, 3.0
 
 _REPORTED = {"ready": Phase.READY, "failed": Phase.FAILED}
-_BROKEN = ("ending", "waiting", "draining")
+_BROKEN = ("ending", "waiting", "draining", "moving")
 
 
 @dataclass
@@ -73,12 +82,19 @@ class _Deployment:
     # It was possible once (it ran, or was stored), so whatever is wrong now may pass.
     possible: bool = False
     again: asyncio.Event = field(default_factory=asyncio.Event)
+    carried: Carried | None = None
+    losses: Losses = field(default_factory=Losses)
+    regain: asyncio.Task[None] | None = None
 
     @property
     def report(self) -> Report:
         """How it is, for its owner."""
         waiting = Phase.WAITING if self.phase in _BROKEN else Phase.BUILDING
         return Report(_REPORTED.get(self.phase, waiting), self.revision)
+
+
+class _Moves(Exception):
+    """A ring that answers is to be built again, since more nodes are there than when it was."""
 
 
 class Rings:
@@ -94,6 +110,7 @@ class Rings:
         self._name = name
         self._engines = engines
         self._blobs = blobs
+        self._parts = Parts(settings.state_dir / "parts")
         self._mesh = mesh
         self._changed = changed
         self._deployments: dict[str, _Deployment] = {}
@@ -168,6 +185,12 @@ class Rings:
         for deployment in self._deployments.values():
             if deployment.phase == "waiting" and self._lacks(deployment, node):
                 deployment.again.set()
+            missing = deployment.build.missing if deployment.build is not None else 0
+            idle = deployment.regain is None or deployment.regain.done()
+            if deployment.phase == "ready" and missing and idle:
+                deployment.regain = asyncio.create_task(
+                    self._regain(deployment, node), name=f"regain {deployment.wish.name}"
+                )
 
     def partners(self) -> set[NodeId]:
         """Return the nodes that hold stages of the rings here, this one too."""
@@ -199,11 +222,24 @@ class Rings:
         return deployment
 
     async def _end(self, deployment: _Deployment) -> None:
-        for task in (deployment.drain, deployment.task):
+        for task in (deployment.drain, deployment.regain, deployment.task):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
         self._forget(deployment)
+
+    async def _regain(self, deployment: _Deployment, node: NodeId) -> None:
+        """Have a ring that lacks nodes built again once this one says that it can hold a stage."""
+        for _ in range(_REGAIN_TRIES):
+            try:
+                await self._mesh.ask(node, AskFacts(), _REGAIN_TIMEOUT_S)
+            except CoveyError as error:
+                _log.info("deployment name=%s node=%s is not ready yet: %s", deployment.wish.name,
+                          node, error.line())  # fmt: skip
+                await asyncio.sleep(_REGAIN_PAUSE_S)
+            else:
+                deployment.again.set()
+                return
 
     async def _drain(self, deployment: _Deployment, pause_s: float) -> None:
         try:
@@ -239,16 +275,29 @@ class Rings:
 
     async def _keep(self, deployment: _Deployment) -> None:
         """Keep one deployment true until it is cancelled, or turns out to be impossible."""
+        try:
+            await self._keep_on(deployment)
+        finally:
+            if deployment.carried is not None:
+                await deployment.carried.engine.stop()
+
+    async def _keep_on(self, deployment: _Deployment) -> None:
         pause_s = _PAUSE_S
         while True:
             # Later than any epoch of this ring before, also across a restart of the agent.
             deployment.epoch = max(deployment.epoch + 1, int(time.time()))
             began = time.monotonic()
+            answered = False
             try:
                 await self._run_epoch(deployment)
+            except _Moves:
+                self._to(deployment, "moving", "more nodes are there; its answers go on over them")
+                continue
             except CoveyError as error:
                 if deployment.phase == "draining":
                     return
+                # What had come up has no error of its building any more.
+                answered = deployment.error is None and deployment.possible
                 deployment.error = error
                 hopeless = isinstance(error, UsageError | ModelError | ConfigError)
                 if hopeless and not deployment.possible:
@@ -258,8 +307,11 @@ class Rings:
                     pause_s = _PAUSE_S
                 _log.warning("deployment name=%s epoch=%d broke: %s", deployment.wish.name,
                              deployment.epoch, error.line())  # fmt: skip
-                words = f"{error.line()} It is built again in {pause_s:.0f} s."
                 deployment.again.clear()
+                if answered and deployment.carried is not None:
+                    self._to(deployment, "moving", f"{error.line()} Its answers wait.")
+                    continue
+                words = f"{error.line()} It is built again in {pause_s:.0f} s."
                 self._to(deployment, "waiting", words)
             if await self._pause(deployment, pause_s):
                 pause_s = _PAUSE_S
@@ -293,25 +345,48 @@ class Rings:
         """Build an epoch and serve it until it breaks; always raises, or is cancelled."""
         facts = await self._engines.hardware.facts(SURVEY_TIMEOUT_S)
         own = Candidate(str(self._own), self._name, facts.free_bytes)
-        deployment.build = Build(
+        now = time.monotonic()
+        carried, deployment.carried = deployment.carried, None
+        build = deployment.build = Build(
             deployment.wish, deployment.ring, deployment.epoch, settings=self._settings, own=own,
-            engines=self._engines, blobs=self._blobs, mesh=self._mesh,
+            engines=self._engines, blobs=self._blobs, parts=self._parts, mesh=self._mesh,
             progress=lambda phase, progress: self._to(deployment, phase, progress),
-            token=lambda: deployment.token,
+            token=lambda: deployment.token, carried=carried, fewer=deployment.possible,
+            without=deployment.losses.repeated(now, lambda node: self._came.get(node, 0.0)),
         )  # fmt: skip
         try:
-            head = await deployment.build.up()
+            head = await build.up()
             deployment.error = None
             deployment.possible = True
+            deployment.again.clear()
             self._to(deployment, "ready", "answers")
             await self._announce()
-            raise await head.wait_ended() or EngineError(
-                f"the head of {deployment.wish.name} ended"
-            )
+            raise await self._over(deployment, head)
+        except (CoveyError, _Moves):
+            if (lost := build.lost) is not None:
+                deployment.losses.add(lost, time.monotonic())
+            if deployment.phase != "draining":
+                deployment.carried = build.carry()
+            raise
         finally:
-            self._to(deployment, "ending", "ending what is left of it")
-            await deployment.build.down()
+            if deployment.carried is None:
+                self._to(deployment, "ending", "ending what is left of it")
+            await build.down()
             await self._announce()
+
+    async def _over(self, deployment: _Deployment, head: Engine) -> Exception:
+        """Wait until an epoch ends: its head's reason, or that it is to move to more nodes."""
+        ended = asyncio.create_task(head.wait_ended())
+        again = asyncio.create_task(deployment.again.wait())
+        try:
+            await asyncio.wait([ended, again], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in (ended, again):
+                if not wait.done():
+                    wait.cancel()
+        if ended.done():
+            return ended.result() or EngineError(f"the head of {deployment.wish.name} ended")
+        return _Moves()
 
     async def _announce(self) -> None:
         """Tell what answers now; one at a time, so that an older list never follows a newer one."""

@@ -43,6 +43,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 # A head asks ten times a second how far a stage is, and connects it once all are loaded; one that
 # says nothing for so long has died or moved.
 ABANDONED_S = 60.0
+# A stage has nothing to lose: one that does not end by then is frozen, and its place is needed.
+_STOP_GRACE_S = 0.5
 # How long the reason why a stage broke can be asked for.
 _BROKEN_KEPT_S = 60.0
 
@@ -153,7 +155,7 @@ class StageHost:
             stage.state = StageState(phase="broken", message=error.message, hint=error.hint)
         finally:
             if stage.engine is not None:
-                await stage.engine.stop()
+                await stage.engine.stop(grace_s=_STOP_GRACE_S)
         await asyncio.sleep(_BROKEN_KEPT_S)
         key = request.ring, request.index
         if self._stages.get(key) is stage:

@@ -17,6 +17,7 @@ from agent import config
 from agent.deploy.build import Build
 from agent.deploy.engines import Engines
 from agent.deploy.needs import draft_bytes, model_sizes
+from agent.deploy.parts import Parts
 from agent.deploy.wish import Wish
 from agent.engine.cuttable import CutRule
 from agent.engine.gguf_file import GgufFile
@@ -61,7 +62,8 @@ def build(tmp_path: Path) -> Callable[..., Any]:
                   "generation": 1, "at": 0}  # fmt: skip
         made = Build(
             Wish(**fields | changes), "ab" * 16, 1, settings=settings, engines=engines,
-            own=Candidate(str(OWN), "box", 2**30), blobs=None, mesh=mesh or NobodyToAsk(),  # type: ignore[arg-type] # see above
+            own=Candidate(str(OWN), "box", 2**30), blobs=None,
+            parts=Parts(tmp_path / "parts"), mesh=mesh or NobodyToAsk(),  # type: ignore[arg-type] # see above
             progress=lambda *_: None, token=lambda: Token(1, bytes(32)),
         )  # fmt: skip
         try:

@@ -44,7 +44,7 @@ def built(mesh: FakeMesh) -> build.Build:
     wish = Wish(name="m", model="x", author=bytes(32), generation=1, at=0)
     own = Candidate(str(OWN), "box", 1 << 30)
     made = build.Build(
-        wish, "ab" * 16, 7, settings=None, own=own, engines=None, blobs=None, mesh=mesh,  # type: ignore[arg-type] # not needed here
+        wish, "ab" * 16, 7, settings=None, own=own, engines=None, blobs=None, parts=None, mesh=mesh,  # type: ignore[arg-type] # not needed here
         progress=lambda _phase, _text: None, token=None,  # type: ignore[arg-type]
     )  # fmt: skip
     made.plan = PLAN

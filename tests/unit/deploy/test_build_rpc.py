@@ -19,6 +19,7 @@ from agent import config
 from agent.deploy.build import Build
 from agent.deploy.engines import Engines
 from agent.deploy.messages import Answer, AskFacts, Facts, Request
+from agent.deploy.parts import Parts
 from agent.deploy.stages import StageHost
 from agent.deploy.wish import Wish
 from agent.engine.supervisor import Engine
@@ -71,7 +72,8 @@ def build(tmp_path: Path) -> Callable[..., Any]:
                   "generation": 1, "at": 0}  # fmt: skip
         made = Build(
             Wish(**fields | changes), "ab" * 16, 1, settings=settings, engines=engines,
-            own=Candidate(str(OWN), "alpha", 2**30), blobs=None, mesh=Nearby(hosts),  # type: ignore[arg-type] # see above
+            own=Candidate(str(OWN), "alpha", 2**30), blobs=None,
+            parts=Parts(tmp_path / "parts"), mesh=Nearby(hosts),  # type: ignore[arg-type] # see above
             progress=lambda *_: None, token=lambda: Token(1, bytes(32)),
         )  # fmt: skip
         try:

@@ -9,11 +9,12 @@ import pytest
 
 from agent import config
 from agent.deploy import rings
+from agent.deploy.carried import Carried
 from agent.deploy.hardware import Hardware
 from agent.deploy.heads import Head
-from agent.deploy.messages import HeadState
+from agent.deploy.messages import Facts, HeadState
 from agent.deploy.wish import Wish
-from agent.errors import CoveyError, EngineError, ModelError, UsageError
+from agent.errors import CoveyError, EngineError, ModelError, PeerError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.models import bundled
 from agent.ownership.lease import Token
@@ -29,7 +30,15 @@ class FakeHead:
 
     def __init__(self) -> None:
         self.http_port = 7101
+        self.alive = False
+        self.is_stopped = False
+        self.revive()
+
+    def revive(self) -> None:
         self.end: asyncio.Future[CoveyError | None] = asyncio.get_running_loop().create_future()
+
+    async def stop(self) -> None:
+        self.is_stopped = True
 
     async def wait_ended(self) -> CoveyError | None:
         return await self.end
@@ -41,9 +50,13 @@ class FakeBuild:
     script: list[CoveyError | None]
     made: list["FakeBuild"]
     partner: NodeId | None = None
+    lost: NodeId | None = None
+    missing = 0
 
     def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
         self.wish, self.ring, self.epoch = wish, ring, epoch
+        self.carried: Carried | None = more["carried"]
+        self.without, self.fewer = more["without"], more["fewer"]
         self.token: Callable[[], Token] = more["token"]
         self.context, self.reasons = 64, ("rows leave box as f32",)
         self.plan: Plan | None = None
@@ -51,7 +64,7 @@ class FakeBuild:
             self.plan = Plan((Stage(str(type(self).partner), "partner", 0, 1),), ())
         self.placed: tuple[Any, ...] = ()
         self.runs_on: dict[str, str] = {}
-        self.head: FakeHead | None = None
+        self.head: Any = self.carried.engine if self.carried else None
         self.is_down = False
         type(self).made.append(self)
 
@@ -59,11 +72,23 @@ class FakeBuild:
         outcome = type(self).script.pop(0)
         if outcome is not None:
             raise outcome
-        self.head = FakeHead()
-        return self.head
+        if self.head is None:
+            self.head = FakeHead()
+        else:
+            self.head.revive()
+        found: FakeHead = self.head
+        return found
+
+    def carry(self) -> Carried | None:
+        if self.head is None or not self.head.alive:
+            return None
+        head, self.head = self.head, None
+        return Carried(head, frozenset())
 
     async def down(self) -> None:
         self.is_down = True
+        if self.head is not None:
+            await self.head.stop()
 
 
 class FakeMesh:
@@ -71,6 +96,15 @@ class FakeMesh:
 
     def __init__(self) -> None:
         self.announced: list[str] = []
+        self.asked: list[NodeId] = []
+        self.refusals = 0
+
+    async def ask(self, node: NodeId, request: Any, timeout_s: float) -> Facts:
+        self.asked.append(node)
+        if self.refusals:
+            self.refusals -= 1
+            raise PeerError("it is starting")
+        return Facts(free_bytes=2**30, cores=1)
 
     async def announce_heads(self, heads: Sequence[Head]) -> None:
         self.announced = [head.model for head in heads]
@@ -119,6 +153,7 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     real = asyncio.sleep
     monkeypatch.setattr(rings, "Build", FakeBuild)
     FakeBuild.script, FakeBuild.made, FakeBuild.partner = [], [], None
+    FakeBuild.lost, FakeBuild.missing = None, 0
     made = Setup(tmp_path)
 
     async def sleep(seconds: float) -> None:
@@ -198,6 +233,125 @@ async def test_a_broken_ring_is_built_again_in_a_later_epoch(setup: Setup) -> No
     assert [b.epoch for b in FakeBuild.made] == sorted({b.epoch for b in FakeBuild.made})
     assert len({b.ring for b in FakeBuild.made}) == 1
     assert setup.rings.state("m").revision > revision
+    await setup.rings.stop()
+
+
+async def _broken(setup: Setup, epochs: int) -> None:
+    """Break the ring that answers, with its head alive, and wait until so many were built."""
+    head = FakeBuild.made[-1].head
+    head.alive = True
+    head.end.set_result(EngineError("stage 1 was lost"))
+    for _ in range(500):
+        if len(FakeBuild.made) == epochs:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(f"{len(FakeBuild.made)} were built")
+
+
+async def test_a_head_that_lives_is_carried_over_and_nobody_pauses(setup: Setup) -> None:
+    FakeBuild.script = [None] * 3
+    FakeBuild.lost = NodeId(bytes([7]) * 32)
+    await setup.keep(wish())
+    await setup.until("ready")
+    first = FakeBuild.made[0]
+    head = first.head
+    await _broken(setup, 2)
+    await setup.until("ready")
+    second = FakeBuild.made[1]
+    assert second.carried is not None
+    assert second.carried.engine is head
+    assert (first.is_down, head.is_stopped) == (True, False)
+    assert (first.fewer, second.fewer) == (False, True)
+    assert second.without == frozenset(), "one loss may be the engine's"
+    assert setup.slept == []
+    assert setup.mesh.announced == ["m"]
+    await _broken(setup, 3)
+    await setup.until("ready")
+    assert FakeBuild.made[2].without == {FakeBuild.lost}
+    await setup.rings.end("m")
+    assert head.is_stopped
+
+
+async def test_a_node_that_came_anew_is_not_left_out(setup: Setup) -> None:
+    FakeBuild.script = [None] * 4
+    bad = FakeBuild.lost = NodeId(bytes([7]) * 32)
+    await setup.keep(wish())
+    for epochs in (2, 3):
+        await setup.until("ready")
+        await _broken(setup, epochs)
+    await setup.until("ready")
+    assert FakeBuild.made[2].without == {bad}
+    setup.rings.came(bad)
+    FakeBuild.lost = NodeId(bytes([8]) * 32)
+    await _broken(setup, 4)
+    await setup.until("ready")
+    assert FakeBuild.made[3].without == frozenset()
+    await setup.rings.stop()
+
+
+async def test_answers_wait_until_a_ring_can_be_built(setup: Setup) -> None:
+    FakeBuild.script = [None, PeerError("too few nodes"), EngineError("no"), None]
+    await setup.keep(wish())
+    await setup.until("ready")
+    head = FakeBuild.made[0].head
+    await _broken(setup, 4)
+    await setup.until("ready")
+    assert [build.carried is not None for build in FakeBuild.made] == [False, True, True, True]
+    assert FakeBuild.made[3].head is head
+    assert setup.slept == [1.0, 2.0]
+    await setup.rings.stop()
+    assert head.is_stopped
+
+
+async def test_what_waits_is_ended_with_its_deployment(setup: Setup) -> None:
+    FakeBuild.script = [None, *[PeerError("too few nodes")] * 400]
+    await setup.keep(wish())
+    await setup.until("ready")
+    head = FakeBuild.made[0].head
+    await _broken(setup, 3)
+    await setup.until("waiting")
+    assert not head.is_stopped
+    await setup.rings.end("m")
+    assert head.is_stopped
+
+
+async def test_a_head_that_died_is_replaced(setup: Setup) -> None:
+    FakeBuild.script = [None, None]
+    await setup.keep(wish())
+    await setup.until("ready")
+    FakeBuild.made[0].head.end.set_result(EngineError("it was killed (signal 9)"))
+    for _ in range(500):
+        if len(FakeBuild.made) == 2:
+            break
+        await asyncio.sleep(0)
+    assert FakeBuild.made[1].carried is None
+    assert setup.slept == [1.0]
+    await setup.rings.stop()
+
+
+async def test_a_ring_that_lacks_nodes_moves_once_one_can_hold_a_stage(setup: Setup) -> None:
+    FakeBuild.script = [None] * 2
+    FakeBuild.missing = 1
+    node = NodeId(bytes([9]) * 32)
+    await setup.keep(wish(nodes=3))
+    await setup.until("ready")
+    head = FakeBuild.made[0].head
+    head.alive = True
+    setup.mesh.refusals = 2
+    setup.rings.came(node)
+    setup.rings.came(node)
+    for _ in range(500):
+        if len(FakeBuild.made) == 2:
+            break
+        await asyncio.sleep(0)
+    FakeBuild.missing = 0
+    await setup.until("ready")
+    assert setup.mesh.asked == [node] * 3, "it is asked once at a time"
+    assert setup.slept == [2.0, 2.0]
+    assert FakeBuild.made[1].head is head
+    setup.rings.came(node)
+    await setup.until("ready")
+    assert len(FakeBuild.made) == 2
     await setup.rings.stop()
 
 

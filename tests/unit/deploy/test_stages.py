@@ -55,7 +55,7 @@ class FakeEngine:
     async def wait_ended(self) -> CoveyError | None:
         return await self.end
 
-    async def stop(self) -> None:
+    async def stop(self, *, grace_s: float = 8.0) -> None:
         self.stopped = True
 
 

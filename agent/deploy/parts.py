@@ -1,0 +1,44 @@
+"""The parts that this node has cut from its models, for the rings whose head it is.
+
+A part is named by its content: two models may have the same header. What was cut from a file that
+has not changed since is not cut again: a ring that broke is often built as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from agent.engine import cut
+from agent.engine.gguf_file import GgufFile
+
+_Key = tuple[str, int, int, int, int]
+
+
+class Parts:
+    """The parts in `folder`; one thread at a time may cut."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[_Key, cut.PartFile] = {}
+
+    def cut(self, path: Path, ranges: Sequence[tuple[int, int]], ring: str) -> list[cut.PartFile]:
+        """Return a part for each range of layers [first, last), in order.
+
+        `ring` tells apart what is written at the same time. Raises what `cut.write_part` raises.
+        """
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+        found = []
+        with GgufFile(path) as model:
+            for first, last in ranges:
+                key = str(path), status.st_size, status.st_mtime_ns, first, last
+                known = self._known.get(key)
+                if known is None or not known.path.is_file():
+                    fresh = self._folder / f"{ring}-{first}.new"
+                    part = cut.write_part(model, first, last, fresh)
+                    named = fresh.rename(self._folder / f"{part.sha256}.gguf")
+                    known = self._known[key] = replace(part, path=named)
+                found.append(known)
+        return found
