@@ -1,0 +1,1 @@
+"""What `failover.py` does to a mesh, and the client that watches its streams meanwhile."""
