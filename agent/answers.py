@@ -182,6 +182,10 @@ class Answers:
         """Describe the mesh's deployments."""
         return {"deployments": await self._deployments.describe()}
 
+    async def catalogue(self, name: str) -> dict[str, Any]:
+        """Describe the models that Covey knows, and what fits the mesh."""
+        return await self._deployments.offers.describe(name)
+
     async def events(self, after: int) -> dict[str, Any]:
         """List what happened after an event's number."""
         return self._presence.events.describe(after)

@@ -38,6 +38,7 @@ from agent.deploy.messages import (
     Keep,
     Request,
 )
+from agent.deploy.offers import Offers
 from agent.deploy.rings import Rings
 from agent.deploy.stages import StageHost
 from agent.deploy.wish import Wish, check_name
@@ -78,6 +79,7 @@ class Deployments:
         self._rings = Rings(settings, key.id, name, engines, blobs, mesh, self._rings_changed)
         self._stages = StageHost(settings.state_dir / "stages", engines)
         self.hardware = engines.hardware
+        self.offers = Offers(mesh, self._ask)
         self._ownership = OwnershipService(
             key.id, settings.state_dir, mesh, wants=self._wanted, running=self._rings.running,
             changed=self._owned_changed,
