@@ -123,8 +123,9 @@ class Answers:
         """Describe the other members: how WireGuard reaches them, and how they do."""
         return {
             "peers": [
-                peer | self._presence.describe(NodeId.parse(peer["node"]))
+                peer | self._presence.describe(node) | self._deployments.links.describe(node)
                 for peer in self._neighbours.describe()
+                for node in [NodeId.parse(peer["node"])]
             ]
         }
 
