@@ -31,7 +31,7 @@ from agent.overlay.device import DeviceConfig, Interface, PeerConfig
 from agent.overlay.shell import Overlay
 from agent.overlay.wgquick import WgQuickFile
 from agent.peers import PeerTable
-from agent.placement.measured import Heard
+from agent.placement.measured import Heard, one_way
 from agent.traversal.memory import PathMemory
 from agent.traversal.service import Traversal
 from agent.underlay import own_addresses
@@ -277,7 +277,7 @@ class Neighbours:
         rtt_ms = path.get("path_rtt_ms")
         return Heard(
             f"{path.get('route', 'none')} {at}", None if rtt_ms is None else rtt_ms / 1000,
-            path.get("path_jitter_ms", 0.0) / 1000, path.get("path_loss", 0.0),
+            path.get("path_jitter_ms", 0.0) / 1000, one_way(path.get("path_loss", 0.0)),
         )  # fmt: skip
 
     def traffic(self, node: NodeId) -> float | None:

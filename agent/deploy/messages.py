@@ -53,7 +53,7 @@ class MeasureLinks(_Message, frozen=True):
 
 
 class LinkFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The link from the node that tells to another: round trip and jitter (s), loss as a share.
+    """The link from the node that tells to another: round trip and jitter (s), loss one way.
 
     `bytes_s`: what it carries, in bytes a second; 0: that is not known.
     """

@@ -124,7 +124,8 @@ class MtuFound(_Output, frozen=True):
 class PathView(msgspec.Struct, frozen=True):
     """How a peer is reached: `path_class` None is not at all. `why` is a sentence; "" if direct.
 
-    `jitter_s` is the RTT's mean deviation, `loss` the share of pings that were lost.
+    `jitter_s` is the RTT's mean deviation, `loss` the share of pings that were
+    lost, or their answers.
     """
 
     path_class: PathClass | None = None

@@ -12,6 +12,7 @@ Shells: `agent/deploy/links.py` and `agent/deploy/measuring.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -48,9 +49,20 @@ def quiet(load: float, cpus: int) -> bool:
     return load <= QUIET_LOAD * cpus
 
 
+def one_way(share: float) -> float:
+    """Return which share is lost one way, where `share` of questions or their answers is lost.
+
+    Nobody can tell on which of the two ways; both are taken to lose the same.
+    """
+    return 1 - math.sqrt(1 - min(max(share, 0.0), 1.0))
+
+
 @dataclass(frozen=True)
 class Heard:
-    """What the path engine knows of the path in use: its way, round trip, jitter (s), loss."""
+    """What the path engine knows of the path in use: its way, round trip, jitter (s), loss.
+
+    `loss` is the share that is lost one way.
+    """
 
     way: str
     rtt_s: float | None = None

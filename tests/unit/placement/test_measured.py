@@ -16,6 +16,7 @@ from agent.placement.measured import (
     Measured,
     Transfer,
     device_due,
+    one_way,
     quiet,
 )
 
@@ -32,6 +33,12 @@ def test_devices_are_measured_first_then_weekly_and_sooner_after_a_busy_machine(
     assert not device_due(NOW - DEVICE_BUSY_S + 1, NOW, busy=True)
     assert device_due(NOW - DEVICE_BUSY_S, NOW, busy=True)
     assert device_due(NOW + 60, NOW, busy=False), "the clock was set back"
+
+
+@given(st.floats(0, 1))
+def test_a_turn_is_lost_where_either_way_loses_it(loss: float) -> None:
+    assert abs(one_way(1 - (1 - loss) ** 2) - loss) < 1e-6
+    assert one_way(1.5) == 1.0
 
 
 def test_a_machine_is_quiet_by_its_load_for_each_cpu() -> None:
