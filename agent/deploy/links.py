@@ -24,8 +24,8 @@ from aiohttp import web
 
 from agent import endpoint
 from agent.deploy.messages import LINKS_MAX, LinkFacts
-from agent.engine import selftest
-from agent.errors import PeerError, UsageError
+from agent.errors import PeerError, StateError, UsageError
+from agent.identity import privatefile
 from agent.identity.keys import NodeId
 from agent.placement.measured import Heard, LinkBook, Measured, Transfer
 
@@ -82,10 +82,11 @@ class Links:
     def restore(self) -> None:
         """Read what was kept; what cannot be read is measured again."""
         try:
-            kept = msgspec.json.decode(self._file.read_bytes(), type=dict[str, list[Transfer]])
+            raw = privatefile.read(self._file, "file of links") or b"{}"
+            kept = msgspec.json.decode(raw, type=dict[str, list[Transfer]])
             self._book.restore({NodeId.parse(node): found for node, found in kept.items()})
-        except (OSError, msgspec.DecodeError, UsageError) as error:
-            _log.debug("no links were kept in %s: %s", self._file, error)
+        except (StateError, msgspec.DecodeError, UsageError) as error:
+            _log.warning("links are measured anew, since %s cannot be used: %s", self._file, error)
 
     def known(self) -> dict[NodeId, Measured]:
         """Return what is known of the links to all who are connected."""
@@ -153,7 +154,10 @@ class Links:
         _log.info("the link to %s by %s carries %.1f Mbit/s", node, heard.way, 8e-6 * bytes_s)
         self._book.carried(node, Transfer(heard.way, bytes_s, turn_s, time.time()))
         kept = {str(one): found for one, found in self._book.transfers().items()}
-        selftest.keep(self._file, msgspec.json.encode(kept))
+        try:
+            privatefile.replace(self._file, msgspec.json.encode(kept) + b"\n")
+        except StateError as error:
+            _log.warning("the links are not kept: %s", error.line())
 
     async def _reached(self, node: NodeId) -> Heard | None:
         """Return the path to a node, looked for if there is none."""

@@ -8,8 +8,6 @@ how it is while it works. Used by `path.py`.
 
 from __future__ import annotations
 
-from collections import deque
-
 # The longest that an answer is waited for (path.py).
 WAIT_S = 2.5
 # Of seven lost in a row, of one in five each, there are twelve in a million.
@@ -29,11 +27,11 @@ class Loss:
         self.share = 0.0
         self._counted = 0
         self._begun = False
-        self._under_way: deque[float] = deque(maxlen=_UNDER_WAY_MAX)
+        self._under_way: list[float] = []  # when they left; a peer has paths that nobody pings
 
     def asked(self, now: float) -> None:
         """Note that a ping left."""
-        self._under_way.append(now)
+        self._under_way = [*self._under_way[-_UNDER_WAY_MAX + 1 :], now]
 
     def answered(self, sent_at: float, now: float) -> None:
         """Note an answer to the ping that left at `sent_at`."""
@@ -42,7 +40,7 @@ class Loss:
             self._begun = True
             waiting = [at for at in waiting if at > sent_at]
         missing = sum(now - at > WAIT_S for at in waiting)
-        self._under_way = deque((at for at in waiting if now - at <= WAIT_S), _UNDER_WAY_MAX)
+        self._under_way = [at for at in waiting if now - at <= WAIT_S]
         for _ in range(missing if missing <= OUTAGE else 0):
             self._count(1.0)
         self._count(0.0)

@@ -71,6 +71,7 @@ async def test_what_was_measured_is_told_kept_and_not_measured_again(
     assert again.describe(BEN) == {"link_bytes_s": fact.bytes_s}
     assert from_facts([fact])[str(BEN)].bytes_s == fact.bytes_s
     assert from_facts([LinkFacts("x", 0.1)])["x"].bytes_s is None
+    assert (tmp_path / "links.json").stat().st_mode & 0o777 == 0o600
     (tmp_path / "links.json").write_text('{"nobody": []}')
     broken = made(tmp_path)
     broken.restore()
