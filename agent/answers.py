@@ -123,8 +123,9 @@ class Answers:
         """Describe the other members: how WireGuard reaches them, and how they do."""
         return {
             "peers": [
-                peer | self._presence.describe(NodeId.parse(peer["node"]))
+                peer | self._presence.describe(node) | self._deployments.links.describe(node)
                 for peer in self._neighbours.describe()
+                for node in [NodeId.parse(peer["node"])]
             ]
         }
 
@@ -181,6 +182,10 @@ class Answers:
     async def deployments(self) -> dict[str, Any]:
         """Describe the mesh's deployments."""
         return {"deployments": await self._deployments.describe()}
+
+    async def catalogue(self, name: str) -> dict[str, Any]:
+        """Describe the models that Covey knows, and what fits the mesh."""
+        return await self._deployments.offers.describe(name)
 
     async def events(self, after: int) -> dict[str, Any]:
         """List what happened after an event's number."""

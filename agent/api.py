@@ -77,6 +77,9 @@ class Target(Protocol):
     async def deployments(self) -> dict[str, Any]:
         """Describe what the mesh runs."""
 
+    async def catalogue(self, name: str) -> dict[str, Any]:
+        """Describe the models that Covey knows, or the one named, and what fits the mesh."""
+
     async def events(self, after: int) -> dict[str, Any]:
         """List what happened after an event's number."""
 
@@ -140,6 +143,8 @@ class LocalApi:
         ):
             app.router.add_get(f"/v1/{path}", _read(read))
         app.router.add_get("/v1/events", self._events)
+        app.router.add_get("/v1/catalogue", self._catalogue)
+        app.router.add_get("/v1/catalogue/{name}", self._catalogue)
         app.router.add_post("/v1/acl/check", _write(target.check_acl, CheckRequest))
         app.router.add_post("/v1/ping", _write(target.ping, PingRequest))
         app.router.add_post("/v1/invite", _write(target.invite, InviteWish))
@@ -179,6 +184,9 @@ class LocalApi:
         if not (after.isascii() and after.isdecimal() and len(after) < MAX_DIGITS):
             raise UsageError(f"after={after[:40]!r} is no event's number")
         return _json(await self._target.events(int(after)))
+
+    async def _catalogue(self, request: web.Request) -> web.Response:
+        return _json(await self._target.catalogue(request.match_info.get("name", "")))
 
     async def _undeploy(self, request: web.Request) -> web.Response:
         return _json(await self._target.undeploy(request.match_info["name"]))

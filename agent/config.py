@@ -118,6 +118,10 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[
         int, "Threads for llama.cpp; 0: the fewest that were measured to be about as fast as any."
     ] = 0
+    measure: Annotated[
+        Literal["idle", "off"], "idle: while nothing else is done, measure how fast this node's "
+        "devices and links are, which placement goes by; off: never."
+    ] = "idle"  # fmt: skip
     frames: Annotated[
         Literal["auto", "f32", "f16", "q8"], "Number format of activations between stages; auto: "
         "for each link f32 (exact) if it is fast enough, else f16 or q8."

@@ -37,6 +37,7 @@ from agent.deploy import keeper, messages
 from agent.deploy.blobs import BlobServer
 from agent.deploy.deployments import Deployments
 from agent.deploy.engines import Engines
+from agent.deploy.links import Around
 from agent.discovery.node import Discovery
 from agent.discovery.ways import Ways
 from agent.engine import cpus
@@ -281,6 +282,10 @@ class Agent:
             settings, membership.key, membership.certificate.name, membership.mesh.id, engines,
             self._blobs, self._company,
             note=lambda kind, name, text: self._presence.note(kind, name, text, tell=True),
+            around=Around(
+                self._neighbours.nodes, self._neighbours.heard, self._traversal.need,
+                self._neighbours.traffic,
+            ),
         )  # fmt: skip
         answers = Answers(
             settings, membership, self._overlay, self._control, self._discovery, self._neighbours,
@@ -361,7 +366,9 @@ class Agent:
             await control
         address = str(membership.ipv6)
         keys = overlaykeys.route(membership, self._authority.keys_answer)
-        await self._blobs.start(address, network.overlay_port, [keys])
+        await self._blobs.start(
+            address, network.overlay_port, [keys, *self._deployments.links.routes()]
+        )
         self._presence.start()
         await self._neighbours.enter_discovery()
         if network.mdns:

@@ -26,6 +26,8 @@ from agent.deploy.engines import Engines
 from agent.deploy.executor import Executor
 from agent.deploy.heads import Head
 from agent.deploy.keeper import BookKeeper
+from agent.deploy.links import MEASURE_LIMIT_S, NOBODY, Around, Links
+from agent.deploy.measuring import Measuring
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import (
     Answer,
@@ -36,8 +38,10 @@ from agent.deploy.messages import (
     ExchangeBook,
     HeadState,
     Keep,
+    MeasureLinks,
     Request,
 )
+from agent.deploy.offers import Offers
 from agent.deploy.rings import Rings
 from agent.deploy.stages import StageHost
 from agent.deploy.wish import Wish, check_name
@@ -66,6 +70,7 @@ class Deployments:
     def __init__(
         self, settings: Config, key: NodeKey, name: str, mesh_id: bytes, engines: Engines,
         blobs: BlobServer, mesh: Mesh, note: Note = lambda kind, name, text: None,
+        around: Around = NOBODY,
     ) -> None:  # fmt: skip
         """`note(kind, name, text)` hears of a new owner here, and of a new phase of a ring here."""
         self._own = key.id
@@ -78,6 +83,16 @@ class Deployments:
         self._rings = Rings(settings, key.id, name, engines, blobs, mesh, self._rings_changed)
         self._stages = StageHost(settings.state_dir / "stages", engines)
         self.hardware = engines.hardware
+        self.offers = Offers(mesh, self._ask)
+        self.links = Links(
+            settings.state_dir / "links.json", settings.network.overlay_port,
+            lambda node: engines.address(node), around,
+        )  # fmt: skip
+        self.hardware.links = self.links.facts
+        self._measures = settings.engine.measure == "idle"
+        self._measuring = Measuring(
+            self.hardware, self.links, around, working=self._works, partners=self.partners
+        )
         self._ownership = OwnershipService(
             key.id, settings.state_dir, mesh, wants=self._wanted, running=self._rings.running,
             changed=self._owned_changed,
@@ -97,11 +112,14 @@ class Deployments:
         self._read_wants()
         await self._ownership.start(host, beat_port)
         self.hardware.begin()
+        self.links.restore()
         self._tasks = [
             asyncio.create_task(self._keeper.follow(), name="deployments compare"),
             asyncio.create_task(self._executor.follow(), name="deployments owned"),
             asyncio.create_task(self._follow_removed(), name="deployments removed"),
         ]
+        if self._measures:
+            self._tasks.append(asyncio.create_task(self._measuring.run(), name="measuring"))
 
     async def stop(self) -> None:
         """Give back what this node owns, and end all rings and stages here."""
@@ -149,6 +167,9 @@ class Deployments:
                 return await self._as_head(peer, request)
             case AskStatus():
                 return self._board.answer(request)
+            case MeasureLinks():
+                await self._measure_links(request)
+                return await self.hardware.facts()
             case CompareBook() | ExchangeBook():
                 return self._keeper.answer(request)
             case _:
@@ -229,6 +250,16 @@ class Deployments:
         return {*self._rings.partners(), *self._stages.partners()} - {self._own}
 
     # ------------------------------------------------------------------ inside
+
+    async def _measure_links(self, request: MeasureLinks) -> None:
+        wanted = {NodeId.parse(text) for text in request.to} - {self._own}
+        members = [member.node_id for member in self._mesh.members(time.time())]
+        self.links.keep(members)
+        if self._measures:
+            await self.links.measure(wanted.intersection(members), MEASURE_LIMIT_S)
+
+    def _works(self) -> bool:
+        return bool(self._rings.names() or self.engines())
 
     async def _as_head(self, peer: NodeId, request: Keep | Drop | AskHead) -> HeadState:
         if isinstance(request, AskHead):

@@ -1,4 +1,6 @@
-"""Models that Covey brings along. `bundled` is covey-mini, with everything that made it.
+"""Models that Covey brings along, and those that it knows by name.
 
-Not for loading or cutting models: agent/engine does that, with any GGUF.
+`bundled` is covey-mini, with everything that made it; `catalogue` lists others, which are fetched
+from elsewhere, with their shapes. Not for loading or cutting models: agent/engine does that, with
+any GGUF.
 """

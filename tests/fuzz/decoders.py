@@ -167,9 +167,12 @@ def targets() -> list[Target]:
         Target("frame", lambda raw: frames.FrameDecoder(4096).feed(raw),
                (frames.encode_frame(b"payload"),), (frames.FrameError,)),
         Target("deployment message", deployments.decode_request,
-               (deployments.encode(deployments.AskFacts()),)),
+               (deployments.encode(deployments.AskFacts()),
+                deployments.encode(deployments.MeasureLinks(("b",))))),
         Target("deployment answer", deployments.decode_answer,
-               (deployments.encode(deployments.Facts(1, 2)),)),
+               (deployments.encode(deployments.Facts(1, 2)), deployments.encode(deployments.Facts(
+                   1, 2, 2e10, 3e11, 1.7e9, links=(deployments.LinkFacts("b", 0.04, bytes_s=1e6),)
+               )))),
         Target("wish", Wish.decode, (wish.signed_by(KEY, member.mesh_id).encode(),)),
         Target("heads", heads.decode, (heads.encode([Head("m", 7100, 512, "ab")]),)),
         Target("beat", ownership.decode,

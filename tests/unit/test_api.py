@@ -51,6 +51,9 @@ class FakeTarget:
     async def deployments(self) -> dict[str, Any]:
         return {"deployments": []}
 
+    async def catalogue(self, name: str) -> dict[str, Any]:
+        return {"models": [name]}
+
     async def events(self, after: int) -> dict[str, Any]:
         return {"events": [], "next": after}
 
@@ -149,6 +152,12 @@ async def test_events_are_asked_for_after_a_number(api: Api) -> None:
     for wrong in ("x", "-1", "1" * 20, "%C2%B2"):
         with pytest.raises(UsageError, match="no event's number"):
             await client.get(f"/v1/events?after={wrong}")
+
+
+async def test_the_catalogue_is_asked_for_whole_or_by_a_name(api: Api) -> None:
+    _, client, _ = api
+    assert await client.get("/v1/catalogue") == {"models": [""]}
+    assert await client.get("/v1/catalogue/qwen3-4b") == {"models": ["qwen3-4b"]}
 
 
 async def test_the_agents_own_errors_are_raised_at_the_client(api: Api) -> None:

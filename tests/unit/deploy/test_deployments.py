@@ -5,7 +5,7 @@ Only the engines and the control plane are fakes; requests cross it as bytes.
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -453,3 +453,24 @@ async def test_a_damaged_book_is_named_and_left_alone(net: Net) -> None:
     with pytest.raises(StateError, match="format 2"):
         await alpha.start()
     file.write_bytes(good)
+
+
+async def test_a_plan_has_links_measured_and_the_catalogue_asks_all(net: Net) -> None:
+    alpha, beta = net["alpha"], net["beta"]
+    asked: list[list[NodeId]] = []
+
+    async def measure(nodes: Iterable[NodeId], limit_s: float) -> None:
+        asked.append(sorted(nodes))
+
+    beta.up.links.measure = measure  # type: ignore[method-assign]
+    stranger = NodeKey(b"x" * 32).id
+    request = messages.MeasureLinks(tuple(map(str, (alpha.id, beta.id, stranger))))
+    facts = await beta.up.answer(alpha.id, request)
+    assert isinstance(facts, messages.Facts)
+    assert facts.links == ()
+    assert asked == [[alpha.id]], "neither itself nor who is no member"
+    with pytest.raises(CoveyError, match="not a node id"):
+        await beta.up.answer(alpha.id, messages.MeasureLinks(("nobody",)))
+    told = await alpha.up.offers.describe("covey-mini")
+    assert {worker["name"] for worker in told["workers"]} == set(NAMES)
+    assert told["models"][0]["files"][0]["nodes"][0] in NAMES
