@@ -34,7 +34,7 @@ from agent.deploy.needs import (
     cuts_of,
     default_context,
     draft_bytes,
-    model_sizes,
+    model_needs,
     spread_of,
     with_draft,
 )
@@ -48,7 +48,9 @@ from agent.errors import CoveyError, EngineError, ModelError, PeerError, UsageEr
 from agent.identity.keys import NodeId
 from agent.models import bundled
 from agent.ownership.lease import Token
-from agent.placement.plan import Candidate, Plan, plan
+from agent.placement.inputs import Aims, Node
+from agent.placement.plan import plan
+from agent.placement.results import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ class Build:
     """One epoch of a deployment: its plan, its head engine, and the nodes that hold its stages."""
 
     def __init__(
-        self, wish: Wish, ring: str, epoch: int, *, settings: Config, own: Candidate,
+        self, wish: Wish, ring: str, epoch: int, *, settings: Config, own: Node,
         engines: Engines, blobs: BlobServer, mesh: Mesh, progress: Progress, token: Tokens,
     ) -> None:  # fmt: skip
         self._wish = wish
@@ -158,17 +160,20 @@ class Build:
         self.context = self._wish.context or default_context(facts)
         in_line = self._wish.engine == "rpc"
         cuts = await asyncio.to_thread(spread_of if in_line else cuts_of, path)
-        sizes = model_sizes(facts, self.context, cuts, in_line=in_line)
+        needs = model_needs(facts, self.context, cuts, in_line=in_line)
         self._draft = draft_path(self._wish.draft, facts)
         if self._draft is not None:
             needed = draft_bytes(await asyncio.to_thread(model_facts, self._draft), self.context)
-            sizes = with_draft(sizes, needed)
+            needs = with_draft(needs, needed)
             self._guesses = (
                 f"the head's memory holds the draft model {self._draft.name} too,"
                 f" {needed / 2**20:.1f} MiB",
             )
-        others = [] if sizes.uncut else await self._candidates()
-        self.plan = plan(sizes, self._own, others, self._wish.nodes)
+        others = [] if needs.uncut else await self._candidates()
+        # The head is the node with the model's file, this one.
+        aims = Aims(context=self.context, nodes=self._wish.nodes, head=self._own.node)
+        # With many nodes it takes a second, in which beats and stages want to be answered.
+        self.plan = await asyncio.to_thread(plan, needs, [self._own, *others], aims)
         if self.plan.whole:
             self._progress("loading", f"loading all {facts.layers} layers here")
             self.head = await self._engines.start_whole(
@@ -200,7 +205,7 @@ class Build:
             if isinstance(answer, BaseException):
                 _log.info("ring=%s: a node could not be told to stop: %s", self._ring, answer)
 
-    async def _candidates(self) -> list[Candidate]:
+    async def _candidates(self) -> list[Node]:
         """Ask the other workers what they can hold; wait a little for as many as are wished."""
         wished = (self._wish.nodes or 1) - 1
         deadline = asyncio.get_running_loop().time() + _NODES_TIMEOUT_S
@@ -212,7 +217,7 @@ class Build:
             ]
             asks = (self._facts(worker.node_id) for worker in workers)
             found = [
-                Candidate(str(worker.node_id), worker.certificate.name, facts.free_bytes)
+                Node(str(worker.node_id), worker.certificate.name, facts.free_bytes)
                 for worker, facts in zip(workers, await asyncio.gather(*asks), strict=True)
                 if facts is not None
             ]

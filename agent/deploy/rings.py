@@ -39,7 +39,7 @@ from agent.errors import ConfigError, CoveyError, EngineError, ModelError, Usage
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token
 from agent.ownership.owner import Phase, Report
-from agent.placement.plan import Candidate
+from agent.placement.inputs import Node
 
 _log = logging.getLogger(__name__)
 
@@ -292,7 +292,7 @@ class Rings:
     async def _run_epoch(self, deployment: _Deployment) -> None:
         """Build an epoch and serve it until it breaks; always raises, or is cancelled."""
         facts = await self._engines.hardware.facts(SURVEY_TIMEOUT_S)
-        own = Candidate(str(self._own), self._name, facts.free_bytes)
+        own = Node(str(self._own), self._name, facts.free_bytes)
         deployment.build = Build(
             deployment.wish, deployment.ring, deployment.epoch, settings=self._settings, own=own,
             engines=self._engines, blobs=self._blobs, mesh=self._mesh,

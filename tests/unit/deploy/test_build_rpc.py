@@ -25,7 +25,7 @@ from agent.engine.supervisor import Engine
 from agent.errors import EngineError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.ownership.lease import Token
-from agent.placement.plan import Candidate
+from agent.placement.inputs import Node
 
 # The models of the engine's tests, which pytest's importlib mode does not put on the path.
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
@@ -71,7 +71,7 @@ def build(tmp_path: Path) -> Callable[..., Any]:
                   "generation": 1, "at": 0}  # fmt: skip
         made = Build(
             Wish(**fields | changes), "ab" * 16, 1, settings=settings, engines=engines,
-            own=Candidate(str(OWN), "alpha", 2**30), blobs=None, mesh=Nearby(hosts),  # type: ignore[arg-type] # see above
+            own=Node(str(OWN), "alpha", 2**30), blobs=None, mesh=Nearby(hosts),  # type: ignore[arg-type] # see above
             progress=lambda *_: None, token=lambda: Token(1, bytes(32)),
         )  # fmt: skip
         try:
