@@ -6,6 +6,7 @@ A core. Used by `plan.py` once the ring is chosen; nothing here changes it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,12 +15,11 @@ from agent.placement.objectives import Choice, Chooser
 from agent.placement.prices import Frame
 from agent.placement.problem import Problem
 from agent.placement.results import Alternative, Memory, Plan, Stage
-from agent.placement.search import FEW, Budget, Ring, price
+from agent.placement.search import FEW, Ring, price
 
+_OBJECTIVES: dict[str, Objective] = {"least latency": "latency", "most throughput": "throughput"}
 # Rows of a chunk of a prompt, as the engine's batches have them.
 CHUNK_ROWS = 512
-# What looking for an alternative may cost where there are many nodes; see `search.BUDGET`.
-_GLANCE = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,13 @@ class _Explained:
     chooser: Chooser
 
 
-def explained(asked: Problem, choice: Choice) -> Plan:
-    """Return the plan of a ring that was chosen for a problem."""
-    running = replace(asked.aims, horizon_tokens=None)
-    chooser = Chooser(asked.prices(running), Budget(None if len(asked.nodes) <= FEW else _GLANCE))
+def explained(asked: Problem, choice: Choice, seen: Mapping[Objective, Choice]) -> Plan:
+    """Return the plan of a ring that was chosen for a problem; `seen`: the best by objective."""
+    chooser = Chooser(asked.prices(replace(asked.aims, horizon_tokens=None)))
     priced = replace(chooser.priced(choice.ring), gap=choice.gap)
     it = _Explained(asked, priced, chooser)
     memory = _memory(it)
-    others = _alternatives(it)
+    others = _alternatives(it, seen)
     moved = _moved(it)
     first_s = _first_s(asked, choice.ring)
     said = [_summary(it, others), *_prediction(it, first_s), *_nodes_in(it), *_unmeasured(it)]
@@ -118,25 +117,33 @@ def _first_s(asked: Problem, ring: Ring) -> float:
     return float(around + (chunks - 1) * max(slowest, *sent))
 
 
-def _alternatives(it: _Explained) -> tuple[Alternative, ...]:
-    asked, found = it.asked, []
-    wanted: list[tuple[str, Objective, int, int | None]] = [
-        ("one node", asked.aims.objective, 1, 1),
-        ("two nodes", asked.aims.objective, 2, 2),
-        ("least latency", "latency", asked.least, asked.most),
-        ("most throughput", "throughput", asked.least, asked.most),
-    ]
-    for title, objective, least, most in wanted:
-        if least > min(len(asked.nodes), asked.most):
-            continue
-        if len(asked.must) > (most or len(asked.nodes)):
-            continue
-        one = it.chooser.best(objective, least, most, asked.must, exact=False)
-        if one is not None and one.ring.way != it.choice.ring.way and not _alike(one, it.choice):
-            names = tuple(asked.nodes[node].name for node in one.ring.nodes)
-            rate = asked.aims.streams / one.round_s
-            found.append(Alternative(title, names, one.token_s, rate))
-    return tuple(found)
+def _alternatives(it: _Explained, seen: Mapping[Objective, Choice]) -> tuple[Alternative, ...]:
+    """Return the best rings of one node, of two, and by each objective, unless they are alike.
+
+    Where there are many nodes, only those that cost no further search.
+    """
+    asked, few = it.asked, len(it.asked.nodes) <= FEW
+    rings: dict[str, Choice | None] = {}
+    for title, count in (("one node", 1), ("two nodes", 2)):
+        if asked.most >= count >= len(asked.must) and (few or count == 1):
+            rings[title] = it.chooser.best(
+                asked.aims.objective, count, count, asked.must, exact=False
+            )
+    for title, objective in _OBJECTIVES.items():
+        if few and objective not in seen:
+            rings[title] = it.chooser.best(
+                objective, asked.least, asked.most, asked.must, exact=False
+            )
+        elif objective in seen:
+            rings[title] = it.chooser.priced(seen[objective].ring)
+    return tuple(
+        Alternative(
+            title, tuple(asked.nodes[node].name for node in one.ring.nodes), one.token_s,
+            asked.aims.streams / one.round_s,
+        )
+        for title, one in rings.items()
+        if one is not None and not _alike(one, it.choice)
+    )  # fmt: skip
 
 
 def _alike(one: Choice, other: Choice) -> bool:

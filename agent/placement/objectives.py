@@ -18,7 +18,7 @@ is a search for the cheapest ring among parts that are short enough, and halving
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,7 +26,15 @@ import numpy as np
 from agent.placement import refine
 from agent.placement.inputs import Objective
 from agent.placement.prices import Prices, Tables
-from agent.placement.search import Budget, Found, Ring, Search, price
+from agent.placement.search import (
+    BUDGET,
+    Budget,
+    Ring,
+    Search,
+    budget_for,
+    head_looks,
+    price,
+)
 
 MORE_THROUGHPUT = 1.2
 MORE_LATENCY = 1.1
@@ -34,6 +42,23 @@ MORE_LATENCY = 1.1
 _EXACT = 1e-9
 # Interval at which halving ends; from there each ring found shortens it.
 _NEAR = 1e-3
+_NEAR_OF_MANY = 1e-2
+# How many heads are looked at first, for what share of the work.
+_HEADS_FIRST = 2
+_HEADS_SHARE = 0.6
+# What the search for the least latency may spend of the budget, by objective.
+_LATENCY_SHARE: dict[Objective, float] = {"latency": 1.0, "throughput": 0.2, "auto": 0.5}
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """How many nodes, which of them for certain, and whether a thousandth matters."""
+
+    least: int
+    most: int | None
+    must: Sequence[int]
+    exact: bool
+    heads: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -52,12 +77,17 @@ class Choice:
 
 
 class Chooser:
-    """Finds rings for one problem. `most` and `least` count nodes, the head included."""
+    """Finds rings for one problem. `most` and `least` count nodes, the head included.
 
-    def __init__(self, prices: Prices, budget: Budget) -> None:
-        self._prices, self._budget = prices, budget
+    `seen` has the best ring for each objective that was looked for last. `share`: of the usual
+    budget.
+    """
+
+    def __init__(self, prices: Prices, share: float = 1.0) -> None:
+        self._prices, self._share = prices, share
         self._tables: dict[int, Tables] = {}
         self._streams = prices.aims.streams
+        self.seen: dict[Objective, Choice] = {}
 
     @cached_property
     def groups(self) -> list[int]:
@@ -76,45 +106,60 @@ class Chooser:
         must: Sequence[int] = (), exact: bool = True,
     ) -> Choice | None:  # fmt: skip
         """Return the best ring; None where none is possible. Not `exact`: within a thousandth."""
-        fastest = self.latency(least, most, must)
+        share = _LATENCY_SHARE[objective] if self._streams > 1 else 1.0
+        fastest = self.latency(least, most, must, share)
         if fastest is None or objective == "latency" or self._streams == 1:
             return fastest
-        busiest = self.throughput(fastest, least, most, must, exact)
+        busiest = self.throughput(fastest, least, most, must, exact, 1 - share)
         if objective == "throughput":
             return busiest
         more = busiest.round_s * MORE_THROUGHPUT <= fastest.round_s
         return busiest if more and busiest.token_s <= fastest.token_s * MORE_LATENCY else fastest
 
     def latency(
-        self, least: int = 1, most: int | None = None, must: Sequence[int] = ()
-    ) -> Choice | None:
+        self, least: int = 1, most: int | None = None, must: Sequence[int] = (),
+        share: float = 1.0,
+    ) -> Choice | None:  # fmt: skip
         """Return the ring in which a token of one stream takes the shortest time."""
         tables = self.tables(1)
-        found = Search(tables, self._budget, least=least, most=most, must=must).run()
+        found = Search(tables, self._budget(share), least=least, most=most, must=must).run()
         if found.ring is None:
             return None
         ring = self._settled(found.ring, tables, found.ring.cost)
-        return self._choice(ring, found.ring.cost / found.bound - 1)
+        self.seen["latency"] = self._choice(ring, found.ring.cost / found.bound - 1)
+        return self.seen["latency"]
 
     def throughput(
         self, start: Choice, least: int = 1, most: int | None = None, must: Sequence[int] = (),
-        exact: bool = True,
+        exact: bool = True, share: float = 1.0,
     ) -> Choice:  # fmt: skip
         """Return the ring in which a round of all streams is shortest; any one to start from."""
-        best, proved = start, []
+        budget, wanted = self._budget(share), _Wanted(least, most, must, exact)
         # A frame of several rows takes no less than one of one row.
         sure = start.token_s / (1 + start.gap)
-        for groups in self.groups:
-            best, bound = self._shortest(groups, best, (least, most, must), exact)
-            proved.append(max(sure, bound))
+        bounds = {groups: max(sure, self._bound(groups)) for groups in self.groups}
+        best, order = start, sorted(self.groups, key=bounds.__getitem__)
+        if budget.left is not None:
+            # Among many nodes, a few heads first: what is found there is worth more than a bound.
+            looks = head_looks(self.tables(1))
+            heads = (start.ring.head, *(int(head) for head in looks.argsort()[:_HEADS_FIRST]))
+            some, part = replace(wanted, heads=heads), self._budget(share * _HEADS_SHARE)
+            for groups in order:
+                best, _ = self._shortest(groups, best, bounds[groups], some, part)
+            budget.spend(share * _HEADS_SHARE * BUDGET * self._share - (part.left or 0.0))
+        for groups in order:
+            best, bounds[groups] = self._shortest(groups, best, bounds[groups], wanted, budget)
         # Of the rings whose round is as short, that in which a frame is back first.
         limit = best.round_s * (1 + _EXACT)
         tables = self.tables(self._rows(best.groups)).within(limit / best.groups)
-        again = Search(tables, self._budget, least=least, most=most, must=must).run().ring
+        again = None
+        if budget.left is None:
+            again = Search(tables, budget, least=least, most=most, must=must).run().ring
         ring = self._settled(again or best.ring, tables, again.cost if again else limit)
         settled = self._choice(ring, 0.0)
-        gap = max(0.0, settled.round_s / min(settled.round_s, *proved) - 1)
-        return self._choice(ring, gap)
+        gap = settled.round_s / min(settled.round_s, *bounds.values()) - 1
+        self.seen["throughput"] = self._choice(ring, gap)
+        return self.seen["throughput"]
 
     def priced(self, ring: Ring) -> Choice:
         """Return what a ring is predicted to do."""
@@ -140,39 +185,58 @@ class Chooser:
         token = price(self.tables(1), ring.head, ring.way)
         return Choice(ring, token, *min(rounds), 0.0 if gap < 10 * _EXACT else gap)
 
+    def _budget(self, share: float) -> Budget:
+        return budget_for(len(self._prices.nodes), share * self._share)
+
+    def _bound(self, groups: int) -> float:
+        """Return a time that no round with so many groups is shorter than.
+
+        However the nodes are put in order: together they must hold all rounds, each no more than
+        it computes in that time.
+        """
+        tables = self.tables(self._rows(groups))
+        nodes, edges = tables.heads.shape
+        # The shortest time of each node for so many rounds, as a part and as the head.
+        parts = np.full((nodes, edges), np.inf)
+        for length in range(1, edges):
+            parts[:, length] = tables.parts.diagonal(length, 1, 2).min(axis=1)
+        own = tables.heads[:, ::-1]  # by the length of the last part
+        steps = np.unique(np.concatenate([parts[np.isfinite(parts)], own[np.isfinite(own)]]))
+        low, high = 0, len(steps) - 1
+        while low < high:
+            middle = (low + high) // 2
+            room = (edges - 1 - (parts[:, ::-1] <= steps[middle]).argmax(axis=1)) * (
+                parts <= steps[middle]
+            ).any(axis=1)
+            heads = np.where(
+                (own <= steps[middle]).any(axis=1),
+                edges - 1 - (own[:, ::-1] <= steps[middle]).argmax(axis=1) + tables.first, -np.inf,
+            )  # fmt: skip
+            enough = (heads - room).max() + room.sum() >= edges - 1
+            low, high = (low, middle) if enough else (middle + 1, high)
+        ring = groups * float(steps[low]) if len(steps) else np.inf
+        return float(min(ring, tables.whole.min()))
+
     def _shortest(
-        self, groups: int, best: Choice, bounds: tuple[int, int | None, Sequence[int]], exact: bool
+        self, groups: int, best: Choice, bound: float, wanted: _Wanted, budget: Budget
     ) -> tuple[Choice, float]:
-        """Return the best ring for so many groups if it beats `best`, and a proven bound."""
-        proved, low = 0.0, 0.0
-        target = best.round_s * (1 - (_EXACT if exact else _NEAR))
-        while not self._budget.spent:
-            found = self._below(target, groups, bounds)
+        """Return the best ring for so many groups if it beats `best`, and the bound, raised."""
+        exact = wanted.exact and budget.left is None
+        near = _NEAR if budget.left is None else _NEAR_OF_MANY
+        low, target = bound, best.round_s * (1 - (_EXACT if exact else near))
+        while not budget.spent and low < best.round_s * (1 - (2 * _EXACT if exact else near)):
+            tables = self.tables(self._rows(groups)).within(target / groups)
+            found = Search(
+                tables, budget, least=wanted.least, most=wanted.most, must=wanted.must,
+                below=target, any_ring=True, heads=wanted.heads,
+            ).run()  # fmt: skip
             if found.ring is not None:
                 best = min(best, self._choice(found.ring, 0.0), key=lambda one: one.round_s)
             else:
-                proved, low = max(proved, min(target, found.bound)), target
-                if low >= best.round_s * (1 - 2 * _EXACT):
-                    break
-            if not low:
-                target = best.round_s / 2
-            elif best.round_s - low > _NEAR * best.round_s:
-                target = (low + best.round_s) / 2
-            elif exact:
-                target = best.round_s * (1 - _EXACT)
-            else:
-                break
-        return best, proved
-
-    def _below(
-        self, target: float, groups: int, bounds: tuple[int, int | None, Sequence[int]]
-    ) -> Found:
-        """Look for a ring whose round takes less than `target` with so many groups."""
-        tables = self.tables(self._rows(groups)).within(target / groups)
-        least, most, must = bounds
-        return Search(
-            tables, self._budget, least=least, most=most, must=must, below=target, any_ring=True
-        ).run()
+                bound, low = max(bound, min(target, found.bound)), target
+            last = best.round_s - low <= near * best.round_s
+            target = best.round_s * (1 - _EXACT) if last else (low + best.round_s) / 2
+        return best, bound
 
     def _settled(self, ring: Ring, tables: Tables, limit: float) -> Ring:
         """Return the ring with the same nodes, no dearer than `limit`, that is most even in bytes.

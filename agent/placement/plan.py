@@ -36,10 +36,11 @@ def plan(
     asked = problem(model, nodes, links or Links(), aims or Aims())
     if model.in_line and not model.uncut:
         return _line(asked)
-    choice = asked.chooser().best(asked.aims.objective, asked.least, asked.most, asked.must)
+    chooser = asked.chooser()
+    choice = chooser.best(asked.aims.objective, asked.least, asked.most, asked.must)
     if choice is None:
         raise does_not_fit(asked)
-    return explained(asked, choice)
+    return explained(asked, choice, chooser.seen)
 
 
 def plan_rings(

@@ -13,8 +13,9 @@ from agent.errors import CoveyError, ModelError, PeerError, UsageError
 from agent.placement.inputs import OVERHEAD, Aims, Links, Model, Node
 from agent.placement.objectives import Chooser
 from agent.placement.prices import Prices, ring_sizes
-from agent.placement.search import Budget, budget_for
 
+# Of the usual work, to see what would fit instead.
+_GLANCE = 0.1
 _PEERS = "`agent peers` shows who is there."
 
 
@@ -40,9 +41,9 @@ class Problem:
         """Return the costs, for these or other aims."""
         return Prices(self.model, self.nodes, self.links, aims or self.aims, self.first)
 
-    def chooser(self, budget: Budget | None = None) -> Chooser:
-        """Return what finds rings for it."""
-        return Chooser(self.prices(), budget or budget_for(len(self.nodes)))
+    def chooser(self, share: float = 1.0) -> Chooser:
+        """Return what finds rings for it; with many nodes for a share of the usual work."""
+        return Chooser(self.prices(), share)
 
 
 def problem(model: Model, nodes: Sequence[Node], links: Links, aims: Aims) -> Problem:
@@ -129,8 +130,7 @@ def does_not_fit(asked: Problem) -> CoveyError:
 def _what_would_help(asked: Problem, cache: int) -> str:
     def possible(aims: Aims, most: int) -> bool:
         other = replace(asked, aims=aims, most=most, least=1)
-        chooser = other.chooser(Budget(0) if len(asked.nodes) > 12 else None)
-        return chooser.latency(1, most, other.must) is not None
+        return other.chooser(_GLANCE).latency(1, most, other.must) is not None
 
     largest = len(asked.model.layer_bytes)
     if asked.aims.nodes is not None and possible(asked.aims, largest):

@@ -72,12 +72,14 @@ def better(
     """Return an order after the best single changes, one after another, at most so many.
 
     Nodes of `keep` stay in it; `counts`: the fewest and the most nodes, the head apart. The second
-    value says how often all nodes and cuts were tried at one place.
+    value says how often all nodes and cuts were priced at one place.
     """
     cost, tried = cut(tables, head, order)[0], 0
+    onward: dict[tuple[int, ...], Floats] = {}
     for _ in range(changes):
-        tried += 2 * len(order) + 1
-        best, changed = _best_change(tables, head, order, keep, counts)
+        known = len(onward)
+        best, changed = _best_change(tables, head, order, keep, counts, onward)
+        tried += len(onward) - known
         if not best < cost * (1 - 1e-12):
             break
         cost, order = best, changed
@@ -85,10 +87,18 @@ def better(
 
 
 def _best_change(
-    tables: Tables, head: int, order: list[int], keep: frozenset[int], counts: tuple[int, int]
-) -> tuple[float, list[int]]:
-    hops, parts = tables.hops, tables.parts
+    tables: Tables, head: int, order: list[int], keep: frozenset[int], counts: tuple[int, int],
+    onward: dict[tuple[int, ...], Floats],
+) -> tuple[float, list[int]]:  # fmt: skip
+    """Return the best change; `onward`, by the nodes behind a place, is filled where it lacks.
+
+    `onward[…][node, x]`: that node with rounds from x on, and all that is behind its place.
+    """
+    hops = tables.hops
     before, behind = _forward(tables, head, order), _backward(tables, head, order)
+    for at, costs in enumerate(behind):
+        if tuple(order[at:]) not in onward:
+            onward[tuple(order[at:])] = (tables.parts + costs).min(axis=2)
     taken = np.zeros(len(hops), dtype=bool)
     taken[[head, *order]] = True
     found: list[tuple[float, list[int]]] = [(np.inf, order)]
@@ -98,17 +108,14 @@ def _best_change(
         for skipped in (0, 1):
             if skipped and (at == len(order) or order[at] in keep):
                 continue
-            length = len(order) - skipped
-            rest = order[at + skipped :]
+            length, rest = len(order) - skipped, order[at + skipped :]
             leave, enter = ring[at], ring[at + 1 + skipped]
             if skipped and counts[0] <= length:
                 joined = (before[at] + behind[at + skipped]).min() + hops[leave, enter]
                 found.append((float(joined), order[:at] + rest))
             if length + 1 > counts[1]:
                 continue
-            through = (before[at][:, None] + parts + behind[at + skipped][None, None, :]).min(
-                axis=(1, 2)
-            )
+            through = (before[at] + onward[tuple(rest)]).min(axis=1)
             through = through + hops[leave] + hops[:, enter]
             through[taken] = np.inf
             node = int(through.argmin())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -38,6 +39,8 @@ _PATIENCE = 3
 _REMEMBERED_MAX = 7
 _CHANGES = 24
 _HEADS_REFINED = 3
+# What changes of one ring may take of what is left.
+_REFINED_SHARE = 10
 # How often prices found for one head are tried on all.
 _BATCHES = 4
 
@@ -59,9 +62,9 @@ class Budget:
         return self.left is not None and self.left <= 0
 
 
-def budget_for(nodes: int) -> Budget:
-    """Return what a search among so many nodes may spend."""
-    return Budget(None if nodes <= FEW else BUDGET)
+def budget_for(nodes: int, share: float = 1.0) -> Budget:
+    """Return what a search among so many nodes may spend, or a share of it."""
+    return Budget(None if nodes <= FEW else share * BUDGET)
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,15 @@ class _Head:
 
 
 class Search:
-    """One search over tables; `least` and `most` count nodes, the head included."""
+    """One search over tables; `least` and `most` count nodes, the head included.
+
+    `heads`: look at no others (empty: at all); the bound then holds for these alone.
+    """
 
     def __init__(
         self, tables: Tables, budget: Budget, *, least: int = 1, most: int | None = None,
         must: Sequence[int] = (), below: float = np.inf, any_ring: bool = False,
+        heads: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self._tables, self._budget = tables, budget
         self._nodes = tables.heads.shape[0]
@@ -108,6 +115,7 @@ class Search:
         self._cost = below
         self._ring: Ring | None = None
         self._any_ring = any_ring
+        self._heads = frozenset(heads or range(self._nodes))
         self._few = self._nodes <= FEW
         self._batches = 0 if self._few else _BATCHES
         self._extra = np.zeros(self._nodes)
@@ -120,11 +128,12 @@ class Search:
         heads = [int(h) for h in np.flatnonzero(np.isfinite(self._tables.heads).any(axis=1))]
         if self._nodes <= _TINY:
             return self._at_once(heads)
-        bounds = dict.fromkeys(heads, -np.inf)
-        if heads:
-            self._bound(heads, bounds)
+        heads = [head for head in heads if head in self._heads and self._holds(head)]
         if not self._few:
-            self._guess(sorted(heads, key=bounds.__getitem__)[:_HEADS_REFINED])
+            self._guess(heads)
+        bounds = dict.fromkeys(heads, -np.inf)
+        if heads and not self._done:
+            self._bound(heads, bounds)
         open_heads = {head: _Head([n for n in self._must if n != head]) for head in heads}
         while bounds and not self._done and not self._budget.spent:
             # Whichever head could still be the cheapest comes next: the bound is its bound.
@@ -190,13 +199,21 @@ class Search:
         for number, head in enumerate(heads):
             bounds[head] = max(bounds[head], swept.cost(number) - self._lifted(head))
 
+    def _holds(self, head: int) -> bool:
+        """Say whether the nodes together hold the model behind this head, by their rooms alone."""
+        ends = np.flatnonzero(np.isfinite(self._tables.heads[head]))
+        room = np.delete(self._room, head)
+        if self._most is not None:
+            room = np.sort(room)[::-1][: self._most - 1]
+        return bool(len(ends)) and ends[0] - self._tables.first <= room.sum()
+
     def _guess(self, heads: Sequence[int]) -> None:
-        """Find good rings of these heads, so that much can be left out."""
-        room = self._room()
+        """Find good rings of some heads that look good, so that much can be left out."""
+        looks = head_looks(self._tables)
         most = None if self._most is None else self._most - 1
-        for head in heads:
-            if np.isfinite(self._tables.heads[head]).any():
-                self._refine(head, refine.build(self._tables, head, room, most), _CHANGES)
+        for head in sorted(heads, key=looks.__getitem__)[:_HEADS_REFINED]:
+            order = refine.build(self._tables, head, self._room, most)
+            self._refine(head, order, _CHANGES)
 
     def _ascend(self, head: int, state: _Head, bound: float) -> float:
         """Sweep, make nodes that come twice dearer, sweep again; keep rings that come up.
@@ -247,7 +264,10 @@ class Search:
         least = max(1, self._least - 1)
         if not order or len(order) > most:
             return
-        if changes:
+        work = (len(order) + 1) * self._tables.parts.size
+        if self._budget.left is not None:
+            changes = min(changes, int(self._budget.left / _REFINED_SHARE / work))
+        if changes > 0:
             keep = frozenset(self._must)
             order, tried = refine.better(self._tables, head, order, changes, keep, (least, most))
             self._budget.spend(tried * self._tables.parts.size)
@@ -255,11 +275,19 @@ class Search:
             cost, way = refine.cut(self._tables, head, order)
             self._take(head, way, cost)
 
+    @cached_property
     def _room(self) -> Floats:
-        """Return how many rounds each node holds at most in one part."""
+        """How many rounds each node holds at most in one part."""
         finite = np.isfinite(self._tables.parts)
-        lengths = np.subtract.outer(np.arange(finite.shape[2]), np.arange(finite.shape[1])).T
-        return np.asarray(np.where(finite, lengths[None], 0).max(axis=(1, 2)), dtype=np.float64)
+        edges = np.arange(finite.shape[1])
+        last = finite.shape[2] - 1 - finite[:, :, ::-1].argmax(axis=2)
+        lengths = np.where(finite.any(axis=2), last - edges, 0).max(axis=1)
+        return np.asarray(lengths, dtype=np.float64)
+
+
+def head_looks(tables: Tables) -> Floats:
+    """Return how dear each node is as head at least, to see which to try first."""
+    return np.asarray(tables.heads.min(axis=1) + tables.hops.min(axis=0) + tables.hops.min(axis=1))
 
 
 def price(tables: Tables, head: int, way: Way) -> float:

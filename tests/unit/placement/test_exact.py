@@ -10,7 +10,6 @@ from agent.errors import CoveyError
 from agent.placement import search
 from agent.placement.objectives import Choice
 from agent.placement.problem import problem
-from agent.placement.search import Budget
 
 # pytest's importlib mode does not put a test's folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,12 +19,12 @@ import brute
 CASES = 300
 
 
-def answer(case: brute.Case, budget: Budget | None = None) -> Choice | None:
+def answer(case: brute.Case) -> Choice | None:
     try:
         asked = problem(case.model, case.nodes, case.links, case.aims)
     except CoveyError:
         return None
-    chooser = asked.chooser(budget)
+    chooser = asked.chooser()
     return chooser.best(case.aims.objective, asked.least, asked.most, asked.must)
 
 
@@ -64,10 +63,11 @@ def test_with_many_nodes_the_bound_holds(monkeypatch: pytest.MonkeyPatch, left: 
     """Whatever the budget, no ring is better than the bound, and the figures are of a ring."""
     monkeypatch.setattr(search, "_TINY", 0)
     monkeypatch.setattr(search, "FEW", 0)
+    monkeypatch.setattr(search, "BUDGET", left)
     rng, bounded = np.random.default_rng(3), 0
     for number in range(30):
         case = brute.random_case(rng)
-        choice = answer(case, Budget(left))
+        choice = answer(case)
         if choice is None:
             continue
         every = brute.rings(case)
