@@ -6,10 +6,10 @@ included (`latency`). For `streams` answers at once their rows go round in `grou
 
     max(groups · slowest node, the way round of one frame)
 
-with as many groups (a power of two, or one for each stream) as make it shortest: tokens/s are
-streams by that (`throughput`). `auto` is the ring of the least latency, unless the ring of the
-highest throughput makes at least 20 % more tokens/s, and one stream's token takes at most 10 %
-longer in it. For one stream all three are the same.
+with as many groups as make it shortest: tokens/s are streams by that (`throughput`). `auto` is the
+ring of the least latency, unless the ring of the highest throughput makes at least 20 % more
+tokens/s, and one stream's token takes at most 10 % longer in it. For one stream all three are the
+same.
 
 `throughput` is found by asking whether a ring exists whose round is shorter than some time, which
 is a search for the cheapest ring among parts that are short enough, and halving the interval.
@@ -91,9 +91,9 @@ class Chooser:
 
     @cached_property
     def groups(self) -> list[int]:
-        """How many frames the streams may be split over."""
-        powers = [1 << power for power in range(self._streams.bit_length())]
-        return sorted({self._streams, *powers})
+        """How many frames the streams may be split over: the fewest for each number of rows."""
+        rows = {self._rows(groups) for groups in range(1, self._streams + 1)}
+        return sorted({-(-self._streams // each) for each in rows})
 
     def tables(self, rows: int) -> Tables:
         """Return the costs for frames of so many rows."""

@@ -8,15 +8,14 @@ head, which others are in, in which order, and where the model is cut is one cho
 the objective (`objectives.py`) among all rings that fit. One node that holds all is a ring of one,
 and is taken where no ring of several is better. Up to a dozen nodes the answer is exact; beyond,
 `Plan.gap` bounds how far it may be from the best. What is not measured is taken as `inputs.py`
-says; among nodes that are alike the split is even in bytes. Used by `agent.deploy`.
+says; among nodes that are alike the split is even in bytes. Used by `agent.deploy`. Several rings
+at once: `rings.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from agent.errors import ModelError, PeerError, UsageError
 from agent.placement.explain import explained
 from agent.placement.inputs import Aims, Links, Model, Node
 from agent.placement.line import line
@@ -41,50 +40,6 @@ def plan(
     if choice is None:
         raise does_not_fit(asked)
     return explained(asked, choice, chooser.seen)
-
-
-def plan_rings(
-    model: Model, nodes: Sequence[Node], aims: Aims, rings: int | None = None,
-    links: Links | None = None,
-) -> list[Plan]:  # fmt: skip
-    """Return rings without a common node, each with the whole model, that share the streams.
-
-    One ring after another takes the best nodes that are left, so the first is the best there is;
-    where each ring is one node, this is exact. Without a number of rings it is the number with the
-    most tokens/s in all. Raises as `plan` does where there is not even one, or not as many.
-    """
-    if rings is not None:
-        return _rings(model, nodes, aims, rings, links)
-    best = _rings(model, nodes, aims, 1, links)
-    for count in range(2, min(len(nodes), aims.streams) + 1):
-        try:
-            more = _rings(model, nodes, aims, count, links)
-        except (PeerError, ModelError, UsageError):
-            break
-        if sum(one.tokens_s for one in more) <= sum(one.tokens_s for one in best):
-            break
-        best = more
-    return best
-
-
-def _rings(
-    model: Model, nodes: Sequence[Node], aims: Aims, rings: int, links: Links | None
-) -> list[Plan]:
-    if not 1 <= rings <= len(nodes):
-        raise UsageError(
-            f"{len(nodes)} nodes cannot make {rings} rings",
-            hint="Each ring needs a node of its own.",
-        )
-    left, made = list(nodes), []
-    for number in range(rings):
-        # The first rings have one stream more where they cannot be shared out evenly.
-        streams = max(1, (aims.streams + rings - 1 - number) // rings)
-        most = len(left) - (rings - 1 - number)
-        limited = aims if aims.nodes else replace(aims, most=min(most, aims.most or most))
-        share = replace(limited, streams=streams, context=-(-aims.context // rings))
-        made.append(plan(model, left, share, links))
-        left = [node for node in left if node.node not in made[-1].nodes]
-    return made
 
 
 def _line(asked: Problem) -> Plan:

@@ -67,26 +67,27 @@ def problem(model: Model, nodes: Sequence[Node], links: Links, aims: Aims) -> Pr
             f" now{' and may take part' if refused else ''}",
             hint=_PEERS,
         )
-    sizes = {} if model.uncut or model.in_line else ring_sizes(model)
-    if model.in_line and not model.uncut:
-        largest = model.nodes_max
-    else:
-        largest = max([1, *(size for size in sizes if size <= model.nodes_max)])
+    sizes, largest = _sizes(model)
     top = min(most or largest, largest, len(usable))
     wanted = [size for size in sizes if least <= size <= top]
     if least > 1 and not wanted and not model.in_line:
         raise UsageError(
-            f"a model of {len(model.layer_bytes)} layers{_in_rounds(model)} can be cut over at"
-            f" most {largest} nodes"
-            if least > largest
-            else f"a model of {len(model.layer_bytes)} layers{_in_rounds(model)} cannot be cut over"
-            f" {least} nodes",
-            hint=f"Ask for {largest} nodes or fewer." if largest > 1 else "",
-        )
-    return Problem(
-        model, tuple(usable), refused, links, aims, least, top,
-        min((sizes[size] for size in wanted), default=1),
-    )  # fmt: skip
+            f"a model of {len(model.layer_bytes)} layers{_in_rounds(model)}"
+            + (f" can be cut over at most {largest} nodes" if least > largest
+               else f" cannot be cut over {least} nodes")
+        )  # fmt: skip
+    first = min((sizes[size] for size in wanted), default=1)
+    return Problem(model, tuple(usable), refused, links, aims, least, top, first)
+
+
+def _sizes(model: Model) -> tuple[dict[int, int], int]:
+    """Return how many nodes rings may have, as `ring_sizes` does, and the most of them."""
+    if model.uncut:
+        return {}, 1
+    if model.in_line:
+        return {}, model.nodes_max
+    sizes = {n: first for n, first in ring_sizes(model).items() if n <= model.nodes_max}
+    return sizes, max([1, *sizes])
 
 
 def does_not_fit(asked: Problem) -> CoveyError:

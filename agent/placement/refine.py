@@ -51,14 +51,16 @@ def build(tables: Tables, head: int, room: Floats, most: int | None) -> list[int
     near = np.where(np.isfinite(tables.hops), tables.hops, np.inf).min(axis=0)
     single = tables.parts[:, np.arange(rounds), np.arange(1, rounds + 1)].min(axis=1)
     worth = single + near / np.maximum(room, 1)
-    order: list[int] = []
-    for node in np.argsort(worth):
-        if missing <= 0 or (most is not None and len(order) >= most):
-            break
-        if node != head and room[node] > 0:
-            order.append(int(node))
-            missing -= int(room[node])
-    return _nearest(tables, head, order)
+    ranked = [int(node) for node in np.argsort(worth) if node != head and room[node] > 0]
+    ranked = ranked[:most]
+    enough = int(np.searchsorted(np.cumsum(room[ranked]), missing)) + 1
+    while enough <= len(ranked):
+        order = _nearest(tables, head, ranked[:enough])
+        if np.isfinite(cut(tables, head, order)[0]):
+            return order
+        # Layers differ in size, and parts of the largest ones may not fill every node.
+        enough += 1
+    return []
 
 
 def better(

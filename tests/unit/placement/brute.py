@@ -72,7 +72,7 @@ def random_case(rng: np.random.Generator, most_nodes: int = 5) -> Case:
     one = nodes[int(rng.integers(count))].node
     aims = Aims(
         objective=str(rng.choice(["latency", "throughput", "auto"])),  # type: ignore[arg-type] # one of them
-        context=4096, streams=int(rng.choice([1, 1, 2, 3, 4, 8])), least=least,
+        context=4096, streams=int(rng.choice([1, 1, 2, 3, 4, 6])), least=least,
         most=least + int(rng.integers(3)) if rng.random() < 0.2 else None,
         head=one if rng.random() < 0.2 else "",
         head_tags=frozenset({"a"} if rng.random() < 0.1 else ()),
@@ -112,8 +112,7 @@ class _Enumeration:
         self._edges = [*range(0, layers, model.period), layers]
         self._least, most = aims.counts
         self._most = min(most or len(self._nodes), len(self._nodes))
-        powers = [1 << power for power in range(8) if 1 << power <= aims.streams]
-        self._groups = sorted({*powers, aims.streams})
+        self._groups = range(1, aims.streams + 1)
         self._rows = [1, *(-(-aims.streams // groups) for groups in self._groups)]
 
     def all(self) -> Iterator[Priced]:
