@@ -245,6 +245,10 @@ class Answers:
         """Say that a model shall run."""
         return await self._deployments.deploy(request)
 
+    async def plan(self, request: DeployRequest) -> dict[str, Any]:
+        """Say how a model would run; nothing moves."""
+        return await self._deployments.plan(request)
+
     async def undeploy(self, name: str) -> dict[str, Any]:
         """End a deployment."""
         return await self._deployments.undeploy(name)

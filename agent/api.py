@@ -26,6 +26,7 @@ from agent.authority.wishes import (
 )
 from agent.deploy.wish import EngineKind
 from agent.errors import CoveyError, EnvironmentFault, UsageError, to_wire
+from agent.placement.inputs import Objective
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +34,11 @@ MAX_DIGITS = 16
 
 
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/deployments: what shall run. `model` is a bundled name or a path on this node.
+    """POST /v1/deployments, /v1/plan: what shall run. `model` is a bundled name or a path here.
 
     `engine` says what spreads it over nodes: Covey's ring, or llama.cpp's RPC. `draft` is a draft
-    model, named as `model` is; empty: none.
+    model, named as `model` is; empty: none. `objective`: what the ring shall be good for; `nodes`
+    exactly, or `least` at least; of those with a tag of `only` (if any), and none of `never`.
     """
 
     model: str
@@ -45,6 +47,10 @@ class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: int = 0
     engine: EngineKind = "ring"
     draft: str = ""
+    objective: Objective = "auto"
+    least: int = 1
+    only: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
 
 
 class PingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,6 +119,9 @@ class Target(Protocol):
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         """Say that a model shall run."""
 
+    async def plan(self, request: DeployRequest) -> dict[str, Any]:
+        """Say how a model would run; nothing moves."""
+
     async def undeploy(self, name: str) -> dict[str, Any]:
         """End a deployment."""
 
@@ -155,6 +164,7 @@ class LocalApi:
         app.router.add_post("/v1/leave", _write(target.leave, LeaveWish))
         app.router.add_post("/v1/root-key/move", _write(target.move_root_key, MoveRootKeyWish))
         app.router.add_post("/v1/deployments", _write(target.deploy, DeployRequest))
+        app.router.add_post("/v1/plan", _write(target.plan, DeployRequest))
         app.router.add_delete("/v1/deployments/{name}", self._undeploy)
         app.router.add_post("/v1/down", self._down)
         self._runner = web.AppRunner(app, access_log=None)

@@ -21,6 +21,7 @@ from agent.cli import (
     members,
     mesh,
     network,
+    placing,
     service,
 )
 from agent.errors import CoveyError
@@ -41,8 +42,8 @@ def cli() -> None:
 for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, service.restart,
                 service.status, service.peers, network.ping, network.netcheck, members.members,
                 members.rename, members.grant, members.revoke, members.leave, members.rotate,
-                acl.acl, events.events, deployments.deploy, deployments.undeploy, deployments.ps,
-                catalogue.catalogue, configuration.config, demo.demo):  # fmt: skip
+                acl.acl, events.events, placing.plan, deployments.deploy, deployments.undeploy,
+                deployments.ps, catalogue.catalogue, configuration.config, demo.demo):  # fmt: skip
     cli.add_command(command)
 
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agent.api import DeployRequest
 from agent.config import Config
-from agent.deploy import build, heads
+from agent.deploy import heads
+from agent.deploy.asked import asked
 from agent.deploy.blobs import BlobServer
 from agent.deploy.board import Board
 from agent.deploy.engines import Engines
@@ -38,16 +39,17 @@ from agent.deploy.messages import (
     ExchangeBook,
     HeadState,
     Keep,
+    LinkFacts,
     MeasureLinks,
     Request,
 )
 from agent.deploy.offers import Offers
+from agent.deploy.preview import preview, wish_of
 from agent.deploy.rings import Rings
 from agent.deploy.stages import StageHost
 from agent.deploy.wish import Wish, check_name
 from agent.errors import CoveyError, MembershipError, NotRunning, UsageError
 from agent.identity.keys import NodeId, NodeKey
-from agent.models import bundled
 from agent.ownership.lease import Token
 from agent.ownership.owner import Want
 from agent.ownership.service import OwnershipService
@@ -80,7 +82,16 @@ class Deployments:
         self._tasks: list[asyncio.Task[None]] = []
         self._wants: dict[str, Want] = {}
         self._keeper = BookKeeper(settings.state_dir, mesh_id, key, mesh, self._book_changed)
-        self._rings = Rings(settings, key.id, name, engines, blobs, mesh, self._rings_changed)
+        self._rings = Rings(
+            settings,
+            key.id,
+            name,
+            engines,
+            blobs,
+            mesh,
+            self._rings_changed,
+            self._measured_links,
+        )
         self._stages = StageHost(settings.state_dir / "stages", engines)
         self.hardware = engines.hardware
         self.offers = Offers(mesh, self._ask)
@@ -180,8 +191,8 @@ class Deployments:
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         """Check the model, tell the mesh the wish, and describe it. Raises CoveyError."""
         self._keeper.require_may_deploy()
-        path = build.model_path(request.model)
-        facts = await asyncio.to_thread(build.model_facts, path)
+        found = await asked(wish_of(request, request.name or "m", self._own))
+        facts = found.facts
         name = request.name or facts.name
         check_name(name)
         workers = [
@@ -200,29 +211,23 @@ class Deployments:
                 f"a context of {request.context} tokens was asked for, and {facts.name} was "
                 f"trained for {facts.context}"
             )
-        draft = await asyncio.to_thread(build.draft_path, request.draft, facts)
         # The paths as they are now, so that the wish does not depend on where it was typed.
-        names = [bundled.NAME if model == bundled.NAME else str(file or "")
-                 for model, file in ((request.model, path), (request.draft, draft))]  # fmt: skip
-        files = [named for named in names if named not in ("", bundled.NAME)]
-        if files and self._own not in workers:
+        wish = wish_of(request, name, self._own)
+        if wish.source and self._own not in workers:
             raise MembershipError(
-                f"{files[0]} lies on this node, which is no worker, so nobody could be its head",
+                f"{found.path} lies on this node, which is no worker, so nobody could be its head",
                 hint="Deploy it on a worker that has the file.",
             )
-        here = {wish.name for wish in self._keeper.book.wishes() if wish.prefer_id == self._own}
+        here = {other.name for other in self._keeper.book.wishes() if other.prefer_id == self._own}
         heads.encode([Head(other, 65535, facts.context, "x" * 8) for other in {*here, name}])
-        wish = await self._keeper.add(
-            name=name,
-            model=names[0],
-            source=self._own if files else None,
-            nodes=request.nodes,
-            context=request.context,
-            engine=request.engine,
-            draft=names[1],
-        )
+        wish = await self._keeper.add(wish)
         (described,) = await self._board.describe([wish])
         return described
+
+    async def plan(self, request: DeployRequest) -> dict[str, Any]:
+        """Say how a model would run, before anything moves. Raises CoveyError."""
+        wish = wish_of(request, request.name or "m", self._own)
+        return await preview(wish, await self._rings.own(), self._mesh)
 
     async def undeploy(self, name: str) -> dict[str, Any]:
         """Tell the mesh that a deployment shall end, and wait a little until it has.
@@ -250,6 +255,11 @@ class Deployments:
         return {*self._rings.partners(), *self._stages.partners()} - {self._own}
 
     # ------------------------------------------------------------------ inside
+
+    async def _measured_links(self, nodes: Sequence[NodeId]) -> Sequence[LinkFacts]:
+        """Measure this node's links to others, where that is due; return all that are known."""
+        await self.links.measure(nodes, MEASURE_LIMIT_S)
+        return self.links.facts()
 
     async def _measure_links(self, request: MeasureLinks) -> None:
         wanted = {NodeId.parse(text) for text in request.to} - {self._own}

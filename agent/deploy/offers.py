@@ -17,20 +17,19 @@ import msgspec
 
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import Answer, AskFacts, Facts, Request
-from agent.deploy.needs import default_context, model_sizes
+from agent.deploy.needs import default_context, model_needs
 from agent.engine.cuttable import CutRule
 from agent.errors import CoveyError
 from agent.identity.keys import NodeId
 from agent.models import bundled, catalogue
 from agent.models.catalogue import Entry, File
-from agent.placement.plan import Candidate, ModelSizes, plan
+from agent.placement.inputs import OVERHEAD, Aims, Model, Node
+from agent.placement.plan import plan
 
 _log = logging.getLogger(__name__)
 
 # The local API's client waits 10 s for all of it.
 _FACTS_TIMEOUT_S = 3.0
-# What a loaded model needs beside weights and KV cache, as a share of them: what plans count.
-WORKING_SPACE = 1.25
 
 # Nodes that a line for people names.
 _NAMED = 4
@@ -62,54 +61,65 @@ class Fit:
         return f"{len(self.nodes)} nodes ({', '.join(self.nodes[:_NAMED])}{more}){spread}"
 
 
-def sizes_of(entry: Entry, file: File, cuts: CutRule | str, *, in_line: bool = False) -> ModelSizes:
+def sizes_of(entry: Entry, file: File, cuts: CutRule | str, *, in_line: bool = False) -> Model:
     """Return what placement needs to know of a model of the catalogue, with its usual context.
 
     `in_line`: spread by llama.cpp's RPC.
     """
     facts = catalogue.facts(entry, file)
-    return model_sizes(facts, default_context(facts), cuts, in_line=in_line)
+    return model_needs(facts, default_context(facts), cuts, in_line=in_line)
 
 
-def fit(entry: Entry, file: File, workers: Sequence[Candidate]) -> Fit:
+def fit(entry: Entry, file: File, workers: Sequence[Node]) -> Fit:
     """Return how a model would run on these workers, its file on the one with most free memory."""
     cuts = catalogue.cuts(entry)
-    whole = sizes_of(entry, file, cuts)
-    nodes = _placed(whole, workers)
+    whole, context = sizes_of(entry, file, cuts), usual_context(entry, file)
+    nodes = _placed(whole, workers, context)
     if nodes or isinstance(cuts, CutRule):
-        return Fit(nodes, missing_bytes=0 if nodes else _missing(whole, workers))
+        return Fit(nodes, missing_bytes=0 if nodes else _missing(whole, workers, context))
     spread = sizes_of(entry, file, CutRule(), in_line=True)
-    nodes = _placed(spread, workers)
-    return Fit(nodes, "rpc", 0 if nodes else _missing(spread, workers))
+    nodes = _placed(spread, workers, context)
+    return Fit(nodes, "rpc", 0 if nodes else _missing(spread, workers, context))
 
 
-def _placed(sizes: ModelSizes, workers: Sequence[Candidate]) -> tuple[str, ...]:
+def usual_context(entry: Entry, file: File) -> int:
+    """Return how many tokens a model gets where nobody said."""
+    return default_context(catalogue.facts(entry, file))
+
+
+def _placed(sizes: Model, workers: Sequence[Node], context: int) -> tuple[str, ...]:
     """Return the nodes (names, head first) of placement's plan; none where it does not fit."""
     if not workers:
         return ()
     head, *others = sorted(workers, key=lambda worker: -worker.free_bytes)
     # A plan over many nodes takes a while, and this one cannot be.
-    if not sizes.uncut and _needed(sizes) > sum(worker.free_bytes for worker in workers):
+    if not sizes.uncut and _needed(sizes, context) > sum(worker.free_bytes for worker in workers):
         return ()
-    try:
-        stages = plan(sizes, head, others, None).stages
-    except CoveyError:
-        return ()
-    return tuple(dict.fromkeys(stage.name for stage in stages))
+    # One node that holds all is named first; which ring is best is asked when it is deployed.
+    for most in (1, None):
+        try:
+            aims = Aims("latency", context=context, most=most)
+            stages = plan(sizes, [head, *others], aims).stages
+        except CoveyError:
+            continue
+        return tuple(dict.fromkeys(stage.name for stage in stages))
+    return ()
 
 
-def _needed(sizes: ModelSizes) -> int:
-    return int((sum(sizes.layer_bytes) + sizes.head_bytes) * WORKING_SPACE)
+def _needed(sizes: Model, context: int) -> int:
+    cache = len(sizes.layer_bytes) * sizes.kv_bytes * context
+    return int((sum(sizes.layer_bytes) + cache + sizes.head_bytes) * OVERHEAD)
 
 
-def _missing(sizes: ModelSizes, workers: Sequence[Candidate]) -> int:
+def _missing(sizes: Model, workers: Sequence[Node], context: int) -> int:
     """Return how many bytes more would do; a model in one piece needs them on one node.
 
     At least a layer's, where what each node has left of its memory holds none.
     """
     free = [worker.free_bytes for worker in workers] or [0]
     there = max(free) if sizes.uncut else sum(free)
-    return max(_needed(sizes) - there, int(max(sizes.layer_bytes) * WORKING_SPACE))
+    layer = max(sizes.layer_bytes) + sizes.kv_bytes * context
+    return max(_needed(sizes, context) - there, int(layer * OVERHEAD))
 
 
 class Offers:
@@ -134,12 +144,12 @@ class Offers:
             "models": models,
         }  # fmt: skip
 
-    async def workers(self) -> list[Candidate]:
+    async def workers(self) -> list[Node]:
         """Ask the workers that are there what they can hold; who does not answer is left out."""
         members = self._mesh.live_workers(time.time())
         answers = await asyncio.gather(*(self._facts(member.node_id) for member in members))
         return [
-            Candidate(str(member.node_id), member.certificate.name, facts.free_bytes)
+            Node(str(member.node_id), member.certificate.name, facts.free_bytes)
             for member, facts in zip(members, answers, strict=True)
             if facts is not None
         ]
@@ -153,7 +163,7 @@ class Offers:
         return answer if isinstance(answer, Facts) else None
 
 
-def _described(entries: Iterable[Entry], workers: Sequence[Candidate]) -> list[dict[str, Any]]:
+def _described(entries: Iterable[Entry], workers: Sequence[Node]) -> list[dict[str, Any]]:
     found = []
     for entry in entries:
         cuts = catalogue.cuts(entry)

@@ -39,6 +39,7 @@ from agent.deploy.heads import Head
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import AskFacts, HeadState
 from agent.deploy.parts import Parts
+from agent.deploy.planning import Measure, Own, node_of
 from agent.deploy.wish import Wish
 from agent.engine.gpu import SURVEY_TIMEOUT_S
 from agent.engine.supervisor import Engine
@@ -46,7 +47,6 @@ from agent.errors import ConfigError, CoveyError, EngineError, ModelError, Usage
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token
 from agent.ownership.owner import Phase, Report
-from agent.placement.plan import Candidate
 
 _log = logging.getLogger(__name__)
 
@@ -102,9 +102,11 @@ class Rings:
 
     def __init__(
         self, settings: Config, own: NodeId, name: str, engines: Engines, blobs: BlobServer,
-        mesh: Mesh, changed: Callable[[], None],
+        mesh: Mesh, changed: Callable[[], None], measure: Measure | None = None,
     ) -> None:  # fmt: skip
-        """`changed` is called when a deployment here turns to another phase, comes or goes."""
+        """`changed` is called when a deployment here turns to another phase, comes or goes;
+        `measure` has this node's links measured.
+        """
         self._settings = settings
         self._own = own
         self._name = name
@@ -113,6 +115,7 @@ class Rings:
         self._parts = Parts(settings.state_dir / "parts")
         self._mesh = mesh
         self._changed = changed
+        self._measure = measure
         self._deployments: dict[str, _Deployment] = {}
         self._revision = 0
         self._came: dict[NodeId, float] = {}
@@ -191,6 +194,13 @@ class Rings:
                 deployment.regain = asyncio.create_task(
                     self._regain(deployment, node), name=f"regain {deployment.wish.name}"
                 )
+
+    async def own(self) -> Own:
+        """Return this node as plans take it; EngineError while its GPUs are not known yet."""
+        facts = await self._engines.hardware.facts(SURVEY_TIMEOUT_S)
+        member = self._mesh.find(self._own)
+        tags = member.certificate.tags if member is not None else ()
+        return Own(node_of(self._own, self._name, facts, tags), facts.links, self._measure)
 
     def partners(self) -> set[NodeId]:
         """Return the nodes that hold stages of the rings here, this one too."""
@@ -343,8 +353,7 @@ class Rings:
 
     async def _run_epoch(self, deployment: _Deployment) -> None:
         """Build an epoch and serve it until it breaks; always raises, or is cancelled."""
-        facts = await self._engines.hardware.facts(SURVEY_TIMEOUT_S)
-        own = Candidate(str(self._own), self._name, facts.free_bytes)
+        own = await self.own()
         now = time.monotonic()
         carried, deployment.carried = deployment.carried, None
         build = deployment.build = Build(

@@ -77,6 +77,22 @@ def find(name: str) -> Entry:
     raise UsageError(f"the catalogue has no model {name[:80]!r}", hint=hint)
 
 
+def choose(name: str) -> tuple[Entry, File]:
+    """Return a model and one of its files, by NAME or NAME:QUANTISATION; the first for NAME.
+
+    Raises UsageError, with those that there are, for none.
+    """
+    wanted, _, quantisation = name.partition(":")
+    entry = find(wanted)
+    for file in entry.files:
+        if quantisation.casefold() in ("", file.quantisation.casefold()):
+            return entry, file
+    there = ", ".join(file.quantisation for file in entry.files)
+    raise UsageError(
+        f"the catalogue has no {quantisation[:40]!r} of {entry.name}", hint=f"There are {there}."
+    )
+
+
 def file_bytes(entry: Entry, file: File) -> int:
     """Return the size of a model's file or files: known, or computed to about a per cent."""
     return file.bytes or shapes.file_bytes(entry.architecture, entry.shape, file.quantisation)

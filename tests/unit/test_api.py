@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import aiohttp.web
+import msgspec
 import pytest
 
 from agent.acl.service import CheckRequest
@@ -50,6 +51,9 @@ class FakeTarget:
 
     async def deployments(self) -> dict[str, Any]:
         return {"deployments": []}
+
+    async def plan(self, request: DeployRequest) -> dict[str, Any]:
+        return {"planned": msgspec.to_builtins(request)}
 
     async def catalogue(self, name: str) -> dict[str, Any]:
         return {"models": [name]}
@@ -227,3 +231,15 @@ async def test_something_else_behind_the_socket_is_told(tmp_path: Path) -> None:
         with pytest.raises(NotRunning, match="broke off"):
             await client.get("/v1/status")
     await runner.cleanup()
+
+
+async def test_a_plan_is_asked_for_as_a_deployment_is(api: Api) -> None:
+    _, client, _ = api
+    body = {"model": "covey-mini", "objective": "latency", "least": 2, "only": ["fast"]}
+    answer = await client.post("/v1/plan", body, timeout_s=5.0)
+    assert answer["planned"] == {
+        "model": "covey-mini", "name": "", "nodes": None, "context": 0, "engine": "ring",
+        "draft": "", "objective": "latency", "least": 2, "only": ["fast"], "never": [],
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="objective"):
+        await client.post("/v1/plan", {"model": "m", "objective": "luck"})

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from agent.cli import catalogue as command
 from agent.deploy import offers
 from agent.models import catalogue
-from agent.placement.plan import Candidate
+from agent.placement.inputs import Node
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that runs the command on an agent with these nodes' memory (GiB)."""
 
     def run(*words: str, **gib: float) -> str:
-        workers = [Candidate(name, name, int(size * 2**30)) for name, size in gib.items()]
+        workers = [Node(name, name, int(size * 2**30)) for name, size in gib.items()]
 
         class Agent:
             async def get(self, path: str) -> dict[str, Any]:

@@ -47,11 +47,14 @@ class FakeBuild:
 
     def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
         self.plan, self.context, self.head, self.reasons = None, 64, FakeHead(), ()
-        self.placed, self.runs_on = (), {"": ""}
-        type(self).made.append((wish.name, more["own"].name))
+        self.placed, self.runs_on, self.lost, self.missing = (), {"": ""}, None, 0
+        type(self).made.append((wish.name, more["own"].node.name))
 
     async def up(self) -> FakeHead:
         return self.head
+
+    def carry(self) -> None:
+        """Its head is gone with it."""
 
     async def down(self) -> None:
         """Nothing is left of it."""
@@ -67,7 +70,7 @@ class Node:
         self.address = f"127.0.0.{20 + number}"
         self.member: Any = SimpleNamespace(
             node_id=self.id,
-            certificate=SimpleNamespace(ipv6=self.address, name=name, roles=tuple(roles)),
+            certificate=SimpleNamespace(ipv6=self.address, name=name, roles=tuple(roles), tags=()),
         )
         self.state = net.folder / name
         self.state.mkdir(mode=0o700)
@@ -427,7 +430,9 @@ async def test_what_comes_before_the_start_cannot_overwrite_the_stored_book(net:
     ended = alpha.up
     await alpha.stop()
     stored = (alpha.state / "deployments.json").read_bytes()
-    other = await beta.up._keeper.add(name="n", model="covey-mini", source=None, nodes=1, context=0)
+    other = await beta.up._keeper.add(
+        Wish(name="n", model="covey-mini", nodes=1, author=beta.id.ed25519, generation=1, at=0)
+    )
     assert await ended.on_gossip(beta.id, other.encode())
     with pytest.raises(NotRunning, match="starting or stopping"):
         await ended.answer(beta.id, messages.AskFacts())

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 
 from agent.deploy import offers
 from agent.deploy.messages import Answer, Facts, Request, StageState
-from agent.deploy.needs import cuts_of, default_context, model_sizes
+from agent.deploy.needs import cuts_of, default_context, model_needs
 from agent.deploy.offers import Fit, Offers, fit, sizes_of
 from agent.engine.gguf_file import GgufFile
 from agent.errors import PeerError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.models import bundled, catalogue
-from agent.placement.plan import Candidate
+from agent.placement.inputs import Node
 
 GIB = 2**30
 
 
-def nodes(*gib: float) -> list[Candidate]:
-    return [Candidate(f"n{n}", f"box{n}", int(size * GIB)) for n, size in enumerate(gib)]
+def nodes(*gib: float) -> list[Node]:
+    return [Node(f"n{n}", f"box{n}", int(size * GIB)) for n, size in enumerate(gib)]
 
 
 def how(name: str, *gib: float, quantisation: int = 0) -> Fit:
@@ -54,7 +54,7 @@ def test_needs_by_shape_are_those_of_the_file() -> None:
     with GgufFile(bundled.path()) as file:
         facts = file.facts()
     cuts = cuts_of(bundled.path())
-    assert sizes_of(entry, entry.files[0], cuts) == model_sizes(facts, default_context(facts), cuts)
+    assert sizes_of(entry, entry.files[0], cuts) == model_needs(facts, default_context(facts), cuts)
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,8 +73,8 @@ def test_what_is_missing_would_do_on_one_more_node(gib: list[float]) -> None:
 def test_one_node_holds_what_plans_say_it_holds(spare: int) -> None:
     entry = catalogue.find("qwen3-8b")
     sizes = sizes_of(entry, entry.files[0], "it is cut nowhere")
-    needed = int((sum(sizes.layer_bytes) + sizes.head_bytes) * offers.WORKING_SPACE)
-    found = fit(entry, entry.files[0], [Candidate("n", "box", needed + 1 + spare)])
+    needed = offers._needed(sizes, offers.usual_context(entry, entry.files[0]))
+    found = fit(entry, entry.files[0], [Node("n", "box", needed + 1 + spare)])
     assert bool(found.nodes) == (spare >= 0)
 
 

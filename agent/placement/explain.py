@@ -1,0 +1,298 @@
+"""What a plan says of itself: predictions, memory, alternatives, and why each node is in or out.
+
+A core. Used by `plan.py` once the ring is chosen; nothing here changes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from agent.placement.inputs import DECODE_BYTES_S, OVERHEAD, Objective
+from agent.placement.objectives import Choice, Chooser
+from agent.placement.prices import Frame
+from agent.placement.problem import Problem
+from agent.placement.results import Alternative, Memory, Plan, Stage
+from agent.placement.search import FEW, Ring, price
+
+_OBJECTIVES: dict[str, Objective] = {"least latency": "latency", "most throughput": "throughput"}
+# Rows of a chunk of a prompt, as the engine's batches have them.
+CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class _Explained:
+    """A problem, the ring that was chosen, and what prices rings without the cost of fetching."""
+
+    asked: Problem
+    choice: Choice
+    chooser: Chooser
+
+
+def explained(asked: Problem, choice: Choice, seen: Mapping[Objective, Choice]) -> Plan:
+    """Return the plan of a ring that was chosen for a problem; `seen`: the best by objective."""
+    chooser = Chooser(asked.prices(replace(asked.aims, horizon_tokens=None)))
+    priced = replace(chooser.priced(choice.ring), gap=choice.gap)
+    it = _Explained(asked, priced, chooser)
+    memory = _memory(it)
+    others = _alternatives(it, seen)
+    moved = _moved(it)
+    first_s = _first_s(asked, choice.ring)
+    said = [_summary(it, others), *_prediction(it, first_s), *_nodes_in(it), *_unmeasured(it)]
+    if moved and asked.aims.horizon_tokens is not None:
+        said.append(
+            f"{moved / 2**20:.1f} MiB of weights are fetched, which the next"
+            f" {asked.aims.horizon_tokens:.0f} tokens are to pay for"
+        )
+    return Plan(
+        _stages(asked, choice.ring), (*said, *_nodes_out(it)), priced.token_s,
+        asked.aims.streams / priced.round_s, first_s, memory, others, moved, choice.gap,
+    )  # fmt: skip
+
+
+def _stages(asked: Problem, ring: Ring) -> tuple[Stage, ...]:
+    edges = asked.prices().edges
+    head = asked.nodes[ring.head]
+    if not ring.way:
+        return (Stage(head.node, head.name, 0, edges[-1]),)
+    middle = [
+        Stage(asked.nodes[node].node, asked.nodes[node].name, edges[first], edges[last])
+        for node, first, last in ring.way
+    ]
+    return (
+        Stage(head.node, head.name, 0, middle[0].first), *middle,
+        Stage(head.node, head.name, middle[-1].last, edges[-1]),
+    )  # fmt: skip
+
+
+def _held(it: _Explained) -> dict[int, int]:
+    """Return the bytes of weights and KV cache on each node of the ring."""
+    prices, ring = it.asked.prices(), it.choice.ring
+    held = {node: prices.held[last] - prices.held[first] for node, first, last in ring.way}
+    rest = prices.held[-1] - sum(held.values()) + it.asked.model.head_bytes
+    return {node: int(size) for node, size in {ring.head: rest, **held}.items()}
+
+
+def _memory(it: _Explained) -> tuple[Memory, ...]:
+    return tuple(
+        Memory(
+            it.asked.nodes[node].node, it.asked.nodes[node].name,
+            math.ceil(size * OVERHEAD) + it.asked.model.buffer_bytes,
+            it.asked.nodes[node].free_bytes,
+        )
+        for node, size in _held(it).items()
+    )  # fmt: skip
+
+
+def _moved(it: _Explained) -> int:
+    prices, ring = it.asked.prices(), it.choice.ring
+    rounds = it.asked.model.rounds
+    ends = [(0, rounds)] if not ring.way else [(0, prices.first), (ring.way[-1][2], rounds)]
+    parts = [*((ring.head, *end) for end in ends), *ring.way]
+    return int(sum(prices.fetched(*part) for part in parts))
+
+
+def _first_s(asked: Problem, ring: Ring) -> float:
+    """Return how long a prompt's first token takes: its chunks follow each other round the ring.
+
+    The first chunk goes all the way; each further one comes behind it by what the slowest node
+    or link takes. Only the last row has an output.
+    """
+    rows = min(CHUNK_ROWS, asked.aims.prompt)
+    chunks = -(-asked.aims.prompt // rows)
+    prices = asked.prices(replace(asked.aims, horizon_tokens=None))
+    tables = prices.tables(Frame(rows, asked.aims.prompt / 2, 1))
+    around = price(tables, ring.head, ring.way)
+    if not ring.way:
+        return chunks * around
+    slowest = max(tables.heads[ring.head, ring.way[-1][2]], *(tables.parts[p] for p in ring.way))
+    order = [*ring.nodes, ring.head]
+    sent = [
+        rows * asked.model.row_bytes
+        / asked.links.between(asked.nodes[one].node, asked.nodes[other].node).bytes_s
+        for one, other in pairwise(order)
+    ]  # fmt: skip
+    return float(around + (chunks - 1) * max(slowest, *sent))
+
+
+def _alternatives(it: _Explained, seen: Mapping[Objective, Choice]) -> tuple[Alternative, ...]:
+    """Return the best rings of one node, of two, and by each objective, unless they are alike.
+
+    Where there are many nodes, only those that cost no further search.
+    """
+    asked, few = it.asked, len(it.asked.nodes) <= FEW
+    rings: dict[str, Choice | None] = {}
+    for title, count in (("one node", 1), ("two nodes", 2)):
+        if asked.most >= count >= len(asked.must) and (few or count == 1):
+            rings[title] = it.chooser.best(
+                asked.aims.objective, count, count, asked.must, exact=False
+            )
+    for title, objective in _OBJECTIVES.items():
+        if few and objective not in seen:
+            rings[title] = it.chooser.best(
+                objective, asked.least, asked.most, asked.must, exact=False
+            )
+        elif objective in seen:
+            rings[title] = it.chooser.priced(seen[objective].ring)
+    return tuple(
+        Alternative(
+            title, tuple(asked.nodes[node].name for node in one.ring.nodes), one.token_s,
+            asked.aims.streams / one.round_s,
+        )
+        for title, one in rings.items()
+        if one is not None and not _alike(one, it.choice)
+    )  # fmt: skip
+
+
+def _alike(one: Choice, other: Choice) -> bool:
+    """Return whether two rings do the same to a thousandth, the first perhaps less."""
+    return (
+        one.token_s > other.token_s * 0.999
+        and one.round_s > other.round_s * 0.999
+        and (len(one.ring.nodes) == len(other.ring.nodes))
+    )
+
+
+def _measured(it: _Explained) -> bool:
+    """Return whether anything is known of the ring's speeds or links."""
+    asked, ring = it.asked, it.choice.ring
+    order = [*ring.nodes, ring.head]
+    ids = [asked.nodes[node].node for node in order]
+    return any(asked.nodes[node].measured for node in ring.nodes) or any(
+        asked.links.known(one, other) for one, other in pairwise(ids)
+    )
+
+
+def _summary(it: _Explained, others: tuple[Alternative, ...]) -> str:
+    asked, count = it.asked, len(it.choice.ring.nodes)
+    alone = next((other for other in others if other.title == "one node"), None)
+    if asked.model.uncut:
+        why = f"it runs on one node, since {asked.model.uncut}"
+    elif asked.aims.nodes is not None:
+        why = f"{_nodes(count)} {'was' if count == 1 else 'were'} asked for"
+    elif count == 1:
+        why = "it fits on one node"
+        if _measured(it) and len(asked.nodes) > 1 and asked.most > 1:
+            why += ", and no ring of several is better"
+    elif alone is not None and asked.least == 1:
+        why = f"{_rated(it.choice, asked)}, and on {alone.names[0]} alone {_said(alone, asked)}"
+    elif asked.least > 1:
+        why = f"at least {asked.least} were asked for"
+    else:
+        why = "no node alone can hold it" if _measured(it) else f"it needs {count} nodes' memory"
+    even = "" if count == 1 or _measured(it) else "; split by bytes, speeds and links are not known"
+    return f"{_nodes(count)}: {why}{even}"
+
+
+def _rated(choice: Choice, asked: Problem) -> str:
+    if asked.aims.objective == "latency" or asked.aims.streams == 1:
+        return f"a token takes {choice.token_s * 1e3:.1f} ms"
+    return f"it makes {asked.aims.streams / choice.round_s:.1f} tokens/s"
+
+
+def _said(other: Alternative, asked: Problem) -> str:
+    if asked.aims.objective == "latency" or asked.aims.streams == 1:
+        return f"{other.token_s * 1e3:.1f} ms"
+    return f"{other.tokens_s:.1f}"
+
+
+def _prediction(it: _Explained, first_s: float) -> list[str]:
+    if not _measured(it):
+        return []
+    asked, choice = it.asked, it.choice
+    many = (
+        f", {asked.aims.streams / choice.round_s:.1f} tokens/s for {asked.aims.streams} streams"
+        if asked.aims.streams > 1
+        else ""
+    )
+    return [
+        f"predicted: {choice.token_s * 1e3:.1f} ms a token{many}, {first_s:.2f} s to the first"
+        f" token of a prompt of {asked.aims.prompt}; within {choice.gap * 100:.1f} % of the best"
+    ]
+
+
+def _nodes_in(it: _Explained) -> list[str]:
+    ring, edges, said = it.choice.ring, it.asked.prices().edges, []
+    layers = {node: edges[last] - edges[first] for node, first, last in ring.way}
+    layers = {ring.head: edges[-1] - sum(layers.values()), **layers}
+    for node, size in _held(it).items():
+        role = "head: embedding, output and " if node == ring.head else ""
+        said.append(
+            f"{it.asked.nodes[node].name}: {role}{layers[node]} layers, {size / 2**20:.1f} MiB"
+        )
+    return said
+
+
+def _unmeasured(it: _Explained) -> list[str]:
+    """Return what was assumed, where some of it is measured: figures rest on that."""
+    if not _measured(it):
+        return []
+    asked, ring, said = it.asked, it.choice.ring, []
+    slow = [asked.nodes[node].name for node in ring.nodes if not asked.nodes[node].measured]
+    if slow:
+        said.append(f"unmeasured, taken as {DECODE_BYTES_S / 1e9:.0f} GB/s: {', '.join(slow)}")
+    order = [*ring.nodes, ring.head] if ring.way else []
+    pairs = [(asked.nodes[one], asked.nodes[other]) for one, other in pairwise(order)]
+    unknown = [
+        f"{one.name} → {other.name}" for one, other in pairs
+        if not asked.links.known(one.node, other.node)
+    ]  # fmt: skip
+    if unknown:
+        taken = asked.links.otherwise
+        said.append(
+            f"unmeasured, taken as {taken.rtt_s * 1e3:.0f} ms and"
+            f" {taken.bytes_s * 8 / 1e6:.0f} Mbit/s: {', '.join(unknown)}"
+        )
+    return said
+
+
+def _nodes_out(it: _Explained) -> list[str]:
+    asked = it.asked
+    said = [f"{name}: left out: {why}" for name, why in asked.refused.items()]
+    out = [node for node in range(len(asked.nodes)) if node not in it.choice.ring.nodes]
+    if asked.most == 1 and not asked.nodes[1:]:
+        return said
+    if len(asked.nodes) > FEW:
+        if out:
+            said.append(f"{_nodes(len(out))} left out: no better ring with them was found")
+        return said
+    return [*said, *(f"{asked.nodes[node].name}: left out: {_why_out(it, node)}" for node in out)]
+
+
+def _why_out(it: _Explained, node: int) -> str:
+    asked, prices = it.asked, it.asked.prices()
+    split, alone = prices.head_room
+    if not (prices.fits[node].any() or split[node].any() or alone[node]):
+        shares = prices.held[None, :] - prices.held[:, None]
+        usual = shares[prices.allowed] if prices.allowed.any() else prices.held[-1:]
+        least = usual.min() * OVERHEAD + asked.model.buffer_bytes
+        return f"{_gib(asked.nodes[node].free_bytes)} free, its least share needs {_gib(least)}"
+    must = [*asked.must, node]
+    if asked.model.uncut or len(must) > asked.most:
+        return "it is not needed"
+    it_too = it.chooser.best(asked.aims.objective, asked.least, asked.most, must, exact=False)
+    if it_too is None:
+        return "no ring with it is possible"
+    if not _measured(it):
+        return "it is not needed"
+    if asked.aims.objective == "latency" or asked.aims.streams == 1:
+        return (
+            f"with it a token takes {it_too.token_s * 1e3:.1f} ms instead of"
+            f" {it.choice.token_s * 1e3:.1f}"
+        )
+    streams = asked.aims.streams
+    return (
+        f"with it a ring makes {streams / it_too.round_s:.1f} tokens/s instead of"
+        f" {streams / it.choice.round_s:.1f}, and a token takes {it_too.token_s * 1e3:.1f} ms"
+        f" instead of {it.choice.token_s * 1e3:.1f}"
+    )
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
