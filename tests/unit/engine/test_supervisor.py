@@ -156,8 +156,8 @@ async def test_three_nodes_answer_as_llama_cpp_and_a_killed_one_is_named_at_once
     parts = rings.cut(path, tmp_path, (3, 7, 10))
     async with running(specs(parts, cache, "::1")) as engines:
         assert await complete(engines[0], TEXT) == expected_text(path, TEXT)
+        stream = asyncio.create_task(stream_until_killed(engines[0], engines[1].pid))
         async with asyncio.timeout(8):  # below the silence bound: it must be noticed at once
-            rest = await stream_until_killed(engines[0], engines[1].pid)
             killed, head, after = [
                 await engines[stage].wait_ended() for stage in (1, 0, 2)
             ]  # fmt: skip
@@ -166,10 +166,14 @@ async def test_three_nodes_answer_as_llama_cpp_and_a_killed_one_is_named_at_once
         assert isinstance(head, EngineError)
         assert "stage 1 (::1)" in head.message
         assert "stage 1 (::1)" in after.message
-        assert b"stage 1 (::1)" in rest
-        # The head lives on to say what is wrong, until the agent stops it.
-        with pytest.raises(EngineError, match=r"50\d .*stage 1"):
+        assert [engine.lost for engine in engines] == [1, -1, 1]
+        assert (engines[0].alive, engines[1].alive) == (True, False)
+        # The head lives on to say what is wrong, and its answer waits, until the agent stops it.
+        with pytest.raises(EngineError, match=r"503 .*stage 1.*1 answer waits for it"):
             await complete(engines[0], TEXT)
+        await engines[0].stop()
+        rest = await stream
+        assert b"stage 1 (::1)" in rest and b"[DONE]" not in rest
 
 
 async def test_a_frozen_stage_is_noticed_by_its_silence(
