@@ -133,7 +133,9 @@ class _HeadProcess:
                     raise ModelError(f"{path.name} is not of the model that answers go on with.")
         except CoveyError as error:
             log.error("not regrouped: %s", error.line())
-            self._channel.emit_error("failed", error)
+            self._serving_since = self._channel.regroups
+            kept = self._head.state()[0] == "ready"
+            self._channel.emit_error("failed" if kept else "broken", error)
             return
         loaded: Loaded | None = None
         try:
