@@ -59,6 +59,11 @@ class Lost(EngineError):
         self.reason = reason
 
 
+def blamed(error: Exception) -> int:
+    """Return the stage that is to blame for a broken ring, -1 where it is not known."""
+    return error.stage if isinstance(error, Lost) else -1
+
+
 @dataclass(frozen=True)
 class Membership:
     """What both ends of a connection must agree on, and this end's place in the ring.

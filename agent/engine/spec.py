@@ -16,6 +16,9 @@ Role = Literal["whole", "head", "stage", "rpc-server"]
 _ROW_TYPES = {"auto": None, "f32": RowType.F32, "f16": RowType.F16, "q8": RowType.Q8}
 _FILES = {"whole": 1, "stage": 1, "head": 2, "rpc-server": 0}
 RING_ID_BYTES = 16
+# What answers that go on over another ring rely on.
+_KEPT = ("model_name", "http_address", "http_port", "slots", "n_ctx")
+_WAYS = {True: "from", False: "to"}
 # llama.cpp keeps 256 sequences at most.
 SLOTS_MAX = 128
 
@@ -125,11 +128,28 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         if (self.stage == 0) != (self.role == "head"):
             raise ConfigError("the head, and nothing else, is stage 0")
 
+    def check_regroup(self, other: EngineSpec) -> None:
+        """Raise ConfigError unless this engine's process can go over to `other`."""
+        other.check()
+        for spec in (self, other):
+            if spec.role not in ("head", "whole") or spec.servers:
+                raise ConfigError(f"a process cannot go over {_WAYS[spec is self]} {spec.title}")
+        for name in _KEPT:
+            if getattr(self, name) != getattr(other, name):
+                raise ConfigError(
+                    f"a process that goes over to another ring keeps its {name}:"
+                    f" {getattr(self, name)!r}, not {getattr(other, name)!r}"
+                )
+
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A line of input: connect to the successor (address, port), or stop."""
+    """A line of input: connect to the successor (address, port), go over to another spec, or stop.
+
+    `regroup` leaves the ring, if it is not broken already; what `connect` said before is void.
+    """
 
     connect: tuple[str, int] | None = None
+    regroup: EngineSpec | None = None
     stop: bool = False
 
 
@@ -137,9 +157,11 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """A line of output.
 
     `listening` (loaded; `port` for the predecessor, `http_port`), `ready` (serving), `failed` (did
-    not start) and `broken` (was ready) with `kind`, `message` and `hint` of the error, `stats`
-    with counts and seconds. `rows` says in which type rows leave a ready stage, and why; `runs_on`
-    with what a loaded engine computes.
+    not start, or cannot regroup and is as it was) and `broken` (its ring is gone; a head waits for
+    `regroup`) with `kind`, `message` and `hint` of the error and in `lost` the stage that is to
+    blame, -1: unknown; `stats` with counts and seconds. `rows` says in which type rows leave a
+    ready stage, and why; `runs_on` with what a loaded engine computes. `regroups` counts the
+    commands of that name which had been taken when what is told came about.
     """
 
     event: Literal["listening", "ready", "failed", "broken", "stats"]
@@ -152,4 +174,6 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     kind: str = ""
     message: str = ""
     hint: str = ""
+    lost: int = -1
+    regroups: int = 0
     stats: dict[str, float] = {}
