@@ -18,6 +18,8 @@ from agent.placement.results import Alternative, Memory, Plan, Stage
 from agent.placement.search import FEW, Ring, price
 
 _OBJECTIVES: dict[str, Objective] = {"least latency": "latency", "most throughput": "throughput"}
+# Up to so many nodes an explanation searches for throughput, which takes longest, as well.
+_THOROUGH = 6
 # Rows of a chunk of a prompt, as the engine's batches have them.
 CHUNK_ROWS = 512
 
@@ -120,22 +122,24 @@ def _first_s(asked: Problem, ring: Ring) -> float:
 def _alternatives(it: _Explained, seen: Mapping[Objective, Choice]) -> tuple[Alternative, ...]:
     """Return the best rings of one node, of two, and by each objective, unless they are alike.
 
-    Where there are many nodes, only those that cost no further search.
+    With more than `_THOROUGH` nodes two nodes are those of least latency, and with more than `FEW`
+    there is only what costs no search.
     """
-    asked, few = it.asked, len(it.asked.nodes) <= FEW
+    asked, objective = it.asked, it.asked.aims.objective
+    thorough = len(asked.nodes) <= _THOROUGH
     rings: dict[str, Choice | None] = {}
     for title, count in (("one node", 1), ("two nodes", 2)):
-        if asked.most >= count >= len(asked.must) and (few or count == 1):
-            rings[title] = it.chooser.best(
-                asked.aims.objective, count, count, asked.must, exact=False
-            )
-    for title, objective in _OBJECTIVES.items():
-        if few and objective not in seen:
-            rings[title] = it.chooser.best(
-                objective, asked.least, asked.most, asked.must, exact=False
-            )
-        elif objective in seen:
-            rings[title] = it.chooser.priced(seen[objective].ring)
+        if not asked.most >= count >= len(asked.must):
+            continue
+        if thorough or count == 1:
+            rings[title] = it.chooser.best(objective, count, count, asked.must, exact=False)
+        elif len(asked.nodes) <= FEW:
+            rings[title] = it.chooser.latency(count, count, asked.must)
+    for title, other in _OBJECTIVES.items():
+        if other in seen:
+            rings[title] = it.chooser.priced(seen[other].ring)
+        elif thorough:
+            rings[title] = it.chooser.best(other, asked.least, asked.most, asked.must, exact=False)
     return tuple(
         Alternative(
             title, tuple(asked.nodes[node].name for node in one.ring.nodes), one.token_s,
@@ -147,11 +151,11 @@ def _alternatives(it: _Explained, seen: Mapping[Objective, Choice]) -> tuple[Alt
 
 
 def _alike(one: Choice, other: Choice) -> bool:
-    """Return whether two rings do the same to a thousandth, the first perhaps less."""
+    """Return whether two rings of as many nodes do the same, to a thousandth."""
     return (
-        one.token_s > other.token_s * 0.999
-        and one.round_s > other.round_s * 0.999
-        and (len(one.ring.nodes) == len(other.ring.nodes))
+        len(one.ring.nodes) == len(other.ring.nodes)
+        and math.isclose(one.token_s, other.token_s, rel_tol=1e-3)
+        and math.isclose(one.round_s, other.round_s, rel_tol=1e-3)
     )
 
 
@@ -175,9 +179,12 @@ def _summary(it: _Explained, others: tuple[Alternative, ...]) -> str:
     elif count == 1:
         why = "it fits on one node"
         if _measured(it) and len(asked.nodes) > 1 and asked.most > 1:
-            why += ", and no ring of several is better"
+            several = "no ring of several is better"
+            why += f", and {several if not it.choice.gap else 'no better ring was found'}"
     elif alone is not None and asked.least == 1:
         why = f"{_rated(it.choice, asked)}, and on {alone.names[0]} alone {_said(alone, asked)}"
+    elif len(asked.must) > 1:
+        why = f"{len(asked.must)} of them were asked for by name"
     elif asked.least > 1:
         why = f"at least {asked.least} were asked for"
     else:
@@ -272,19 +279,25 @@ def _why_out(it: _Explained, node: int) -> str:
     must = [*asked.must, node]
     if asked.model.uncut or len(must) > asked.most:
         return "it is not needed"
-    it_too = it.chooser.best(asked.aims.objective, asked.least, asked.most, must, exact=False)
+    for_one = asked.aims.objective == "latency" or asked.aims.streams == 1
+    thorough = len(asked.nodes) <= _THOROUGH and not for_one
+    if thorough:
+        it_too = it.chooser.best(asked.aims.objective, asked.least, asked.most, must, exact=False)
+    else:
+        it_too = it.chooser.latency(asked.least, asked.most, must)
     if it_too is None:
         return "no ring with it is possible"
     if not _measured(it):
         return "it is not needed"
-    if asked.aims.objective == "latency" or asked.aims.streams == 1:
+    if for_one:
         return (
             f"with it a token takes {it_too.token_s * 1e3:.1f} ms instead of"
             f" {it.choice.token_s * 1e3:.1f}"
         )
     streams = asked.aims.streams
     return (
-        f"with it a ring makes {streams / it_too.round_s:.1f} tokens/s instead of"
+        f"the {'best' if thorough else 'fastest'} ring with it makes"
+        f" {streams / it_too.round_s:.1f} tokens/s instead of"
         f" {streams / it.choice.round_s:.1f}, and a token takes {it_too.token_s * 1e3:.1f} ms"
         f" instead of {it.choice.token_s * 1e3:.1f}"
     )

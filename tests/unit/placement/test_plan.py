@@ -198,6 +198,30 @@ def test_throughput_takes_more_nodes_than_latency_where_rows_overlap() -> None:
     assert far[0].stages == far[1].stages
 
 
+def test_a_node_that_slows_a_busy_ring_is_left_out_with_the_figures() -> None:
+    nodes = [
+        fast("a", 20),
+        fast("b", 20),
+        fast("snail", 20, 2.0),
+        fast("c", 20, tags=frozenset("x")),
+    ]
+    aims = Aims("throughput", streams=8, never=frozenset("x"))
+    found = plan(model(), nodes, aims, everywhere(LAN))
+    assert set(found.nodes) == {"a", "b"}
+    assert re_found(
+        found,
+        r"snail: left out: the best ring with it makes [\d.]+ tokens/s instead of [\d.]+, and",
+    )
+    titles = {one.title: one for one in found.alternatives}
+    assert titles["one node"].tokens_s < found.tokens_s
+    assert titles["least latency"].token_s < found.token_s
+    many = plan(
+        model(), [*nodes, *(fast(f"s{i}", 20, 2.0) for i in range(5))], aims, everywhere(LAN)
+    )
+    assert many.stages == found.stages
+    assert re_found(many, r"s0: left out: the fastest ring with it makes [\d.]+ tokens/s instead")
+
+
 def test_the_context_and_a_draft_take_memory() -> None:
     nodes = [fast("a", 11.5), fast("b", 11.5)]
     needs = model(kv_bytes=4096)
@@ -243,7 +267,9 @@ def test_tags_and_names_say_who_may_take_part() -> None:
     assert "d: left out: it was excluded" in found.reasons
     found = plan(model(), nodes, Aims(head_tags=frozenset({"ssd"})), usual)
     assert found.nodes[0] == "b"
-    assert plan(model(), nodes, Aims(through=frozenset("a")), usual).nodes[0:] != ("c", "d")
+    found = plan(model(), nodes, Aims(through=frozenset("ab")), usual)
+    assert {"a", "b"} <= set(found.nodes)
+    assert "2 of them were asked for by name" in found.reasons[0]
     assert plan(model(), nodes, Aims(head="a"), usual).nodes[0] == "a"
 
 
