@@ -77,6 +77,8 @@ def problem(model: Model, nodes: Sequence[Node], links: Links, aims: Aims) -> Pr
                else f" cannot be cut over {least} nodes")
         )  # fmt: skip
     first = min((sizes[size] for size in wanted), default=1)
+    if not wanted and not model.in_line:
+        top = 1
     return Problem(model, tuple(usable), refused, links, aims, least, top, first)
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import brute
 
-CASES = 300
+CASES = 240
 
 
 def answer(case: brute.Case) -> Choice | None:
@@ -49,7 +49,7 @@ def test_remembering_step_by_step_finds_the_same(monkeypatch: pytest.MonkeyPatch
     """As with seven nodes to twelve, where not all are remembered at once."""
     monkeypatch.setattr(search, "_TINY", 0)
     rng, split = np.random.default_rng(2), 0
-    for number in range(40):
+    for number in range(30):
         case = brute.random_case(rng)
         choice = answer(case)
         if choice is not None:

@@ -183,6 +183,16 @@ def test_frames_take_the_short_way_round() -> None:
     assert sum({one, other} in ({"a", "b"}, {"c", "d"}) for one, other in pairwise(ring)) == 2
 
 
+def test_a_link_on_which_nothing_passes_is_gone_round() -> None:
+    nodes = [fast(name, 4.5, head_allowed=name == "a") for name in "abc"]
+    cut_off = links(nodes, LAN, ab=Link(0.001, bytes_s=0), bc=Link(0.001, loss=1.0))
+    found = plan(model(), nodes, Aims("latency"), cut_off)
+    assert found.nodes == ("a", "c", "b")
+    held = replace(nodes[0], held=frozenset(range(32)))
+    fetched = plan(model(), [held, *nodes[1:]], Aims("latency", horizon_tokens=1e6), cut_off)
+    assert fetched.nodes == ("a", "c", "b")
+
+
 def test_throughput_takes_more_nodes_than_latency_where_rows_overlap() -> None:
     nodes = [fast("a", 20, 20.0), fast("b", 20, 20.0), fast("c", 20, 20.0)]
     latency = plan(model(), nodes, Aims("latency", streams=12), everywhere(LAN))
@@ -341,6 +351,16 @@ def test_the_first_part_is_as_long_as_the_cut_rule_wants() -> None:
     sizes = Model((100,) * 12, 0, 1, lambda start, stop: stop - start > 2)
     found = plan(sizes, [HEAD, *others(1)], Aims(nodes=2, head="h"))
     assert found.stages[0].last == 3
+    one = Model((100,), 10)
+    assert plan(one, [HEAD, *others(1)], Aims()).whole
+    with pytest.raises(UsageError, match="a model of 1 layers can be cut over at most 1 nodes"):
+        plan(one, [HEAD, *others(1)], Aims(nodes=2))
+    barred = Model((100,) * 12, 0, 2, lambda start, stop: stop - start == 2)
+    assert len(plan(barred, [HEAD, *others(5)], Aims(nodes=5)).nodes) == 5
+    with pytest.raises(UsageError, match="12 layers in rounds of 2 cannot be cut over 3 nodes"):
+        plan(barred, [HEAD, *others(5)], Aims(nodes=3))
+    with pytest.raises(ModelError, match="needs about"):
+        plan(replace(barred, layer_bytes=(GIB,) * 12), [Node("h", "head", GIB)] * 2, Aims())
 
 
 # ------------------------------------------------------------------ what is refused
