@@ -13,6 +13,7 @@ from agent.errors import CoveyError, ModelError, PeerError, UsageError
 from agent.placement.inputs import OVERHEAD, Aims, Links, Model, Node
 from agent.placement.objectives import Chooser
 from agent.placement.prices import Prices, ring_sizes
+from agent.placement.search import FEW
 
 # Of the usual work, to see what would fit instead.
 _GLANCE = 0.1
@@ -121,11 +122,12 @@ def does_not_fit(asked: Problem) -> CoveyError:
         f" free, the largest {largest.free_bytes >> 20} MiB"
     )
     if free >= needed:
+        can = "can" if len(nodes) <= FEW else "was found to"
         said += (
             f"; {head.name} as head needs at least {own >> 20} MiB and has"
             f" {head.free_bytes >> 20} MiB"
             if own > head.free_bytes
-            else f"; no {_counted(asked)} can share it out"
+            else f"; no {_counted(asked)} {can} share it out"
         )
     return ModelError(said, hint=_what_would_help(asked, cache))
 
