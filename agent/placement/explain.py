@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from agent.placement import figures
 from agent.placement.inputs import DECODE_BYTES_S, OVERHEAD, Objective
 from agent.placement.objectives import Choice, Chooser
-from agent.placement.prices import Frame
 from agent.placement.problem import Problem
-from agent.placement.results import Alternative, Memory, Plan, Stage
-from agent.placement.search import FEW, Ring, price
+from agent.placement.results import Alternative, Plan
+from agent.placement.search import FEW
 
 _OBJECTIVES: dict[str, Objective] = {"least latency": "latency", "most throughput": "throughput"}
-# Rows of a chunk of a prompt, as the engine's batches have them.
-CHUNK_ROWS = 512
+# Up to so many nodes an explanation searches for throughput, which takes longest, as well.
+_THOROUGH = 6
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,9 @@ def explained(asked: Problem, choice: Choice, seen: Mapping[Objective, Choice]) 
     chooser = Chooser(asked.prices(replace(asked.aims, horizon_tokens=None)))
     priced = replace(chooser.priced(choice.ring), gap=choice.gap)
     it = _Explained(asked, priced, chooser)
-    memory = _memory(it)
     others = _alternatives(it, seen)
-    moved = _moved(it)
-    first_s = _first_s(asked, choice.ring)
+    moved = figures.moved(asked, choice.ring)
+    first_s = figures.first_s(asked, choice.ring)
     said = [_summary(it, others), *_prediction(it, first_s), *_nodes_in(it), *_unmeasured(it)]
     if moved and asked.aims.horizon_tokens is not None:
         said.append(
@@ -47,95 +46,33 @@ def explained(asked: Problem, choice: Choice, seen: Mapping[Objective, Choice]) 
             f" {asked.aims.horizon_tokens:.0f} tokens are to pay for"
         )
     return Plan(
-        _stages(asked, choice.ring), (*said, *_nodes_out(it)), priced.token_s,
-        asked.aims.streams / priced.round_s, first_s, memory, others, moved, choice.gap,
+        figures.stages(asked, choice.ring), (*said, *_nodes_out(it)), priced.token_s,
+        asked.aims.streams / priced.round_s, first_s, figures.memory(asked, choice.ring),
+        others, moved, choice.gap,
     )  # fmt: skip
-
-
-def _stages(asked: Problem, ring: Ring) -> tuple[Stage, ...]:
-    edges = asked.prices().edges
-    head = asked.nodes[ring.head]
-    if not ring.way:
-        return (Stage(head.node, head.name, 0, edges[-1]),)
-    middle = [
-        Stage(asked.nodes[node].node, asked.nodes[node].name, edges[first], edges[last])
-        for node, first, last in ring.way
-    ]
-    return (
-        Stage(head.node, head.name, 0, middle[0].first), *middle,
-        Stage(head.node, head.name, middle[-1].last, edges[-1]),
-    )  # fmt: skip
-
-
-def _held(it: _Explained) -> dict[int, int]:
-    """Return the bytes of weights and KV cache on each node of the ring."""
-    prices, ring = it.asked.prices(), it.choice.ring
-    held = {node: prices.held[last] - prices.held[first] for node, first, last in ring.way}
-    rest = prices.held[-1] - sum(held.values()) + it.asked.model.head_bytes
-    return {node: int(size) for node, size in {ring.head: rest, **held}.items()}
-
-
-def _memory(it: _Explained) -> tuple[Memory, ...]:
-    return tuple(
-        Memory(
-            it.asked.nodes[node].node, it.asked.nodes[node].name,
-            math.ceil(size * OVERHEAD) + it.asked.model.buffer_bytes,
-            it.asked.nodes[node].free_bytes,
-        )
-        for node, size in _held(it).items()
-    )  # fmt: skip
-
-
-def _moved(it: _Explained) -> int:
-    prices, ring = it.asked.prices(), it.choice.ring
-    rounds = it.asked.model.rounds
-    ends = [(0, rounds)] if not ring.way else [(0, prices.first), (ring.way[-1][2], rounds)]
-    parts = [*((ring.head, *end) for end in ends), *ring.way]
-    return int(sum(prices.fetched(*part) for part in parts))
-
-
-def _first_s(asked: Problem, ring: Ring) -> float:
-    """Return how long a prompt's first token takes: its chunks follow each other round the ring.
-
-    The first chunk goes all the way; each further one comes behind it by what the slowest node
-    or link takes. Only the last row has an output.
-    """
-    rows = min(CHUNK_ROWS, asked.aims.prompt)
-    chunks = -(-asked.aims.prompt // rows)
-    prices = asked.prices(replace(asked.aims, horizon_tokens=None))
-    tables = prices.tables(Frame(rows, asked.aims.prompt / 2, 1))
-    around = price(tables, ring.head, ring.way)
-    if not ring.way:
-        return chunks * around
-    slowest = max(tables.heads[ring.head, ring.way[-1][2]], *(tables.parts[p] for p in ring.way))
-    order = [*ring.nodes, ring.head]
-    sent = [
-        rows * asked.model.row_bytes
-        / asked.links.between(asked.nodes[one].node, asked.nodes[other].node).bytes_s
-        for one, other in pairwise(order)
-    ]  # fmt: skip
-    return float(around + (chunks - 1) * max(slowest, *sent))
 
 
 def _alternatives(it: _Explained, seen: Mapping[Objective, Choice]) -> tuple[Alternative, ...]:
     """Return the best rings of one node, of two, and by each objective, unless they are alike.
 
-    Where there are many nodes, only those that cost no further search.
+    With more than `_THOROUGH` nodes two nodes are those of least latency, and with more than `FEW`
+    there is only what costs no search.
     """
-    asked, few = it.asked, len(it.asked.nodes) <= FEW
+    asked, objective = it.asked, it.asked.aims.objective
+    thorough = len(asked.nodes) <= _THOROUGH
     rings: dict[str, Choice | None] = {}
     for title, count in (("one node", 1), ("two nodes", 2)):
-        if asked.most >= count >= len(asked.must) and (few or count == 1):
-            rings[title] = it.chooser.best(
-                asked.aims.objective, count, count, asked.must, exact=False
-            )
-    for title, objective in _OBJECTIVES.items():
-        if few and objective not in seen:
-            rings[title] = it.chooser.best(
-                objective, asked.least, asked.most, asked.must, exact=False
-            )
-        elif objective in seen:
-            rings[title] = it.chooser.priced(seen[objective].ring)
+        if not asked.most >= count >= len(asked.must):
+            continue
+        if thorough or count == 1:
+            rings[title] = it.chooser.best(objective, count, count, asked.must, exact=False)
+        elif len(asked.nodes) <= FEW:
+            rings[title] = it.chooser.latency(count, count, asked.must)
+    for title, other in _OBJECTIVES.items():
+        if other in seen:
+            rings[title] = it.chooser.priced(seen[other].ring)
+        elif thorough:
+            rings[title] = it.chooser.best(other, asked.least, asked.most, asked.must, exact=False)
     return tuple(
         Alternative(
             title, tuple(asked.nodes[node].name for node in one.ring.nodes), one.token_s,
@@ -147,11 +84,11 @@ def _alternatives(it: _Explained, seen: Mapping[Objective, Choice]) -> tuple[Alt
 
 
 def _alike(one: Choice, other: Choice) -> bool:
-    """Return whether two rings do the same to a thousandth, the first perhaps less."""
+    """Return whether two rings of as many nodes do the same, to a thousandth."""
     return (
-        one.token_s > other.token_s * 0.999
-        and one.round_s > other.round_s * 0.999
-        and (len(one.ring.nodes) == len(other.ring.nodes))
+        len(one.ring.nodes) == len(other.ring.nodes)
+        and math.isclose(one.token_s, other.token_s, rel_tol=1e-3)
+        and math.isclose(one.round_s, other.round_s, rel_tol=1e-3)
     )
 
 
@@ -175,9 +112,12 @@ def _summary(it: _Explained, others: tuple[Alternative, ...]) -> str:
     elif count == 1:
         why = "it fits on one node"
         if _measured(it) and len(asked.nodes) > 1 and asked.most > 1:
-            why += ", and no ring of several is better"
+            several = "no ring of several is better"
+            why += f", and {several if not it.choice.gap else 'no better ring was found'}"
     elif alone is not None and asked.least == 1:
         why = f"{_rated(it.choice, asked)}, and on {alone.names[0]} alone {_said(alone, asked)}"
+    elif len(asked.must) > 1:
+        why = f"{len(asked.must)} of them were asked for by name"
     elif asked.least > 1:
         why = f"at least {asked.least} were asked for"
     else:
@@ -217,7 +157,7 @@ def _nodes_in(it: _Explained) -> list[str]:
     ring, edges, said = it.choice.ring, it.asked.prices().edges, []
     layers = {node: edges[last] - edges[first] for node, first, last in ring.way}
     layers = {ring.head: edges[-1] - sum(layers.values()), **layers}
-    for node, size in _held(it).items():
+    for node, size in figures.held(it.asked, ring).items():
         role = "head: embedding, output and " if node == ring.head else ""
         said.append(
             f"{it.asked.nodes[node].name}: {role}{layers[node]} layers, {size / 2**20:.1f} MiB"
@@ -272,19 +212,25 @@ def _why_out(it: _Explained, node: int) -> str:
     must = [*asked.must, node]
     if asked.model.uncut or len(must) > asked.most:
         return "it is not needed"
-    it_too = it.chooser.best(asked.aims.objective, asked.least, asked.most, must, exact=False)
+    for_one = asked.aims.objective == "latency" or asked.aims.streams == 1
+    thorough = len(asked.nodes) <= _THOROUGH and not for_one
+    if thorough:
+        it_too = it.chooser.best(asked.aims.objective, asked.least, asked.most, must, exact=False)
+    else:
+        it_too = it.chooser.latency(asked.least, asked.most, must)
     if it_too is None:
         return "no ring with it is possible"
     if not _measured(it):
         return "it is not needed"
-    if asked.aims.objective == "latency" or asked.aims.streams == 1:
+    if for_one:
         return (
             f"with it a token takes {it_too.token_s * 1e3:.1f} ms instead of"
             f" {it.choice.token_s * 1e3:.1f}"
         )
     streams = asked.aims.streams
     return (
-        f"with it a ring makes {streams / it_too.round_s:.1f} tokens/s instead of"
+        f"the {'best' if thorough else 'fastest'} ring with it makes"
+        f" {streams / it_too.round_s:.1f} tokens/s instead of"
         f" {streams / it.choice.round_s:.1f}, and a token takes {it_too.token_s * 1e3:.1f} ms"
         f" instead of {it.choice.token_s * 1e3:.1f}"
     )

@@ -8,6 +8,7 @@ guesses favour nobody.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -66,9 +67,11 @@ class Link:
         """Return what a frame of so many bytes takes one way, on the mean.
 
         Half a round trip, the jitter, the bytes; a lost frame is sent again after two round trips
-        and `LOST_S`, and may be lost again.
+        and `LOST_S`, and may be lost again. Infinite where nothing passes.
         """
-        again = self.loss / (1 - min(self.loss, 0.99))
+        if self.bytes_s <= 0 or self.loss >= 1:
+            return math.inf
+        again = self.loss / (1 - self.loss)
         sent = payload / self.bytes_s
         return self.rtt_s / 2 + self.jitter_s + sent + again * (2 * self.rtt_s + LOST_S + sent)
 

@@ -139,15 +139,20 @@ class Chooser:
         sure = start.token_s / (1 + start.gap)
         bounds = {groups: max(sure, self._bound(groups)) for groups in self.groups}
         best, order = start, sorted(self.groups, key=bounds.__getitem__)
-        if budget.left is not None:
+        looks = head_looks(self.tables(1))
+        if budget.left is not None and np.isfinite(looks).sum() > _HEADS_FIRST:
             # Among many nodes, a few heads first: what is found there is worth more than a bound.
-            looks = head_looks(self.tables(1))
             heads = (start.ring.head, *(int(head) for head in looks.argsort()[:_HEADS_FIRST]))
             some, part = replace(wanted, heads=heads), self._budget(share * _HEADS_SHARE)
             for groups in order:
                 best, _ = self._shortest(groups, best, bounds[groups], some, part)
             budget.spend(share * _HEADS_SHARE * BUDGET * self._share - (part.left or 0.0))
         for groups in order:
+            if budget.left is not None and bounds[groups] < best.round_s:
+                # One sweep; what follows may end without an answer.
+                swept = Search(self.tables(self._rows(groups)), Budget(0), least=least, most=most,
+                               must=must).run()  # fmt: skip
+                bounds[groups] = max(bounds[groups], swept.bound)
             best, bounds[groups] = self._shortest(groups, best, bounds[groups], wanted, budget)
         # Of the rings whose round is as short, that in which a frame is back first.
         limit = best.round_s * (1 + _EXACT)

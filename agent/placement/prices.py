@@ -31,6 +31,9 @@ from agent.placement.inputs import (
     Node,
 )
 
+# Bytes a second over a link on which nothing was seen to pass, where weights would have to.
+_STALLED = 1.0
+
 Floats = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 
@@ -146,7 +149,7 @@ class Prices:
         sources = [node for node in self.nodes if node.held >= everything] or self.nodes
         return np.array([
             max((self.links.between(source.node, node.node).bytes_s
-                 for source in sources if source.node != node.node), default=np.inf)
+                 for source in sources if source.node != node.node), default=np.inf) or _STALLED
             for node in self.nodes
         ])  # fmt: skip
 

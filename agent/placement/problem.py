@@ -13,6 +13,7 @@ from agent.errors import CoveyError, ModelError, PeerError, UsageError
 from agent.placement.inputs import OVERHEAD, Aims, Links, Model, Node
 from agent.placement.objectives import Chooser
 from agent.placement.prices import Prices, ring_sizes
+from agent.placement.search import FEW
 
 # Of the usual work, to see what would fit instead.
 _GLANCE = 0.1
@@ -77,6 +78,8 @@ def problem(model: Model, nodes: Sequence[Node], links: Links, aims: Aims) -> Pr
                else f" cannot be cut over {least} nodes")
         )  # fmt: skip
     first = min((sizes[size] for size in wanted), default=1)
+    if not wanted and not model.in_line:
+        top = 1
     return Problem(model, tuple(usable), refused, links, aims, least, top, first)
 
 
@@ -119,11 +122,12 @@ def does_not_fit(asked: Problem) -> CoveyError:
         f" free, the largest {largest.free_bytes >> 20} MiB"
     )
     if free >= needed:
+        can = "can" if len(nodes) <= FEW else "was found to"
         said += (
             f"; {head.name} as head needs at least {own >> 20} MiB and has"
             f" {head.free_bytes >> 20} MiB"
             if own > head.free_bytes
-            else f"; no {_counted(asked)} can share it out"
+            else f"; no {_counted(asked)} {can} share it out"
         )
     return ModelError(said, hint=_what_would_help(asked, cache))
 

@@ -39,27 +39,27 @@ def cut(tables: Tables, head: int, order: Sequence[int]) -> tuple[float, Way]:
 
 
 def build(tables: Tables, head: int, room: Floats, most: int | None) -> list[int]:
-    """Return an order of nodes that together hold the model, the cheapest a round first.
+    """Return an order of nodes that together hold the model: the cheapest a round come first.
 
-    `room[i]`: how many rounds node i can hold at most. Empty where there is no such order.
+    Where these are too many, or cannot be filled, those with most room. `room[i]`: how many rounds
+    node i can hold at most. Empty where there is no such order.
     """
-    rounds = tables.heads.shape[1] - 1
     usable = np.isfinite(tables.heads[head])
     if not usable.any():
         return []
     missing = int(np.argmax(usable)) - tables.first
-    near = np.where(np.isfinite(tables.hops), tables.hops, np.inf).min(axis=0)
+    rounds = tables.heads.shape[1] - 1
     single = tables.parts[:, np.arange(rounds), np.arange(1, rounds + 1)].min(axis=1)
-    worth = single + near / np.maximum(room, 1)
-    ranked = [int(node) for node in np.argsort(worth) if node != head and room[node] > 0]
-    ranked = ranked[:most]
-    enough = int(np.searchsorted(np.cumsum(room[ranked]), missing)) + 1
-    while enough <= len(ranked):
-        order = _nearest(tables, head, ranked[:enough])
-        if np.isfinite(cut(tables, head, order)[0]):
-            return order
-        # Layers differ in size, and parts of the largest ones may not fill every node.
-        enough += 1
+    worth = single + tables.hops.min(axis=0) / np.maximum(room, 1)
+    for ranking in (worth, -room):
+        ranked = [int(node) for node in np.argsort(ranking) if node != head and room[node] > 0]
+        ranked = ranked[:most]
+        # Layers differ in size, so rooms may not be filled by parts: then a few nodes more are.
+        enough = int(np.searchsorted(np.cumsum(room[ranked]), missing)) + 1
+        for count in range(enough, len(ranked) + 1):
+            order = _nearest(tables, head, ranked[:count])
+            if np.isfinite(cut(tables, head, order)[0]):
+                return order
     return []
 
 

@@ -26,7 +26,7 @@ FEW = 12
 # Up to so many all are remembered at once, for all heads: one sweep is the answer.
 _TINY = 6
 # What a search among more nodes may spend, in steps of about a nanosecond.
-BUDGET = 350_000_000
+BUDGET = 500_000_000
 # Costs nearer than this are the same: sums of the same numbers in another order.
 SAME = 1e-11
 # A sweep costs so many steps beside those that it counts.
@@ -181,10 +181,12 @@ class Search:
     def _sweep(self, heads: Sequence[int], once: Sequence[int] = (), counted: bool = True) -> Sweep:
         most = None if self._most is None else self._most - 1
         counts = Counts(max(1, self._least - 1), most) if counted else Counts()
+        must = [node for node in self._must if node in once]
+        extra = self._extra.copy()
+        extra[list(once)] = 0.0  # they cannot come twice, so nothing has to keep them from it
         done = Sweep(
-            self._tables, heads, counts, once=once,
-            must=[node for node in self._must if node in once],
-            extra=self._extra if self._extra.any() else None,
+            self._tables, heads, counts, once=once, must=must,
+            extra=extra if extra.any() else None,
         )  # fmt: skip
         self._budget.spend(done.work + _SWEEP_STEPS)
         return done
@@ -211,7 +213,9 @@ class Search:
         """Find good rings of some heads that look good, so that much can be left out."""
         looks = head_looks(self._tables)
         most = None if self._most is None else self._most - 1
-        for head in sorted(heads, key=looks.__getitem__)[:_HEADS_REFINED]:
+        for number, head in enumerate(sorted(heads, key=looks.__getitem__)):
+            if number >= _HEADS_REFINED and self._ring is not None:
+                break
             order = refine.build(self._tables, head, self._room, most)
             self._refine(head, order, _CHANGES)
 

@@ -183,6 +183,16 @@ def test_frames_take_the_short_way_round() -> None:
     assert sum({one, other} in ({"a", "b"}, {"c", "d"}) for one, other in pairwise(ring)) == 2
 
 
+def test_a_link_on_which_nothing_passes_is_gone_round() -> None:
+    nodes = [fast(name, 4.5, head_allowed=name == "a") for name in "abc"]
+    cut_off = links(nodes, LAN, ab=Link(0.001, bytes_s=0), bc=Link(0.001, loss=1.0))
+    found = plan(model(), nodes, Aims("latency"), cut_off)
+    assert found.nodes == ("a", "c", "b")
+    held = replace(nodes[0], held=frozenset(range(32)))
+    fetched = plan(model(), [held, *nodes[1:]], Aims("latency", horizon_tokens=1e6), cut_off)
+    assert fetched.nodes == ("a", "c", "b")
+
+
 def test_throughput_takes_more_nodes_than_latency_where_rows_overlap() -> None:
     nodes = [fast("a", 20, 20.0), fast("b", 20, 20.0), fast("c", 20, 20.0)]
     latency = plan(model(), nodes, Aims("latency", streams=12), everywhere(LAN))
@@ -196,6 +206,30 @@ def test_throughput_takes_more_nodes_than_latency_where_rows_overlap() -> None:
     far = [plan(model(), nodes, Aims(objective, streams=12), everywhere(DSL))
            for objective in ("auto", "latency")]  # fmt: skip
     assert far[0].stages == far[1].stages
+
+
+def test_a_node_that_slows_a_busy_ring_is_left_out_with_the_figures() -> None:
+    nodes = [
+        fast("a", 20),
+        fast("b", 20),
+        fast("snail", 20, 2.0),
+        fast("c", 20, tags=frozenset("x")),
+    ]
+    aims = Aims("throughput", streams=8, never=frozenset("x"))
+    found = plan(model(), nodes, aims, everywhere(LAN))
+    assert set(found.nodes) == {"a", "b"}
+    assert re_found(
+        found,
+        r"snail: left out: the best ring with it makes [\d.]+ tokens/s instead of [\d.]+, and",
+    )
+    titles = {one.title: one for one in found.alternatives}
+    assert titles["one node"].tokens_s < found.tokens_s
+    assert titles["least latency"].token_s < found.token_s
+    many = plan(
+        model(), [*nodes, *(fast(f"s{i}", 20, 2.0) for i in range(5))], aims, everywhere(LAN)
+    )
+    assert many.stages == found.stages
+    assert re_found(many, r"s0: left out: the fastest ring with it makes [\d.]+ tokens/s instead")
 
 
 def test_the_context_and_a_draft_take_memory() -> None:
@@ -243,7 +277,9 @@ def test_tags_and_names_say_who_may_take_part() -> None:
     assert "d: left out: it was excluded" in found.reasons
     found = plan(model(), nodes, Aims(head_tags=frozenset({"ssd"})), usual)
     assert found.nodes[0] == "b"
-    assert plan(model(), nodes, Aims(through=frozenset("a")), usual).nodes[0:] != ("c", "d")
+    found = plan(model(), nodes, Aims(through=frozenset("ab")), usual)
+    assert {"a", "b"} <= set(found.nodes)
+    assert "2 of them were asked for by name" in found.reasons[0]
     assert plan(model(), nodes, Aims(head="a"), usual).nodes[0] == "a"
 
 
@@ -315,6 +351,16 @@ def test_the_first_part_is_as_long_as_the_cut_rule_wants() -> None:
     sizes = Model((100,) * 12, 0, 1, lambda start, stop: stop - start > 2)
     found = plan(sizes, [HEAD, *others(1)], Aims(nodes=2, head="h"))
     assert found.stages[0].last == 3
+    one = Model((100,), 10)
+    assert plan(one, [HEAD, *others(1)], Aims()).whole
+    with pytest.raises(UsageError, match="a model of 1 layers can be cut over at most 1 nodes"):
+        plan(one, [HEAD, *others(1)], Aims(nodes=2))
+    barred = Model((100,) * 12, 0, 2, lambda start, stop: stop - start == 2)
+    assert len(plan(barred, [HEAD, *others(5)], Aims(nodes=5)).nodes) == 5
+    with pytest.raises(UsageError, match="12 layers in rounds of 2 cannot be cut over 3 nodes"):
+        plan(barred, [HEAD, *others(5)], Aims(nodes=3))
+    with pytest.raises(ModelError, match="needs about"):
+        plan(replace(barred, layer_bytes=(GIB,) * 12), [Node("h", "head", GIB)] * 2, Aims())
 
 
 # ------------------------------------------------------------------ what is refused
