@@ -121,7 +121,8 @@ class Engines:
             ring=place.ring, epoch=place.epoch, stage=place.index, stages=place.stages,
             listen=self.own_address, port=port, predecessor=self.address(predecessor),
             threads=engine.threads, flash_attention=engine.flash_attention,
-            silence_s=engine.frame_timeout_s, cache=self._cache(),
+            silence_s=engine.frame_timeout_s, least_silence_s=engine.frame_timeout_least_s,
+            cache=self._cache(),
         )  # fmt: skip
 
     async def _start(self, spec: EngineSpec) -> Engine:

@@ -42,7 +42,7 @@ def specs(parts: list[Path], cache: str, address: str = "127.0.0.1") -> list[Eng
     common = {
         "n_ctx": rings.N_CTX, "n_batch": rings.N_BATCH, "slots": 4, "threads": 1, "ring": RING,
         "epoch": 3, "stages": len(parts) - 1, "listen": address, "predecessor": address,
-        "silence_s": 10.0, "join_timeout_s": 20.0, "cache": cache,
+        "silence_s": 10.0, "least_silence_s": 10.0, "join_timeout_s": 20.0, "cache": cache,
     }  # fmt: skip
     head = EngineSpec(role="head", files=(str(parts[0]), str(parts[-1])), model_name="tiny",
                       http_address=address, **common)  # fmt: skip
@@ -176,7 +176,7 @@ async def test_a_frozen_stage_is_noticed_by_its_silence(
     models: Callable[..., Path], tmp_path: Path, cache: str
 ) -> None:
     parts = rings.cut(models(), tmp_path, (5, 9))
-    quick = [msgspec.structs.replace(spec, silence_s=1.0) for spec in specs(parts, cache)]
+    quick = [msgspec.structs.replace(spec, silence_s=2.0) for spec in specs(parts, cache)]
     async with running(quick) as engines:
         os.kill(engines[1].pid, signal.SIGSTOP)
         try:
