@@ -41,7 +41,7 @@ MODEL = Shape(layers=16, n_embd=1024, heads=16, kv_heads=16, feed_forward=2816, 
 EDGES = (0, 2, 8, 14, 16)
 CONTEXT = 2048
 # The head measures its ring first, and links show how regular they are.
-SETTLE_S = 12.0
+SETTLE_S = 8.0
 WAIT_S = 60.0
 KINDS = ("killed", "frozen", "frozen in 4 streams", "frozen in a long prompt", "cut off")
 
@@ -123,7 +123,7 @@ async def once(parts: list[Path], cache: str, kind: str, victim: int) -> float:
         asking: list[asyncio.Task[None]] = []
         if kind == "frozen in 4 streams":
             asking = [asyncio.create_task(answer(head, 16)) for _ in range(4)]
-            await asyncio.sleep(8.0)
+            await asyncio.sleep(4.0)
         elif kind == "frozen in a long prompt":
             asking = [asyncio.create_task(answer(head, 1800))]
             await asyncio.sleep(3.0)
