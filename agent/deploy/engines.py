@@ -67,6 +67,7 @@ class Engines:
             self._whole(path, name, context, draft), ring=place.ring, epoch=place.epoch,
             stages=place.stages, listen=self.own_address, servers=tuple(servers),
             silence_s=self._settings.engine.frame_timeout_s,
+            least_silence_s=self._settings.engine.frame_timeout_least_s,
         ))  # fmt: skip
 
     async def start_rpc_server(self, place: Place, head: NodeId) -> Engine:

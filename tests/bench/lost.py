@@ -4,6 +4,8 @@ Rings of three engine processes over loopback, a new one for each time. From the
 head's word to its agent, which then builds the ring again.
 
     python tests/bench/lost.py [--quick] [--json FILE]
+    python tests/bench/lost.py --alive S     rings that nobody harms, each for S seconds with a
+                                             stream: how many broke, on whatever links there are
 """
 
 from __future__ import annotations
@@ -146,6 +148,29 @@ async def once(parts: list[Path], cache: str, kind: str, victim: int) -> float:
         return took_s
 
 
+async def alive(parts: list[Path], cache: str, seconds: float) -> float | None:
+    """Return after how many seconds a ring broke that nobody harmed; None if it did not."""
+    async with ring(parts, cache, "alive") as (engines, _):
+        began = time.perf_counter()
+        asking = asyncio.create_task(_ask_on(engines[0]))
+        try:
+            async with asyncio.timeout(seconds):
+                reason = await engines[0].wait_ended()
+        except TimeoutError:
+            return None
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        took_s = time.perf_counter() - began
+        print(f"broke after {took_s:.1f} s: {reason}", flush=True)
+        return took_s
+
+
+async def _ask_on(head: Engine) -> None:
+    while True:
+        await answer(head, 16)
+
+
 def cut(model: Path, folder: Path) -> list[Path]:
     """Cut the model in four."""
     with GgufFile(model) as file:
@@ -156,13 +181,19 @@ def cut(model: Path, folder: Path) -> list[Path]:
 
 def main() -> int:
     """Parse flags, measure, print a table and write JSON."""
-    arguments = parser(__doc__).parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--alive", type=float, metavar="S", help="only see whether rings stay whole")
+    arguments = flags.parse_args()
     times = 2 if arguments.quick else 10
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = cut(write_model(folder / "model.gguf", weight_type="Q8_0", shape=MODEL), folder)
-        for kind in KINDS:
+        if arguments.alive:
+            ended = [asyncio.run(alive(parts, name, arguments.alive)) for _ in range(times)]
+            broke = sum(took_s is not None for took_s in ended)
+            rows.append(row(f"broken, of {times} that nobody harmed", broke, "rings", goal=0))
+        for kind in KINDS if not arguments.alive else ():
             # Who is cut off lies between the proxies.
             victims = [1 if kind == "cut off" else 1 + number % 2 for number in range(times)]
             found = sorted(asyncio.run(once(parts, name, kind, victim)) for victim in victims)
