@@ -131,8 +131,13 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "not depend on the number of threads, nor on what else is in its batch."
     ] = True  # fmt: skip
     frame_timeout_s: Annotated[
-        float, "Seconds without an answer after which a ring counts as broken."
-    ] = 30.0
+        float, "Seconds of silence after which a stage counts as lost on the worst of links; also "
+        "how long one that lives may take no byte of a frame."
+    ] = 30.0  # fmt: skip
+    frame_timeout_least_s: Annotated[
+        float, "Seconds of silence after which a stage counts as lost on a link that was never "
+        "late; links that were are given more, up to frame_timeout_s."
+    ] = 1.7  # fmt: skip
     load_timeout_s: Annotated[float, "Seconds that a stage may take to fetch and load."] = 600.0
 
 

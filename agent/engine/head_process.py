@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, TypeVar
 from agent.engine.channel import Channel
 from agent.engine.head import Head, HeadLimits
 from agent.engine.join import Listener
-from agent.engine.link import blamed
 from agent.engine.llama import Weights
 from agent.engine.loaded import Loaded, join, model_of
 from agent.engine.means import Means
 from agent.engine.pipeline import Pipeline, PipelineStats, RingPipeline, WholePipeline
+from agent.engine.place import blamed
 from agent.engine.serve.app import make_app
 from agent.engine.serve.site import serve
 from agent.engine.spec import EngineSpec, Event

@@ -122,6 +122,7 @@ class Loaded:
             spec.rows,
             bytes.fromhex(first.model_sha256),
             spec.silence_s,
+            spec.least_silence_s,
         )
 
     def boundaries(self) -> tuple[int, int]:

@@ -20,9 +20,9 @@ from agent.engine import means
 from agent.engine.channel import STDIN, Channel
 from agent.engine.gguf_file import GgufFile
 from agent.engine.join import Listener
-from agent.engine.link import blamed
 from agent.engine.loaded import Loaded, join
 from agent.engine.means import Means
+from agent.engine.place import blamed
 from agent.engine.purpose import Purpose
 from agent.engine.rpc_server import run_rpc_server
 from agent.engine.spec import EngineSpec, Event

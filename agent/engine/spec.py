@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from agent.engine.frames import RowType, stage_name
+from agent.engine.silence import LEAST_S
 from agent.errors import ConfigError
 
 Role = Literal["whole", "head", "stage", "rpc-server"]
@@ -48,7 +49,8 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     model's own context, for all `slots` requests together that are served at once. `threads` 0
     is as many as were measured to be best, `gpu_layers` -1 all on the GPUs if there are any that
     pass the self-test, 0 none. `silence_s` is how long a stage may be
-    silent, and `join_timeout_s` how long the neighbours may take to come, once `connect` was said.
+    silent on the worst of links, `least_silence_s` on one that was never late, and `join_timeout_s`
+    how long the neighbours may take to come, once `connect` was said.
     `drafts` says whether guesses from what was said before fill the ring (batching.py), and
     `draft_file` is a draft model that makes more of them (draft_model.py), or empty.
     `cache` is a folder where the result of the self-test is kept; empty: it is not kept.
@@ -74,6 +76,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     http_address: str = ""
     http_port: int = 0
     silence_s: float = 30.0
+    least_silence_s: float = LEAST_S
     join_timeout_s: float = 60.0
     drafts: Literal["ngrams", "none"] = "ngrams"
     draft_file: str = ""
@@ -105,8 +108,8 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ConfigError("n_batch, n_ctx and threads must not be negative")
         if not 1 <= self.slots <= SLOTS_MAX:
             raise ConfigError(f"slots must be 1 to {SLOTS_MAX}, not {self.slots}")
-        if self.silence_s <= 0 or self.join_timeout_s <= 0:
-            raise ConfigError("silence_s and join_timeout_s must be above 0")
+        if min(self.silence_s, self.least_silence_s, self.join_timeout_s) <= 0:
+            raise ConfigError("silence_s, least_silence_s and join_timeout_s must be above 0")
         if self.draft_file and (self.role not in ("head", "whole") or self.drafts == "none"):
             raise ConfigError("a draft model is for a head, or a whole model, that makes guesses")
         if self.servers and (self.role != "whole" or not self.listen):

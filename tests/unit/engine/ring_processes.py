@@ -22,7 +22,8 @@ def specs(
     common = {
         "n_ctx": rings.N_CTX, "n_batch": rings.N_BATCH, "slots": 4, "threads": 1, "ring": RING,
         "epoch": 3, "stages": len(parts) - 1, "listen": address, "predecessor": address,
-        "silence_s": 10.0, "join_timeout_s": 20.0, "cache": cache, **changes,
+        "silence_s": 10.0, "least_silence_s": 10.0, "join_timeout_s": 20.0, "cache": cache,
+        **changes,
     }  # fmt: skip
     head = EngineSpec(role="head", files=(str(parts[0]), str(parts[-1])), model_name="tiny",
                       http_address=address, **common)  # fmt: skip
