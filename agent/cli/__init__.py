@@ -19,6 +19,7 @@ from agent.cli import (
     events,
     members,
     mesh,
+    models,
     network,
     service,
 )
@@ -41,6 +42,7 @@ for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, ser
                 service.status, service.peers, network.ping, network.netcheck, members.members,
                 members.rename, members.grant, members.revoke, members.leave, members.rotate,
                 acl.acl, events.events, deployments.deploy, deployments.undeploy, deployments.ps,
+                models.pull, models.models, models.remove, models.verify,
                 configuration.config, demo.demo):  # fmt: skip
     cli.add_command(command)
 

@@ -46,7 +46,7 @@ from agent.engine.spec import RpcServer
 from agent.engine.supervisor import Engine
 from agent.errors import CoveyError, EngineError, ModelError, PeerError, UsageError
 from agent.identity.keys import NodeId
-from agent.models import bundled
+from agent.models import bundled, store
 from agent.ownership.lease import Token
 from agent.placement.plan import Candidate, Plan, plan
 
@@ -68,16 +68,25 @@ Tokens = Callable[[], Token]
 """Returns the token by which the ring is commanded now; it changes with the owner."""
 
 
-def model_path(model: str) -> Path:
-    """Return the file of a model by its bundled name or its path; raises ModelError."""
+def model_path(model: str, models: Path) -> Path:
+    """Return the file of a model by its bundled name, its name in the store, or its path.
+
+    `models` is the store's folder. A stored model counts as used now. Raises ModelError.
+    """
     if model == bundled.NAME:
         return bundled.path()
     path = Path(model).expanduser()
+    # A wish has the path, whatever its author called the model.
+    named = path.stem if path.parent == models.resolve() else model
+    stored = store.find(models, named)
+    if stored is not None:
+        return stored
     if not path.is_file():
         raise ModelError(
-            f"there is no model {model}: it is no file on this node, and {bundled.NAME} is the only"
-            " bundled one",
-            hint="Give the path of a GGUF file.",
+            f"there is no model {model}: it is no file on this node, none of its stored models, and"
+            f" {bundled.NAME} is the only bundled one",
+            hint="Give the path of a GGUF file, or `agent pull` it; `agent models` lists what is"
+            " there.",
         )
     return path.resolve()
 
@@ -88,7 +97,7 @@ def model_facts(path: Path) -> ModelFacts:
         return model.facts()
 
 
-def draft_path(model: str, facts: ModelFacts) -> Path | None:
+def draft_path(model: str, facts: ModelFacts, models: Path) -> Path | None:
     """Return the file of a draft model for the model of `facts`; None for "". Raises CoveyError."""
     if not model:
         return None
@@ -97,7 +106,7 @@ def draft_path(model: str, facts: ModelFacts) -> Path | None:
             f"{facts.name} is for {facts.purpose}: a draft model has nothing to guess there",
             hint="Deploy it without --draft.",
         )
-    return model_path(model)
+    return model_path(model, models)
 
 
 class Build:
@@ -152,14 +161,14 @@ class Build:
 
     async def up(self) -> Engine:
         """Bring the ring up and return its head, which answers. Raises CoveyError."""
-        path = model_path(self._wish.model)
+        path = model_path(self._wish.model, self._settings.models_dir)
         self._progress("planning", "asking the nodes what they can hold")
         facts = await asyncio.to_thread(model_facts, path)
         self.context = self._wish.context or default_context(facts)
         in_line = self._wish.engine == "rpc"
         cuts = await asyncio.to_thread(spread_of if in_line else cuts_of, path)
         sizes = model_sizes(facts, self.context, cuts, in_line=in_line)
-        self._draft = draft_path(self._wish.draft, facts)
+        self._draft = draft_path(self._wish.draft, facts, self._settings.models_dir)
         if self._draft is not None:
             needed = draft_bytes(await asyncio.to_thread(model_facts, self._draft), self.context)
             sizes = with_draft(sizes, needed)

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from agent.api import DeployRequest
@@ -69,6 +70,7 @@ class Deployments:
     ) -> None:  # fmt: skip
         """`note(kind, name, text)` hears of a new owner here, and of a new phase of a ring here."""
         self._own = key.id
+        self._settings = settings
         self._note = note
         self._noted: dict[str, str] = {}
         self._mesh = mesh
@@ -159,7 +161,7 @@ class Deployments:
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         """Check the model, tell the mesh the wish, and describe it. Raises CoveyError."""
         self._keeper.require_may_deploy()
-        path = build.model_path(request.model)
+        path = build.model_path(request.model, self._settings.models_dir)
         facts = await asyncio.to_thread(build.model_facts, path)
         name = request.name or facts.name
         check_name(name)
@@ -179,7 +181,9 @@ class Deployments:
                 f"a context of {request.context} tokens was asked for, and {facts.name} was "
                 f"trained for {facts.context}"
             )
-        draft = await asyncio.to_thread(build.draft_path, request.draft, facts)
+        draft = await asyncio.to_thread(
+            build.draft_path, request.draft, facts, self._settings.models_dir
+        )
         # The paths as they are now, so that the wish does not depend on where it was typed.
         names = [bundled.NAME if model == bundled.NAME else str(file or "")
                  for model, file in ((request.model, path), (request.draft, draft))]  # fmt: skip
@@ -223,6 +227,17 @@ class Deployments:
     def engines(self) -> list[dict[str, Any]]:
         """Describe the engines that run here, for `agent status`."""
         return [*self._rings.engines(), *self._stages.engines()]
+
+    def files(self) -> dict[Path, str]:
+        """Return the model files of this node that deployments use or wait for, and which do."""
+        wishes = [w for w in self._keeper.book.wishes() if w.source_id == self._own]
+        wishes += self._rings.names().values()
+        return {
+            Path(file).resolve(): wish.name
+            for wish in wishes
+            for file in (wish.model, wish.draft)
+            if file.startswith("/")
+        }
 
     def partners(self) -> set[NodeId]:
         """Return the nodes whose stages form rings with those that run here."""

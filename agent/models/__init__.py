@@ -1,4 +1,8 @@
-"""Models that Covey brings along. `bundled` is covey-mini, with everything that made it.
+"""Models: the one that Covey brings along (`bundled/`), and the store of those that it fetches.
 
 Not for loading or cutting models: agent/engine does that, with any GGUF.
+
+    wanted ──▶ pull ──▶ fetch ──▶ transfer (core: which source sends which piece)
+                 │         └────▶ origins (HTTP, files), part file with its journal
+                 └──▶ survey ──▶ manifest ──▶ store (records, last use) ◀── service, sharing
 """
