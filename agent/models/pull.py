@@ -64,6 +64,9 @@ class Limits:
     piece_bytes: int = PIECE_BYTES
 
 
+LIMITS = Limits()
+
+
 class MismatchError(ModelError):
     """What came is whole, and is not what was announced; it has been thrown away."""
 
@@ -73,7 +76,7 @@ class Puller:
 
     def __init__(
         self, store: Store, holders: Holders, networks: Networks, quota: int,
-        kept: Callable[[], Mapping[str, str]], limits: Limits = Limits(),
+        kept: Callable[[], Mapping[str, str]], limits: Limits = LIMITS,
     ) -> None:  # fmt: skip
         """`quota` in bytes, 0 for none; `kept` says which models must stay, and why, by name."""
         self._store = store

@@ -24,7 +24,7 @@ from agent.models.jobs import EndedError, Job
 from agent.models.listing import listed
 from agent.models.mesh import Holder, Holders, Mesh
 from agent.models.messages import AskModels, Models
-from agent.models.pull import Limits, Puller
+from agent.models.pull import LIMITS, Limits, Puller
 from agent.models.store import Record, Store
 from agent.models.wanted import Networks, Wanted, check_name, is_hash_start, parse
 
@@ -39,7 +39,7 @@ class ModelStore:
 
     def __init__(
         self, settings: Config, mesh: Mesh, networks: Networks,
-        in_use: Callable[[], Mapping[Path, str]], limits: Limits = Limits(),
+        in_use: Callable[[], Mapping[Path, str]], limits: Limits = LIMITS,
     ) -> None:  # fmt: skip
         """`networks` are the overlay's; `in_use` says which files deployments use, and which do."""
         self._settings = settings

@@ -344,7 +344,9 @@ class Transfer:
             return taken
         for run in [r for r in self._runs if r.source is not source]:
             index = run.current
-            if index is None or not source.rate or self._copies(index) > 1:
+            if index is None or self._done[index]:
+                continue  # the run does not know yet that another was faster
+            if not source.rate or self._copies(index) > 1:
                 continue
             if self._left_s(run, now) > _SOONER * self.pieces[index].size / source.rate:
                 return Run(source, index, index + 1, now)
