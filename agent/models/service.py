@@ -17,8 +17,8 @@ from aiohttp import web
 
 from agent.api import PullRequest, VerifyRequest
 from agent.config import Config
-from agent.errors import CoveyError, ModelError, UsageError
-from agent.models import bundled, pieces, sharing, survey
+from agent.errors import CoveyError, ModelError, StateError, UsageError
+from agent.models import bundled, partfile, pieces, sharing, survey
 from agent.models.fetch import Progress
 from agent.models.jobs import EndedError, Job
 from agent.models.listing import listed
@@ -26,7 +26,7 @@ from agent.models.mesh import Holder, Holders, Mesh
 from agent.models.messages import AskModels, Models
 from agent.models.pull import LIMITS, Limits, Puller
 from agent.models.store import Record, Store
-from agent.models.wanted import Networks, Wanted, check_name, is_hash_start, parse
+from agent.models.wanted import Networks, Wanted, check_name, is_hash_start, is_no_name, parse
 
 _log = logging.getLogger(__name__)
 
@@ -110,6 +110,11 @@ class ModelStore:
             wanted = msgspec.structs.replace(wanted, location=holder.held.id, name=name)
             if (record := self._store.whole(name)) is not None:
                 return self._already(wanted, record, request.pinned)
+        if (path := self._store.foreign(wanted.name)) is not None:
+            raise StateError(
+                f"{path} is in the way, and is not this store's or cannot be read",
+                hint=f"Move it away, or `agent rm {wanted.name}`; or give another --name.",
+            )
         wanted = msgspec.structs.replace(wanted, pinned=bool(request.pinned) or wanted.pinned)
         if (unfinished := self._store.wishes().get(wanted.name)) is not None:
             self._check_same(wanted, unfinished)
@@ -139,7 +144,7 @@ class ModelStore:
             )
         job = self._pulls().get(name)
         known = name in self._store.records or name in self._store.wishes()
-        if not known:
+        if not known and (is_no_name(name) or self._store.foreign(name) is None):
             raise UsageError(
                 f"there is no model {name} in the store", hint="`agent models` lists them."
             )
@@ -240,9 +245,12 @@ class ModelStore:
     async def _pull(self, job: Job, wanted: Wanted) -> None:
         try:
             record = await self._puller.pull(wanted, job)
-        except ModelError:
-            if not wanted.repairs:  # it would come again as it is, whenever the agent starts
-                self._store.drop_wish(wanted.name)
+        except CoveyError as error:
+            # What is wrong would come again as it is, whenever the agent starts; and where nothing
+            # came at all, there is nothing to go on with.
+            nothing = not partfile.allocated(self._store.part(wanted.name))
+            if (nothing or isinstance(error, ModelError)) and not wanted.repairs:
+                self._store.drop_part(wanted.name)
             raise
         job.result = _result(self._store, wanted.name, record)
 

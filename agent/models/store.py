@@ -119,6 +119,13 @@ class Store:
         record = self.records.get(name)
         return record if record is not None and self.file(name).is_file() else None
 
+    def foreign(self, name: str) -> Path | None:
+        """Return a file in the way of a model of that name: one that `agent pull` did not leave."""
+        if name in self.records:
+            return None
+        ways = (self.file(name), self.folder / f"{name}.json")
+        return next((path for path in ways if path.exists()), None)
+
     def by_id(self, model_id: str) -> tuple[str, Record] | None:
         """Return name and record of a whole model by its id."""
         for name, known in self.ids.items():

@@ -136,12 +136,17 @@ def shown(url: str) -> str:
 
 def check_name(name: str) -> None:
     """Raise UsageError for a name that no model can have here."""
-    if len(name) > MAX_NAME_CHARACTERS or not _NAME.fullmatch(name):
+    if is_no_name(name):
         raise UsageError(
             f"{one_line(name)[:80]!r} cannot name a model",
             hint=f"Give it a name (--name) of 1 to {MAX_NAME_CHARACTERS} letters, digits, dots, "
             "dashes and underscores.",
         )
+
+
+def is_no_name(name: str) -> bool:
+    """Whether no model here can have that name."""
+    return len(name) > MAX_NAME_CHARACTERS or not _NAME.fullmatch(name)
 
 
 def is_hash_start(text: str) -> bool:
