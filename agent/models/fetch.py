@@ -21,7 +21,8 @@ from agent.models.manifest import HEADER, Manifest
 from agent.models.origins import BrokenError, Origin, RefusedError, Stream
 from agent.models.partfile import PartFile
 from agent.models.pieces import Piece
-from agent.models.transfer import BACKOFF_S, Run, Source, Transfer
+from agent.models.runs import Run, Source
+from agent.models.transfer import BACKOFF_S, Transfer
 
 _log = logging.getLogger(__name__)
 

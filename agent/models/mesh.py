@@ -11,11 +11,12 @@ from typing import Protocol
 import aiohttp
 
 from agent import endpoint
-from agent.errors import CoveyError, PeerError
+from agent.errors import CoveyError, ModelError, PeerError
 from agent.identity.keys import NodeId
 from agent.models import manifest as manifests
 from agent.models.manifest import Manifest
 from agent.models.messages import Held, Models
+from agent.models.wanted import is_hash_start
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,31 @@ class Holders:
         nodes = self._mesh.others()
         answers = await asyncio.gather(*map(self._ask, nodes))
         return [holder for found in answers for holder in found]
+
+    async def find(self, text: str, sha256: str = "") -> Holder:
+        """Return a member's model by its name, or by the beginning of its id or SHA-256.
+
+        `sha256` is what the file's must be, "" for any. Raises ModelError for none, or for two.
+        """
+        found = [
+            holder for holder in await self.all()
+            if holder.held.name == text
+            or (is_hash_start(text) and (
+                holder.held.id.startswith(text) or holder.held.sha256.startswith(text)))
+        ]  # fmt: skip
+        if sha256:
+            found = [holder for holder in found if holder.held.sha256 == sha256]
+        if not found:
+            raise ModelError(
+                f"no member that is there has a model {text}",
+                hint="`agent models` lists what members have; a file's path has a / or .gguf.",
+            )
+        if len({holder.held.id for holder in found}) > 1:
+            which = ", ".join(f"{h.held.id[:12]} ({h.member})" for h in found[:4])
+            raise ModelError(
+                f"members have different models called {text}: {which}", hint="Give one's id."
+            )
+        return found[0]
 
     async def _ask(self, node: NodeId) -> list[Holder]:
         host = self._mesh.models_host(node)

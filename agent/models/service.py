@@ -18,14 +18,15 @@ from aiohttp import web
 from agent.api import PullRequest, VerifyRequest
 from agent.config import Config
 from agent.errors import CoveyError, ModelError, StateError, UsageError
-from agent.models import bundled, partfile, pieces, sharing, survey
+from agent.models import bundled, partfile, sharing
 from agent.models.fetch import Progress
 from agent.models.jobs import EndedError, Job
 from agent.models.listing import listed
-from agent.models.mesh import Holder, Holders, Mesh
+from agent.models.mesh import Holders, Mesh
 from agent.models.messages import AskModels, Models
 from agent.models.pull import LIMITS, Limits, Puller
 from agent.models.store import Record, Store
+from agent.models.verification import verify
 from agent.models.wanted import Networks, Wanted, check_name, is_hash_start, is_no_name, parse
 
 _log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class ModelStore:
         if (record := self._store.whole(wanted.name)) is not None:
             return self._already(wanted, record, request.pinned)
         if wanted.kind == "mesh" and not wanted.repairs:
-            holder = await self._find(wanted)
+            holder = await self._holders.find(wanted.location, wanted.sha256)
             name = request.name or (
                 holder.held.name if is_hash_start(wanted.location) else wanted.name
             )
@@ -164,7 +165,8 @@ class ModelStore:
             )
         names = [request.name] if request.name else whole
         job = Job(next(self._numbers), "verify", request.name)
-        self._start(job, self._verify(job, names, repair=request.repair))
+        repair = self._begin_pull if request.repair else None
+        self._start(job, verify(self._store, job, names, self._used, repair))
         return job.describe()
 
     async def jobs(self) -> dict[str, Any]:
@@ -212,30 +214,6 @@ class ModelStore:
         job.note, job.result = "it is here already", _result(self._store, name, record)
         return job.describe()
 
-    async def _find(self, wanted: Wanted) -> Holder:
-        """Return a member that has what is asked for. Raises ModelError for none, or for two."""
-        text = wanted.location
-        found = [
-            holder for holder in await self._holders.all()
-            if holder.held.name == text
-            or (is_hash_start(text) and text and (
-                holder.held.id.startswith(text) or holder.held.sha256.startswith(text)))
-        ]  # fmt: skip
-        if wanted.sha256:
-            found = [holder for holder in found if holder.held.sha256 == wanted.sha256]
-        if not found:
-            raise ModelError(
-                f"no member that is there has a model {text}",
-                hint="`agent models` lists what members have; a file's path has a / or .gguf.",
-            )
-        ids = {holder.held.id for holder in found}
-        if len(ids) > 1:
-            which = ", ".join(f"{h.held.id[:12]} ({h.member})" for h in found[:4])
-            raise ModelError(
-                f"members have different models called {text}: {which}", hint="Give one's id."
-            )
-        return found[0]
-
     def _begin_pull(self, wanted: Wanted) -> Job:
         job = Job(next(self._numbers), "pull", wanted.name, wanted)
         self._jobs = [j for j in self._jobs if not (j.kind == "pull" and j.name == wanted.name)]
@@ -253,33 +231,6 @@ class ModelStore:
                 self._store.drop_part(wanted.name)
             raise
         job.result = _result(self._store, wanted.name, record)
-
-    # ------------------------------------------------------------------ verification
-
-    async def _verify(self, job: Job, names: list[str], *, repair: bool) -> None:
-        store = self._store
-        manifests = {name: store.records[name].manifest for name in names}
-        total, before = sum(m.size for m in manifests.values()), 0
-        job.phase, job.progress = "checking", Progress(0, total, 0.0)
-        job.result = {"models": []}
-        for name, manifest in manifests.items():
-            path = store.file(name)
-            wrong = await asyncio.to_thread(survey.damaged, path, manifest, job.read_after(before))
-            before += manifest.size
-            outcome = {"name": name, "damaged": wrong, "repairing": False}
-            job.result["models"].append(outcome)
-            if wrong and repair:
-                if (deployment := self._used().get(name)) is not None:
-                    raise UsageError(
-                        f"{name} is damaged, and the deployment {deployment} uses it",
-                        hint=f"`agent undeploy {deployment}`, then verify it again.",
-                    )
-                wanted = msgspec.structs.replace(store.records[name].wanted, name=name,
-                                                 repairs=True)  # fmt: skip
-                good = await asyncio.to_thread(_good_pieces, path, store.records[name])
-                store.begin_repair(name, wanted, good)
-                self._begin_pull(wanted)
-                outcome["repairing"] = True
 
     # ------------------------------------------------------------------ tasks
 
@@ -324,17 +275,6 @@ class ModelStore:
 
     def _kept(self) -> Mapping[str, str]:
         return {name: f"used by {deployment}" for name, deployment in self._used().items()}
-
-
-def _good_pieces(path: Path, record: Record) -> list[int]:
-    """Return the numbers of the pieces that are right as they are. Blocks."""
-    good = []
-    with path.open("rb") as file:
-        for index, piece in enumerate(pieces.of_manifest(record.manifest)):
-            file.seek(piece.start)
-            if not pieces.wrong(piece, file.read(piece.size)):
-                good.append(index)
-    return good
 
 
 def _result(store: Store, name: str, record: Record) -> dict[str, Any]:

@@ -21,11 +21,10 @@ clock that only grows.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from agent.models.pieces import Piece
+from agent.models.runs import RATE_WINDOW_S, Run, Source, Speed
 
 ATTEMPTS = 3
 BACKOFF_S = 1.0
@@ -38,84 +37,8 @@ RUN_S = 8.0
 MAX_RUN_PIECES = 32
 # A piece that another source has begun is fetched twice only where that is so much sooner.
 _SOONER = 2.0
-_RATE_WINDOW_S = 1.0
-_SPEED_WINDOW_S = 5.0
 # How soon to look again whether somebody idle can help.
 _LOOK_AGAIN_S = 0.5
-
-
-@dataclass(eq=False)
-class Source:
-    """One that is asked for pieces; `rate` in bytes/s, None until it is known.
-
-    `left` says why it is asked no more; "" while it is.
-    """
-
-    name: str
-    tier: int = 0
-    rate: float | None = None
-    bytes: int = 0
-    failures: int = 0
-    wrong: int = 0
-    rests_until: float = 0.0
-    failed_at: float = float("-inf")
-    sequential: bool = False
-    running: int = 0
-    left: str = ""
-    _window: tuple[float, int] = (0.0, 0)
-
-    def begin(self, now: float) -> None:
-        """Note that one more request runs."""
-        if not self.running:
-            self._window = (now, 0)
-        self.running += 1
-
-    def received(self, count: int, now: float) -> None:
-        """Count bytes that came, and take them into the rate."""
-        self.bytes += count
-        began, got = self._window
-        got += count
-        if now - began >= _RATE_WINDOW_S:
-            fresh = got / (now - began)
-            self.rate = fresh if self.rate is None else 0.5 * self.rate + 0.5 * fresh
-            began, got = now, 0
-        self._window = (began, got)
-
-
-@dataclass(eq=False)
-class Run:
-    """Pieces [next, stop) that one request fetches from a source; `current` is under way."""
-
-    source: Source
-    next: int
-    stop: int
-    began: float
-    current: int | None = None
-    piece_began: float = 0.0
-    got: int = 0  # bytes of the current piece
-    over: bool = False
-
-
-@dataclass
-class _Speed:
-    """Bytes/s over the last seconds."""
-
-    samples: deque[tuple[float, int]] = field(default_factory=deque)
-
-    def add(self, count: int, now: float) -> None:
-        self.samples.append((now, count))
-        self.trim(now)
-
-    def trim(self, now: float) -> None:
-        while self.samples and self.samples[0][0] < now - _SPEED_WINDOW_S:
-            self.samples.popleft()
-
-    def rate(self, now: float) -> float:
-        self.trim(now)
-        if not self.samples:
-            return 0.0
-        span = max(now - self.samples[0][0], _RATE_WINDOW_S)
-        return sum(count for _, count in self.samples) / span
 
 
 class Transfer:
@@ -138,7 +61,7 @@ class Transfer:
         self._missing = len(pieces) - sum(self._done)
         self._held = bytearray(len(pieces))  # by a run, begun or not
         self._runs: list[Run] = []
-        self._speed = _Speed()
+        self._speed = Speed()
         self.bytes_done = sum(p.size for p, d in zip(pieces, self._done, strict=True) if d)
 
     # ------------------------------------------------------------------ how it stands
@@ -363,7 +286,7 @@ class Transfer:
         if run.current is not None:
             left += self.pieces[run.current].size - run.got
             elapsed = now - run.piece_began
-            if elapsed > _RATE_WINDOW_S:
+            if elapsed > RATE_WINDOW_S:
                 now_rate = run.got / elapsed
                 rate = min(rate, now_rate) if rate else now_rate
             elif not rate:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.models.pieces import Piece
-from agent.models.transfer import ATTEMPTS, MAX_REST_S, Run, Source, Transfer
+from agent.models.runs import Run, Source
+from agent.models.transfer import ATTEMPTS, MAX_REST_S, Transfer
 
 SIZE = 1000
 
