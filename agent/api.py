@@ -33,7 +33,7 @@ MAX_DIGITS = 16
 
 
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/deployments: what shall run. `model` is a bundled name or a path on this node.
+    """POST /v1/deployments: what shall run. `model` is a bundled or stored name, or a path here.
 
     `engine` says what spreads it over nodes: Covey's ring, or llama.cpp's RPC. `draft` is a draft
     model, named as `model` is; empty: none.

@@ -45,8 +45,8 @@ _POLL_S = 0.2
 @click.option(
     "--draft",
     default="",
-    help="A small model of the same family whose guesses are computed ahead (a GGUF file on this "
-    "node).",
+    help="A small model of the same family whose guesses are computed ahead (a stored model, or a "
+    "GGUF file on this node).",
 )
 @click.option("--no-wait", is_flag=True, help="Return at once instead of when it answers.")
 @json_option
@@ -62,7 +62,7 @@ def deploy(
     as_json: bool,
     settings: Config,
 ) -> None:
-    """Run MODEL (a GGUF file on this node, or covey-mini) until it is undeployed.
+    """Run MODEL (one that `agent pull` stored, a GGUF file, or covey-mini) until it is undeployed.
 
     This node is the ring's head if it is a worker. If it dies, another one becomes the head of
     covey-mini; a file that only this node has waits until it is back.
