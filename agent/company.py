@@ -138,11 +138,9 @@ class Company:
 
     def others(self) -> Sequence[NodeId]:
         """Return the other members that have shown that they are there."""
-        return [
-            member.node_id
-            for member in self._membership.live_members(time.time())
-            if member.node_id in set(self._there()) - {self._membership.key.id}
-        ]
+        there = set(self._there()) - {self._membership.key.id}
+        live = self._membership.live_members(time.time())
+        return [member.node_id for member in live if member.node_id in there]
 
     def models_host(self, node: NodeId) -> str | None:
         """Return the overlay address where a member serves models; None for a stranger."""

@@ -691,6 +691,7 @@ class Agent:
     async def _on_models_message(self, peer: NodeId, payload: bytes) -> bytes:
         if not self._membership.is_member(peer, time.time()):
             raise MembershipError(f"{peer} is no member of this mesh")
+        self._presence.heard(peer)
         request = model_messages.decode_request(payload)
         return model_messages.encode(self._store.answer(request))
 

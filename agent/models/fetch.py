@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 # Nothing to do and nothing to wait for does not happen; if it does, it is looked at again.
 _IDLE_S = 0.5
+# A source that sends just enough not to count as silent: slower than any modem, after a minute.
+SLOW_AFTER_S, SLOW_BYTES_S = 60.0, 1000
 _TELL_INTERVAL_S = 0.2
 
 
@@ -138,7 +140,7 @@ class _Fetch:
             return
         done, self._tasks = await asyncio.wait(
             self._tasks,
-            timeout=None if wake is None else wait_s,
+            timeout=wait_s,
             return_when=asyncio.FIRST_COMPLETED,
         )
         for task in done:
@@ -187,11 +189,15 @@ class _Fetch:
         while stream.at < piece.start:
             await stream.chunk(piece.start - stream.at)
         raw = bytearray()
+        began = time.monotonic()
         while len(raw) < piece.size:
             chunk = await stream.chunk(piece.size - len(raw))
             raw += chunk
-            if not self._transfer.received(run, len(chunk), time.monotonic()):
+            now = time.monotonic()
+            if not self._transfer.received(run, len(chunk), now):
                 return None
+            if now - began > SLOW_AFTER_S and len(raw) < SLOW_BYTES_S * (now - began):
+                raise BrokenError(f"it sends less than {SLOW_BYTES_S} bytes/s")
         return raw
 
     async def _tell_on(self) -> None:

@@ -32,7 +32,7 @@ MAX_SPANS: Final = 140_000
 # A manifest of a 400 GB model with 2,000 tensors has 4 MB.
 MAX_ENCODED_BYTES: Final = 64 << 20
 
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -107,6 +107,8 @@ def fault_of(manifest: Manifest) -> str:
         return "it does not begin with the header"
     at = 0
     for span in manifest.spans:
+        if not span.name.isprintable():
+            return f"a name is not printable: {one_line(span.name)}"
         if span.start < at:
             return f"{one_line(span.name)} lies over what is before it"
         at = span.end

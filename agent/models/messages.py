@@ -36,7 +36,7 @@ class Held(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     id: Sha256
     sha256: Sha256
-    name: Annotated[str, msgspec.Meta(max_length=100)]
+    name: Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
     size: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
     complete: bool = True
 

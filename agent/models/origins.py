@@ -155,10 +155,10 @@ class HttpOrigin:
             yield Stream(at, response.content.read, sequential=response.status == 200)
 
     def _check(self, tag: Tag) -> None:
-        if self.tag is None:
-            self.tag = tag
-        elif why := self.tag.differs(tag):
+        if self.tag is not None and (why := self.tag.differs(tag)):
             raise RefusedError(f"its file was changed meanwhile: {why}")
+        if self.tag is None or not self.tag.origin:
+            self.tag = tag
 
     def _tag(self, response: aiohttp.ClientResponse) -> Tag | None:
         headers = response.headers

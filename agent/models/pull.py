@@ -26,9 +26,17 @@ from agent.errors import CoveyError, EnvironmentFault, ModelError, PeerError
 from agent.models import fetch, origins, partfile, pieces, room, survey
 from agent.models.fetch import Progress
 from agent.models.jobs import Job
-from agent.models.manifest import PIECE_BYTES, Manifest
+from agent.models.manifest import PIECE_BYTES, Manifest, fault_of
 from agent.models.mesh import Holder, Holders, fetch_manifest
-from agent.models.origins import BrokenError, FileOrigin, Found, HttpOrigin, Origin, RefusedError
+from agent.models.origins import (
+    BrokenError,
+    FileOrigin,
+    Found,
+    HttpOrigin,
+    Origin,
+    RefusedError,
+    Tag,
+)
 from agent.models.partfile import PartFile
 from agent.models.pieces import Piece
 from agent.models.store import Record, Store
@@ -168,7 +176,12 @@ class Puller:
     ) -> _Plan:  # fmt: skip
         members = [
             HttpOrigin(
-                session, f"{holder.url}/file", networks=self._networks, tier=0, name=holder.member
+                session,
+                f"{holder.url}/file",
+                networks=self._networks,
+                tier=0,
+                name=holder.member,
+                tag=Tag(manifest.size),
             )
             for holder in holders
         ]
@@ -239,6 +252,8 @@ class Puller:
                 f"{plan.expected} was expected",
                 hint="It was thrown away. Check the hash, or get the model elsewhere.",
             )
+        if fault := fault_of(manifest):
+            raise ModelError(f"{wanted.source} is no model to keep: {fault}")
         said = survey.describe(path)
         old = self._store.records.get(wanted.name)
         pinned = old.pinned if old is not None else wanted.pinned
@@ -253,6 +268,7 @@ class Puller:
             needed = max(0, size - partfile.allocated(store.part(name)))
             going = room.evictions(name, size, self._quota, store.stored(self._kept()))
             freed = sum(partfile.allocated(store.file(other)) for other in going)
+            needed += store.promised(name)
             room.check_disk(needed, store.free() + freed, str(store.folder))
         except OSError as error:
             raise EnvironmentFault(f"{store.folder} cannot be looked at: {error}") from None

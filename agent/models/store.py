@@ -203,6 +203,15 @@ class Store:
                 found.append(Stored(name, path.stat().st_size, used_at, why))
         return found
 
+    def promised(self, name: str) -> int:
+        """Return how many bytes the other parts still take when they are whole."""
+        found = 0
+        for path in self.folder.glob("*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stem != name:
+                    found += max(0, path.stat().st_size - partfile.allocated(path))
+        return found
+
     def free(self) -> int:
         """Return how many bytes are free for models."""
         disk = os.statvfs(self.folder)

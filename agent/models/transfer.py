@@ -62,6 +62,7 @@ class Transfer:
         self._held = bytearray(len(pieces))  # by a run, begun or not
         self._runs: list[Run] = []
         self._speed = Speed()
+        self.total = sum(piece.size for piece in pieces)
         self.bytes_done = sum(p.size for p, d in zip(pieces, self._done, strict=True) if d)
 
     # ------------------------------------------------------------------ how it stands
@@ -75,11 +76,6 @@ class Transfer:
     def stuck(self) -> bool:
         """Whether pieces are missing and nobody is left to ask."""
         return not self.complete and not self._runs and all(s.left for s in self.sources)
-
-    @property
-    def total(self) -> int:
-        """All pieces' bytes."""
-        return sum(piece.size for piece in self.pieces)
 
     @property
     def under_way(self) -> int:

@@ -13,6 +13,7 @@ from tiny_models import write_model
 from agent.engine import cut
 from agent.engine.gguf_file import GgufFile
 from agent.errors import PeerError
+from agent.models import fetch as fetching
 from agent.models import origins, pieces, survey
 from agent.models.fetch import Progress, fetch, fetch_tensors
 from agent.models.manifest import HEADER, MIN_PIECE_BYTES, Manifest
@@ -114,6 +115,34 @@ async def test_a_server_that_is_silent_is_named(
     async with serving(server):
         with pytest.raises(PeerError, match="s0: it failed 3 times, the last time it is silent"):
             await get(session, tmp_path, server)
+
+
+async def test_a_server_that_only_drips_is_left(
+    session: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "SLOW_AFTER_S", 0.05)
+    monkeypatch.setattr(fetching, "SLOW_BYTES_S", 10**7)
+    dripping = Server(BODY, rate=2e5)
+    async with serving(dripping):
+        with pytest.raises(PeerError, match="the last time it sends less than 10000000 bytes/s"):
+            await get(session, tmp_path, dripping)
+
+
+async def test_a_packed_file_and_a_redirect_in_a_circle_are_refused(
+    session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    packed = Server(BODY, headers={"Content-Encoding": "gzip"})
+    circle = Server(BODY, statuses=[302] * 99, headers={"Location": "/file"})
+    out = Server(BODY, statuses=[302] * 99, headers={"Location": "http://example.org/file"})
+    async with serving(packed, circle, out):
+        with pytest.raises(PeerError) as caught:
+            await get(session, tmp_path, packed, circle, out)
+    for words in (
+        "s0: it sends the file packed",
+        "s1: it leads on more than 5 times",
+        "s2: http://example.org/file is not encrypted",
+    ):
+        assert words in caught.value.message
 
 
 async def test_nobody_there_is_named(session: aiohttp.ClientSession, tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ GOOD = Manifest(100, "0" * 64, (Span(HEADER, 0, 10, "0" * 64), Span("a", 32, 8, 
     ("changes", "words"),
     [
         ({"version": 2}, "version 2"),
+        ({"spans": (GOOD.spans[0], Span("a\x1b[2J", 32, 8, "0" * 64))}, "not printable"),
         ({"piece_bytes": 5}, "pieces have 5 bytes"),
         ({"piece_bytes": 1 << 40}, "pieces have"),
         ({"spans": ()}, "header"),

@@ -25,6 +25,7 @@ from agent.models import messages
 from agent.models.manifest import MIN_PIECE_BYTES
 from agent.models.messages import Models
 from agent.models.pull import Limits
+from agent.models.room import RESERVE_BYTES
 from agent.models.service import ModelStore
 
 LIMITS = Limits(silence_s=0.4, backoff_s=0.01, piece_bytes=MIN_PIECE_BYTES)
@@ -158,6 +159,13 @@ async def sent(server: Server) -> None:
     """Wait until some pieces of the file went."""
     async with asyncio.timeout(10):
         while server.sent < 3 * MIN_PIECE_BYTES:  # noqa: ASYNC110 - the server counts
+            await asyncio.sleep(0.01)
+
+
+async def sent_anything(server: Server) -> None:
+    """Wait until the file itself is asked for."""
+    async with asyncio.timeout(10):
+        while len(server.asked) < 2:  # noqa: ASYNC110 - the server counts
             await asyncio.sleep(0.01)
 
 
@@ -506,6 +514,20 @@ async def test_a_disk_without_room_is_said_before_anything_comes(
     with pytest.raises(CoveyError, match=r"kB are needed in .*/models, and 1\.0 kB are free"):
         await node.pull(server.url, name="m")
     assert server.sent == 1
+
+
+async def test_what_other_pulls_will_take_counts_as_taken(
+    home: Home, model: Path, serve: Serve
+) -> None:
+    node, server = await home.node("box"), await serve(model.read_bytes(), rate=1e5)
+    await node.store.pull(PullRequest(server.url, name="first"))
+    await sent_anything(server)
+    size = model.stat().st_size
+    node.store._store.free = lambda: RESERVE_BYTES + int(1.5 * size)
+    with pytest.raises(CoveyError, match=r"MB are needed in .*/models"):
+        await node.pull(str(model), name="second")
+    await node.store.cancel("first")
+    await node.pull(str(model), name="second")
 
 
 async def test_what_is_not_the_stores_is_never_overwritten(home: Home, model: Path) -> None:
