@@ -60,7 +60,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     control_port: Annotated[Port, "The control plane's TCP port (libp2p)."] = 4001
     discovery_port: Annotated[Port, "Discovery's UDP port (Kademlia)."] = 4001
     overlay_port: Annotated[
-        Port, "The TCP port, on the overlay address only, where members fetch stages."
+        Port, "The TCP port, on the overlay address only, where members fetch stages and models."
     ] = 7070
     beat_port: Annotated[
         Port, "The UDP port, on the overlay address only, where deployments' owners are settled; "

@@ -133,7 +133,7 @@ class Puller:
                 own, found = [http], await self._probe(http)
             except PeerError as error:
                 fault = error
-        if known is not None and ask_members:
+        if known is not None and wanted.repairs:
             holders = [h for h in await self._holders.all()
                        if h.held.id == self._store.ids[wanted.name]]  # fmt: skip
             return self._from_members(session, known.manifest, holders, own, known.trust, "")

@@ -1,9 +1,8 @@
-"""`agent pull`, `models`, `rm`, `verify` as a person meets them: a real store behind a real socket.
-
-The commands run as processes of their own, as the agent's users start them.
-"""
+"""`agent pull`, `models`, `rm`, `verify` as a person meets them: a real store, a real socket."""
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from agent import config
+from agent import cli, config
 from agent.api import LocalApi
 from agent.cli.models import progress_line
 from agent.errors import UsageError
@@ -43,8 +42,8 @@ class Alone:
 class Agent:
     """An agent that has a store and nothing else."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, patch
         self.used: dict[Path, str] = {}
         settings = config.Config(node=config.Node(state_dir=str(folder)))
         self.store = ModelStore(settings, Alone(), (), lambda: self.used, LIMITS)  # type: ignore[arg-type] # nobody is asked
@@ -55,21 +54,28 @@ class Agent:
         self.api = LocalApi(target, folder / "agent.sock")
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("COVEY_")}
-        own = {"COVEY_CONFIG": os.devnull, "COVEY_NODE_STATE_DIR": str(self.folder),
-               "PYTHONPATH": str(ROOT)}  # fmt: skip
+        """Start a command as a process of its own, as the agent's users do."""
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agent", *arguments, cwd=self.folder, env=kept | own,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            sys.executable, "-m", "agent", *arguments, cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
 
     async def run(self, *arguments: str) -> tuple[int, str, str]:
-        """Return a command's exit code, and what it printed on both streams."""
-        process = await self.start(*arguments)
-        out, err = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, out.decode(), err.decode()
+        """Run a command in a thread; return its exit code, and what it printed on both streams."""
+        out, err = io.StringIO(), io.StringIO()
+
+        def command() -> int:
+            try:
+                cli.main()
+            except SystemExit as end:
+                return int(end.code or 0)
+            return 0
+
+        self.patch.setattr(sys, "argv", ["agent", *arguments])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = await asyncio.to_thread(command)
+        return code, out.getvalue(), err.getvalue()
 
     async def fails(self, code: int, *arguments: str) -> str:
         """Return the one line of an error."""
@@ -81,8 +87,13 @@ class Agent:
 
 
 @pytest.fixture
-async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
-    made = Agent(tmp_path)
+async def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Agent]:
+    for name in [name for name in os.environ if name.startswith("COVEY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COVEY_CONFIG", os.devnull)
+    monkeypatch.setenv("COVEY_NODE_STATE_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    made = Agent(tmp_path, monkeypatch)
     await made.store.start()
     await made.api.start()
     yield made
@@ -127,6 +138,9 @@ async def test_mistakes_are_one_line_with_their_exit_code(agent: Agent) -> None:
     wrong = await agent.fails(8, "pull", str(MODEL), "--name", "m", "--sha256", "0" * 64)
     assert "was expected" in wrong
     assert "failed 3 times" in await agent.fails(7, "pull", "http://127.0.0.1:9/m.gguf")
+    assert "is no SHA-256" in await agent.fails(2, "pull", "https://x.org/m", "--sha256", "1")
+    assert "cannot name a model" in await agent.fails(2, "pull", str(MODEL), "--name", "a/b")
+    assert "names no file of the hub" in await agent.fails(2, "pull", "hf:x")
     assert "there is no model x" in await agent.fails(2, "rm", "x")
     assert "there is no whole model x" in await agent.fails(2, "verify", "x")
     assert "nothing named x" in await agent.fails(2, "pull", "--cancel", "x")

@@ -410,6 +410,33 @@ async def test_a_pull_whose_file_changed_while_the_agent_was_off_begins_anew(
     assert (await node.pull("m"))["result"]["sha256"] == sha256(other)
 
 
+@pytest.mark.parametrize("step", ["rename", "record"])
+async def test_a_crash_as_it_is_kept_costs_no_byte_again(
+    home: Home, model: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    node, server = await home.node("box"), await serve(model.read_bytes())
+
+    def crash(*_: object) -> None:
+        raise StateError("the power went")
+
+    store = node.store._store
+    with monkeypatch.context() as patch:
+        if step == "record":
+            patch.setattr(store, "keep", crash)
+        else:
+            patch.setattr(Path, "rename", crash)
+            patch.setattr("agent.models.store.privatefile.replace", lambda p, d: p.write_bytes(d))
+        with pytest.raises(StateError, match="the power went"):
+            await node.pull(server.url, name="m")
+    assert {"m.part", "m.journal", "m.pull"} <= node.files
+    await node.down()
+    before = server.sent
+    await node.up()
+    assert (await node.pull(server.url, name="m"))["result"]["sha256"] == sha256(model)
+    assert server.sent <= before + 2  # the probes
+    assert node.files == {"m.gguf", "m.json"}
+
+
 async def test_a_pull_is_cancelled_and_leaves_nothing(
     home: Home, model: Path, serve: Serve
 ) -> None:

@@ -110,7 +110,7 @@ class World:
             assert source.name in transfer.why()
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1200)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(0, 40),
