@@ -17,7 +17,7 @@ import msgspec
 
 from agent import endpoint, enrol
 from agent.acl.service import Acl, CheckRequest
-from agent.api import DeployRequest, PingRequest
+from agent.api import DeployRequest, PingRequest, PullRequest, VerifyRequest
 from agent.authority import Authority
 from agent.authority.wishes import (
     GrantWish,
@@ -37,6 +37,7 @@ from agent.errors import NotRunning, UsageError
 from agent.health import Health
 from agent.identity.keys import NodeId
 from agent.membership.store import Membership
+from agent.models.service import ModelStore
 from agent.neighbours import Neighbours
 from agent.overlay.shell import Overlay
 from agent.presence.service import Presence
@@ -54,7 +55,7 @@ class Answers:
         self, settings: Config, membership: Membership, overlay: Overlay, control: ControlPlane,
         discovery: Discovery, neighbours: Neighbours, company: Company, authority: Authority,
         presence: Presence, acl: Acl, deployments: Deployments, traversal: Traversal,
-        relay: Relay, health: Health,
+        relay: Relay, models: ModelStore, health: Health,
         request_stop: Callable[[], None],
     ) -> None:  # fmt: skip
         self._settings = settings
@@ -70,6 +71,7 @@ class Answers:
         self._deployments = deployments
         self._traversal = traversal
         self._relay = relay
+        self._models = models
         self._health = health
         self._started = time.time()
         self.request_stop = request_stop
@@ -252,3 +254,29 @@ class Answers:
     async def undeploy(self, name: str) -> dict[str, Any]:
         """End a deployment."""
         return await self._deployments.undeploy(name)
+
+    # ---------------------------------------------------------------- models
+
+    async def models(self) -> dict[str, Any]:
+        """Describe the models here and at other members."""
+        return await self._models.describe()
+
+    async def model_jobs(self) -> dict[str, Any]:
+        """Describe what the model store is doing, and what it did last."""
+        return await self._models.jobs()
+
+    async def pull(self, request: PullRequest) -> dict[str, Any]:
+        """Begin to fetch a model, or tell how far that is."""
+        return await self._models.pull(request)
+
+    async def cancel_pull(self, name: str) -> dict[str, Any]:
+        """End a pull and throw away what came."""
+        return await self._models.cancel(name)
+
+    async def verify_models(self, request: VerifyRequest) -> dict[str, Any]:
+        """Begin to read models against their manifests."""
+        return await self._models.verify(request)
+
+    async def remove_model(self, name: str) -> dict[str, Any]:
+        """Remove a model from the store."""
+        return await self._models.remove(name)

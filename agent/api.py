@@ -34,7 +34,7 @@ MAX_DIGITS = 16
 
 
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/deployments, /v1/plan: what shall run. `model` is a bundled name or a path here.
+    """POST /v1/deployments, /v1/plan: what shall run. `model` is a bundled or stored name, or a path.
 
     `engine` says what spreads it over nodes: Covey's ring, or llama.cpp's RPC. `draft` is a draft
     model, named as `model` is; empty: none. `objective`: what the ring shall be good for; `nodes`
@@ -51,6 +51,28 @@ class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     least: int = 1
     only: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
+
+
+class PullRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/models/pull: a model that shall come into the store, and from where.
+
+    `pinned` says whether it must stay when room is needed; null: as it is.
+    """
+
+    source: str
+    name: str = ""
+    sha256: str = ""
+    pinned: bool | None = None
+
+
+class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/models/verify: read a model (empty: all) against its manifest.
+
+    `repair` fetches what is damaged anew.
+    """
+
+    name: str = ""
+    repair: bool = False
 
 
 class PingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,6 +147,24 @@ class Target(Protocol):
     async def undeploy(self, name: str) -> dict[str, Any]:
         """End a deployment."""
 
+    async def models(self) -> dict[str, Any]:
+        """Describe the models here and at other members."""
+
+    async def model_jobs(self) -> dict[str, Any]:
+        """Describe what the model store is doing, and what it did last."""
+
+    async def pull(self, request: PullRequest) -> dict[str, Any]:
+        """Begin to fetch a model, or tell how far that is."""
+
+    async def cancel_pull(self, name: str) -> dict[str, Any]:
+        """End a pull and throw away what came."""
+
+    async def verify_models(self, request: VerifyRequest) -> dict[str, Any]:
+        """Begin to read models against their manifests."""
+
+    async def remove_model(self, name: str) -> dict[str, Any]:
+        """Remove a model from the store."""
+
     def request_stop(self) -> None:
         """Begin to shut down."""
 
@@ -149,6 +189,8 @@ class LocalApi:
             ("replicas", target.replicas),
             ("deployments", target.deployments),
             ("acl", target.acl),
+            ("models", target.models),
+            ("models/jobs", target.model_jobs),
         ):
             app.router.add_get(f"/v1/{path}", _read(read))
         app.router.add_get("/v1/events", self._events)
@@ -165,7 +207,14 @@ class LocalApi:
         app.router.add_post("/v1/root-key/move", _write(target.move_root_key, MoveRootKeyWish))
         app.router.add_post("/v1/deployments", _write(target.deploy, DeployRequest))
         app.router.add_post("/v1/plan", _write(target.plan, DeployRequest))
-        app.router.add_delete("/v1/deployments/{name}", self._undeploy)
+        app.router.add_post("/v1/models/pull", _write(target.pull, PullRequest))
+        app.router.add_post("/v1/models/verify", _write(target.verify_models, VerifyRequest))
+        for path, delete in (
+            ("deployments", target.undeploy),
+            ("models", target.remove_model),
+            ("pulls", target.cancel_pull),
+        ):
+            app.router.add_delete(f"/v1/{path}/{{name}}", _delete(delete))
         app.router.add_post("/v1/down", self._down)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
@@ -198,9 +247,6 @@ class LocalApi:
     async def _catalogue(self, request: web.Request) -> web.Response:
         return _json(await self._target.catalogue(request.match_info.get("name", "")))
 
-    async def _undeploy(self, request: web.Request) -> web.Response:
-        return _json(await self._target.undeploy(request.match_info["name"]))
-
     async def _down(self, request: web.Request) -> web.Response:
         self._target.request_stop()
         return _json({"stopping": True})
@@ -218,6 +264,13 @@ def _json(answer: Any, status: int = 200) -> web.Response:
 def _read(answer: Callable[[], Awaitable[dict[str, Any]]]) -> _Handler:
     async def handler(request: web.Request) -> web.Response:
         return _json(await answer())
+
+    return handler
+
+
+def _delete(answer: Callable[[str], Awaitable[dict[str, Any]]]) -> _Handler:
+    async def handler(request: web.Request) -> web.Response:
+        return _json(await answer(request.match_info["name"]))
 
     return handler
 

@@ -20,6 +20,7 @@ from agent.cli import (
     events,
     members,
     mesh,
+    models,
     network,
     placing,
     service,
@@ -42,8 +43,9 @@ def cli() -> None:
 for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, service.restart,
                 service.status, service.peers, network.ping, network.netcheck, members.members,
                 members.rename, members.grant, members.revoke, members.leave, members.rotate,
-                acl.acl, events.events, placing.plan, deployments.deploy, deployments.undeploy,
-                deployments.ps, catalogue.catalogue, configuration.config, demo.demo):  # fmt: skip
+                acl.acl, events.events, models.pull, models.models, models.remove, models.verify,
+                catalogue.catalogue, placing.plan, deployments.deploy, deployments.undeploy,
+                deployments.ps, configuration.config, demo.demo):  # fmt: skip
     cli.add_command(command)
 
 

@@ -31,7 +31,7 @@ _POLL_S = 0.2
 def deploy(
     model: str, name: str, no_wait: bool, as_json: bool, settings: Config, **options: Any
 ) -> None:
-    """Run MODEL (a GGUF file on this node, or covey-mini) until it is undeployed.
+    """Run MODEL (one that `agent pull` stored, a GGUF file, or covey-mini) until it is undeployed.
 
     `agent plan` says before where and how fast. This node is the ring's head if it is a worker. If
     it dies, another one becomes the head of covey-mini; a file that only this node has waits until

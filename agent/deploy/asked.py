@@ -21,7 +21,7 @@ from agent.deploy.needs import (
 from agent.deploy.wish import Wish
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.errors import ModelError, UsageError
-from agent.models import bundled
+from agent.models import bundled, store
 from agent.placement.inputs import Model
 
 
@@ -40,20 +40,20 @@ class Asked:
     said: tuple[str, ...] = ()
 
 
-async def asked(wish: Wish) -> Asked:
-    """Read what a wish names. Raises ModelError, UsageError."""
-    return await asyncio.to_thread(_asked, wish)
+async def asked(wish: Wish, models: Path) -> Asked:
+    """Read what a wish names; `models` is the store's folder. Raises ModelError, UsageError."""
+    return await asyncio.to_thread(_asked, wish, models)
 
 
-def _asked(wish: Wish) -> Asked:
-    path = model_path(wish.model)
+def _asked(wish: Wish, models: Path) -> Asked:
+    path = model_path(wish.model, models)
     facts = model_facts(path)
     context = wish.context or default_context(facts)
     in_line = wish.engine == "rpc"
     needs = model_needs(
         facts, context, spread_of(path) if in_line else cuts_of(path), in_line=in_line
     )
-    draft = draft_path(wish.draft, facts)
+    draft = draft_path(wish.draft, facts, models)
     if draft is None:
         return Asked(path, facts, context, needs)
     needed = draft_bytes(model_facts(draft), context)
@@ -61,16 +61,25 @@ def _asked(wish: Wish) -> Asked:
     return Asked(path, facts, context, with_draft(needs, needed), draft, (said,))
 
 
-def model_path(model: str) -> Path:
-    """Return the file of a model by its bundled name or its path; raises ModelError."""
+def model_path(model: str, models: Path) -> Path:
+    """Return the file of a model by its bundled name, its name in the store, or its path.
+
+    `models` is the store's folder. A stored model counts as used now. Raises ModelError.
+    """
     if model == bundled.NAME:
         return bundled.path()
     path = Path(model).expanduser()
+    # A wish has the path, whatever its author called the model.
+    named = path.stem if path.parent == models.resolve() else model
+    stored = store.find(models, named)
+    if stored is not None:
+        return stored
     if not path.is_file():
         raise ModelError(
-            f"there is no model {model}: it is no file on this node, and {bundled.NAME} is the only"
-            " bundled one",
-            hint="Give the path of a GGUF file.",
+            f"there is no model {model}: it is no file on this node, none of its stored models, and"
+            f" {bundled.NAME} is the only bundled one",
+            hint="Give the path of a GGUF file, or `agent pull` it; `agent models` lists what is"
+            " there.",
         )
     return path.resolve()
 
@@ -81,7 +90,7 @@ def model_facts(path: Path) -> ModelFacts:
         return model.facts()
 
 
-def draft_path(model: str, facts: ModelFacts) -> Path | None:
+def draft_path(model: str, facts: ModelFacts, models: Path) -> Path | None:
     """Return the file of a draft model for the model of `facts`; None for "". Raises CoveyError."""
     if not model:
         return None
@@ -90,4 +99,4 @@ def draft_path(model: str, facts: ModelFacts) -> Path | None:
             f"{facts.name} is for {facts.purpose}: a draft model has nothing to guess there",
             hint="Deploy it without --draft.",
         )
-    return model_path(model)
+    return model_path(model, models)

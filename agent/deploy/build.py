@@ -117,7 +117,7 @@ class Build:
     async def up(self) -> Engine:
         """Bring the ring up and return its head, which answers. Raises CoveyError."""
         self._progress("planning", "asking the nodes what they can hold")
-        self._asked_for = wanted = await asked(self._wish)
+        self._asked_for = wanted = await asked(self._wish, self._settings.models_dir)
         self.context = wanted.context
         in_line = self._wish.engine == "rpc"
         self.plan = await self._planning.plan(wanted.needs, wanted.context)

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from agent.api import DeployRequest
@@ -76,6 +77,7 @@ class Deployments:
     ) -> None:  # fmt: skip
         """`note(kind, name, text)` hears of a new owner here, and of a new phase of a ring here."""
         self._own = key.id
+        self._settings = settings
         self._note = note
         self._noted: dict[str, str] = {}
         self._mesh = mesh
@@ -191,7 +193,9 @@ class Deployments:
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         """Check the model, tell the mesh the wish, and describe it. Raises CoveyError."""
         self._keeper.require_may_deploy()
-        found = await asked(wish_of(request, request.name or "m", self._own))
+        models = self._settings.models_dir
+        wanted = wish_of(request, request.name or "m", self._own, models)
+        found = await asked(wanted, models)
         facts = found.facts
         name = request.name or facts.name
         check_name(name)
@@ -212,7 +216,7 @@ class Deployments:
                 f"trained for {facts.context}"
             )
         # The paths as they are now, so that the wish does not depend on where it was typed.
-        wish = wish_of(request, name, self._own)
+        wish = wish_of(request, name, self._own, models)
         if wish.source and self._own not in workers:
             raise MembershipError(
                 f"{found.path} lies on this node, which is no worker, so nobody could be its head",
@@ -226,8 +230,9 @@ class Deployments:
 
     async def plan(self, request: DeployRequest) -> dict[str, Any]:
         """Say how a model would run, before anything moves. Raises CoveyError."""
-        wish = wish_of(request, request.name or "m", self._own)
-        return await preview(wish, await self._rings.own(), self._mesh)
+        models = self._settings.models_dir
+        wish = wish_of(request, request.name or "m", self._own, models)
+        return await preview(wish, await self._rings.own(), self._mesh, models)
 
     async def undeploy(self, name: str) -> dict[str, Any]:
         """Tell the mesh that a deployment shall end, and wait a little until it has.
@@ -249,6 +254,17 @@ class Deployments:
     def engines(self) -> list[dict[str, Any]]:
         """Describe the engines that run here, for `agent status`."""
         return [*self._rings.engines(), *self._stages.engines()]
+
+    def files(self) -> dict[Path, str]:
+        """Return the model files of this node that deployments use or wait for, and which do."""
+        wishes = [w for w in self._keeper.book.wishes() if w.source_id == self._own]
+        wishes += self._rings.names().values()
+        return {
+            Path(file).resolve(): wish.name
+            for wish in wishes
+            for file in (wish.model, wish.draft)
+            if file.startswith("/")
+        }
 
     def partners(self) -> set[NodeId]:
         """Return the nodes whose stages form rings with those that run here."""

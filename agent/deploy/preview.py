@@ -5,13 +5,14 @@ For `deployments.py`, which answers `agent plan` and `agent deploy`.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agent.api import DeployRequest
-from agent.deploy.asked import asked
+from agent.deploy.asked import asked, model_path
 from agent.deploy.mesh import Mesh
 from agent.deploy.needs import default_context, model_needs
 from agent.deploy.planning import Own, Planning
@@ -23,16 +24,19 @@ from agent.models import bundled, catalogue
 from agent.placement.inputs import Model
 
 
-def wish_of(request: DeployRequest, name: str, own: NodeId) -> Wish:
+def wish_of(request: DeployRequest, name: str, own: NodeId, models: Path) -> Wish:
     """Return a request as a wish of this node, not signed yet; files by their full paths.
 
-    So it does not depend on where it was typed. What is no file here stays as it was typed.
+    So it does not depend on where it was typed. What is neither stored in `models` nor a file here
+    stays as it was typed.
     """
     files = []
     for model in (request.model, request.draft):
-        path = Path(model).expanduser()
-        is_file = model not in ("", bundled.NAME) and path.is_file()
-        files.append(str(path.resolve()) if is_file else "")
+        found = ""
+        if model not in ("", bundled.NAME):
+            with contextlib.suppress(ModelError):
+                found = str(model_path(model, models))
+        files.append(found)
     return Wish(
         name=name, model=files[0] or request.model, draft=files[1] or request.draft,
         source=own.ed25519 if any(files) else b"", prefer=own.ed25519, author=own.ed25519,
@@ -42,27 +46,27 @@ def wish_of(request: DeployRequest, name: str, own: NodeId) -> Wish:
     )  # fmt: skip
 
 
-async def preview(wish: Wish, own: Own, mesh: Mesh) -> dict[str, Any]:
+async def preview(wish: Wish, own: Own, mesh: Mesh, models: Path) -> dict[str, Any]:
     """Return the plan for a wish as JSON; a model of the catalogue need not be here.
 
     Raises CoveyError.
     """
-    needs, context, model = await _needs(wish)
+    needs, context, model = await _needs(wish, models)
     planning = Planning(wish, own, mesh, lambda _phase, _words: None)
     found: dict[str, Any] = msgspec.to_builtins(await planning.plan(needs, context))
     return found | {"model": model, "context": context, "objective": wish.objective}
 
 
-async def _needs(wish: Wish) -> tuple[Model, int, str]:
+async def _needs(wish: Wish, models: Path) -> tuple[Model, int, str]:
     """Return what placement takes of a model, its context, and its name."""
     if wish.source or wish.model == bundled.NAME:
-        found = await asked(wish)
+        found = await asked(wish, models)
         return found.needs, found.context, found.facts.name
     try:
         entry, file = catalogue.choose(wish.model)
     except UsageError as error:
         raise ModelError(
-            f"there is no model {wish.model}: it is no file on this node, and {error.message}",
+            f"there is no model {wish.model}: it is no file on this node, none of its stored models, and {error.message}",
             hint=error.hint,
         ) from None
     facts = catalogue.facts(entry, file)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agent.acl.service import CheckRequest
-from agent.api import DeployRequest, LocalApi, PingRequest
+from agent.api import DeployRequest, LocalApi, PingRequest, PullRequest, VerifyRequest
 from agent.authority.wishes import (
     GrantWish,
     InviteWish,
@@ -96,6 +96,24 @@ class FakeTarget:
     async def undeploy(self, name: str) -> dict[str, Any]:
         return {"name": name}
 
+    async def models(self) -> dict[str, Any]:
+        return {"models": []}
+
+    async def model_jobs(self) -> dict[str, Any]:
+        return {"jobs": []}
+
+    async def pull(self, request: PullRequest) -> dict[str, Any]:
+        return {"source": request.source, "pinned": request.pinned}
+
+    async def cancel_pull(self, name: str) -> dict[str, Any]:
+        return {"cancelled": name}
+
+    async def verify_models(self, request: VerifyRequest) -> dict[str, Any]:
+        return {"name": request.name, "repair": request.repair}
+
+    async def remove_model(self, name: str) -> dict[str, Any]:
+        return {"removed": name}
+
     def request_stop(self) -> None:
         self.stopped = True
 
@@ -139,6 +157,17 @@ async def test_wishes_of_an_operator_come_as_they_were_said(api: Api) -> None:
     assert await client.post("/v1/root-key/move", {"path": "/x"}) == {"moved": "/x"}
     question = {"src": "a", "dst": "b", "port": "icmp"}
     assert await client.post("/v1/acl/check", question) == {"allowed": True}
+
+
+async def test_models_are_asked_for_by_their_paths(api: Api) -> None:
+    _, client, _ = api
+    assert await client.get("/v1/models") == {"models": []}
+    assert await client.get("/v1/models/jobs") == {"jobs": []}
+    pulled = await client.post("/v1/models/pull", {"source": "hf:a/b/c"})
+    assert pulled == {"source": "hf:a/b/c", "pinned": None}
+    assert await client.delete("/v1/pulls/m") == {"cancelled": "m"}
+    assert await client.post("/v1/models/verify", {"repair": True}) == {"name": "", "repair": True}
+    assert await client.delete("/v1/models/m") == {"removed": "m"}
 
 
 async def test_a_body_that_is_not_utf8_is_refused(api: Api) -> None:
