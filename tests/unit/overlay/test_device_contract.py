@@ -139,9 +139,9 @@ def test_a_keepalive_is_sent_until_it_is_taken_away(wired: Any) -> None:
             time.sleep(0.05)
     assert second.peers()[0].endpoint == wired.peer(0).endpoint
     first.apply([wired.peer(1)])
-    time.sleep(0.5)
+    time.sleep(0.2)
     last = received()
-    time.sleep(2.5)
+    time.sleep(1.6)
     assert received() == last
 
 
