@@ -15,7 +15,7 @@ import pytest
 
 from agent import config
 from agent.api import DeployRequest
-from agent.deploy import keeper, messages, rings
+from agent.deploy import board, deployments, executor, keeper, messages, rings
 from agent.deploy.deployments import Deployments
 from agent.deploy.hardware import Hardware
 from agent.deploy.heads import Head
@@ -185,6 +185,12 @@ class Net:
 async def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Net]:
     monkeypatch.setattr(rings, "Build", FakeBuild)
     monkeypatch.setattr(rings, "DRAIN_S", 0.0)
+    # Leases and beats go by the clock as they are; what only looks now and then looks more often.
+    monkeypatch.setattr(executor, "_POLL_S", 0.05)
+    monkeypatch.setattr(executor, "_RETRY_S", 0.1)
+    monkeypatch.setattr(executor, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(deployments, "_POLL_S", 0.05)
+    monkeypatch.setattr(board, "CACHED_S", 0.1)
     FakeBuild.made = []
     made = Net(tmp_path)
     for node in made.nodes.values():
