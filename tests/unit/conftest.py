@@ -25,3 +25,9 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One self-test of llama.cpp for all engines of a run; engine/test_selftest.py tests that."""
+    return str(tmp_path_factory.mktemp("cache"))

@@ -55,7 +55,7 @@ class Nearby:
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Callable[..., Any]:
+def build(tmp_path: Path, cache: str) -> Callable[..., Any]:
     tiny_mamba.write(tmp_path / "m.gguf")
 
     @asynccontextmanager
@@ -64,6 +64,7 @@ def build(tmp_path: Path) -> Callable[..., Any]:
             Path("/dev/null"), {}, [f"node.state_dir={tmp_path}", "engine.threads=1"]
         )
         engines = Engines(settings, bytes(32), OWN)
+        engines._cache = lambda: cache  # type: ignore[method-assign] # one self-test for all
         engines.own_address = "::1"
         engines.address = lambda node: "::1"  # type: ignore[method-assign] # all are here
         hosts = {node: StageHost(tmp_path / NAMES[node], engines) for node in (BETA, GAMMA)}

@@ -39,15 +39,9 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One self-test for all engines of this file."""
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-def server_spec(stage: int, **changes: Any) -> EngineSpec:
+def server_spec(stage: int, cache: str, **changes: Any) -> EngineSpec:
     fields = {"role": "rpc-server", "files": (), "stage": stage, "stages": 3, "predecessor": OWN,
-              "silence_s": 60.0}  # fmt: skip
+              "cache": cache, "silence_s": 60.0}  # fmt: skip
     return EngineSpec(**COMMON | fields | changes)
 
 
@@ -70,7 +64,7 @@ async def running(
     try:
         async with asyncio.TaskGroup() as group:
             for stage in range(1, len(layers) + 1):
-                group.create_task(start(server_spec(stage, **changes)))
+                group.create_task(start(server_spec(stage, cache, **changes)))
         engines.sort(key=lambda engine: engine.spec.stage)
         servers = [
             RpcServer(f"box{stage}", OWN, engine.port, count)
@@ -286,7 +280,7 @@ async def test_a_server_that_is_not_there_or_closes_is_named(
     spec = head_spec(models(), cache, [RpcServer("box", OWN, port, 4)])
     with pytest.raises(EngineError, match=r"the RPC server on box .*gone: Connection refused"):
         await Engine.start(spec)
-    server = await Engine.start(server_spec(1))
+    server = await Engine.start(server_spec(1, cache))
     try:
         wrong = head_spec(models(), cache, [RpcServer("box", OWN, server.port, 4)], epoch=4)
         with pytest.raises(EngineError, match=r"the RPC server on box .* is gone: it closed"):
@@ -296,8 +290,8 @@ async def test_a_server_that_is_not_there_or_closes_is_named(
         await server.stop()
 
 
-async def test_only_the_head_with_the_right_hello_gets_in() -> None:
-    engine = await Engine.start(server_spec(1))
+async def test_only_the_head_with_the_right_hello_gets_in(cache: str) -> None:
+    engine = await Engine.start(server_spec(1, cache))
 
     def attempt(data: bytes, source: str = OWN) -> bytes:
         with socket.create_connection(
@@ -328,7 +322,7 @@ async def test_only_the_head_with_the_right_hello_gets_in() -> None:
         reason = await engine.wait_ended()
         assert reason is not None
         assert "its head, at 127.0.0.1, is gone" in reason.message
-        other = await Engine.start(server_spec(1))
+        other = await Engine.start(server_spec(1, cache))
         assert other._process.stdin is not None
         other._process.stdin.close()
         async with asyncio.timeout(40):
@@ -337,9 +331,9 @@ async def test_only_the_head_with_the_right_hello_gets_in() -> None:
         await engine.stop()
 
 
-async def test_what_a_server_gave_up() -> None:
+async def test_what_a_server_gave_up(cache: str) -> None:
     """No file, no right, no network but the one connection, nobody to signal."""
-    engine = await Engine.start(server_spec(1))
+    engine = await Engine.start(server_spec(1, cache))
     try:
         status = Path(f"/proc/{engine.pid}/status").read_text()
         fields = dict(line.split(":\t", 1) for line in status.splitlines())
@@ -418,9 +412,9 @@ def test_overlay_addresses_of_one_mesh_are_taken() -> None:
     check_addresses("127.0.0.1", "127.0.0.1")
 
 
-async def test_a_server_on_another_address_does_not_start() -> None:
+async def test_a_server_on_another_address_does_not_start(cache: str) -> None:
     with pytest.raises(UsageError, match=r"must not listen on 192\.168\.7\.7"):
-        await Engine.start(server_spec(1, listen="192.168.7.7"))
+        await Engine.start(server_spec(1, cache, listen="192.168.7.7"))
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,6 @@ COUNT = 24
 RING = "5a" * 16
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One self-test for all engines of this file."""
-    return str(tmp_path_factory.mktemp("cache"))
-
-
 def specs(parts: list[Path], cache: str, address: str = "127.0.0.1") -> list[EngineSpec]:
     """Return the specs of a ring: the head with the first and last part, and the stages."""
     common = {
