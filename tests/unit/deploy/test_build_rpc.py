@@ -32,6 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 import tiny_mamba
 
+# Not those of another file, which may run beside this one.
+PORTS = "network.engine_ports=7220-7259"
 OWN, BETA, GAMMA = (NodeKey(bytes([n]) * 32).id for n in range(3))
 NAMES = {BETA: "beta", GAMMA: "gamma"}
 
@@ -61,7 +63,7 @@ def build(tmp_path: Path, cache: str) -> Callable[..., Any]:
     @asynccontextmanager
     async def started(**changes: Any) -> AsyncIterator[tuple[Build, dict[NodeId, StageHost]]]:
         settings, _ = config.load(
-            Path("/dev/null"), {}, [f"node.state_dir={tmp_path}", "engine.threads=1"]
+            Path("/dev/null"), {}, [f"node.state_dir={tmp_path}", "engine.threads=1", PORTS]
         )
         engines = Engines(settings, bytes(32), OWN)
         engines._cache = lambda: cache  # type: ignore[method-assign] # one self-test for all

@@ -5,12 +5,11 @@ The leaks are of one input in ten, once of Python's objects and once of a C libr
 
 from __future__ import annotations
 
-import gc
 import re
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,9 @@ COUNT = 100_000
 
 
 @pytest.fixture(autouse=True)
-def quick_samples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A full collection takes as long as thousands of inputs: leave out what pytest holds."""
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full collection of all that pytest holds takes as long as thousands of inputs."""
     monkeypatch.setattr(growth, "SAMPLES", 16)
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def fuzz_with(take: Callable[[int], None]) -> run.Fuzz:
