@@ -246,7 +246,7 @@ async def test_the_rate_is_kept() -> None:
                 sent += 1000
             got += sum(map(len, await bert.receive(10, within_s=0.01)))
         assert sent > 2 * got
-        assert 150_000 <= got <= 200_000 * 1.0 + 2 * 65_536
+        assert 130_000 <= got <= 200_000 + 2 * 65_536
     finally:
         await relay.stop()
 
