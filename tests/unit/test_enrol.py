@@ -82,7 +82,6 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     with StateDir(tmp_path / "founder").lock() as state:
         made = World(state.create_mesh("home", "box", NOW))
         monkeypatch.setattr(enrol, "ControlPlane", made)

@@ -425,14 +425,15 @@ class Cable:
 
 
 async def test_a_connection_that_died_silently_is_replaced_within_the_timeout(
-    server: Server,
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agent.control.node.REUSE_LIMIT_S", 1.0)
     async with Cable(server.v4) as cable, running(member(OTHER, [])) as plane:
         where = [cable.address]
         assert await plane.request(SERVER.id, where, "/test/echo/1", b"1", timeout_s=1) == b"1"
         cable.cut.set()
         cable.cut = asyncio.Event()  # a new connection goes through
-        assert await plane.request(SERVER.id, where, "/test/echo/1", b"2", timeout_s=9) == b"2"
+        assert await plane.request(SERVER.id, where, "/test/echo/1", b"2", timeout_s=4) == b"2"
 
 
 async def test_stop_ends_what_is_in_flight(server: Server) -> None:

@@ -272,7 +272,7 @@ def test_what_is_addressed_and_too_long_goes_no_further() -> None:
 
 
 def test_what_is_addressed_takes_few_ways_and_yet_arrives() -> None:
-    count, sent = 60, 400
+    count, sent = 60, 150
     net = Net(count, graph(count, 4))
     topic = f"{gossip.ADDRESSED}signals"
     for node in net.nodes:

@@ -275,6 +275,13 @@ async def running(pair: Pair) -> AsyncIterator[Pair]:
         await pair.server.stop()
 
 
+@pytest.fixture
+def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long enough to ask something meanwhile."""
+    monkeypatch.setattr(life, "FIRST_PAUSE_S", 0.3)
+
+
+@pytest.mark.usefixtures("short_pause")
 async def test_after_a_fault_requests_gossip_and_links_work_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -326,6 +333,7 @@ async def test_after_a_fault_requests_gossip_and_links_work_again(
     assert caplog.text.count("in judge\n") == 1  # where it came from, for who has to find it
 
 
+@pytest.mark.usefixtures("short_pause")
 async def test_members_and_keys_are_kept_over_a_fault() -> None:
     stranger = NodeKey(bytes([9]) * 32)
     async with running(Pair()) as pair:
@@ -347,6 +355,7 @@ async def test_members_and_keys_are_kept_over_a_fault() -> None:
             await other.stop()
 
 
+@pytest.mark.usefixtures("short_pause")
 async def test_a_node_that_dials_keeps_its_wanted_links_over_a_fault() -> None:
     async with running(Pair()) as pair:
         # Here the server is the one who wants the link, to a node that listens.

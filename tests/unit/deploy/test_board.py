@@ -7,6 +7,9 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from agent.deploy import board
 from agent.deploy.board import Board
 from agent.deploy.messages import Answer, AskStatus, HeadState, Request, Status, Statuses
 from agent.errors import PeerError
@@ -69,7 +72,8 @@ async def test_a_dead_owner_is_not_waited_for_once_another_is_known() -> None:
     assert time.monotonic() - began < 1.5
 
 
-async def test_an_owner_that_does_not_answer_is_named() -> None:
+async def test_an_owner_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "_ASK_TIMEOUT_S", 0.2)
     mesh = Mesh()
     [described] = await mesh.board().describe([WISH])
     assert described["phase"] == "unknown"

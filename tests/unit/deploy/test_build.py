@@ -33,6 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 import bert_models
 
+# Not those of another file, which may run beside this one.
+PORTS = "network.engine_ports=7200-7219"
 OWN = NodeKey(bytes(32)).id
 
 
@@ -51,11 +53,14 @@ class NobodyElse:
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Callable[..., Any]:
+def build(tmp_path: Path, cache: str) -> Callable[..., Any]:
     @asynccontextmanager
     async def started(mesh: Any = None, **changes: Any) -> AsyncIterator[Build]:
-        settings, _ = config.load(Path("/dev/null"), {}, [f"node.state_dir={tmp_path}"])
+        settings, _ = config.load(
+            Path("/dev/null"), {}, [f"node.state_dir={tmp_path}", "engine.threads=1", PORTS]
+        )
         engines = Engines(settings, bytes(32), OWN)
+        engines._cache = lambda: cache  # type: ignore[method-assign] # one self-test for all
         engines.own_address = "::1"
         if changes.get("draft") == "m.gguf":
             changes["draft"] = str(tmp_path / "m.gguf")

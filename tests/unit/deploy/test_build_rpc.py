@@ -34,6 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 import tiny_mamba
 
+# Not those of another file, which may run beside this one.
+PORTS = "network.engine_ports=7220-7259"
 OWN, BETA, GAMMA = (NodeKey(bytes([n]) * 32).id for n in range(3))
 NAMES = {BETA: "beta", GAMMA: "gamma"}
 
@@ -57,15 +59,16 @@ class Nearby:
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Callable[..., Any]:
+def build(tmp_path: Path, cache: str) -> Callable[..., Any]:
     tiny_mamba.write(tmp_path / "m.gguf")
 
     @asynccontextmanager
     async def started(**changes: Any) -> AsyncIterator[tuple[Build, dict[NodeId, StageHost]]]:
         settings, _ = config.load(
-            Path("/dev/null"), {}, [f"node.state_dir={tmp_path}", "engine.threads=1"]
+            Path("/dev/null"), {}, [f"node.state_dir={tmp_path}", "engine.threads=1", PORTS]
         )
         engines = Engines(settings, bytes(32), OWN)
+        engines._cache = lambda: cache  # type: ignore[method-assign] # one self-test for all
         engines.own_address = "::1"
         engines.address = lambda node: "::1"  # type: ignore[method-assign] # all are here
         hosts = {node: StageHost(tmp_path / NAMES[node], engines) for node in (BETA, GAMMA)}

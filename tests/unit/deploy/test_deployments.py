@@ -15,7 +15,7 @@ import pytest
 
 from agent import config
 from agent.api import DeployRequest
-from agent.deploy import keeper, messages, rings
+from agent.deploy import board, deployments, executor, keeper, messages, rings
 from agent.deploy.deployments import Deployments
 from agent.deploy.hardware import Hardware
 from agent.deploy.heads import Head
@@ -24,7 +24,7 @@ from agent.deploy.wish import Wish
 from agent.errors import CoveyError, MembershipError, NotRunning, PeerError, StateError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.models import bundled
-from agent.ownership import rendezvous
+from agent.ownership import headside, owner, rendezvous
 from agent.ownership.lease import Token
 
 MESH = bytes(range(32))
@@ -188,6 +188,16 @@ class Net:
 async def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Net]:
     monkeypatch.setattr(rings, "Build", FakeBuild)
     monkeypatch.setattr(rings, "DRAIN_S", 0.0)
+    # Leases and beats go by the clock as they are; what waits for news, or looks now and then, does
+    # so for less.
+    monkeypatch.setattr(headside, "HERE_INTERVAL_S", 0.2)
+    monkeypatch.setattr(owner, "SETTLE_S", 0.4)
+    monkeypatch.setattr(owner, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(executor, "_POLL_S", 0.05)
+    monkeypatch.setattr(executor, "_RETRY_S", 0.1)
+    monkeypatch.setattr(executor, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(deployments, "_POLL_S", 0.05)
+    monkeypatch.setattr(board, "CACHED_S", 0.1)
     FakeBuild.made = []
     made = Net(tmp_path)
     for node in made.nodes.values():

@@ -12,6 +12,7 @@ import struct
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import gguf
@@ -70,11 +71,15 @@ class Bert:
     def bare(self, text: str) -> list[int]:
         return [piece for word in _words(text) for piece in self._pieces(word)]
 
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {known: number for number, known in enumerate(self.words)}
+
     def _id(self, word: str) -> int:
-        return self.words.index(word)
+        return self._ids[word]
 
     def _pieces(self, word: str) -> list[int]:
-        ids = {known: number for number, known in enumerate(self.words)}
+        ids = self._ids
         found, start = [], 0
         while start < len(word):
             for stop in range(len(word), start, -1):
@@ -90,8 +95,10 @@ class Bert:
     def rows(self, ids: Sequence[int]) -> np.ndarray:
         """Return the last layer's rows (tokens, width) in double precision."""
         get = self._get
+        # The rows that it takes alone: there are as many as words.
+        words = self.tensors["embeddings.word_embeddings.weight"][list(ids)].astype(np.float64)
         x = (
-            get("embeddings.word_embeddings.weight")[list(ids)]
+            words
             + get("embeddings.position_embeddings.weight")[: len(ids)]
             + get("embeddings.token_type_embeddings.weight")[0]
         )
@@ -120,8 +127,14 @@ class Bert:
         inner = np.tanh(self._linear(row, "classifier.dense"))
         return float(self._linear(inner, "classifier.out_proj")[0])
 
+    @cached_property
+    def _doubles(self) -> dict[str, np.ndarray]:
+        return {}
+
     def _get(self, name: str) -> np.ndarray:
-        return self.tensors[name].astype(np.float64)
+        if name not in self._doubles:
+            self._doubles[name] = self.tensors[name].astype(np.float64)
+        return self._doubles[name]
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
         return x @ self._get(name + ".weight").T + self._get(name + ".bias")

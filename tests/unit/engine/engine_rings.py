@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import os
 import socket
@@ -60,6 +61,22 @@ def reference(
         return answer, logits
     finally:
         model.close()
+
+
+def answer(path: Path, prompt: str, count: int) -> str:
+    """Return llama.cpp's own greedy answer to a text: `count` tokens, or up to its end."""
+    model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    try:
+        ids = model.tokenize(prompt.encode(), special=True)
+        tokens, _ = reference(path, tuple(ids), count)
+        if model.token_eos() in tokens:
+            tokens = tokens[: tokens.index(model.token_eos())]
+        # The class pads a piece with zeros.
+        pieces = [model._model.token_to_piece(token).rstrip(b"\0") for token in tokens]
+    finally:
+        model.close()
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return "".join(map(decoder.decode, pieces))
 
 
 def cut(path: Path, folder: Path, boundaries: Sequence[int]) -> list[Path]:

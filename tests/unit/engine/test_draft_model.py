@@ -35,6 +35,10 @@ from agent.errors import CoveyError, ModelError
 GREEDY = Sampling(temperature=0.0, logit_bias=((2, -100.0),))
 SEEDED = Sampling(temperature=0.7, top_k=5, seed=7, logit_bias=((2, -100.0),))
 SHAPES = [(), (5, 9), (1, 2, 4, 11)]
+# Lengths and seeds of prompts: more than there are slots, and one with nothing to read. The two
+# likeliest tokens of their greedy answers are never closer than 0.004: a tie turns over by what
+# else is in a batch.
+PROMPTS = [(1, 1), (20, 20), (33, 133), (60, 60), (90, 190), (41, 241)]
 
 
 @pytest.fixture(autouse=True)
@@ -126,19 +130,28 @@ class Asked:
 Alone = Callable[[Sequence[Asked]], list[list[int]]]
 
 
+@pytest.fixture(scope="module")
+def known() -> dict[GenerationRequest, list[int]]:
+    """What the whole model said to whom before: shapes and drafts are many, answers the same."""
+    return {}
+
+
 @pytest.fixture
-def alone(models: Callable[..., Path], main: Weights, tmp_path: Path) -> Alone:
+def alone(
+    models: Callable[..., Path], main: Weights, tmp_path: Path,
+    known: dict[GenerationRequest, list[int]],
+) -> Alone:  # fmt: skip
     """Return a function that tells what the whole model says to each alone, without guesses."""
 
     def said(asked: Sequence[Asked]) -> list[list[int]]:
-        found = []
+        requests = [each.job.request for each in asked]
         with rings.pipeline(models(), tmp_path, ()) as pipeline:
-            for each in asked:
-                request = each.job.request
-                one = Asked(request.prompt, request.max_tokens, request.sampling)
-                found += run(pipeline, main, None, [one])
-                pipeline.context.clear()
-        return found
+            for request in requests:
+                if request not in known:
+                    one = Asked(request.prompt, request.max_tokens, request.sampling)
+                    [known[request]] = run(pipeline, main, None, [one])
+                    pipeline.context.clear()
+        return [known[request] for request in requests]
 
     return said
 
@@ -169,11 +182,9 @@ def test_answers_are_those_without_a_draft_model_whatever_it_says(
     alone: Alone,
 ) -> None:  # fmt: skip
     def asked() -> list[Asked]:
-        # More than there are slots, of different lengths, one with nothing to read.
-        lengths = [1, 20, 33, 60, 90, 41]
         return [
-            Asked(rings.prompt(length, seed=length), 60 + length, replace(sampling, seed=length))
-            for length in lengths
+            Asked(rings.prompt(length, seed), 40 + length // 2, replace(sampling, seed=length))
+            for length, seed in PROMPTS
         ]
 
     expected = alone(asked())
@@ -261,7 +272,7 @@ def test_a_cache_too_small_for_all_makes_some_wait_and_nobody_wrong(
 
 
 @pytest.mark.parametrize("boundaries", [(), (5, 9)])
-@pytest.mark.parametrize("length", [300, 450, 505, 510])
+@pytest.mark.parametrize("length", [400, 450, 505, 510])
 def test_the_context_ends_answers_with_guesses(
     models: Callable[..., Path], main: Weights, tmp_path: Path, boundaries: tuple[int, ...],
     length: int, alone: Alone,

@@ -24,10 +24,10 @@ RING = {
 PROMPT = "the ring of stages is a ring of the stages "
 
 
-def whole(path: Path, cache: Path, draft: Path) -> EngineSpec:
+def whole(path: Path, cache: str, draft: Path) -> EngineSpec:
     return EngineSpec(
         role="whole", files=(str(path),), model_name="tiny", http_address="::1",
-        cache=str(cache), draft_file=str(draft) if draft.name else "", **COMMON,
+        cache=cache, draft_file=str(draft) if draft.name else "", **COMMON,
     )  # fmt: skip
 
 
@@ -62,34 +62,34 @@ async def running(*specs: EngineSpec) -> AsyncIterator[Engine]:
 
 
 async def test_a_whole_model_and_a_ring_answer_with_a_draft_as_without(
-    models: Callable[..., Path], tmp_path: Path
+    models: Callable[..., Path], tmp_path: Path, cache: str
 ) -> None:
     path, draft = models(), models(seed=5, layers=2)
-    async with running(whole(path, tmp_path, Path())) as engine:
+    async with running(whole(path, cache, Path())) as engine:
         expected, _ = await complete(engine)
-    async with running(whole(path, tmp_path, draft)) as engine:
+    async with running(whole(path, cache, draft)) as engine:
         assert (await complete(engine))[0] == expected
     first, middle, last = rings.cut(path, tmp_path, (5, 9))
     async with running(
         EngineSpec(role="head", files=(str(first), str(last)), model_name="tiny",
-                   http_address="127.0.0.1", cache=str(tmp_path), draft_file=str(draft),
+                   http_address="127.0.0.1", cache=cache, draft_file=str(draft),
                    **COMMON, **RING),
-        EngineSpec(role="stage", files=(str(middle),), stage=1, cache=str(tmp_path), **COMMON,
+        EngineSpec(role="stage", files=(str(middle),), stage=1, cache=cache, **COMMON,
                    **RING),
     ) as engine:  # fmt: skip
         assert (await complete(engine))[0] == expected
 
 
 async def test_a_draft_of_other_tokens_keeps_the_engine_from_starting(
-    models: Callable[..., Path], tmp_path: Path
+    models: Callable[..., Path], tmp_path: Path, cache: str
 ) -> None:
     shape = replace(tiny.Shape(), layers=2, vocabulary=410)
     draft = tiny.write_model(tmp_path / "alien.gguf", shape=shape)
     with pytest.raises(ModelError, match=r"alien\.gguf cannot be the draft model of tiny") as found:
-        await Engine.start(whole(models(), tmp_path, draft))
+        await Engine.start(whole(models(), cache, draft))
     assert "Take a draft model of the same family" in found.value.hint
     with pytest.raises(ModelError, match="nowhere"):
-        await Engine.start(whole(models(), tmp_path, tmp_path / "nowhere.gguf"))
+        await Engine.start(whole(models(), cache, tmp_path / "nowhere.gguf"))
 
 
 def test_only_who_samples_has_a_draft_model(models: Callable[..., Path]) -> None:

@@ -24,12 +24,6 @@ from agent.errors import ModelError
 TEXTS = ["The cat sits on the mat.", "A kitten is resting on a rug.", "Stocks fell on Tuesday."]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One self-test for all engines of this file."""
-    return str(tmp_path_factory.mktemp("cache"))
-
-
 @asynccontextmanager
 async def running(path: Path, cache: str, **changes: Any) -> AsyncIterator[Engine]:
     spec = EngineSpec(role="whole", files=(str(path),), model_name="m", threads=1, cache=cache,

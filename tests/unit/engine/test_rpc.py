@@ -39,15 +39,9 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One self-test for all engines of this file."""
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-def server_spec(stage: int, **changes: Any) -> EngineSpec:
+def server_spec(stage: int, cache: str, **changes: Any) -> EngineSpec:
     fields = {"role": "rpc-server", "files": (), "stage": stage, "stages": 3, "predecessor": OWN,
-              "silence_s": 60.0}  # fmt: skip
+              "cache": cache, "silence_s": 60.0}  # fmt: skip
     return EngineSpec(**COMMON | fields | changes)
 
 
@@ -63,9 +57,15 @@ async def running(
 ) -> AsyncIterator[tuple[Engine, list[Engine]]]:
     """Run a head and its servers, ready; `layers` is how many each server gets."""
     engines: list[Engine] = []
+
+    async def start(spec: EngineSpec) -> None:
+        engines.append(await Engine.start(spec))
+
     try:
-        for stage in range(1, len(layers) + 1):
-            engines.append(await Engine.start(server_spec(stage, **changes)))
+        async with asyncio.TaskGroup() as group:
+            for stage in range(1, len(layers) + 1):
+                group.create_task(start(server_spec(stage, cache, **changes)))
+        engines.sort(key=lambda engine: engine.spec.stage)
         servers = [
             RpcServer(f"box{stage}", OWN, engine.port, count)
             for stage, (engine, count) in enumerate(zip(engines, layers, strict=True), 1)
@@ -103,15 +103,6 @@ async def stream_until(engine: Engine, victim: int, sent: signal.Signals) -> str
         return (await reply.content.read()).decode()
 
 
-async def alone(path: Path, cache: str) -> str:
-    """Return what one process answers, with one thread too."""
-    engine = await Engine.start(head_spec(path, cache, []))
-    try:
-        return await complete(engine)
-    finally:
-        await engine.stop()
-
-
 def ss(*arguments: str) -> str:
     return subprocess.run(["ss", *arguments], capture_output=True, text=True, check=True).stdout
 
@@ -126,7 +117,7 @@ def received(engine: Engine) -> int:
     ("properties", "layers"),
     [({}, (4, 5)), ({"tied": True}, (11,)), ({"weight_type": "Q8_0"}, (1, 11))],
 )
-async def test_it_answers_as_one_process(
+async def test_it_answers_as_llama_cpp_in_one_process(
     models: Callable[..., Path], cache: str, properties: dict[str, Any], layers: tuple[int, ...]
 ) -> None:
     await compare(models(**properties), cache, layers)
@@ -143,8 +134,8 @@ async def test_a_model_with_a_recurrent_state_answers_as_in_one_process(
 
 
 async def compare(path: Path, cache: str, layers: tuple[int, ...]) -> None:
-    """Ask one process and a head with servers the same, and see that the servers have weights."""
-    expected = await alone(path, cache)
+    """Ask a head with servers what llama.cpp is asked, and see that the servers have weights."""
+    expected = rings.answer(path, TEXT, COUNT)
     assert expected
     async with running(path, cache, layers) as (head, servers):
         for _ in range(2):
@@ -189,7 +180,7 @@ async def test_a_killed_server_is_named_at_once_and_clients_are_told(
 async def test_a_server_that_dies_while_nobody_asks_is_noticed_too(
     models: Callable[..., Path], cache: str
 ) -> None:
-    async with running(models(), cache) as (head, servers):
+    async with running(models(), cache, (4,)) as (head, servers):
         await complete(head)
         os.kill(servers[0].pid, signal.SIGKILL)
         async with asyncio.timeout(40):
@@ -212,7 +203,7 @@ async def test_a_head_that_llama_cpp_aborts_is_told_as_such(
 async def test_a_frozen_server_is_noticed_by_its_silence(
     models: Callable[..., Path], cache: str
 ) -> None:
-    async with running(models(), cache, silence_s=3.0) as (head, servers):
+    async with running(models(), cache, (4,), silence_s=2.0) as (head, servers):
         try:
             async with asyncio.timeout(60):
                 rest = await stream_until(head, servers[0].pid, signal.SIGSTOP)
@@ -227,7 +218,7 @@ async def test_a_frozen_server_is_noticed_by_its_silence(
 async def test_a_frozen_head_is_noticed_by_its_servers(
     models: Callable[..., Path], cache: str
 ) -> None:
-    async with running(models(), cache, silence_s=3.0) as (head, servers):
+    async with running(models(), cache, (4,), silence_s=2.0) as (head, servers):
         os.kill(head.pid, signal.SIGSTOP)
         try:
             async with asyncio.timeout(60):
@@ -236,6 +227,10 @@ async def test_a_frozen_head_is_noticed_by_its_servers(
             os.kill(head.pid, signal.SIGCONT)
         assert reason is not None
         assert "its head, at 127.0.0.1, is gone: it is silent for" in reason.message
+        async with asyncio.timeout(40):
+            lost = await head.wait_ended()
+        assert lost is not None
+        assert "the RPC server on box1 (127.0.0.1) is gone" in lost.message
 
 
 @contextmanager
@@ -271,7 +266,7 @@ async def test_loading_over_a_server_that_never_answers_ends(
     models: Callable[..., Path], cache: str
 ) -> None:
     with deaf_server() as port:
-        spec = head_spec(models(), cache, [RpcServer("box", OWN, port, 4)], silence_s=1.0)
+        spec = head_spec(models(), cache, [RpcServer("box", OWN, port, 4)], silence_s=0.5)
         async with asyncio.timeout(60):
             with pytest.raises(EngineError, match=r"server on box .*has not answered for \d+ s"):
                 await Engine.start(spec)
@@ -285,7 +280,7 @@ async def test_a_server_that_is_not_there_or_closes_is_named(
     spec = head_spec(models(), cache, [RpcServer("box", OWN, port, 4)])
     with pytest.raises(EngineError, match=r"the RPC server on box .*gone: Connection refused"):
         await Engine.start(spec)
-    server = await Engine.start(server_spec(1))
+    server = await Engine.start(server_spec(1, cache))
     try:
         wrong = head_spec(models(), cache, [RpcServer("box", OWN, server.port, 4)], epoch=4)
         with pytest.raises(EngineError, match=r"the RPC server on box .* is gone: it closed"):
@@ -295,8 +290,8 @@ async def test_a_server_that_is_not_there_or_closes_is_named(
         await server.stop()
 
 
-async def test_only_the_head_with_the_right_hello_gets_in() -> None:
-    engine = await Engine.start(server_spec(1))
+async def test_only_the_head_with_the_right_hello_gets_in(cache: str) -> None:
+    engine = await Engine.start(server_spec(1, cache))
 
     def attempt(data: bytes, source: str = OWN) -> bytes:
         with socket.create_connection(
@@ -327,7 +322,7 @@ async def test_only_the_head_with_the_right_hello_gets_in() -> None:
         reason = await engine.wait_ended()
         assert reason is not None
         assert "its head, at 127.0.0.1, is gone" in reason.message
-        other = await Engine.start(server_spec(1))
+        other = await Engine.start(server_spec(1, cache))
         assert other._process.stdin is not None
         other._process.stdin.close()
         async with asyncio.timeout(40):
@@ -336,9 +331,9 @@ async def test_only_the_head_with_the_right_hello_gets_in() -> None:
         await engine.stop()
 
 
-async def test_what_a_server_gave_up() -> None:
+async def test_what_a_server_gave_up(cache: str) -> None:
     """No file, no right, no network but the one connection, nobody to signal."""
-    engine = await Engine.start(server_spec(1))
+    engine = await Engine.start(server_spec(1, cache))
     try:
         status = Path(f"/proc/{engine.pid}/status").read_text()
         fields = dict(line.split(":\t", 1) for line in status.splitlines())
@@ -417,9 +412,9 @@ def test_overlay_addresses_of_one_mesh_are_taken() -> None:
     check_addresses("127.0.0.1", "127.0.0.1")
 
 
-async def test_a_server_on_another_address_does_not_start() -> None:
+async def test_a_server_on_another_address_does_not_start(cache: str) -> None:
     with pytest.raises(UsageError, match=r"must not listen on 192\.168\.7\.7"):
-        await Engine.start(server_spec(1, listen="192.168.7.7"))
+        await Engine.start(server_spec(1, cache, listen="192.168.7.7"))
 
 
 @pytest.mark.parametrize(

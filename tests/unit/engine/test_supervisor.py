@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import os
 import re
 import signal
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import aiohttp
 import engine_rings as rings
-import llama_cpp
 import msgspec
 import pytest
 from ring_processes import RING, running, specs
@@ -29,12 +27,6 @@ from agent.errors import ConfigError, EngineError, EnvironmentFault, ModelError
 
 PROMPT = rings.prompt(77)
 COUNT = 24
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One self-test for all engines of this file."""
-    return str(tmp_path_factory.mktemp("cache"))
 
 
 def url(engine: Engine) -> str:
@@ -64,22 +56,6 @@ async def stream_until_killed(engine: Engine, victim: int) -> bytes:
         return await reply.content.read()
 
 
-def expected_text(path: Path, prompt: str) -> str:
-    """Return llama.cpp's own greedy answer."""
-    model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-    try:
-        ids = model.tokenize(prompt.encode(), special=True)
-        tokens, _ = rings.reference(path, tuple(ids), COUNT)
-        if model.token_eos() in tokens:
-            tokens = tokens[: tokens.index(model.token_eos())]
-        # The class pads a piece with zeros.
-        pieces = [model._model.token_to_piece(token).rstrip(b"\0") for token in tokens]
-    finally:
-        model.close()
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    return "".join(map(decoder.decode, pieces))
-
-
 TEXT = "the ring of stages is a ring of the stages " * 2
 
 
@@ -91,7 +67,7 @@ async def test_one_node_answers_as_llama_cpp(models: Callable[..., Path], cache:
     )  # fmt: skip
     engine = await Engine.start(spec)
     try:
-        assert await complete(engine, TEXT) == expected_text(path, TEXT)
+        assert await complete(engine, TEXT) == rings.answer(path, TEXT, COUNT)
     finally:
         await engine.stop()
 
@@ -102,7 +78,7 @@ async def test_two_nodes_answer_as_llama_cpp_and_stop_cleanly_when_asked(
     path = models()
     parts = rings.cut(path, tmp_path, (5, 9))
     async with running(specs(parts, cache)) as engines:
-        expected = expected_text(path, TEXT)
+        expected = rings.answer(path, TEXT, COUNT)
         for _ in range(2):
             assert await complete(engines[0], TEXT) == expected
         assert all(not engine.ended for engine in engines)
@@ -124,7 +100,7 @@ async def test_three_nodes_answer_as_llama_cpp_and_a_killed_one_is_named_at_once
     path = models()
     parts = rings.cut(path, tmp_path, (3, 7, 10))
     async with running(specs(parts, cache, "::1")) as engines:
-        assert await complete(engines[0], TEXT) == expected_text(path, TEXT)
+        assert await complete(engines[0], TEXT) == rings.answer(path, TEXT, COUNT)
         stream = asyncio.create_task(stream_until_killed(engines[0], engines[1].pid))
         async with asyncio.timeout(8):  # below the silence bound: it must be noticed at once
             killed, head, after = [

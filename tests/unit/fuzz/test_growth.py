@@ -5,6 +5,7 @@ The leaks are of one input in ten, once of Python's objects and once of a C libr
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
@@ -25,9 +26,11 @@ COUNT = 100_000
 
 
 @pytest.fixture(autouse=True)
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full collection of all that pytest holds takes as long as thousands of inputs."""
     monkeypatch.setattr(growth, "SAMPLES", 16)
+    gc.collect()
+    gc.freeze()
 
 
 def fuzz_with(take: Callable[[int], None]) -> run.Fuzz:

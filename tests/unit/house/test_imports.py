@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
@@ -35,8 +36,17 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(parts).removesuffix(".__init__"), path
 
 
-def imported(path: Path) -> set[str]:
-    """Return the dotted names that a file imports, wherever in it; not those for types alone."""
+MODULES = dict(modules())
+
+
+@cache
+def tree(name: str) -> ast.Module:
+    """Return a module's syntax; read when a test asks, since every worker collects this file."""
+    return ast.parse(MODULES[name].read_text())
+
+
+def imported(name: str) -> set[str]:
+    """Return the dotted names that a module imports, wherever in it; not those for types alone."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -45,25 +55,34 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
+            assert node.level == 0, f"{name} imports relatively"
             module = node.module or ""
             found.add(module)
             found.update(f"{module}.{alias.name}" for alias in node.names)
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(path.read_text()))
+    visit(tree(name))
     return found
 
 
-MODULES = dict(modules())
-IMPORTS = {name: imported(path) for name, path in MODULES.items()}
-DOCSTRINGS = {n: ast.get_docstring(ast.parse(p.read_text())) or "" for n, p in MODULES.items()}
-CORES = REQUIRED_CORES | {name for name, text in DOCSTRINGS.items() if "A core" in text}
+@cache
+def imports() -> dict[str, set[str]]:
+    return {name: imported(name) for name in MODULES}
+
+
+@cache
+def docstrings() -> dict[str, str]:
+    return {name: ast.get_docstring(tree(name)) or "" for name in MODULES}
+
+
+@cache
+def cores() -> frozenset[str]:
+    return REQUIRED_CORES | {name for name, text in docstrings().items() if "A core" in text}
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    assert [name for name, text in DOCSTRINGS.items() if not text] == []
+    assert [name for name, text in docstrings().items() if not text] == []
 
 
 def test_the_required_cores_exist() -> None:
@@ -71,14 +90,14 @@ def test_the_required_cores_exist() -> None:
 
 
 def test_a_core_does_no_io() -> None:
-    found = {(n, i) for n in CORES for i in IMPORTS[n] if i.split(".")[0] in IO_MODULES}
+    found = {(n, i) for n in cores() for i in imports()[n] if i.split(".")[0] in IO_MODULES}
     assert {(n, i) for n, i in found if not i.startswith(PURE_PARTS)} == set()
 
 
 def test_a_core_gets_its_randomness_as_an_argument() -> None:
     """`random.Random` may be named as a type; the module's own functions may not be called."""
-    for name in CORES:
-        nodes = list(ast.walk(ast.parse(MODULES[name].read_text())))
+    for name in cores():
+        nodes = list(ast.walk(tree(name)))
         if not any(isinstance(n, ast.Import) and n.names[0].name == "random" for n in nodes):
             continue
         for node in nodes:
@@ -88,14 +107,14 @@ def test_a_core_gets_its_randomness_as_an_argument() -> None:
 
 def test_a_core_imports_cores_only() -> None:
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
-    found = {(n, i) for n in CORES for i in IMPORTS[n] if i in MODULES}
-    assert {(n, i) for n, i in found if i not in CORES | packages} == set()
+    found = {(n, i) for n in cores() for i in imports()[n] if i in MODULES}
+    assert {(n, i) for n, i in found if i not in cores() | packages} == set()
 
 
 def test_the_gateway_imports_nothing_of_the_agent_but_its_client() -> None:
     found = {
         (name, i)
-        for name, names in IMPORTS.items()
+        for name, names in imports().items()
         if name.startswith("gateway")
         for i in names
         if i.split(".")[0] == "agent"
@@ -106,7 +125,7 @@ def test_the_gateway_imports_nothing_of_the_agent_but_its_client() -> None:
 
 def test_dependencies_point_one_way() -> None:
     """cli → daemon → services → core: nobody imports what is above it."""
-    for name, names in IMPORTS.items():
+    for name, names in imports().items():
         if name.startswith(("agent.cli", "agent.__main__", "agent.demo")):
             continue
         above = {i for i in names if i.startswith(("agent.cli", "agent.demo", "gateway"))}
@@ -124,14 +143,14 @@ def test_only_the_engine_process_loads_llama_cpp() -> None:
             continue
         reached.add(name)
         parents = {name.rpartition(".")[0]}
-        waiting += [i for i in IMPORTS[name] | parents if i in MODULES]
-    loading = {name for name in reached if any(i.startswith("llama_cpp") for i in IMPORTS[name])}
+        waiting += [i for i in imports()[name] | parents if i in MODULES]
+    loading = {name for name in reached if any(i.startswith("llama_cpp") for i in imports()[name])}
     assert loading == set()
 
 
 def test_libp2p_is_imported_in_its_own_thread_only() -> None:
     """It takes 1–2 s and 70 MB, so only modules that are imported lazily name it."""
-    users = {n for n, names in IMPORTS.items() if any(i.split(".")[0] == "libp2p" for i in names)}
+    users = {n for n, names in imports().items() if any(i.split(".")[0] == "libp2p" for i in names)}
     assert users
     assert all(name.startswith("agent.control.") for name in users)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from agent.portmap import contest, service
 from agent.portmap.routes import Gateway, default_gateways
 from agent.portmap.service import PortMapper
 from agent.portmap.words import NATPMP, PCP, Mapping
@@ -43,6 +44,13 @@ class Router(asyncio.DatagramProtocol):
         self.out.sendto(
             struct.pack("!BBHIHHI", 0, 129, 0, 1000, internal, external or internal, life), addr
         )
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This router answers at once or never; how long is waited for a slow one has its own tests."""
+    monkeypatch.setattr(contest, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(service, "_SETTLE_S", 0.05)
 
 
 @pytest.fixture

@@ -96,8 +96,9 @@ async def test_without_an_answer_it_refreshes_and_gives_up(monkeypatch: pytest.M
         before = descriptors()
         sockets = Birthday(peer.getsockname(), proves, count=4)
         sockets.open()
-        assert await sockets.hit(lambda: OPENER, 0.12) is None
-        assert len(heard(peer)) == 12  # at 0, 50 and 100 ms
+        assert await sockets.hit(lambda: OPENER, 0.32) is None
+        # Each 50 ms by all four; a machine that is busy comes to fewer.
+        assert len(heard(peer)) in (8, 12, 16, 20, 24, 28)
         assert descriptors() == before
 
 
