@@ -187,7 +187,7 @@ class ModelStore:
             if wanted.source == other.name:
                 return
             raise UsageError(
-                f"{other.name} is being pulled from {other.source}",
+                f"{other.name} is being pulled from {other.shown}",
                 hint=f"Give another --name, or `agent pull --cancel {other.name}` first.",
             )
 
@@ -205,7 +205,7 @@ class ModelStore:
             )
         if not (same or named or wanted.sha256):
             raise UsageError(
-                f"there is a model {name} already, from {record.wanted.source}",
+                f"there is a model {name} already, from {record.wanted.shown}",
                 hint=f"Give another --name, or `agent rm {name}` first.",
             )
         if pinned is not None and pinned != record.pinned:

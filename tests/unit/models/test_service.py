@@ -21,7 +21,7 @@ from agent.deploy.blobs import BlobServer
 from agent.errors import CoveyError, ModelError, NotRunning, StateError, UsageError, from_wire
 from agent.identity.keys import NodeId
 from agent.models import manifest as manifests
-from agent.models import messages
+from agent.models import messages, survey
 from agent.models.manifest import MIN_PIECE_BYTES
 from agent.models.messages import Models
 from agent.models.pull import Limits
@@ -185,6 +185,10 @@ async def test_a_url_nobody_vouches_for_is_trusted_from_its_first_use(
     assert (listed["architecture"], listed["layers"], listed["phase"]) == ("llama", 4, "whole")
     assert listed["used_at"] is None
     assert server.sent == model.stat().st_size + 1  # the probe's byte
+    assert "secret" not in f"{job}{await node.store.describe()}"
+    with pytest.raises(UsageError, match=f"a model tiny already, from {server.url}") as caught:
+        await node.pull("https://x.org/tiny.gguf")
+    assert "secret" not in caught.value.line()
     again = await node.pull(f"{server.url}?token=secret", name="tiny")
     assert again["note"] == "it is here already"
     assert server.sent == model.stat().st_size + 1
@@ -489,6 +493,24 @@ async def test_damage_is_named_and_only_that_is_fetched_again(
     assert node.files == {"m.gguf", "m.json"}
     with pytest.raises(UsageError, match="there is no whole model x"):
         await node.verify("x")
+
+
+async def test_a_model_that_is_removed_while_it_is_read_is_said(
+    home: Home, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await home.node("box")
+    await node.pull(str(model), name="m")
+    path = node.folder / "models" / "m.gguf"
+    real = survey._hashed
+
+    def slow(*arguments: Any) -> Any:
+        found = real(*arguments)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(survey, "_hashed", slow)
+    with pytest.raises(ModelError, match="cannot read the model"):
+        await node.verify("m", repair=True)
 
 
 async def test_a_repair_that_finds_no_source_can_go_on_or_be_given_up(
