@@ -22,6 +22,7 @@ from agent.errors import CoveyError, ModelError, NotRunning, StateError, UsageEr
 from agent.identity.keys import NodeId
 from agent.models import manifest as manifests
 from agent.models import messages, survey
+from agent.models.fetch import Progress
 from agent.models.manifest import MIN_PIECE_BYTES
 from agent.models.messages import Models
 from agent.models.pull import Limits
@@ -611,6 +612,25 @@ async def test_a_file_that_is_not_there_is_named(home: Home) -> None:
         await node.pull("/nowhere/m.gguf")
     with pytest.raises(UsageError, match="is no file"):
         await node.pull("/tmp", name="m")
+
+
+@pytest.mark.parametrize("span", [(0, 2), (1, 3), (2, 4)])
+async def test_a_stage_is_cut_of_its_tensors_alone_from_all_who_have_the_model(
+    home: Home, model: Path, tmp_path: Path, span: tuple[int, int]
+) -> None:
+    one, two, stage = [await home.node(name) for name in ("one", "two", "stage")]
+    model_id = (await one.pull(str(model), name="m"))["result"]["id"]
+    await two.pull(str(model), name="m")
+    told: list[Progress] = []
+    part = await stage.store.part(model_id, span, tmp_path / "there", told.append)
+    whole = await one.store.part(model_id, span, tmp_path / "here")
+    assert (part.sha256, part.size) == (whole.sha256, whole.size)
+    assert told[-1].done == told[-1].total < 0.8 * model.stat().st_size
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"there", "here"}
+    await one.down()
+    await two.down()
+    with pytest.raises(CoveyError, match="nobody has it"):
+        await stage.store.part(model_id, span, tmp_path / "again")
 
 
 async def test_members_get_ranges_and_nothing_else(home: Home, model: Path) -> None:
