@@ -70,7 +70,7 @@ class Job:
         rate = progress.rate if self.phase == "fetching" else 0.0
         return {
             "job": self.number, "kind": self.kind, "name": self.name, "phase": self.phase,
-            "source": self.wanted.source if self.wanted else "",
+            "source": self.wanted.shown if self.wanted else "",
             "done": progress.done, "total": progress.total, "rate": rate,
             "left_s": (progress.total - progress.done) / rate if rate > 0 else None,
             "sources": [msgspec.to_builtins(source) for source in progress.sources],

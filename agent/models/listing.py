@@ -39,7 +39,7 @@ def listed(
             "layers": record.layers if record else None,
             "tensors": sum(not s.name.startswith("@") and s.name != ""
                            for s in record.manifest.spans) if record else None,
-            "source": wanted.source, "trust": record.trust if record else "",
+            "source": wanted.shown, "trust": record.trust if record else "",
             "fetched_at": record.fetched_at if record else None,
             "used_at": store.used_at(name), "used_by": used.get(name),
             "pinned": record.pinned if record else wanted.pinned,

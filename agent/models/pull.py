@@ -41,7 +41,7 @@ from agent.models.partfile import PartFile
 from agent.models.pieces import Piece
 from agent.models.store import Record, Store
 from agent.models.transfer import ATTEMPTS, BACKOFF_S
-from agent.models.wanted import Networks, Wanted, shown
+from agent.models.wanted import Networks, Wanted
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class Puller:
             if fault is not None:
                 raise fault
             raise PeerError(
-                f"no member that is there has the model {wanted.source}",
+                f"no member that is there has the model {wanted.shown}",
                 hint="`agent models` lists what members have.",
             )
         trust = "the given SHA-256" if wanted.sha256 else "the source's SHA-256"
@@ -219,7 +219,7 @@ class Puller:
         else:
             cut = pieces.of_manifest(plan.manifest)
         if plan.size == 0:
-            raise ModelError(f"{wanted.source} is empty", hint="Get another file.")
+            raise ModelError(f"{wanted.shown} is empty", hint="Get another file.")
         self._make_room(wanted.name, plan.size)
         job.phase = "fetching"
         with PartFile(path, cut, plan.size, plan.origin if plan.manifest is None else "") as part:
@@ -248,12 +248,12 @@ class Puller:
             )
         if plan.expected and manifest.sha256 != plan.expected:
             raise MismatchError(
-                f"what came from {_of(wanted)} has the SHA-256 {manifest.sha256}, and "
+                f"what came from {wanted.shown} has the SHA-256 {manifest.sha256}, and "
                 f"{plan.expected} was expected",
                 hint="It was thrown away. Check the hash, or get the model elsewhere.",
             )
         if fault := fault_of(manifest):
-            raise ModelError(f"{wanted.source} is no model to keep: {fault}")
+            raise ModelError(f"{wanted.shown} is no model to keep: {fault}")
         said = survey.describe(path)
         old = self._store.records.get(wanted.name)
         pinned = old.pinned if old is not None else wanted.pinned
@@ -275,10 +275,6 @@ class Puller:
         for other in going:
             _log.warning("model=%s removed: unused for longest, %s needs room", other, name)
             store.remove(other)
-
-
-def _of(wanted: Wanted) -> str:
-    return shown(wanted.location) if wanted.kind == "url" else wanted.source
 
 
 def _is_gguf(piece: Piece, raw: bytearray) -> None:

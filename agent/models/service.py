@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from aiohttp import web
 
 from agent.api import PullRequest, VerifyRequest
 from agent.config import Config
+from agent.engine import cut
 from agent.errors import CoveyError, ModelError, StateError, UsageError
-from agent.models import bundled, partfile, sharing
-from agent.models.fetch import Progress
+from agent.models import bundled, layers, origins, partfile, sharing
+from agent.models.fetch import Progress, Watch, ignore
 from agent.models.jobs import EndedError, Job
 from agent.models.listing import listed
 from agent.models.mesh import Holders, Mesh
@@ -46,6 +48,7 @@ class ModelStore:
         self._settings = settings
         self._networks = networks
         self._in_use = in_use
+        self._limits = limits
         self._store = Store(settings.models_dir)
         self._holders = Holders(mesh, settings.network.overlay_port)
         self._puller = Puller(
@@ -75,6 +78,26 @@ class ModelStore:
     def answer(self, _: AskModels) -> Models:
         """Tell a member what is here."""
         return sharing.told(self._store)
+
+    async def part(
+        self, model_id: str, span: tuple[int, int], destination: Path, watch: Watch = ignore
+    ) -> cut.PartFile:
+        """Write layers [start, stop) = `span` of a model as a part, for a stage.
+
+        Out of the model if it is here, else of the tensors that it needs, from all members that
+        have the model. Raises CoveyError; what came by then is used the next time.
+        """
+        found = self._store.by_id(model_id)
+        if found is not None:
+            path = self._store.file(found[0])
+            return await asyncio.to_thread(layers.cut_part, path, span, destination)
+        holders = [holder for holder in await self._holders.all() if holder.held.id == model_id]
+        free = shutil.disk_usage(destination.parent).free
+        async with origins.session(self._limits.silence_s) as session:
+            return await layers.fetch_part(
+                session, holders, span, destination, networks=self._networks, free=free,
+                watch=watch, backoff_s=self._limits.backoff_s,
+            )  # fmt: skip
 
     # ------------------------------------------------------------------ the local API
 
@@ -187,7 +210,7 @@ class ModelStore:
             if wanted.source == other.name:
                 return
             raise UsageError(
-                f"{other.name} is being pulled from {other.source}",
+                f"{other.name} is being pulled from {other.shown}",
                 hint=f"Give another --name, or `agent pull --cancel {other.name}` first.",
             )
 
@@ -205,7 +228,7 @@ class ModelStore:
             )
         if not (same or named or wanted.sha256):
             raise UsageError(
-                f"there is a model {name} already, from {record.wanted.source}",
+                f"there is a model {name} already, from {record.wanted.shown}",
                 hint=f"Give another --name, or `agent rm {name}` first.",
             )
         if pinned is not None and pinned != record.pinned:

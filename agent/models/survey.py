@@ -73,7 +73,11 @@ def damaged(path: Path, manifest: Manifest, progress: Progress) -> list[str]:
     seen = _hashed(path, manifest.size, bounds, progress, manifest.piece_bytes)
     found = {span.name: span for span in seen.spans}
     wrong = [span.name for span in manifest.spans if found.pop(span.name) != span] + list(found)
-    if path.stat().st_size > manifest.size:
+    try:
+        longer = path.stat().st_size > manifest.size
+    except OSError as error:  # removed meanwhile
+        raise ModelError(f"cannot read the model {path}: {error.strerror}") from None
+    if longer:
         wrong.append(f"@{manifest.size}")
     return wrong or ([] if seen.sha256 == manifest.sha256 else ["*"])
 

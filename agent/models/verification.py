@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.errors import UsageError
+from agent.errors import ModelError, UsageError
 from agent.models import pieces, survey
 from agent.models.fetch import Progress
 from agent.models.jobs import Job
@@ -58,9 +58,12 @@ async def verify(
 def _right(path: Path, record: Record) -> list[int]:
     """Return the numbers of the pieces that are right as they are. Blocks."""
     right = []
-    with path.open("rb") as file:
-        for index, piece in enumerate(pieces.of_manifest(record.manifest)):
-            file.seek(piece.start)
-            if not pieces.wrong(piece, file.read(piece.size)):
-                right.append(index)
+    try:
+        with path.open("rb") as file:
+            for index, piece in enumerate(pieces.of_manifest(record.manifest)):
+                file.seek(piece.start)
+                if not pieces.wrong(piece, file.read(piece.size)):
+                    right.append(index)
+    except OSError as error:
+        raise ModelError(f"cannot read the model {path}: {error.strerror}") from None
     return right

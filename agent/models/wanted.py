@@ -49,6 +49,11 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repairs: bool = False
     version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
 
+    @property
+    def shown(self) -> str:
+        """The source for people and logs: no password, nothing that a query signs."""
+        return shown(self.source) if "://" in self.source else self.source
+
 
 def parse(source: str, name: str, sha256: str, hub: str, networks: Networks) -> Wanted:
     """Return what is asked for; `hub` is models.hub, `networks` are the overlay's.

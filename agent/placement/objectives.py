@@ -148,10 +148,12 @@ class Chooser:
                 best, _ = self._shortest(groups, best, bounds[groups], some, part)
             budget.spend(share * _HEADS_SHARE * BUDGET * self._share - (part.left or 0.0))
         for groups in order:
-            if budget.left is not None and bounds[groups] < best.round_s:
-                # One sweep; what follows may end without an answer.
-                swept = Search(self.tables(self._rows(groups)), Budget(0), least=least, most=most,
+            if budget.left is not None and not budget.spent and bounds[groups] < best.round_s:
+                # One sweep, for a bound; what follows may end without an answer.
+                one = Budget(0.0)
+                swept = Search(self.tables(self._rows(groups)), one, least=least, most=most,
                                must=must).run()  # fmt: skip
+                budget.spend(-(one.left or 0.0))
                 bounds[groups] = max(bounds[groups], swept.bound)
             best, bounds[groups] = self._shortest(groups, best, bounds[groups], wanted, budget)
         # Of the rings whose round is as short, that in which a frame is back first.

@@ -21,7 +21,8 @@ from agent.deploy.blobs import BlobServer
 from agent.errors import CoveyError, ModelError, NotRunning, StateError, UsageError, from_wire
 from agent.identity.keys import NodeId
 from agent.models import manifest as manifests
-from agent.models import messages
+from agent.models import messages, survey
+from agent.models.fetch import Progress
 from agent.models.manifest import MIN_PIECE_BYTES
 from agent.models.messages import Models
 from agent.models.pull import Limits
@@ -185,6 +186,10 @@ async def test_a_url_nobody_vouches_for_is_trusted_from_its_first_use(
     assert (listed["architecture"], listed["layers"], listed["phase"]) == ("llama", 4, "whole")
     assert listed["used_at"] is None
     assert server.sent == model.stat().st_size + 1  # the probe's byte
+    assert "secret" not in f"{job}{await node.store.describe()}"
+    with pytest.raises(UsageError, match=f"a model tiny already, from {server.url}") as caught:
+        await node.pull("https://x.org/tiny.gguf")
+    assert "secret" not in caught.value.line()
     again = await node.pull(f"{server.url}?token=secret", name="tiny")
     assert again["note"] == "it is here already"
     assert server.sent == model.stat().st_size + 1
@@ -491,6 +496,24 @@ async def test_damage_is_named_and_only_that_is_fetched_again(
         await node.verify("x")
 
 
+async def test_a_model_that_is_removed_while_it_is_read_is_said(
+    home: Home, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await home.node("box")
+    await node.pull(str(model), name="m")
+    path = node.folder / "models" / "m.gguf"
+    real = survey._hashed
+
+    def slow(*arguments: Any) -> Any:
+        found = real(*arguments)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(survey, "_hashed", slow)
+    with pytest.raises(ModelError, match="cannot read the model"):
+        await node.verify("m", repair=True)
+
+
 async def test_a_repair_that_finds_no_source_can_go_on_or_be_given_up(
     home: Home, model: Path
 ) -> None:
@@ -589,6 +612,25 @@ async def test_a_file_that_is_not_there_is_named(home: Home) -> None:
         await node.pull("/nowhere/m.gguf")
     with pytest.raises(UsageError, match="is no file"):
         await node.pull("/tmp", name="m")
+
+
+@pytest.mark.parametrize("span", [(0, 2), (1, 3), (2, 4)])
+async def test_a_stage_is_cut_of_its_tensors_alone_from_all_who_have_the_model(
+    home: Home, model: Path, tmp_path: Path, span: tuple[int, int]
+) -> None:
+    one, two, stage = [await home.node(name) for name in ("one", "two", "stage")]
+    model_id = (await one.pull(str(model), name="m"))["result"]["id"]
+    await two.pull(str(model), name="m")
+    told: list[Progress] = []
+    part = await stage.store.part(model_id, span, tmp_path / "there", told.append)
+    whole = await one.store.part(model_id, span, tmp_path / "here")
+    assert (part.sha256, part.size) == (whole.sha256, whole.size)
+    assert told[-1].done == told[-1].total < 0.8 * model.stat().st_size
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"there", "here"}
+    await one.down()
+    await two.down()
+    with pytest.raises(CoveyError, match="nobody has it"):
+        await stage.store.part(model_id, span, tmp_path / "again")
 
 
 async def test_members_get_ranges_and_nothing_else(home: Home, model: Path) -> None:
