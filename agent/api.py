@@ -34,7 +34,7 @@ MAX_DIGITS = 16
 
 
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/deployments, /v1/plan: what shall run. `model` is a bundled or stored name or a path.
+    """POST /v1/deployments, /v1/plan: what shall run. `model`: a bundled or stored name, or a path.
 
     `engine` says what spreads it over nodes: Covey's ring, or llama.cpp's RPC. `draft` is a draft
     model, named as `model` is; empty: none. `objective`: what the ring shall be good for; `nodes`

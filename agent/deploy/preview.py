@@ -66,8 +66,8 @@ async def _needs(wish: Wish, models: Path) -> tuple[Model, int, str]:
         entry, file = catalogue.choose(wish.model)
     except UsageError as error:
         raise ModelError(
-            f"there is no model {wish.model}: it is no file on this node, none of its stored models,"
-            f" and {error.message}",
+            f"there is no model {wish.model}: it is no file on this node, no stored model, and"
+            f" {error.message}",
             hint=error.hint,
         ) from None
     facts = catalogue.facts(entry, file)

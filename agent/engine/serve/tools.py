@@ -148,7 +148,7 @@ class CallReader:
         """Return what was held back: the answer has ended."""
         held, self._held = self._held, ""
         if self._inside is False or not held:
-            return held, ()
+            return "" if self.found and held.isspace() else held, ()
         calls = self._calls(held, known=not self._format.opens)
         if calls:
             return "", calls
@@ -162,9 +162,11 @@ class CallReader:
                 before, mark, after = self._held.partition(self._format.opens)
                 keep = 0 if mark else overlap(self._held, self._format.opens)
                 free = before[: len(before) - keep]
-                # Between calls and behind them, white space means nothing.
-                said.append("" if self.found and free.isspace() else free)
-                self._held = after if mark else before[len(before) - keep :]
+                # Between calls and at the end, white space means nothing; before a word it does.
+                blank = bool(self.found) and free.isspace()
+                said.append("" if blank else free)
+                kept = before if blank else before[len(before) - keep :]
+                self._held = after if mark else kept
                 self._inside = bool(mark)
             if not self._inside or not (closed := self._closed()):
                 break
