@@ -7,7 +7,7 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.engine.serve.offers import Tool
@@ -84,10 +84,16 @@ CASES = [
 ]  # fmt: skip
 
 
+def test_white_space_behind_a_call_is_kept_before_a_word_and_dropped_at_the_end() -> None:
+    call = f"<tool_call>{A}</tool_call>"
+    end = len(call)
+    for text, said in ((f"{call} and more", " and more"), (f"{call}  \n", "")):
+        assert read(HERMES, text, list(range(end, len(text)))) == (said, [CALL_A])
+
+
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 200), max_size=30))
 @pytest.mark.parametrize("index", range(len(CASES)))
-@example(index=3, cuts=[63, 64])  # the space behind a call comes alone
 def test_calls_are_found_however_the_answer_is_cut(index: int, cuts: list[int]) -> None:
     format_, text, said, calls = CASES[index]
     assert read(format_, text) == (said, calls)
