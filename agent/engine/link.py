@@ -282,13 +282,19 @@ class Outlet:
         with contextlib.suppress(OSError):
             self._voice.say(encode_fault(Fault(self._member.epoch, stage, reason)))
 
-    def end(self, error: CoveyError) -> None:
-        """Have whoever sends a frame raise `error`; from any thread."""
+    def end(self, error: CoveyError, *, at_once: bool) -> None:
+        """Have whoever sends raise `error`, from any thread; a frame that has begun is finished.
+
+        `at_once`: it is not.
+        """
         self._ended = self._ended or error
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        if at_once:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _send(self, pieces: Sequence[bytes | memoryview], drain: Inlet | None) -> None:
+        if self._ended is not None:
+            raise self._ended
         with self._voice.alone() as owed:
             rest = [memoryview(piece) for piece in (owed, *pieces) if len(piece)]
             began = time.monotonic()

@@ -93,9 +93,9 @@ class Watch:
             found = EngineError(f"the watch over the ring failed: {error!r}.")
         log.info("the watch ends: %s", found.message)
         self.tell(found)
-        # A frame that is being sent to a successor that lives is finished: its end would be lost.
-        if not isinstance(found, Lost) or found.stage == self._outlet.stage:
-            self._outlet.end(found)
+        # To a successor that lives a frame is finished, so that it can be told why it is the last.
+        lives = isinstance(found, Lost) and found.stage != self._outlet.stage
+        self._outlet.end(found, at_once=not lives)
         self._inlet.end(found)
 
     def _watch(self) -> None:

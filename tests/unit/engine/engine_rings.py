@@ -135,7 +135,9 @@ def pipeline(
             stack.callback(contexts[-1].close)
         limits = Limits(contexts[0].weights.n_embd, N_BATCH, LIMITS.n_seq)
         members = [
-            Membership(b"r" * 16, 1, stage, stages, limits, row_type, b"m" * 32, silence_s)
+            Membership(
+                b"r" * 16, 1, stage, stages, limits, row_type, b"m" * 32, silence_s, silence_s
+            )
             for stage in range(stages)
         ]
         pairs = [socket.socketpair() for _ in range(stages)]

@@ -18,11 +18,13 @@ import pytest
 
 from agent.engine.frames import (
     Decoder,
+    Echo,
     Fault,
     Frame,
     Limits,
     Ping,
     RowType,
+    encode_echo,
     encode_fault,
     encode_frame,
     encode_ping,
@@ -95,16 +97,16 @@ class Proxy:
     def __init__(self) -> None:
         self.near, near = tcp()
         self.far, far = tcp()
-        self._ends = (near, far)
+        self.ends = (near, far)
         self._stop = threading.Event()
         self.silent = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        near, far = self._ends
+        near, far = self.ends
         while not self._stop.is_set():
-            ready, _, _ = select.select(self._ends, [], [], 0.05)
+            ready, _, _ = select.select(self.ends, [], [], 0.05)
             if self.silent.is_set():
                 self._stop.wait()
                 return
@@ -121,7 +123,7 @@ class Proxy:
     def close(self) -> None:
         self._stop.set()
         self._thread.join(PATIENCE_S)
-        for end in self._ends:
+        for end in self.ends:
             end.close()
 
 
@@ -160,6 +162,12 @@ class Ring:
         """Be silent on both sides of a stage."""
         self.proxies[stage - 1].silent.set()
         self.proxies[stage].silent.set()
+
+    def kill(self, stage: int) -> None:
+        """End a stage's connections, as its neighbours see it; it can say nothing any more."""
+        self.freeze(stage)
+        for end in (self.proxies[stage - 1].ends[0], self.proxies[stage].ends[1]):
+            end.shutdown(socket.SHUT_RDWR)
 
     def lost(self) -> Lost:
         """Return what the head, at rest, finds broken."""
@@ -241,9 +249,7 @@ def test_a_dead_stage_is_told_past_one_that_computes() -> None:
         busy.may_end.clear()
         made.head.submit(batch())
         assert busy.computing.wait(PATIENCE_S)
-        # Stage 3 ends, as it would be killed: the head, its successor, and stage 2 hear it.
-        for end in (made.proxies[2].far, made.proxies[3].near):
-            end.shutdown(socket.SHUT_RDWR)
+        made.kill(3)
         lost = made.lost()
         assert lost.stage == 3 and "closed the connection" in lost.reason
         busy.may_end.set()
@@ -338,6 +344,31 @@ def test_a_successor_that_spoke_and_falls_silent_is_lost(watched: Watched) -> No
     assert found.stage == 2 and "has been silent for" in found.reason
 
 
+def test_what_the_successor_said_before_it_went_is_why_no_frame_can_be_sent(
+    watched: Watched,
+) -> None:
+    watched.after.sendall(encode_fault(Fault(5, 0, "the head was lost")))
+    watched.after.close()
+    assert watched.fault(watched.before).stage == 0
+    watched.watch._thread.join(PATIENCE_S)
+    with pytest.raises(Lost, match="the head was lost"):
+        watched.outlet.send((), frame().pairs, frame().rows)
+
+
+def test_who_sends_is_told_why_even_before_the_watch_is() -> None:
+    made = Watched()
+    try:
+        made.watch.close()
+        made.after.sendall(encode_fault(Fault(5, 0, "the head was lost")))
+        made.after.close()
+        big = frame(4096)
+        with pytest.raises(Lost, match="the head was lost"):
+            for _ in range(100):
+                made.outlet.send((), big.pairs, big.rows)
+    finally:
+        made.close()
+
+
 def test_a_successor_that_sends_nonsense_is_named(watched: Watched) -> None:
     watched.after.sendall(b"GET / HTTP/1.1\r\nHost: covey\r\n\r\n")
     found = watched.fault(watched.before)
@@ -414,6 +445,14 @@ def test_who_sends_to_a_frozen_successor_is_told_by_its_silence() -> None:
         thread.join(PATIENCE_S)
     finally:
         made.close()
+
+
+def test_a_probe_is_answered_by_its_echo_and_not_by_pings(watched: Watched) -> None:
+    watched.watch.close()
+    watched.after.sendall(encode_ping(Ping(5)) + encode_echo(Echo(5)))
+    assert select.select([watched.outlet], [], [], PATIENCE_S)[0]
+    assert not watched.outlet.echoed()
+    assert watched.outlet.echoed()
 
 
 def test_nothing_follows_a_frame_that_was_cut_short(watched: Watched) -> None:
