@@ -20,6 +20,7 @@ from agent.engine.generation import Finish, GenerationRequest, Sampling, Token
 from agent.engine.generator import Generator, Job
 from agent.engine.head import Head, HeadGeneration
 from agent.engine.llama import Context, Weights
+from agent.engine.pace import Measured
 from agent.engine.pipeline import WholePipeline
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, EngineError
@@ -376,6 +377,14 @@ def test_a_recurrent_model_goes_on(tmp_path: Path) -> None:
     weights.close()
 
 
+def links_are_long(generator: Generator) -> None:
+    """Let it believe to have measured that, so that it asks its draft model."""
+    assert generator._course is not None
+    pace = generator._course.schedule.pace
+    pace.learn([Measured(n, 0.01, 0.1) for n in (1, 2, 4)], 0.1)
+    pace.drafts.learn([(1, 0.0001), (64, 0.0001)])
+
+
 @pytest.mark.usefixtures("precise")
 def test_a_draft_model_guesses_for_answers_that_go_on(
     models: Callable[..., Path], tmp_path: Path
@@ -393,17 +402,22 @@ def test_a_draft_model_guesses_for_answers_that_go_on(
             first, Vocabulary(weights), context=rings.N_CTX, n_batch=rings.N_BATCH,
             slots=rings.SLOTS, sequences=rings.SEQUENCES, draft=drafts[0],
         )  # fmt: skip
-        generator.calibrate()
-        said = [told(generator, rings.prompt(20 + n, n)) for n in range(3)]
+        links_are_long(generator)
+        # More than a draft model reads at once.
+        prompts = [rings.prompt(140 + n, n) for n in range(2)]
+        said = [told(generator, prompt) for prompt in prompts]
         jobs = [answer.job for answer in generator._answers.values()]
         while min(map(len, said)) < 10:
             generator.step()
+        assert all(answer.work.drafts.known > 140 for answer in generator._answers.values())
         generator.lose(EngineError("the ring is broken."))
         drafts[0].close()
         generator.go_on(second, drafts[1])
+        links_are_long(generator)
         generator.run()
-        for n, tokens in enumerate(said):
-            assert tokens == rings.reference(models(), rings.prompt(20 + n, n), COUNT)[0]
+        assert sum(job.timings.accepted for job in jobs) > COUNT
+        for prompt, tokens in zip(prompts, said, strict=True):
+            assert tokens == rings.reference(models(), prompt, COUNT)[0]
         assert sorted(drafts[1]._free) == list(range(drafts[1].context.limits.n_seq))
         assert all(job.timings.generated == COUNT for job in jobs)
         for draft in drafts:
