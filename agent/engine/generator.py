@@ -195,6 +195,7 @@ class Generator:
 
     def go_on(self, pipeline: Pipeline, draft: DraftModel | None = None) -> None:
         """Go on over another pipeline of the same model, whose caches are empty."""
+        self._n_batch = pipeline.context.limits.n_batch
         self._course = self._begun(pipeline, draft)
         for work in self._answers:  # as they came
             self._course.schedule.add(work)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Coroutine
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -87,7 +87,7 @@ class _HeadProcess:
         if spec.servers:
             await self._begin_spread(spec)
             return
-        loaded = await self._in_thread(told, Loaded, spec, self._found)
+        loaded = await self._unless_stopped(told, asyncio.to_thread(Loaded, spec, self._found))
         self._model = model_of(Path(spec.files[-1]))
         texts = Weights(Path(spec.files[-1]), only_texts=True)
         self._head = self._made(loaded, texts, _WAIT_JOIN_TIMEOUTS * spec.join_timeout_s)
@@ -128,9 +128,7 @@ class _HeadProcess:
             return
         try:
             self._spec.check_regroup(spec)
-            for path in map(Path, spec.files):
-                if model_of(path) != self._model:
-                    raise ModelError(f"{path.name} is not of the model that answers go on with.")
+            await asyncio.to_thread(self._check_files, spec)
         except CoveyError as error:
             log.error("not regrouped: %s", error.line())
             self._serving_since = self._channel.regroups
@@ -139,9 +137,10 @@ class _HeadProcess:
             return
         loaded: Loaded | None = None
         try:
-            await self._head.leave()
+            await self._unless_stopped(told, self._head.leave())
             self._spec = spec
-            loaded = await self._in_thread(told, Loaded, spec, self._means(spec))
+            loading = asyncio.to_thread(Loaded, spec, self._means(spec))
+            loaded = await self._unless_stopped(told, loading)
             if loaded.contexts[-1].limits.n_ctx != self._head.context:
                 raise ModelError(f"{Path(spec.files[-1]).name} has another context than before.")
             await self._join(spec, loaded)
@@ -153,6 +152,11 @@ class _HeadProcess:
             log.error("not regrouped: %s", error.line())
             self._head.missed(error)
             self._channel.emit_error("broken", error, blamed(error))
+
+    def _check_files(self, spec: EngineSpec) -> None:
+        for path in map(Path, spec.files):
+            if model_of(path) != self._model:
+                raise ModelError(f"{path.name} is not of the model that answers go on with.")
 
     def _means(self, spec: EngineSpec) -> Means:
         """Return what this process may use, as far as the spec wants it: drivers stay as loaded."""
@@ -213,11 +217,9 @@ class _HeadProcess:
     def _interrupted(self) -> bool:
         return self._channel.stopped or self._channel.wants_regroup
 
-    async def _in_thread(
-        self, told: asyncio.Event, work: Callable[..., _T], *arguments: object
-    ) -> _T:
+    async def _unless_stopped(self, told: asyncio.Event, work: Coroutine[None, None, _T]) -> _T:
         """Return what `work` returns; raises _Stopped when told to stop, and leaves it behind."""
-        working = asyncio.create_task(asyncio.to_thread(work, *arguments))
+        working = asyncio.create_task(work)
         while not working.done():
             if self._channel.stopped:
                 working.cancel()

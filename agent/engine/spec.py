@@ -18,7 +18,7 @@ _ROW_TYPES = {"auto": None, "f32": RowType.F32, "f16": RowType.F16, "q8": RowTyp
 _FILES = {"whole": 1, "stage": 1, "head": 2, "rpc-server": 0}
 RING_ID_BYTES = 16
 # What answers that go on over another ring rely on.
-_KEPT = ("model_name", "http_address", "http_port", "slots", "n_ctx")
+_KEPT = ("model_name", "http_address", "http_port", "slots", "n_ctx", "drafts")
 _WAYS = {True: "from", False: "to"}
 # llama.cpp keeps 256 sequences at most.
 SLOTS_MAX = 128

@@ -96,8 +96,6 @@ class Work:
         """Leave a schedule, whose caches are gone, for another one."""
         self.give_up()
         self.drafts.known = 0
-        # The other counts its turns anew; that it was served before still counts.
-        self.served = min(self.served, 1)
 
     def cut(self, length: int) -> None:
         """Drop its guesses from `length` on."""

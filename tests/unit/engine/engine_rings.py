@@ -23,6 +23,8 @@ from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.llama import Context, ContextLimits, Weights
 from agent.engine.pipeline import Pipeline, RingPipeline, WholePipeline
 from agent.engine.stage import Stage
+from agent.engine.turns import Batch
+from agent.errors import EngineError
 
 N_CTX = 512
 N_BATCH = 32
@@ -108,6 +110,24 @@ class Tap:
         self._pipeline.collect(useful)
         if self._wanted.pop(0):
             self.logits.append(self._pipeline.context.logits().copy())
+
+
+class Breaking:
+    """A pipeline that breaks at its n-th batch of a request, as a ring with a lost stage does."""
+
+    def __init__(self, pipeline: Pipeline, after: int) -> None:
+        self._pipeline = pipeline
+        self._left = after
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._pipeline, name)
+
+    def submit(self, batch: Batch) -> None:
+        if batch.positions.any():  # what is measured before any request has first positions alone
+            if self._left == 0:
+                raise EngineError("the ring is broken: stage 2 (fd00::2) was lost.")
+            self._left -= 1
+        self._pipeline.submit(batch)
 
 
 @contextmanager

@@ -447,24 +447,6 @@ def test_who_loses_a_ring_goes_on_over_another_with_the_same_tokens(
         assert ring.said[work] == answer([n] * (20 * n), work.limit, repeats)
 
 
-def test_a_request_that_was_served_long_ago_gets_its_turn_on_another_ring() -> None:
-    ring = Ring(depth=1, rows=2, slots=4)
-    old = ring.add([1, 2], 500)
-    while len(ring.said[old]) < 300:
-        ring.submit()
-        ring.collect()
-    ring.lose(1, 2)
-    # Batches have room for two of the four.
-    young = [ring.add([n, n], 60) for n in range(3)]
-    while not ring.over:
-        ring.submit()
-        ring.collect()
-    assert len(ring.said[old]) > 310, "it waited until the others were done"
-    ring.run()
-    assert ring.said[old] == answer([1, 2], 500)
-    assert all(ring.said[work] == answer([n, n], 60) for n, work in enumerate(young))
-
-
 def test_sequences_are_lent_while_nobody_runs_and_what_is_kept_stays() -> None:
     ring = Ring(cells=200, slots=2, sequences=4)
     prompt = list(range(40))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import engine_rings as rings
 import pytest
+from engine_rings import Breaking
 
 from agent.engine.generation import Finish, GenerationRequest, Sampling
 from agent.engine.head import Head, HeadGeneration, HeadLimits
 from agent.engine.llama import Weights
 from agent.engine.pipeline import Pipeline
-from agent.engine.turns import Batch
 from agent.errors import CoveyError, EngineError, ModelError, UsageError
 
 PROMPT = rings.prompt(50)
@@ -248,30 +248,12 @@ async def test_a_request_that_makes_no_sense_is_refused_before_it_waits(
                 head.generate(request(**changes))
 
 
-class _Breaking:
-    """A pipeline that breaks at its n-th batch of a request, as a ring with a lost stage does."""
-
-    def __init__(self, pipeline: Pipeline, after: int) -> None:
-        self._pipeline = pipeline
-        self._left = after
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._pipeline, name)
-
-    def submit(self, batch: Batch) -> None:
-        if batch.positions.any():  # what is measured before any request has first positions alone
-            if self._left == 0:
-                raise EngineError("the ring is broken: stage 2 (fd00::2) was lost.")
-            self._left -= 1
-        self._pipeline.submit(batch)
-
-
 async def test_a_broken_ring_fails_the_running_the_waiting_and_the_next_answer(
     weights: Weights, models: Callable[..., Path], tmp_path: Path
 ) -> None:
     broken: list[CoveyError] = []
     with rings.pipeline(models(), tmp_path, ()) as pipeline:
-        async with serving(weights, _Breaking(pipeline, 5), broken) as head:  # type: ignore[arg-type]
+        async with serving(weights, Breaking(pipeline, 5), broken) as head:  # type: ignore[arg-type]
             running, waiting = head.generate(request()), head.generate(request())
             tokens = []
             with pytest.raises(EngineError, match=r"stage 2 \(fd00::2\) was lost"):
