@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from agent import __version__, endpoint, enrol
@@ -55,6 +56,7 @@ from agent.lan.beacon import LanBeacon
 from agent.lan.peers import LanPeer
 from agent.membership.store import Membership, StateDir
 from agent.models import messages as model_messages
+from agent.models.fetch import Watch
 from agent.models.service import ModelStore
 from agent.neighbours import TOPIC as RECORDS
 from agent.neighbours import Neighbours
@@ -288,6 +290,7 @@ class Agent:
                 self._neighbours.nodes, self._neighbours.heard, self._traversal.need,
                 self._neighbours.traffic,
             ),
+            stored=self._stored_part,
         )  # fmt: skip
         self._store = ModelStore(
             settings, self._company, (membership.mesh.ipv6_prefix, membership.mesh.ipv4_network),
@@ -700,6 +703,12 @@ class Agent:
         self._presence.heard(peer)
         request = model_messages.decode_request(payload)
         return model_messages.encode(self._store.answer(request))
+
+    async def _stored_part(
+        self, model_id: str, span: tuple[int, int], destination: Path, watch: Watch
+    ) -> object:
+        """Get layers of a stored model for a stage: the store comes up after deployments."""
+        return await self._store.part(model_id, span, destination, watch)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(_quietly(work))

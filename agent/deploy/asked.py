@@ -30,6 +30,7 @@ class Asked:
     """A model's file and what it says of itself; `context` tokens for all requests together.
 
     `needs` is what placement takes, with the `draft` model, if there is one; `said` tells of it.
+    `model_id` (hex): the model is a stored one, which other members may have too; empty: a file.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Asked:
     needs: Model
     draft: Path | None = None
     said: tuple[str, ...] = ()
+    model_id: str = ""
 
 
 async def asked(wish: Wish, models: Path) -> Asked:
@@ -53,12 +55,13 @@ def _asked(wish: Wish, models: Path) -> Asked:
     needs = model_needs(
         facts, context, spread_of(path) if in_line else cuts_of(path), in_line=in_line
     )
+    stored_id = store.id_of(models, path)
     draft = draft_path(wish.draft, facts, models)
     if draft is None:
-        return Asked(path, facts, context, needs)
+        return Asked(path, facts, context, needs, model_id=stored_id)
     needed = draft_bytes(model_facts(draft), context)
     said = f"the head's memory holds the draft model {draft.name} too, {needed / 2**20:.1f} MiB"
-    return Asked(path, facts, context, with_draft(needs, needed), draft, (said,))
+    return Asked(path, facts, context, with_draft(needs, needed), draft, (said,), stored_id)
 
 
 def model_path(model: str, models: Path) -> Path:

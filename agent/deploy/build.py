@@ -21,12 +21,14 @@ from agent.deploy.mesh import Mesh
 from agent.deploy.messages import (
     AskStage,
     ConnectStage,
+    CutFile,
     LoadStage,
     Phase,
     Placed,
     StageState,
     StartServer,
     StopRing,
+    StoredLayers,
 )
 from agent.deploy.parts import Parts
 from agent.deploy.planning import Own, Planning, Progress
@@ -38,7 +40,7 @@ from agent.engine.supervisor import Engine
 from agent.errors import CoveyError, EngineError, PeerError
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token
-from agent.placement.results import Plan
+from agent.placement.results import Plan, Stage
 
 _log = logging.getLogger(__name__)
 
@@ -131,10 +133,8 @@ class Build:
         elif in_line:
             await self._spread(self.plan, path)
         else:
-            self._progress("cutting", f"cutting {layers} layers")
-            ranges = [(stage.first, stage.last) for stage in self.plan.stages]
-            parts = await asyncio.to_thread(self._parts.cut, path, ranges, self._ring)
-            await self._load(self.plan, parts)
+            weights = await self._weights(wanted, self.plan)
+            await self._load(wanted, self.plan, weights)
         if self.head is None:
             raise EngineError(f"no head came up for {self._wish.name}")
         await self.head.wait_ready()
@@ -195,7 +195,32 @@ class Build:
             if isinstance(answer, BaseException):
                 _log.info("ring=%s: a node could not be told to stop: %s", self._ring, answer)
 
-    async def _load(self, plan: Plan, parts: Sequence[cut.PartFile]) -> None:
+    async def _weights(self, wanted: Asked, plan: Plan) -> list[CutFile | StoredLayers]:
+        """Return where each stage in the middle gets its layers from.
+
+        Of a stored model each node takes them itself; else they are cut here, the head's too.
+        """
+        middle = plan.stages[1:-1]
+        if wanted.model_id:
+            return [
+                StoredLayers(wanted.model_id, stage.first, stage.last,
+                             sum(wanted.facts.layer_bytes[stage.first : stage.last]))
+                for stage in middle
+            ]  # fmt: skip
+        self._progress("cutting", f"cutting {wanted.facts.layers} layers")
+        parts = await self._cut(wanted.path, plan.stages)
+        source = endpoint.join(self._engines.own_address, self._settings.network.overlay_port)
+        for part in parts[1:-1]:
+            self._blobs.offer(part.sha256, part.path)
+        return [CutFile(part.sha256, part.size, f"http://{source}") for part in parts[1:-1]]
+
+    async def _cut(self, path: Path, stages: Sequence[Stage]) -> list[cut.PartFile]:
+        ranges = [(stage.first, stage.last) for stage in stages]
+        return await asyncio.to_thread(self._parts.cut, path, ranges, self._ring)
+
+    async def _load(
+        self, wanted: Asked, plan: Plan, weights: Sequence[CutFile | StoredLayers]
+    ) -> None:
         """Start all engines of a cut model at the same time, then close the ring behind them.
 
         `plan.stages` ends with the head's last part; as a process the head is stage 0 of the ring.
@@ -206,8 +231,8 @@ class Build:
         heard = asyncio.create_task(self._stay_heard(nodes), name=f"stages of {self._ring}")
         try:
             head, *ports = await _all([
-                self._load_head([parts[0].path, parts[-1].path], nodes),
-                *(self._load_stage(index, nodes, parts[index]) for index in middle),
+                self._load_head(wanted.path, plan.stages, nodes),
+                *(self._load_stage(index, nodes, weights[index - 1]) for index in middle),
             ])  # fmt: skip
         finally:
             heard.cancel()
@@ -249,26 +274,27 @@ class Build:
         await self._mesh.ask(nodes[index], request, _CALL_TIMEOUT_S)
         return await self._until_listening(index, nodes[index])
 
-    async def _load_head(self, paths: Sequence[Path], nodes: Sequence[NodeId]) -> int:
+    async def _load_head(self, path: Path, stages: Sequence[Stage], nodes: Sequence[NodeId]) -> int:
+        parts = await self._cut(path, (stages[0], stages[-1]))
         self.head = await self._engines.start_head(
-            paths, Place(self._ring, self._epoch, 0, len(nodes)), nodes[-1], name=self._wish.name,
+            [part.path for part in parts],
+            Place(self._ring, self._epoch, 0, len(nodes)), nodes[-1], name=self._wish.name,
             context=self.context, frames=self._settings.engine.frames, draft=self._draft,
             carried=self.head,
         )  # fmt: skip
         return self.head.port
 
-    async def _load_stage(self, index: int, nodes: Sequence[NodeId], part: cut.PartFile) -> int:
-        """Have a node fetch and load a part; returns the port on which it then listens."""
-        self._blobs.offer(part.sha256, part.path)
+    async def _load_stage(
+        self, index: int, nodes: Sequence[NodeId], weights: CutFile | StoredLayers
+    ) -> int:
+        """Have a node get and load its layers; returns the port on which it then listens."""
         node = nodes[index]
-        source = endpoint.join(self._engines.own_address, self._settings.network.overlay_port)
         self._asked.add(node)
         await self._mesh.ask(
             node,
             LoadStage(
                 ring=self._ring, token=self._token(), epoch=self._epoch, index=index,
-                stages=len(nodes),
-                sha256=part.sha256, size=part.size, source=f"http://{source}",
+                stages=len(nodes), weights=weights,
                 predecessor=str(nodes[index - 1]), context=self.context,
                 frames=self._settings.engine.frames,
             ),

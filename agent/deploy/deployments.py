@@ -47,7 +47,7 @@ from agent.deploy.messages import (
 from agent.deploy.offers import Offers
 from agent.deploy.preview import preview, wish_of
 from agent.deploy.rings import Rings
-from agent.deploy.stages import StageHost
+from agent.deploy.stages import StageHost, Stored
 from agent.deploy.wish import Wish, check_name
 from agent.errors import CoveyError, MembershipError, NotRunning, UsageError
 from agent.identity.keys import NodeId, NodeKey
@@ -73,7 +73,7 @@ class Deployments:
     def __init__(
         self, settings: Config, key: NodeKey, name: str, mesh_id: bytes, engines: Engines,
         blobs: BlobServer, mesh: Mesh, note: Note = lambda kind, name, text: None,
-        around: Around = NOBODY,
+        around: Around = NOBODY, stored: Stored | None = None,
     ) -> None:  # fmt: skip
         """`note(kind, name, text)` hears of a new owner here, and of a new phase of a ring here."""
         self._own = key.id
@@ -94,7 +94,7 @@ class Deployments:
             self._rings_changed,
             self._measured_links,
         )
-        self._stages = StageHost(settings.state_dir / "stages", engines)
+        self._stages = StageHost(settings.state_dir / "stages", engines, stored)
         self.hardware = engines.hardware
         self.offers = Offers(mesh, self._ask)
         self.links = Links(

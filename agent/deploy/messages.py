@@ -82,17 +82,35 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     links: Annotated[tuple[LinkFacts, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()
 
 
+class CutFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """A stage's file as the head has cut it: its hash and bytes, and where the head offers it."""
+
+    sha256: str
+    size: int
+    source: str  # http URL on the head's overlay address
+
+
+class StoredLayers(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Layers [first, last) of a stored model, by its id (hex): of whoever has it.
+
+    `size` is about how many bytes they are.
+    """
+
+    model: str
+    first: Annotated[int, msgspec.Meta(ge=0, le=100_000)]
+    last: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class LoadStage(_Message, frozen=True):
-    """Fetch this stage's file, start an engine on it, and listen for the predecessor."""
+    """Get this stage's weights, start an engine on them, and listen for the predecessor."""
 
     ring: str
     token: Token
     epoch: int
     index: int
     stages: int
-    sha256: str
-    size: int
-    source: str  # http URL on the head's overlay address
+    weights: CutFile | StoredLayers
     predecessor: str  # node id
     context: int
     frames: FrameType

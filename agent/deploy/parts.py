@@ -6,6 +6,7 @@ has not changed since is not cut again: a ring that broke is often built as it w
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ _Key = tuple[str, int, int, int, int]
 
 
 class Parts:
-    """The parts in `folder`; one thread at a time may cut."""
+    """The parts in `folder`; any thread may cut, one at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._lock = threading.Lock()
         self._known: dict[_Key, cut.PartFile] = {}
 
     def cut(self, path: Path, ranges: Sequence[tuple[int, int]], ring: str) -> list[cut.PartFile]:
@@ -28,17 +30,18 @@ class Parts:
 
         `ring` tells apart what is written at the same time. Raises what `cut.write_part` raises.
         """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
-        found = []
-        with GgufFile(path) as model:
-            for first, last in ranges:
-                key = str(path), status.st_size, status.st_mtime_ns, first, last
-                known = self._known.get(key)
-                if known is None or not known.path.is_file():
-                    fresh = self._folder / f"{ring}-{first}.new"
-                    part = cut.write_part(model, first, last, fresh)
-                    named = fresh.rename(self._folder / f"{part.sha256}.gguf")
-                    known = self._known[key] = replace(part, path=named)
-                found.append(known)
-        return found
+        with self._lock:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = path.stat()
+            found = []
+            with GgufFile(path) as model:
+                for first, last in ranges:
+                    key = str(path), status.st_size, status.st_mtime_ns, first, last
+                    known = self._known.get(key)
+                    if known is None or not known.path.is_file():
+                        fresh = self._folder / f"{ring}-{first}.new"
+                        part = cut.write_part(model, first, last, fresh)
+                        named = fresh.rename(self._folder / f"{part.sha256}.gguf")
+                        known = self._known[key] = replace(part, path=named)
+                    found.append(known)
+            return found

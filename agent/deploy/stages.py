@@ -13,6 +13,7 @@ import contextlib
 import logging
 import re
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,25 @@ from agent.deploy.messages import (
     AskFacts,
     AskStage,
     ConnectStage,
+    CutFile,
     LoadStage,
     StageRequest,
     StageState,
     StartServer,
     StopRing,
+    StoredLayers,
 )
 from agent.engine.supervisor import Engine
 from agent.errors import CoveyError, EngineError, MembershipError, UsageError
 from agent.identity.keys import NodeId
+from agent.models.fetch import Watch
 from agent.ownership.fence import Fence
 from agent.ownership.lease import Token
 
 _log = logging.getLogger(__name__)
+
+Stored = Callable[[str, tuple[int, int], Path, Watch], Awaitable[object]]
+"""Writes layers [first, last) of a stored model (its id) as a part; raises CoveyError."""
 
 # It names a file here, so it must be nothing but that.
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -65,9 +72,11 @@ class _Stage:
 class StageHost:
     """All stages that run here for others."""
 
-    def __init__(self, folder: Path, engines: Engines) -> None:
+    def __init__(self, folder: Path, engines: Engines, stored: Stored | None = None) -> None:
+        """`stored` gets layers of stored models; None: there is no store."""
         self._engines = engines
         self._folder = folder
+        self._stored = stored
         self._stages: dict[tuple[str, int], _Stage] = {}
         self._fence = Fence()
 
@@ -125,7 +134,7 @@ class StageHost:
         state = StageState(phase="loading")
         if isinstance(request, LoadStage):
             self._check_file(peer, request)
-            state = StageState(phase="fetching", total=request.size)
+            state = StageState(phase="fetching", total=request.weights.size)
         self._check_token(request.ring, request.token)
         if any(stage.request.epoch < request.epoch for stage in self._of(request.ring)):
             await self._end(request.ring)
@@ -162,17 +171,42 @@ class StageHost:
             del self._stages[key]
 
     async def _start(self, stage: _Stage, request: LoadStage, place: Place) -> Engine:
-        """Fetch the file of a stage and load it."""
-        path = self._folder / f"{request.sha256}.gguf"
-        await blobs.fetch(
-            f"{request.source}/stage/{request.sha256}", path, request.size, request.sha256,
-            lambda done: self._set(stage, "fetching", done=done),
-        )  # fmt: skip
+        """Get the weights of a stage and load them."""
+        if isinstance(request.weights, CutFile):
+            path = await self._fetch(stage, request.weights)
+        else:
+            path = await self._layers(stage, request.weights)
         self._set(stage, "loading")
         return await self._engines.start_stage(
             path, place, NodeId.parse(request.predecessor), context=request.context,
             frames=request.frames,
         )  # fmt: skip
+
+    async def _fetch(self, stage: _Stage, file: CutFile) -> Path:
+        """Fetch the file that the head has cut."""
+        path = self._folder / f"{file.sha256}.gguf"
+        await blobs.fetch(
+            f"{file.source}/stage/{file.sha256}", path, file.size, file.sha256,
+            lambda done: self._set(stage, "fetching", done=done),
+        )  # fmt: skip
+        return path
+
+    async def _layers(self, stage: _Stage, wanted: StoredLayers) -> Path:
+        """Cut layers out of the model if it is here, or fetch them alone from all who have it."""
+        path = self._folder / f"{wanted.model}-{wanted.first}-{wanted.last}.gguf"
+        # It appears whole or not at all.
+        if not path.is_file():
+            if self._stored is None:
+                raise EngineError("this node has no store of models to take layers from")
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            span = wanted.first, wanted.last
+            await self._stored(
+                wanted.model, span, path,
+                lambda progress: self._set(
+                    stage, "fetching", done=progress.done, total=progress.total
+                ),
+            )  # fmt: skip
+        return path
 
     async def _wait_connected(self, stage: _Stage) -> None:
         """Wait until the head connects the stage; raises EngineError when it seems to be gone."""
@@ -204,9 +238,12 @@ class StageHost:
                 await asyncio.wait([stage.task])
 
     def _set(
-        self, stage: _Stage, phase: Any, *, done: int | None = None, port: int = 0, rows: str = ""
-    ) -> None:
-        total = stage.request.size if isinstance(stage.request, LoadStage) else 0
+        self, stage: _Stage, phase: Any, *, done: int | None = None, total: int | None = None,
+        port: int = 0, rows: str = "",
+    ) -> None:  # fmt: skip
+        if total is None:
+            request = stage.request
+            total = request.weights.size if isinstance(request, LoadStage) else 0
         stage.state = StageState(
             phase=phase, done=total if done is None else done, total=total, port=port, rows=rows,
             runs_on=stage.engine.runs_on if stage.engine else "",
@@ -216,9 +253,14 @@ class StageHost:
         return [stage for (name, _), stage in self._stages.items() if name == ring]
 
     def _check_file(self, peer: NodeId, request: LoadStage) -> None:
-        if not _SHA256.fullmatch(request.sha256):
+        weights = request.weights
+        if isinstance(weights, StoredLayers):
+            if not _SHA256.fullmatch(weights.model) or weights.first >= weights.last:
+                raise UsageError("a stored model's layers are named by its id and their numbers")
+            return
+        if not _SHA256.fullmatch(weights.sha256):
             raise UsageError("a stage is named by its SHA-256, 64 lower-case hexadecimal digits")
-        if not request.source.startswith(f"http://[{self._engines.address(peer)}]:"):
+        if not weights.source.startswith(f"http://[{self._engines.address(peer)}]:"):
             raise MembershipError("a stage is fetched from its head's overlay address only")
 
     def _check_owner(self, stage: _Stage, peer: NodeId) -> None:

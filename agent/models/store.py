@@ -62,6 +62,17 @@ def find(folder: Path, name: str) -> Path | None:
     return path.resolve()
 
 
+def id_of(folder: Path, path: Path) -> str:
+    """Return the id of the stored model whose file this is; "" for any other file."""
+    if path.parent != folder.resolve():
+        return ""
+    try:
+        record = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError):
+        return ""
+    return "" if fault_of(record.manifest) else identity(record.manifest)
+
+
 class Store:
     """A folder of models. `records` has what is known of each, whole or being repaired."""
 

@@ -14,15 +14,18 @@ from agent.deploy.messages import (
     AskFacts,
     AskStage,
     ConnectStage,
+    CutFile,
     Facts,
     LoadStage,
     StageState,
     StartServer,
     StopRing,
+    StoredLayers,
 )
 from agent.errors import CoveyError, EngineError, MembershipError, PeerError, UsageError
 from agent.identity.addresses import overlay_ipv6
 from agent.identity.keys import NodeId, NodeKey
+from agent.models.fetch import Progress
 from agent.ownership.lease import Token
 
 MESH = bytes(32)
@@ -33,6 +36,9 @@ OLD, TOKEN, NEW = (Token(epoch, OTHER.ed25519) for epoch in (6, 7, 8))
 
 def address(node: NodeId) -> str:
     return str(overlay_ipv6(MESH, node))
+
+
+FILE = CutFile("00" * 32, 10, f"http://[{address(HEAD)}]:7070")
 
 
 class FakeEngine:
@@ -86,10 +92,8 @@ class FakeEngines:
 
 def load(**changes: Any) -> LoadStage:
     fields: dict[str, Any] = {
-        "ring": RING, "token": TOKEN, "epoch": 5, "index": 1, "stages": 2, "sha256": "00" * 32,
-        "size": 10,
-        "source": f"http://[{address(HEAD)}]:7070", "predecessor": str(HEAD), "context": 64,
-        "frames": "f32",
+        "ring": RING, "token": TOKEN, "epoch": 5, "index": 1, "stages": 2,
+        "weights": FILE, "predecessor": str(HEAD), "context": 64, "frames": "f32",
     }  # fmt: skip
     return LoadStage(**fields | changes)
 
@@ -204,7 +208,7 @@ async def test_a_ring_belongs_to_who_loaded_it(host: stages.StageHost) -> None:
         StopRing(ring=RING, token=TOKEN),
         AskStage(ring=RING, epoch=5, index=1),
         ConnectStage(ring=RING, token=TOKEN, epoch=5, index=1, successor=str(OTHER), port=1),
-        load(epoch=9, source=f"http://[{address(OTHER)}]:7070"),
+        load(epoch=9, weights=CutFile("00" * 32, 10, f"http://[{address(OTHER)}]:7070")),
     ):
         with pytest.raises(MembershipError, match="belongs to"):
             await host.answer(OTHER, request)
@@ -216,7 +220,7 @@ async def test_files_come_from_the_heads_overlay_address_only(
     host: stages.StageHost, source: str
 ) -> None:
     with pytest.raises(MembershipError, match="overlay address"):
-        await host.answer(HEAD, load(source=source))
+        await host.answer(HEAD, load(weights=CutFile("00" * 32, 10, source)))
     assert host.engines() == []
 
 
@@ -242,7 +246,7 @@ async def test_a_hash_that_is_none_never_becomes_a_path(
     host: stages.StageHost, sha256: str
 ) -> None:
     with pytest.raises(UsageError, match="SHA-256"):
-        await host.answer(HEAD, load(sha256=sha256))
+        await host.answer(HEAD, load(weights=CutFile(sha256, 10, FILE.source)))
 
 
 async def test_connecting_what_does_not_listen(host: stages.StageHost) -> None:
@@ -302,3 +306,62 @@ async def test_a_broken_stage_is_forgotten_after_a_while(
 
 async def _true(value: bool) -> bool:
     return value
+
+
+MODEL = "cd" * 32
+
+
+async def test_layers_of_a_stored_model_are_got_once_and_told_of_on_the_way(
+    engines: FakeEngines, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, tuple[int, int]]] = []
+    seen: list[StageState] = []
+
+    async def stored(
+        model: str, span: tuple[int, int], path: Path, watch: Callable[[Progress], None]
+    ) -> None:
+        asked.append((model, span))
+        watch(Progress(3, 12, 1.0))
+        state = await host.answer(HEAD, AskStage(ring=RING, epoch=5, index=1))
+        assert isinstance(state, StageState)
+        seen.append(state)
+        path.write_bytes(b"layers")
+
+    host = stages.StageHost(tmp_path / "stages", engines, stored)  # type: ignore[arg-type] # see above
+    for epoch in (5, 6):
+        await host.answer(HEAD, load(epoch=epoch, weights=StoredLayers(MODEL, 2, 5, 12)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        state = await host.answer(HEAD, AskStage(ring=RING, epoch=epoch, index=1))
+        assert isinstance(state, StageState)
+        assert (state.phase, state.port) == ("listening", 7100)
+    assert asked == [(MODEL, (2, 5))], "it has them the second time"
+    assert [(state.phase, state.done, state.total) for state in seen] == [("fetching", 3, 12)]
+    assert engines.started[0][0].name == f"{MODEL}-2-5.gguf"
+    await host.stop()
+
+
+async def test_layers_that_cannot_be_got_break_the_stage_with_the_reason(
+    engines: FakeEngines, tmp_path: Path
+) -> None:
+    async def stored(*_: Any) -> None:
+        raise PeerError("nobody has the model")
+
+    for given, said in ((stored, "nobody has the model"), (None, "no store of models")):
+        host = stages.StageHost(tmp_path / "stages", engines, given)  # type: ignore[arg-type] # see above
+        await host.answer(HEAD, load(weights=StoredLayers(MODEL, 2, 5, 12)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        state = await host.answer(HEAD, AskStage(ring=RING, epoch=5, index=1))
+        assert isinstance(state, StageState)
+        assert state.phase == "broken"
+        assert said in state.message
+        await host.stop()
+
+
+@pytest.mark.parametrize("weights", [StoredLayers("../x", 0, 1, 1), StoredLayers(MODEL, 4, 4, 1)])
+async def test_layers_are_named_by_an_id_and_numbers(
+    host: stages.StageHost, weights: StoredLayers
+) -> None:
+    with pytest.raises(UsageError, match="named by its id"):
+        await host.answer(HEAD, load(weights=weights))
