@@ -26,7 +26,7 @@ FEW = 12
 # Up to so many all are remembered at once, for all heads: one sweep is the answer.
 _TINY = 6
 # What a search among more nodes may spend, in steps of about a nanosecond.
-BUDGET = 450_000_000
+BUDGET = 400_000_000
 # Costs nearer than this are the same: sums of the same numbers in another order.
 SAME = 1e-11
 # A sweep costs so many steps beside those that it counts.
