@@ -51,6 +51,7 @@ def pull(
     SOURCE is  a GGUF file on this node: a path with a / or ending in .gguf
                an https URL (http for loopback and overlay addresses)
                hf:ORG/REPO/FILE, a file of the hub (models.hub)
+             a name of `agent catalogue` (llama-3.1-8b, or llama-3.1-8b:Q8_0)
                what `agent models` shows of other members: a name, an id or a SHA-256
 
     The agent does it: Ctrl-C ends this command, not the pull.

@@ -93,6 +93,25 @@ def choose(name: str) -> tuple[Entry, File]:
     )
 
 
+def source_of(name: str) -> tuple[str, str]:
+    """Return where a model of the catalogue comes from, and what it is called in a store.
+
+    What is none of its names is returned as it is, and no name. Raises UsageError for a
+    quantisation that is not there, and for a model whose file is split.
+    """
+    if name.partition(":")[0].casefold() not in {entry.name for entry in entries()}:
+        return name, ""
+    entry, file = choose(name)
+    if not file.source.startswith("hf:"):
+        return name, ""  # the bundled one
+    if file.parts > 1:
+        raise UsageError(
+            f"{entry.name} comes in {file.parts} files, and only whole files are stored",
+            hint="Merge them with llama-gguf-split, and pull the file that this makes.",
+        )
+    return file.source, f"{entry.name}-{file.quantisation}".lower()
+
+
 def file_bytes(entry: Entry, file: File) -> int:
     """Return the size of a model's file or files: known, or computed to about a per cent."""
     return file.bytes or shapes.file_bytes(entry.architecture, entry.shape, file.quantisation)

@@ -20,7 +20,7 @@ from agent.api import PullRequest, VerifyRequest
 from agent.config import Config
 from agent.engine import cut
 from agent.errors import CoveyError, ModelError, StateError, UsageError
-from agent.models import bundled, layers, origins, partfile, sharing
+from agent.models import bundled, catalogue, layers, origins, partfile, sharing
 from agent.models.fetch import Progress, Watch, ignore
 from agent.models.jobs import EndedError, Job
 from agent.models.listing import listed
@@ -112,7 +112,12 @@ class ModelStore:
         }
 
     async def pull(self, request: PullRequest) -> dict[str, Any]:
-        """Begin to fetch a model, or tell how far that is. Raises CoveyError."""
+        """Begin to fetch a model, or tell how far that is. Raises CoveyError.
+
+        A name of the catalogue stands for that model's file of the hub.
+        """
+        source, name = catalogue.source_of(request.source)
+        request = msgspec.structs.replace(request, source=source, name=request.name or name)
         wanted = self._resumed(request) or parse(
             request.source, request.name, request.sha256, self._settings.models.hub, self._networks
         )

@@ -103,3 +103,18 @@ def test_a_name_is_found_in_any_case_and_one_that_is_none_says_what_is_alike() -
 def test_the_data_is_packaged() -> None:
     project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     assert '"agent.models" = ["*.toml"]' in project
+
+
+def test_a_name_stands_for_a_file_of_the_hub() -> None:
+    source, name = catalogue.source_of("Qwen3-4B")
+    assert source.startswith("hf:")
+    assert name == "qwen3-4b-q4_k_m"
+    other, named = catalogue.source_of("qwen3-4b:q8_0")
+    assert (other == source, named) == (False, "qwen3-4b-q8_0")
+    for text in ("covey-mini", "/models/qwen3-4b", "hf:a/b/c.gguf", "deadbeef", ""):
+        assert catalogue.source_of(text) == (text, "")
+    with pytest.raises(UsageError, match="no 'q1' of qwen3-4b"):
+        catalogue.source_of("qwen3-4b:q1")
+    split = next(e.name for e in catalogue.entries() if e.files[0].parts > 1)
+    with pytest.raises(UsageError, match="comes in .* files"):
+        catalogue.source_of(split)
