@@ -150,6 +150,7 @@ def join(
     """Meet both neighbours; None when it was `interrupted` before. The listener is closed then."""
     entering, leaving = loaded.boundaries()
     dialled: Dialled | None = None
+    inlet: Inlet | None = None
     try:
         while (successor := channel.successor()) is None:
             channel.wait(1.0)
@@ -168,6 +169,8 @@ def join(
     except BaseException as error:
         if dialled is not None:
             dialled.close()
+        if inlet is not None:
+            inlet.close()
         if isinstance(error, Interrupted):
             return None
         raise

@@ -19,7 +19,7 @@ from bert_models import Bert
 
 from agent.engine.spec import EngineSpec
 from agent.engine.supervisor import Engine
-from agent.errors import ModelError
+from agent.errors import ConfigError, ModelError
 
 TEXTS = ["The cat sits on the mat.", "A kitten is resting on a rug.", "Stocks fell on Tuesday."]
 
@@ -92,6 +92,9 @@ async def test_embeddings_by_the_official_client(
         assert "does not do completions" in await refusal(engine, "/v1/completions", prompt="a")
         unknown = await refusal(engine, "/v1/embeddings", input=[1, 30522])
         assert unknown.startswith("the token 30522 is not one of the model's 30522")
+        with pytest.raises(ConfigError, match="an engine without a ring cannot go over"):
+            await engine.regroup(engine.spec)
+        assert not engine.ended
     assert engine.stats["texts"] == 3 + 1 + 1 + 2
 
 
