@@ -47,6 +47,12 @@ class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     draft: str = ""
 
 
+class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/drain: this node is to run nothing, or may again (`off`)."""
+
+    off: bool = False
+
+
 class PingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """POST /v1/ping: a member's name, or the end of its node id."""
 
@@ -76,6 +82,9 @@ class Target(Protocol):
 
     async def deployments(self) -> dict[str, Any]:
         """Describe what the mesh runs."""
+
+    async def drained(self) -> dict[str, Any]:
+        """Say whether this node drains, and what runs on it still."""
 
     async def events(self, after: int) -> dict[str, Any]:
         """List what happened after an event's number."""
@@ -110,6 +119,9 @@ class Target(Protocol):
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         """Say that a model shall run."""
 
+    async def drain(self, request: DrainRequest) -> dict[str, Any]:
+        """Have this node drain, or take that back."""
+
     async def undeploy(self, name: str) -> dict[str, Any]:
         """End a deployment."""
 
@@ -137,6 +149,7 @@ class LocalApi:
             ("replicas", target.replicas),
             ("deployments", target.deployments),
             ("acl", target.acl),
+            ("drain", target.drained),
         ):
             app.router.add_get(f"/v1/{path}", _read(read))
         app.router.add_get("/v1/events", self._events)
@@ -149,6 +162,7 @@ class LocalApi:
         app.router.add_post("/v1/rotate", _write(target.rotate, RotateWish))
         app.router.add_post("/v1/leave", _write(target.leave, LeaveWish))
         app.router.add_post("/v1/root-key/move", _write(target.move_root_key, MoveRootKeyWish))
+        app.router.add_post("/v1/drain", _write(target.drain, DrainRequest))
         app.router.add_post("/v1/deployments", _write(target.deploy, DeployRequest))
         app.router.add_delete("/v1/deployments/{name}", self._undeploy)
         app.router.add_post("/v1/down", self._down)

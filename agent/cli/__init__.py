@@ -16,6 +16,7 @@ from agent.cli import (
     configuration,
     demo,
     deployments,
+    drain,
     events,
     members,
     mesh,
@@ -41,7 +42,7 @@ for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, ser
                 service.status, service.peers, network.ping, network.netcheck, members.members,
                 members.rename, members.grant, members.revoke, members.leave, members.rotate,
                 acl.acl, events.events, deployments.deploy, deployments.undeploy, deployments.ps,
-                configuration.config, demo.demo):  # fmt: skip
+                drain.drain, configuration.config, demo.demo):  # fmt: skip
     cli.add_command(command)
 
 

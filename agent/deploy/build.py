@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from agent import endpoint
 from agent.config import Config
 from agent.deploy.blobs import BlobServer
@@ -47,7 +49,7 @@ from agent.errors import CoveyError, EngineError, ModelError, PeerError, UsageEr
 from agent.identity.keys import NodeId
 from agent.models import bundled
 from agent.ownership.lease import Token
-from agent.placement.plan import Candidate, Plan
+from agent.placement.plan import Candidate, ModelSizes, Plan
 
 _log = logging.getLogger(__name__)
 
@@ -101,10 +103,11 @@ class Build:
         engines: Engines, blobs: BlobServer, parts: Parts, mesh: Mesh, progress: Progress,
         token: Tokens,
         carried: Carried | None = None, without: frozenset[NodeId] = frozenset(),
-        fewer: bool = False,
+        fewer: bool = False, kept: frozenset[NodeId] = frozenset(),
     ) -> None:  # fmt: skip
         """`carried` goes on as the head. Nodes `without` which it can be are left out; `fewer`:
-        where not as many nodes are there as were wished for, it is built over those.
+        where not as many nodes are there as were wished for, it is built over those. `kept` are the
+        nodes of the epoch before.
         """
         self._wish = wish
         self._ring = ring
@@ -119,8 +122,10 @@ class Build:
         self._token = token
         self._carried = carried
         self._planning = Planning(
-            wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer
-        )
+            wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer,
+            kept=kept, ring=ring if kept else "",
+        )  # fmt: skip
+        self._sizes: ModelSizes | None = None
         self._asked: set[NodeId] = set()
         self._stopping: asyncio.Task[None] | None = None
         self.plan: Plan | None = None
@@ -172,6 +177,7 @@ class Build:
                 f"the head's memory holds the draft model {self._draft.name} too,"
                 f" {needed / 2**20:.1f} MiB",
             )
+        self._sizes = sizes
         self.plan = await self._planning.plan(sizes)
         if self.plan.whole:
             self._progress("loading", f"loading all {facts.layers} layers here")
@@ -202,15 +208,33 @@ class Build:
         """How many nodes fewer it has than were wished for."""
         return self._planning.missing
 
+    @property
+    def carriable(self) -> bool:
+        """Whether its head can go on over another epoch, with its answers."""
+        return self._wish.engine != "rpc"
+
+    async def check_without_draining(self) -> None:
+        """Raise ModelError, PeerError or UsageError where no ring of nodes that stay would do."""
+        if self._sizes is None or self.head is None:
+            raise EngineError(f"{self._wish.name} is not built yet")
+        free = self._engines.hardware.free_without([self.head.pid])
+        anew = Planning(
+            # What is asked here is whether it fits, on however many nodes.
+            msgspec.structs.replace(self._wish, nodes=None),
+            Candidate(self._own.node, self._own.name, free), self._mesh, lambda *_: None,
+            waits=False, without=frozenset(), fewer=True, ring=self._ring,
+        )  # fmt: skip
+        await anew.plan(self._sizes)
+
     def carry(self) -> Carried | None:
         """Give the head away for the next epoch, with its answers; None where there is none to.
 
         What is left of this epoch on the other nodes is for the next one to end.
         """
         head = self.head
-        if head is None or not head.alive or self._wish.engine == "rpc":
+        if head is None or not head.alive or not self.carriable:
             return None
-        if head.spec.role != "head" and self._carried is None:
+        if head.spec.role != "head" and self._carried is None and head.ended:
             return None  # a whole model that broke would only break again
         self.head = None
         asked = frozenset(self._asked) | (self._carried.asked if self._carried else frozenset())

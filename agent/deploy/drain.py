@@ -36,7 +36,7 @@ class Drain:
         return self._on
 
     def restore(self) -> None:
-        """Read what was wished before. Raises StateError for a damaged file, which is left alone."""
+        """Read what was wished. Raises StateError for a damaged file, which is left alone."""
         raw = privatefile.read(self._path, "drain file")
         if raw is None:
             self._on = False

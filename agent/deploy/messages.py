@@ -35,15 +35,18 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 # ---------------------------------------------------------------------- head ↔ stage host
 
 
-class AskFacts(_Message, frozen=True):
-    """What can this node hold?"""
+class AskFacts(_Message, frozen=True, omit_defaults=True):
+    """What can this node hold? If `ring` is named, as if no stage of that one were there."""
+
+    ring: str = ""
 
 
-class Facts(_Message, frozen=True):
-    """A node's answer: memory that is free now (bytes), and cores."""
+class Facts(_Message, frozen=True, omit_defaults=True):
+    """A node's answer: memory that is free now (bytes), cores, and whether it is `draining`."""
 
     free_bytes: int
     cores: int
+    draining: bool = False
 
 
 class LoadStage(_Message, frozen=True):
@@ -151,11 +154,12 @@ class Placed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runs_on: str = ""
 
 
-class HeadState(_Message, frozen=True):
+class HeadState(_Message, frozen=True, omit_defaults=True):
     """How a deployment is at its head; `phase` is "" where it does not run.
 
     `revision` grows with each change; `wish` is the author and generation that it runs, `token` the
-    last one that commanded it, `error` the fields of `agent.errors.to_wire`.
+    last one that commanded it, `error` the fields of `agent.errors.to_wire`. `stays` says why it
+    does not leave nodes of it that are draining.
     """
 
     name: str
@@ -171,6 +175,7 @@ class HeadState(_Message, frozen=True):
     reasons: tuple[str, ...] = ()
     url: str = ""
     error: dict[str, str] | None = None
+    stays: str = ""
 
 
 # ---------------------------------------------------------------------- anyone ↔ owner

@@ -1,6 +1,7 @@
 """Find the nodes of one epoch of a ring, and have placement cut the model over them.
 
-Used by `build.py`. It asks the other workers what they can hold; who does not answer is left out.
+Used by `build.py`. It asks the other workers what they can hold; who does not answer is left out,
+and so is who is draining, unless the ring is there already and cannot do without it.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ class Planning:
 
     `waits` False: answers wait, so nobody else does. Nodes `without` which it can be are left out;
     `fewer`: where not as many nodes are there as were wished for, the plan is over those, and
-    `missing` says how many are not.
+    `missing` says how many are not. `kept` are the nodes of the ring as it was, which `ring` names:
+    its stages there make room.
     """
 
     def __init__(
         self, wish: Wish, own: Candidate, mesh: Mesh, progress: Progress, *, waits: bool,
-        without: frozenset[NodeId], fewer: bool,
+        without: frozenset[NodeId], fewer: bool, kept: frozenset[NodeId] = frozenset(),
+        ring: str = "",
     ) -> None:  # fmt: skip
         self._wish = wish
         self._own = own
@@ -49,26 +52,33 @@ class Planning:
         self._waits = waits
         self._without = without
         self._fewer = fewer
+        self._kept = kept
+        self._ring = ring
+        self._draining: dict[str, str] = {}  # names by node
         self.missing = 0
 
     async def plan(self, sizes: ModelSizes) -> Plan:
         """Return the plan; raises what `agent.placement.plan.plan` raises."""
         others = [] if sizes.uncut else await self._candidates()
-        chosen = [other for other in others if NodeId.parse(other.node) not in self._without]
-        try:
-            return self._over(sizes, chosen)
-        except (PeerError, ModelError):
-            if len(chosen) == len(others):
-                raise
-            return self._over(sizes, others)
+        staying = [other for other in others if other.node not in self._draining]
+        chosen = [other for other in staying if NodeId.parse(other.node) not in self._without]
+        held = [other for other in others if NodeId.parse(other.node) in self._kept]
+        for candidates in (chosen, staying):
+            try:
+                return self._over(sizes, candidates)
+            except (PeerError, ModelError):
+                if candidates is staying and all(other in staying for other in held):
+                    raise
+        return self._over(sizes, [*staying, *(other for other in held if other not in staying)])
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """What to tell people of nodes that are missing."""
-        if not self.missing:
-            return ()
-        return (f"{self._wish.nodes} nodes were asked for, and {self.missing} of them are not"
-                " there; it is built again once they are",)  # fmt: skip
+        """What to tell people of nodes that are missing, or are not to be in it."""
+        said = [f"{name} is draining" for name in sorted(self._draining.values())]
+        if self.missing:
+            said.append(f"{self._wish.nodes} nodes were asked for, and {self.missing} of them are"
+                        " not there; it is built again once they are")  # fmt: skip
+        return tuple(said)
 
     def _over(self, sizes: ModelSizes, others: Sequence[Candidate]) -> Plan:
         wished, there = self._wish.nodes, 1 + len(others)
@@ -88,20 +98,25 @@ class Planning:
                 if str(worker.node_id) != self._own.node
             ]
             asks = (self._facts(worker.node_id) for worker in workers)
-            found = [
-                Candidate(str(worker.node_id), worker.certificate.name, facts.free_bytes)
-                for worker, facts in zip(workers, await asyncio.gather(*asks), strict=True)
-                if facts is not None
-            ]
-            if len(found) >= wished or asyncio.get_running_loop().time() > deadline:
+            found, self._draining = [], {}
+            for worker, facts in zip(workers, await asyncio.gather(*asks), strict=True):
+                if facts is None:
+                    continue
+                node, name = str(worker.node_id), worker.certificate.name
+                found.append(Candidate(node, name, facts.free_bytes))
+                if facts.draining:
+                    self._draining[node] = name
+            # Who is draining will not be there soon: what can do with fewer does not wait for it.
+            counted = len(found) - (0 if self._fewer else len(self._draining))
+            if counted >= wished or asyncio.get_running_loop().time() > deadline:
                 return found
-            self._progress("planning", f"waiting for {wished - len(found)} more nodes")
+            self._progress("planning", f"waiting for {wished - counted} more nodes")
             await asyncio.sleep(_POLL_S)
 
     async def _facts(self, node: NodeId) -> Facts | None:
         timeout_s = _FACTS_TIMEOUT_S if self._waits else _FACTS_QUICK_S
         try:
-            answer = await self._mesh.ask(node, AskFacts(), timeout_s)
+            answer = await self._mesh.ask(node, AskFacts(self._ring), timeout_s)
         except CoveyError as error:
             _log.info("node %s is left out of the plan: %s", node, error.line())
             return None

@@ -316,7 +316,8 @@ class Ownership:
             duty.main = best
         if duty.main is not None and not stays(duty.main):
             other = best_running(want, running, stays) or new_head(want, self._own, stays)
-            duty.main = other or duty.main
+            # What does not run on a node that drains is not begun there.
+            duty.main = other or (duty.main if duty.main in running else None)
         if duty.main is not None and duty.main not in duty.holds:
             duty.holds[duty.main] = Hold(self._next_number(now), now)
 

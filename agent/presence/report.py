@@ -52,9 +52,7 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
     severity: Literal["warning", "error"]
 
 
-class Beat(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="beat", omit_defaults=True
-):
+class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="beat", omit_defaults=True):
     """The author lives, and how; `leaving` says that its agent stops now.
 
     `draining`: nothing new shall run there. Agents that do not know the field yet understand all

@@ -28,6 +28,8 @@ class FakeMesh:
     def __init__(self, **free_bytes: int | None) -> None:
         self.free = {node: free_bytes[name] for node, name in NAMES.items() if name in free_bytes}
         self.patience: list[float] = []
+        self.draining: set[NodeId] = set()
+        self.rings: set[str] = set()
 
     def live_workers(self, now: float) -> list[Any]:
         return [
@@ -37,10 +39,11 @@ class FakeMesh:
 
     async def ask(self, node: NodeId, request: AskFacts, timeout_s: float) -> Facts:
         self.patience.append(timeout_s)
+        self.rings.add(request.ring)
         free = self.free[node]
         if free is None:
             raise PeerError("it does not answer")
-        return Facts(free_bytes=free, cores=1)
+        return Facts(free_bytes=free, cores=1, draining=node in self.draining)
 
 
 def made(mesh: FakeMesh, nodes: int | None = None, **changes: Any) -> Planning:
@@ -103,3 +106,41 @@ async def test_what_fits_nowhere_is_said_of_all_nodes() -> None:
     huge = ModelSizes((900 << 20,) * 12, 1 << 20)
     with pytest.raises(ModelError, match="the nodes have 4096 MiB free"):
         await made(FakeMesh(den=2 * GIB, attic=GIB), without=frozenset({DEN})).plan(huge)
+
+
+async def test_who_is_draining_is_left_out_and_that_is_said() -> None:
+    mesh = FakeMesh(den=4 * GIB, attic=GIB)
+    mesh.draining = {DEN}
+    found = made(mesh, 2)
+    assert await nodes_of(found) == {"box", "attic"}
+    assert found.absent == ("den is draining",)
+    found = made(mesh, 3, waits=False, fewer=True)
+    assert await nodes_of(found) == {"box", "attic"}
+    assert found.absent[0] == "den is draining"
+    assert "3 nodes were asked for, and 1 of them" in found.absent[1]
+    assert mesh.rings == {""}
+
+
+async def test_a_new_ring_is_never_placed_on_who_is_draining(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planning, "_NODES_TIMEOUT_S", 0.0)
+    mesh = FakeMesh(den=4 * GIB, attic=GIB)
+    mesh.draining = {DEN}
+    with pytest.raises(PeerError, match="3 nodes was asked for, and 2 can be reached"):
+        await made(mesh, 3).plan(SIZES)
+    large = ModelSizes((200 << 20,) * 12, 1 << 20)
+    with pytest.raises(ModelError, match="the nodes have 2048 MiB free"):
+        await made(mesh).plan(large)
+
+
+async def test_a_ring_that_was_there_stays_only_if_it_cannot_do_without() -> None:
+    mesh = FakeMesh(den=4 * GIB, attic=GIB)
+    mesh.draining = {DEN}
+    large = ModelSizes((200 << 20,) * 12, 1 << 20)
+    kept = frozenset({DEN})
+    assert "den" in await nodes_of(made(mesh, kept=kept, ring="ab", fewer=True), large)
+    assert "den" not in await nodes_of(made(mesh, kept=kept, ring="ab", fewer=True))
+    assert mesh.rings == {"ab"}, "what its own stages hold counts as free"
+    with pytest.raises(ModelError):
+        await made(mesh, kept=frozenset({ATTIC}), fewer=True).plan(large)

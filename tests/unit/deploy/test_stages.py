@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.config import Config
-from agent.deploy import stages
+from agent.deploy import machine, stages
 from agent.deploy.hardware import Hardware
 from agent.deploy.messages import (
     AskFacts,
@@ -39,7 +39,7 @@ class FakeEngine:
     """Stands for an engine process: the rules around it are what is tested here."""
 
     def __init__(self) -> None:
-        self.port = 7100
+        self.port, self.pid = 7100, 5
         self.runs_on = "2 CPU threads"
         self.rows = "f32 (940 Mbit/s)"
         self.connected_to: tuple[str, int] | None = None
@@ -302,3 +302,27 @@ async def test_a_broken_stage_is_forgotten_after_a_while(
 
 async def _true(value: bool) -> bool:
     return value
+
+
+async def test_facts_say_who_drains_and_what_a_ring_would_give_back(
+    engines: FakeEngines, host: stages.StageHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(machine, "own_bytes", lambda pid: pid)
+    monkeypatch.setattr(host, "_draining", lambda: True)
+    await host.answer(HEAD, load())
+    await until(lambda: _true(engines.engine is not None))
+    await until(lambda: _true(host.engines()[0]["phase"] == "listening"))
+    assert host.running() == [(RING, 1)]
+    for ring, free in (("", 1000), ("cd" * 16, 1000), (RING, 1005)):
+        facts = await host.answer(OTHER, AskFacts(ring))
+        assert isinstance(facts, Facts)
+        assert (facts.free_bytes, facts.draining) == (free, True)
+    assert engines.engine is not None
+    engines.engine.end.set_result(EngineError("it was killed"))
+    await engines.engine.connect("::1", 1)
+    stage = host._stages[RING, 1]
+    stage.connected.set()
+    await until(lambda: _true(host.engines()[0]["phase"] == "broken"))
+    assert host.running() == []
+    await host.stop()
