@@ -17,7 +17,7 @@ from agent.errors import CoveyError, ModelError, PeerError, UsageError
 _log = logging.getLogger(__name__)
 
 # A ring that cannot do without a node looks so often whether it can by now.
-_PAUSE_S = 3.0
+_PAUSE_S = 4.0
 # For so long it waits at once until nobody is answered.
 _IDLE_WITHIN_S = 60.0
 

@@ -549,7 +549,7 @@ async def test_a_ring_that_cannot_do_without_stays_and_says_so(setup: Setup) -> 
     fits_not = ("ready", "it does not fit without partner")
     assert {fits_not, ("ready", "GPUs are tried.")} < set(said)
     await _made(2)
-    assert setup.slept[:3] == [3.0] * 3, "it looked again until it could"
+    assert setup.slept[:3] == [4.0] * 3, "it looked again until it could"
     after = await setup.until("ready")
     assert after.revision > before.revision
     assert after.stays == ""
