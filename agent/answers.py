@@ -17,7 +17,7 @@ import msgspec
 
 from agent import endpoint, enrol
 from agent.acl.service import Acl, CheckRequest
-from agent.api import DeployRequest, DrainRequest, PingRequest
+from agent.api import DeployRequest, DrainRequest, PingRequest, PullRequest, VerifyRequest
 from agent.authority import Authority
 from agent.authority.wishes import (
     GrantWish,
@@ -38,6 +38,7 @@ from agent.errors import NotRunning, UsageError
 from agent.health import Health
 from agent.identity.keys import NodeId
 from agent.membership.store import Membership
+from agent.models.service import ModelStore
 from agent.neighbours import Neighbours
 from agent.overlay.shell import Overlay
 from agent.presence.service import Presence
@@ -55,7 +56,7 @@ class Answers:
         self, settings: Config, membership: Membership, overlay: Overlay, control: ControlPlane,
         discovery: Discovery, neighbours: Neighbours, company: Company, authority: Authority,
         presence: Presence, acl: Acl, deployments: Deployments, traversal: Traversal,
-        relay: Relay, health: Health, drain: Drain,
+        relay: Relay, models: ModelStore, health: Health, drain: Drain,
         request_stop: Callable[[], None],
     ) -> None:  # fmt: skip
         self._settings = settings
@@ -71,6 +72,7 @@ class Answers:
         self._deployments = deployments
         self._traversal = traversal
         self._relay = relay
+        self._models = models
         self._health = health
         self._drain = drain
         self._started = time.time()
@@ -126,8 +128,9 @@ class Answers:
         """Describe the other members: how WireGuard reaches them, and how they do."""
         return {
             "peers": [
-                peer | self._presence.describe(NodeId.parse(peer["node"]))
+                peer | self._presence.describe(node) | self._deployments.links.describe(node)
                 for peer in self._neighbours.describe()
+                for node in [NodeId.parse(peer["node"])]
             ]
         }
 
@@ -191,6 +194,10 @@ class Answers:
         """Say whether this node drains, and describe what runs on it still."""
         name = self._membership.certificate.name
         return {"name": name, "draining": self._drain.on, "work": await self._deployments.work()}
+
+    async def catalogue(self, name: str) -> dict[str, Any]:
+        """Describe the models that Covey knows, and what fits the mesh."""
+        return await self._deployments.offers.describe(name)
 
     async def events(self, after: int) -> dict[str, Any]:
         """List what happened after an event's number."""
@@ -262,6 +269,36 @@ class Answers:
             self._deployments.draining_changed()
         return await self.drained()
 
+    async def plan(self, request: DeployRequest) -> dict[str, Any]:
+        """Say how a model would run; nothing moves."""
+        return await self._deployments.plan(request)
+
     async def undeploy(self, name: str) -> dict[str, Any]:
         """End a deployment."""
         return await self._deployments.undeploy(name)
+
+    # ---------------------------------------------------------------- models
+
+    async def models(self) -> dict[str, Any]:
+        """Describe the models here and at other members."""
+        return await self._models.describe()
+
+    async def model_jobs(self) -> dict[str, Any]:
+        """Describe what the model store is doing, and what it did last."""
+        return await self._models.jobs()
+
+    async def pull(self, request: PullRequest) -> dict[str, Any]:
+        """Begin to fetch a model, or tell how far that is."""
+        return await self._models.pull(request)
+
+    async def cancel_pull(self, name: str) -> dict[str, Any]:
+        """End a pull and throw away what came."""
+        return await self._models.cancel(name)
+
+    async def verify_models(self, request: VerifyRequest) -> dict[str, Any]:
+        """Begin to read models against their manifests."""
+        return await self._models.verify(request)
+
+    async def remove_model(self, name: str) -> dict[str, Any]:
+        """Remove a model from the store."""
+        return await self._models.remove(name)

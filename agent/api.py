@@ -26,6 +26,7 @@ from agent.authority.wishes import (
 )
 from agent.deploy.wish import EngineKind
 from agent.errors import CoveyError, EnvironmentFault, UsageError, to_wire
+from agent.placement.inputs import Objective
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +34,11 @@ MAX_DIGITS = 16
 
 
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/deployments: what shall run. `model` is a bundled name or a path on this node.
+    """POST /v1/deployments, /v1/plan: what shall run. `model` is a bundled or stored name, or a path.
 
     `engine` says what spreads it over nodes: Covey's ring, or llama.cpp's RPC. `draft` is a draft
-    model, named as `model` is; empty: none.
+    model, named as `model` is; empty: none. `objective`: what the ring shall be good for; `nodes`
+    exactly, or `least` at least; of those with a tag of `only` (if any), and none of `never`.
     """
 
     model: str
@@ -45,6 +47,32 @@ class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: int = 0
     engine: EngineKind = "ring"
     draft: str = ""
+    objective: Objective = "auto"
+    least: int = 1
+    only: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+
+
+class PullRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/models/pull: a model that shall come into the store, and from where.
+
+    `pinned` says whether it must stay when room is needed; null: as it is.
+    """
+
+    source: str
+    name: str = ""
+    sha256: str = ""
+    pinned: bool | None = None
+
+
+class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/models/verify: read a model (empty: all) against its manifest.
+
+    `repair` fetches what is damaged anew.
+    """
+
+    name: str = ""
+    repair: bool = False
 
 
 class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +114,9 @@ class Target(Protocol):
     async def drained(self) -> dict[str, Any]:
         """Say whether this node drains, and what runs on it still."""
 
+    async def catalogue(self, name: str) -> dict[str, Any]:
+        """Describe the models that Covey knows, or the one named, and what fits the mesh."""
+
     async def events(self, after: int) -> dict[str, Any]:
         """List what happened after an event's number."""
 
@@ -122,8 +153,29 @@ class Target(Protocol):
     async def drain(self, request: DrainRequest) -> dict[str, Any]:
         """Have this node drain, or take that back."""
 
+    async def plan(self, request: DeployRequest) -> dict[str, Any]:
+        """Say how a model would run; nothing moves."""
+
     async def undeploy(self, name: str) -> dict[str, Any]:
         """End a deployment."""
+
+    async def models(self) -> dict[str, Any]:
+        """Describe the models here and at other members."""
+
+    async def model_jobs(self) -> dict[str, Any]:
+        """Describe what the model store is doing, and what it did last."""
+
+    async def pull(self, request: PullRequest) -> dict[str, Any]:
+        """Begin to fetch a model, or tell how far that is."""
+
+    async def cancel_pull(self, name: str) -> dict[str, Any]:
+        """End a pull and throw away what came."""
+
+    async def verify_models(self, request: VerifyRequest) -> dict[str, Any]:
+        """Begin to read models against their manifests."""
+
+    async def remove_model(self, name: str) -> dict[str, Any]:
+        """Remove a model from the store."""
 
     def request_stop(self) -> None:
         """Begin to shut down."""
@@ -150,9 +202,13 @@ class LocalApi:
             ("deployments", target.deployments),
             ("acl", target.acl),
             ("drain", target.drained),
+            ("models", target.models),
+            ("models/jobs", target.model_jobs),
         ):
             app.router.add_get(f"/v1/{path}", _read(read))
         app.router.add_get("/v1/events", self._events)
+        app.router.add_get("/v1/catalogue", self._catalogue)
+        app.router.add_get("/v1/catalogue/{name}", self._catalogue)
         app.router.add_post("/v1/acl/check", _write(target.check_acl, CheckRequest))
         app.router.add_post("/v1/ping", _write(target.ping, PingRequest))
         app.router.add_post("/v1/invite", _write(target.invite, InviteWish))
@@ -164,7 +220,15 @@ class LocalApi:
         app.router.add_post("/v1/root-key/move", _write(target.move_root_key, MoveRootKeyWish))
         app.router.add_post("/v1/drain", _write(target.drain, DrainRequest))
         app.router.add_post("/v1/deployments", _write(target.deploy, DeployRequest))
-        app.router.add_delete("/v1/deployments/{name}", self._undeploy)
+        app.router.add_post("/v1/plan", _write(target.plan, DeployRequest))
+        app.router.add_post("/v1/models/pull", _write(target.pull, PullRequest))
+        app.router.add_post("/v1/models/verify", _write(target.verify_models, VerifyRequest))
+        for path, delete in (
+            ("deployments", target.undeploy),
+            ("models", target.remove_model),
+            ("pulls", target.cancel_pull),
+        ):
+            app.router.add_delete(f"/v1/{path}/{{name}}", _delete(delete))
         app.router.add_post("/v1/down", self._down)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
@@ -194,8 +258,8 @@ class LocalApi:
             raise UsageError(f"after={after[:40]!r} is no event's number")
         return _json(await self._target.events(int(after)))
 
-    async def _undeploy(self, request: web.Request) -> web.Response:
-        return _json(await self._target.undeploy(request.match_info["name"]))
+    async def _catalogue(self, request: web.Request) -> web.Response:
+        return _json(await self._target.catalogue(request.match_info.get("name", "")))
 
     async def _down(self, request: web.Request) -> web.Response:
         self._target.request_stop()
@@ -214,6 +278,13 @@ def _json(answer: Any, status: int = 200) -> web.Response:
 def _read(answer: Callable[[], Awaitable[dict[str, Any]]]) -> _Handler:
     async def handler(request: web.Request) -> web.Response:
         return _json(await answer())
+
+    return handler
+
+
+def _delete(answer: Callable[[str], Awaitable[dict[str, Any]]]) -> _Handler:
+    async def handler(request: web.Request) -> web.Response:
+        return _json(await answer(request.match_info["name"]))
 
     return handler
 

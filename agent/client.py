@@ -34,9 +34,9 @@ class AgentClient:
         """Return the decoded answer of GET `path`."""
         return await self._call("GET", path, None)
 
-    async def post(self, path: str, body: Any = None) -> Any:
+    async def post(self, path: str, body: Any = None, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """Return the decoded answer of POST `path` with `body` as JSON."""
-        return await self._call("POST", path, body)
+        return await self._call("POST", path, body, timeout_s)
 
     async def delete(self, path: str) -> Any:
         """Return the decoded answer of DELETE `path`."""
@@ -52,9 +52,13 @@ class AgentClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _call(self, method: str, path: str, body: Any) -> Any:
+    async def _call(
+        self, method: str, path: str, body: Any, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Any:
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        url = f"http://agent{path}"
         try:
-            async with self._session.request(method, f"http://agent{path}", json=body) as response:
+            async with self._session.request(method, url, json=body, timeout=timeout) as response:
                 answer = await response.json()
                 if response.status >= 400:
                     raise from_wire(answer.get("error", {}))
@@ -70,7 +74,7 @@ class AgentClient:
             ) from None
         except TimeoutError as error:
             raise NotRunning(
-                f"the agent on {self._socket} did not answer within {CALL_TIMEOUT_S:.0f} s",
+                f"the agent on {self._socket} did not answer within {timeout_s:.0f} s",
                 hint="`agent down` and `agent up` start it anew; its log tells more.",
             ) from error
         except (aiohttp.ClientError, ValueError) as error:

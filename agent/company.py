@@ -21,6 +21,7 @@ from agent.discovery.node import Discovery
 from agent.errors import MembershipError, PeerError
 from agent.identity.keys import NodeId
 from agent.membership.store import Member, Membership
+from agent.models import messages as model_messages
 from agent.neighbours import Neighbours
 
 _log = logging.getLogger(__name__)
@@ -141,6 +142,25 @@ class Company:
             return messages.decode_answer(answer)
         except PeerError as error:
             raise PeerError(f"node …{node.short} answered nonsense: {error.message}") from None
+
+    def others(self) -> Sequence[NodeId]:
+        """Return the other members that have shown that they are there."""
+        there = set(self._there()) - {self._membership.key.id}
+        live = self._membership.live_members(time.time())
+        return [member.node_id for member in live if member.node_id in there]
+
+    def models_host(self, node: NodeId) -> str | None:
+        """Return the overlay address where a member serves models; None for a stranger."""
+        member = self._membership.find(node)
+        return str(member.certificate.ipv6) if member is not None else None
+
+    async def ask_models(self, node: NodeId, timeout_s: float) -> model_messages.Models:
+        """Ask another member which models it has. Raises CoveyError."""
+        answer = await self._control.request(
+            node, self.control_addresses(node), model_messages.PROTOCOL,
+            model_messages.encode(model_messages.AskModels()), timeout_s=timeout_s,
+        )  # fmt: skip
+        return model_messages.decode_answer(answer)
 
     async def publish(self, topic: str, payload: bytes) -> None:
         """Tell all members; raises NotRunning when the control plane is down."""

@@ -60,7 +60,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     control_port: Annotated[Port, "The control plane's TCP port (libp2p)."] = 4001
     discovery_port: Annotated[Port, "Discovery's UDP port (Kademlia)."] = 4001
     overlay_port: Annotated[
-        Port, "The TCP port, on the overlay address only, where members fetch stages."
+        Port, "The TCP port, on the overlay address only, where members fetch stages and models."
     ] = 7070
     beat_port: Annotated[
         Port, "The UDP port, on the overlay address only, where deployments' owners are settled; "
@@ -118,6 +118,10 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[
         int, "Threads for llama.cpp; 0: the fewest that were measured to be about as fast as any."
     ] = 0
+    measure: Annotated[
+        Literal["idle", "off"], "idle: while nothing else is done, measure how fast this node's "
+        "devices and links are, which placement goes by; off: never."
+    ] = "idle"  # fmt: skip
     frames: Annotated[
         Literal["auto", "f32", "f16", "q8"], "Number format of activations between stages; auto: "
         "for each link f32 (exact) if it is fast enough, else f16 or q8."
@@ -127,9 +131,31 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "not depend on the number of threads, nor on what else is in its batch."
     ] = True  # fmt: skip
     frame_timeout_s: Annotated[
-        float, "Seconds without an answer after which a ring counts as broken."
-    ] = 30.0
+        float, "Seconds of silence after which a stage counts as lost on the worst of links; also "
+        "how long one that lives may take no byte of a frame."
+    ] = 30.0  # fmt: skip
+    frame_timeout_least_s: Annotated[
+        float, "Seconds of silence after which a stage counts as lost on a link that was never "
+        "late; links that were are given more, up to frame_timeout_s."
+    ] = 1.7  # fmt: skip
     load_timeout_s: Annotated[float, "Seconds that a stage may take to fetch and load."] = 600.0
+
+
+class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where models are kept, and where they come from."""
+
+    dir: Annotated[
+        str, "The folder of the models that `agent pull` fetches; empty: models in the state "
+        "directory."
+    ] = ""  # fmt: skip
+    quota_bytes: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)],
+        "Bytes that they may take; before more, those that were unused for longest are removed; "
+        "0: no bound but the disk.",
+    ] = 0
+    hub: Annotated[str, "Where hf:ORG/REPO/FILE is fetched; a mirror of it may be named."] = (
+        "https://huggingface.co"
+    )
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,6 +164,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: Node = Node()
     network: Network = Network()
     engine: Engine = Engine()
+    models: Models = Models()
 
     @property
     def state_dir(self) -> Path:
@@ -154,6 +181,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             node.socket, node.state_dir, os.environ, root=_is_root(), home=str(Path.home())
         )
         return Path(found).expanduser()
+
+    @property
+    def models_dir(self) -> Path:
+        """The models' folder, its default filled in."""
+        if self.models.dir:
+            return Path(self.models.dir).expanduser()
+        return self.state_dir / "models"
 
     @property
     def engine_ports(self) -> range:
@@ -179,7 +213,9 @@ def _ports(key: str, value: str, example: str) -> range:
     return ports
 
 
-_SECTIONS: dict[str, type[msgspec.Struct]] = {"node": Node, "network": Network, "engine": Engine}
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "node": Node, "network": Network, "engine": Engine, "models": Models,
+}  # fmt: skip
 
 
 def default_file() -> Path:
@@ -323,4 +359,5 @@ def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
         node=Node(**sections["node"]),
         network=Network(**sections["network"]),
         engine=Engine(**sections["engine"]),
+        models=Models(**sections["models"]),
     )

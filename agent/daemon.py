@@ -1,7 +1,7 @@
 """The agent: the one place that knows all its parts, starts them in order, and lets them meet.
 
     state lock → ACL → overlay → control plane → discovery → HTTP on the overlay → deployments
-               → presence, authority, LAN → local API
+               → presence, authority, LAN → models → local API
 
 A part that a node can do without (the control plane, the LAN, the ACL where it cannot be enforced)
 becomes a health item; everything else that fails at start ends the agent with one line. What it
@@ -38,6 +38,7 @@ from agent.deploy.blobs import BlobServer
 from agent.deploy.deployments import Deployments
 from agent.deploy.drain import Drain
 from agent.deploy.engines import Engines
+from agent.deploy.links import Around
 from agent.discovery.node import Discovery
 from agent.discovery.ways import Ways
 from agent.engine import cpus
@@ -54,6 +55,8 @@ from agent.identity.keys import NodeId
 from agent.lan.beacon import LanBeacon
 from agent.lan.peers import LanPeer
 from agent.membership.store import Membership, StateDir
+from agent.models import messages as model_messages
+from agent.models.service import ModelStore
 from agent.neighbours import TOPIC as RECORDS
 from agent.neighbours import Neighbours
 from agent.overlay.shell import Overlay
@@ -287,11 +290,19 @@ class Agent:
             settings, membership.key, membership.certificate.name, membership.mesh.id, engines,
             self._blobs, self._company,
             note=lambda kind, name, text: self._presence.note(kind, name, text, tell=True),
+            around=Around(
+                self._neighbours.nodes, self._neighbours.heard, self._traversal.need,
+                self._neighbours.traffic,
+            ),
+        )  # fmt: skip
+        self._store = ModelStore(
+            settings, self._company, (membership.mesh.ipv6_prefix, membership.mesh.ipv4_network),
+            self._deployments.files,
         )  # fmt: skip
         answers = Answers(
             settings, membership, self._overlay, self._control, self._discovery, self._neighbours,
             self._company, self._authority, self._presence, self._acl, self._deployments,
-            self._traversal, self._relay, self._health, self._drain, self.request_stop,
+            self._traversal, self._relay, self._store, self._health, self._drain, self.request_stop,
         )  # fmt: skip
         self._api = LocalApi(answers, settings.socket)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -343,6 +354,7 @@ class Agent:
         except EnvironmentFault as fault:
             _log.warning("segments of forwarded TCP are not clamped: %s", fault.line())
         self._control.serve(messages.PROTOCOL, self._on_deploy_message)
+        self._control.serve(model_messages.PROTOCOL, self._on_models_message)
         self._control.subscribe(keeper.TOPIC, self._deployments.on_gossip)
         self._control.subscribe(RECORDS, self._on_record)
         self._control.serve(RECORD_PROTOCOL, self._on_record_wanted)
@@ -368,12 +380,14 @@ class Agent:
             await control
         address = str(membership.ipv6)
         keys = overlaykeys.route(membership, self._authority.keys_answer)
-        await self._blobs.start(address, network.overlay_port, [keys])
+        routes = [keys, *self._deployments.links.routes(), *self._store.routes()]
+        await self._blobs.start(address, network.overlay_port, routes)
         self._presence.start()
         await self._neighbours.enter_discovery()
         if network.mdns:
             await self._lan.start()
         await self._deployments.start(address, network.beat_port)
+        await self._store.start()
         await self._api.start()
         self._spawn(self._tell_record())
         self._presence.note("node.up", self._own, "its agent is up", tell=True)
@@ -409,9 +423,9 @@ class Agent:
         for timer in self._resting.values():
             timer.cancel()
         self._neighbours.remember()
-        for part in (self._api, self._deployments, self._lan, self._presence, self._blobs,
-                     self._discovery, self._traversal, self._relay, self._control, self._clamp,
-                     self._overlay, self._acl):  # fmt: skip
+        for part in (self._api, self._store, self._deployments, self._lan, self._presence,
+                     self._blobs, self._discovery, self._traversal, self._relay, self._control,
+                     self._clamp, self._overlay, self._acl):  # fmt: skip
             try:
                 await part.stop()
             except Exception:
@@ -690,6 +704,13 @@ class Agent:
         self._presence.heard(peer)
         request = messages.decode_request(payload)
         return messages.encode(await self._deployments.answer(peer, request))
+
+    async def _on_models_message(self, peer: NodeId, payload: bytes) -> bytes:
+        if not self._membership.is_member(peer, time.time()):
+            raise MembershipError(f"{peer} is no member of this mesh")
+        self._presence.heard(peer)
+        request = model_messages.decode_request(payload)
+        return model_messages.encode(self._store.answer(request))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(_quietly(work))

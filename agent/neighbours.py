@@ -31,6 +31,7 @@ from agent.overlay.device import DeviceConfig, Interface, PeerConfig
 from agent.overlay.shell import Overlay
 from agent.overlay.wgquick import WgQuickFile
 from agent.peers import PeerTable
+from agent.placement.measured import Heard, one_way
 from agent.traversal.memory import PathMemory
 from agent.traversal.service import Traversal
 from agent.underlay import own_addresses
@@ -264,6 +265,30 @@ class Neighbours:
     def connected(self, node: NodeId) -> bool:
         """Say whether WireGuard reaches a node now."""
         return self._table.connected(node, time.time())
+
+    def heard(self, node: NodeId) -> Heard | None:
+        """Return what the path engine knows of the path to a node; None where none is connected."""
+        now = time.time()
+        if not self._table.connected(node, now):
+            return None
+        path = self._traversal.describe(node)
+        # Behind a NAT ports come and go, on the same path.
+        at = path.get("relay") or self._table.host(node) or ""
+        rtt_ms = path.get("path_rtt_ms")
+        return Heard(
+            f"{path.get('route', 'none')} {at}", None if rtt_ms is None else rtt_ms / 1000,
+            path.get("path_jitter_ms", 0.0) / 1000, one_way(path.get("path_loss", 0.0)),
+        )  # fmt: skip
+
+    def traffic(self, node: NodeId) -> float | None:
+        """Return what WireGuard carries to and from a node (bytes/s); None where nobody looked."""
+        found = self._table.describe(node, time.time())
+        rates = found["rx_bytes_s"], found["tx_bytes_s"]
+        return None if None in rates else sum(rates)
+
+    def nodes(self) -> list[NodeId]:
+        """Return all other members."""
+        return [member.node_id for member in self._others(time.time())]
 
     def count(self) -> dict[str, int]:
         """Return how many other members there are, are connected, and need no connection now."""

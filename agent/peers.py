@@ -206,6 +206,12 @@ class PeerTable:
         fresh = handshake is not None and now - handshake < FRESH_HANDSHAKE_S
         return fresh and now - peer.heard_at < HEARD_LIMIT_S
 
+    def host(self, node: NodeId) -> str | None:
+        """Return the host to which WireGuard sends what is for a node."""
+        peer = self._peers.get(node)
+        endpoint = peer.state.endpoint if peer is not None and peer.state is not None else None
+        return endpoint[0] if endpoint is not None else None
+
     def nodes(self) -> list[NodeId]:
         """Return all known nodes."""
         return list(self._peers)

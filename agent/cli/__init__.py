@@ -13,6 +13,7 @@ import click
 from agent import __version__
 from agent.cli import (
     acl,
+    catalogue,
     configuration,
     demo,
     deployments,
@@ -20,7 +21,9 @@ from agent.cli import (
     events,
     members,
     mesh,
+    models,
     network,
+    placing,
     service,
 )
 from agent.errors import CoveyError
@@ -41,8 +44,9 @@ def cli() -> None:
 for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, service.restart,
                 service.status, service.peers, network.ping, network.netcheck, members.members,
                 members.rename, members.grant, members.revoke, members.leave, members.rotate,
-                acl.acl, events.events, deployments.deploy, deployments.undeploy, deployments.ps,
-                drain.drain, configuration.config, demo.demo):  # fmt: skip
+                acl.acl, events.events, models.pull, models.models, models.remove, models.verify,
+                catalogue.catalogue, placing.plan, deployments.deploy, deployments.undeploy,
+                deployments.ps, drain.drain, configuration.config, demo.demo):  # fmt: skip
     cli.add_command(command)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from agent.cli.deployments import picture
+from agent.cli.picture import picture
 from agent.demo import sandbox
 from agent.demo.mesh import GATEWAY_PORT, MODEL
 from agent.errors import EngineError, EnvironmentFault, from_wire

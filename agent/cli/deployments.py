@@ -10,6 +10,8 @@ from urllib.parse import quote
 import click
 
 from agent.cli.common import call, echo_json, json_option, table, with_config
+from agent.cli.picture import picture
+from agent.cli.placing import asked, placing
 from agent.config import Config
 from agent.errors import UsageError, from_wire
 
@@ -22,53 +24,20 @@ _POLL_S = 0.2
 @click.command(short_help="Run a model on the mesh.")
 @click.argument("model")
 @click.option("--name", default="", help="What clients call it (else the model's own name).")
-@click.option(
-    "--nodes",
-    type=click.IntRange(min=1),
-    help="Cut it over so many nodes (else: as few as it fits on).",
-)
-@click.option(
-    "--context",
-    type=click.IntRange(min=16),
-    default=None,
-    help="Tokens that its requests may hold together, or one alone (else what the model was "
-    "trained for, up to 8192).",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["ring", "rpc"]),
-    default="ring",
-    show_default=True,
-    help="What spreads it over nodes: Covey's ring, or, for models that cannot be cut, "
-    "llama.cpp's own RPC.",
-)
-@click.option(
-    "--draft",
-    default="",
-    help="A small model of the same family whose guesses are computed ahead (a GGUF file on this "
-    "node).",
-)
+@placing
 @click.option("--no-wait", is_flag=True, help="Return at once instead of when it answers.")
 @json_option
 @with_config
 def deploy(
-    model: str,
-    name: str,
-    nodes: int | None,
-    context: int | None,
-    engine: str,
-    draft: str,
-    no_wait: bool,
-    as_json: bool,
-    settings: Config,
+    model: str, name: str, no_wait: bool, as_json: bool, settings: Config, **options: Any
 ) -> None:
-    """Run MODEL (a GGUF file on this node, or covey-mini) until it is undeployed.
+    """Run MODEL (one that `agent pull` stored, a GGUF file, or covey-mini) until it is undeployed.
 
-    This node is the ring's head if it is a worker. If it dies, another one becomes the head of
-    covey-mini; a file that only this node has waits until it is back.
+    `agent plan` says before where and how fast. This node is the ring's head if it is a worker. If
+    it dies, another one becomes the head of covey-mini; a file that only this node has waits until
+    it is back.
     """
-    body = {"model": model, "name": name, "nodes": nodes, "context": context or 0,
-            "engine": engine, "draft": draft}  # fmt: skip
+    body = asked(model, name, options)
 
     async def start(client: AgentClient) -> dict[str, Any]:
         answer: dict[str, Any] = await client.post("/v1/deployments", body)
@@ -137,23 +106,6 @@ def ps(as_json: bool, settings: Config) -> None:
     for deployment in answer["deployments"]:
         for line in picture(deployment["stages"]):
             click.echo(line)
-
-
-def picture(stages: list[dict[str, Any]]) -> list[str]:
-    """Draw a ring in text: each stage a row, a bar where its layers lie in the model."""
-    if not stages:
-        return []
-    total = max(stage["last"] for stage in stages)
-    width = max(len(stage["name"]) for stage in stages)
-    lines = []
-    for position, stage in enumerate(stages):
-        bar = "".join("█" if stage["first"] <= i < stage["last"] else "·" for i in range(total))
-        role = "head" if stage["node"] == stages[0]["node"] else "stage"
-        arrow = "▼" if position < len(stages) - 1 else "●"
-        span = f"layers {stage['first']}–{stage['last'] - 1}"
-        on = f" on {stage['runs_on']}" if stage["runs_on"] else ""
-        lines.append(f"  {arrow} {stage['name']:<{width}}  {role:<5}  {bar}  {span}{on}")
-    return lines
 
 
 async def _one(client: AgentClient, name: str) -> dict[str, Any]:

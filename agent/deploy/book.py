@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from agent.deploy.wish import EngineKind, Wish
+from agent.deploy.wish import Wish
 from agent.errors import MembershipError, PeerError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 
@@ -49,24 +49,15 @@ class DeploymentBook:
 
     # ------------------------------------------------------------------ this node's own word
 
-    def add(
-        self, key: NodeKey, now: float, *, name: str, model: str, source: NodeId | None,
-        nodes: int | None, context: int, prefer: NodeId | None, engine: EngineKind = "ring",
-        draft: str = "",
-    ) -> Wish:  # fmt: skip
-        """Sign and take in a new wish; raises UsageError when the name is taken."""
-        known = self._wishes.get(name)
+    def add(self, key: NodeKey, now: float, wish: Wish) -> Wish:
+        """Sign and take in a new wish as of `now`; raises UsageError when the name is taken."""
+        known = self._wishes.get(wish.name)
         if known is not None and not known.removed:
             raise UsageError(
-                f"{name} is already deployed", hint=f"`agent undeploy {name}` ends it."
+                f"{wish.name} is already deployed", hint=f"`agent undeploy {wish.name}` ends it."
             )
-        wish = Wish(
-            name=name, model=model, source=source.ed25519 if source else b"", nodes=nodes,
-            context=context, prefer=prefer.ed25519 if prefer else b"", author=key.id.ed25519,
-            generation=known.generation + 1 if known else 1, at=int(now), engine=engine,
-            draft=draft,
-        )  # fmt: skip
-        return self._sign(wish, key)
+        generation = known.generation + 1 if known else 1
+        return self._sign(msgspec.structs.replace(wish, generation=generation, at=int(now)), key)
 
     def remove(self, key: NodeKey, now: float, name: str) -> Wish:
         """Sign and take in that a deployment shall end; raises UsageError when there is none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import msgspec
 
 from agent import endpoint
 from agent.config import Config
+from agent.deploy.asked import Asked, asked
 from agent.deploy.blobs import BlobServer
 from agent.deploy.carried import Carried, lost_node
 from agent.deploy.engines import Engines, Place
@@ -29,27 +31,17 @@ from agent.deploy.messages import (
     StartServer,
     StopRing,
 )
-from agent.deploy.needs import (
-    cuts_of,
-    default_context,
-    draft_bytes,
-    model_sizes,
-    spread_of,
-    with_draft,
-)
 from agent.deploy.parts import Parts
-from agent.deploy.planning import Planning, Progress
+from agent.deploy.planning import Own, Planning, Progress
 from agent.deploy.stages import ABANDONED_S
 from agent.deploy.wish import Wish
 from agent.engine import cut
-from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.engine.spec import RpcServer
 from agent.engine.supervisor import Engine
-from agent.errors import CoveyError, EngineError, ModelError, PeerError, UsageError
+from agent.errors import CoveyError, EngineError, PeerError
 from agent.identity.keys import NodeId
-from agent.models import bundled
 from agent.ownership.lease import Token
-from agent.placement.plan import Candidate, ModelSizes, Plan
+from agent.placement.results import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -63,43 +55,11 @@ Tokens = Callable[[], Token]
 """Returns the token by which the ring is commanded now; it changes with the owner."""
 
 
-def model_path(model: str) -> Path:
-    """Return the file of a model by its bundled name or its path; raises ModelError."""
-    if model == bundled.NAME:
-        return bundled.path()
-    path = Path(model).expanduser()
-    if not path.is_file():
-        raise ModelError(
-            f"there is no model {model}: it is no file on this node, and {bundled.NAME} is the only"
-            " bundled one",
-            hint="Give the path of a GGUF file.",
-        )
-    return path.resolve()
-
-
-def model_facts(path: Path) -> ModelFacts:
-    """Return what a model file says of itself; raises ModelError for a damaged one."""
-    with GgufFile(path) as model:
-        return model.facts()
-
-
-def draft_path(model: str, facts: ModelFacts) -> Path | None:
-    """Return the file of a draft model for the model of `facts`; None for "". Raises CoveyError."""
-    if not model:
-        return None
-    if facts.purpose != "text":
-        raise UsageError(
-            f"{facts.name} is for {facts.purpose}: a draft model has nothing to guess there",
-            hint="Deploy it without --draft.",
-        )
-    return model_path(model)
-
-
 class Build:
     """One epoch of a deployment: its plan, its head engine, and the nodes that hold its stages."""
 
     def __init__(
-        self, wish: Wish, ring: str, epoch: int, *, settings: Config, own: Candidate,
+        self, wish: Wish, ring: str, epoch: int, *, settings: Config, own: Own,
         engines: Engines, blobs: BlobServer, parts: Parts, mesh: Mesh, progress: Progress,
         token: Tokens,
         carried: Carried | None = None, without: frozenset[NodeId] = frozenset(),
@@ -125,7 +85,6 @@ class Build:
             wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer,
             kept=kept, ring=ring if kept else "",
         )  # fmt: skip
-        self._sizes: ModelSizes | None = None
         self._asked: set[NodeId] = set()
         self._stopping: asyncio.Task[None] | None = None
         self.plan: Plan | None = None
@@ -133,8 +92,7 @@ class Build:
         self.head: Engine | None = carried.engine if carried else None
         self.runs_on: dict[str, str] = {}  # by node id, of what has loaded
         self._rows: tuple[str, ...] = ()
-        self._draft: Path | None = None
-        self._guesses: tuple[str, ...] = ()
+        self._asked_for: Asked | None = None
 
     @property
     def placed(self) -> tuple[Placed, ...]:
@@ -149,6 +107,7 @@ class Build:
         """Why it is split as it is, what computes it, and in which types its rows travel."""
         if self.plan is None:
             return ()
+        said = self._asked_for.said if self._asked_for is not None else ()
         layers: dict[str, int] = {}
         for stage in self.plan.stages:
             layers[stage.node] = layers.get(stage.node, 0) + stage.last - stage.first
@@ -158,29 +117,18 @@ class Build:
             for node, count in layers.items()
             if node in self.runs_on
         )
-        return (*self.plan.reasons, *self._planning.absent, *self._guesses, *computed, *self._rows)
+        return (*self.plan.reasons, *self._planning.absent, *said, *computed, *self._rows)
 
     async def up(self) -> Engine:
         """Bring the ring up and return its head, which answers. Raises CoveyError."""
-        path = model_path(self._wish.model)
         self._progress("planning", "asking the nodes what they can hold")
-        facts = await asyncio.to_thread(model_facts, path)
-        self.context = self._wish.context or default_context(facts)
+        self._asked_for = wanted = await asked(self._wish, self._settings.models_dir)
+        self.context = wanted.context
         in_line = self._wish.engine == "rpc"
-        cuts = await asyncio.to_thread(spread_of if in_line else cuts_of, path)
-        sizes = model_sizes(facts, self.context, cuts, in_line=in_line)
-        self._draft = draft_path(self._wish.draft, facts)
-        if self._draft is not None:
-            needed = draft_bytes(await asyncio.to_thread(model_facts, self._draft), self.context)
-            sizes = with_draft(sizes, needed)
-            self._guesses = (
-                f"the head's memory holds the draft model {self._draft.name} too,"
-                f" {needed / 2**20:.1f} MiB",
-            )
-        self._sizes = sizes
-        self.plan = await self._planning.plan(sizes)
+        self.plan = await self._planning.plan(wanted.needs, wanted.context)
+        path, layers = wanted.path, wanted.facts.layers
         if self.plan.whole:
-            self._progress("loading", f"loading all {facts.layers} layers here")
+            self._progress("loading", f"loading all {layers} layers here")
             self.head = await self._engines.start_whole(
                 path, name=self._wish.name, context=self.context, draft=self._draft,
                 carried=self.head,
@@ -188,20 +136,24 @@ class Build:
         elif in_line:
             await self._spread(self.plan, path)
         else:
-            self._progress("cutting", f"cutting {facts.layers} layers")
+            self._progress("cutting", f"cutting {layers} layers")
             ranges = [(stage.first, stage.last) for stage in self.plan.stages]
             parts = await asyncio.to_thread(self._parts.cut, path, ranges, self._ring)
             await self._load(self.plan, parts)
         if self.head is None:
             raise EngineError(f"no head came up for {self._wish.name}")
         await self.head.wait_ready()
-        self.runs_on[self._own.node] = self.head.runs_on
+        self.runs_on[self._own.node.node] = self.head.runs_on
         if self._carried is not None:
             left = self._carried.asked - self._asked
             self._stopping = asyncio.create_task(self._stop(left), name=f"left {self._ring}")
         if not self.plan.whole and not in_line:
             self._rows = await self._row_types(self.plan, self.head)
         return self.head
+
+    @property
+    def _draft(self) -> Path | None:
+        return self._asked_for.draft if self._asked_for is not None else None
 
     @property
     def missing(self) -> int:
@@ -215,16 +167,17 @@ class Build:
 
     async def check_without_draining(self) -> None:
         """Raise ModelError, PeerError or UsageError where no ring of nodes that stay would do."""
-        if self._sizes is None or self.head is None:
+        wanted = self._asked_for
+        if wanted is None or self.head is None:
             raise EngineError(f"{self._wish.name} is not built yet")
         free = self._engines.hardware.free_without([self.head.pid])
         anew = Planning(
             # What is asked here is whether it fits, on however many nodes.
             msgspec.structs.replace(self._wish, nodes=None),
-            Candidate(self._own.node, self._own.name, free), self._mesh, lambda *_: None,
-            waits=False, without=frozenset(), fewer=True, ring=self._ring,
+            replace(self._own, node=replace(self._own.node, free_bytes=free)), self._mesh,
+            lambda *_: None, waits=False, fewer=True, ring=self._ring,
         )  # fmt: skip
-        await anew.plan(self._sizes)
+        await anew.plan(wanted.needs, wanted.context)
 
     def carry(self) -> Carried | None:
         """Give the head away for the next epoch, with its answers; None where there is none to.

@@ -14,18 +14,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from agent.api import DeployRequest
 from agent.config import Config
-from agent.deploy import build, heads
+from agent.deploy import heads
+from agent.deploy.asked import asked
 from agent.deploy.blobs import BlobServer
 from agent.deploy.board import Board
 from agent.deploy.engines import Engines
 from agent.deploy.executor import Executor
 from agent.deploy.heads import Head
 from agent.deploy.keeper import BookKeeper
+from agent.deploy.links import MEASURE_LIMIT_S, NOBODY, Around, Links
+from agent.deploy.measuring import Measuring
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import (
     Answer,
@@ -36,15 +40,18 @@ from agent.deploy.messages import (
     ExchangeBook,
     HeadState,
     Keep,
+    LinkFacts,
+    MeasureLinks,
     Request,
 )
+from agent.deploy.offers import Offers
+from agent.deploy.preview import preview, wish_of
 from agent.deploy.rings import Rings
 from agent.deploy.stages import StageHost
 from agent.deploy.wish import Wish, check_name
 from agent.deploy.work import work_here
 from agent.errors import CoveyError, MembershipError, NotRunning, UsageError
 from agent.identity.keys import NodeId, NodeKey
-from agent.models import bundled
 from agent.ownership.lease import Token
 from agent.ownership.owner import Want
 from agent.ownership.service import OwnershipService
@@ -67,10 +74,12 @@ class Deployments:
     def __init__(
         self, settings: Config, key: NodeKey, name: str, mesh_id: bytes, engines: Engines,
         blobs: BlobServer, mesh: Mesh, note: Note = lambda kind, name, text: None,
+        around: Around = NOBODY,
     ) -> None:  # fmt: skip
         """`note(kind, name, text)` hears of a new owner here, and of a new phase of a ring here."""
         self._own = key.id
         self._name = name
+        self._settings = settings
         self._note = note
         self._noted: dict[str, str] = {}
         self._draining: frozenset[NodeId] = frozenset()
@@ -78,9 +87,21 @@ class Deployments:
         self._tasks: list[asyncio.Task[None]] = []
         self._wants: dict[str, Want] = {}
         self._keeper = BookKeeper(settings.state_dir, mesh_id, key, mesh, self._book_changed)
-        self._rings = Rings(settings, key.id, name, engines, blobs, mesh, self._rings_changed)
+        self._rings = Rings(
+            settings, key.id, name, engines, blobs, mesh, self._rings_changed, self._measured_links
+        )
         self._stages = StageHost(settings.state_dir / "stages", engines, self._drains)
         self.hardware = engines.hardware
+        self.offers = Offers(mesh, self._ask)
+        self.links = Links(
+            settings.state_dir / "links.json", settings.network.overlay_port,
+            lambda node: engines.address(node), around,
+        )  # fmt: skip
+        self.hardware.links = self.links.facts
+        self._measures = settings.engine.measure == "idle"
+        self._measuring = Measuring(
+            self.hardware, self.links, around, working=self._works, partners=self.partners
+        )
         self._ownership = OwnershipService(
             key.id, settings.state_dir, mesh, wants=self._wanted, running=self._rings.running,
             changed=self._owned_changed,
@@ -101,11 +122,14 @@ class Deployments:
         await self._ownership.start(host, beat_port)
         self.draining_changed()
         self.hardware.begin()
+        self.links.restore()
         self._tasks = [
             asyncio.create_task(self._keeper.follow(), name="deployments compare"),
             asyncio.create_task(self._executor.follow(), name="deployments owned"),
             asyncio.create_task(self._follow_removed(), name="deployments removed"),
         ]
+        if self._measures:
+            self._tasks.append(asyncio.create_task(self._measuring.run(), name="measuring"))
 
     async def stop(self) -> None:
         """Give back what this node owns, and end all rings and stages here."""
@@ -160,6 +184,9 @@ class Deployments:
                 return await self._as_head(peer, request)
             case AskStatus():
                 return self._board.answer(request)
+            case MeasureLinks():
+                await self._measure_links(request)
+                return await self.hardware.facts()
             case CompareBook() | ExchangeBook():
                 return self._keeper.answer(request)
             case _:
@@ -170,8 +197,10 @@ class Deployments:
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         """Check the model, tell the mesh the wish, and describe it. Raises CoveyError."""
         self._keeper.require_may_deploy()
-        path = build.model_path(request.model)
-        facts = await asyncio.to_thread(build.model_facts, path)
+        models = self._settings.models_dir
+        wanted = wish_of(request, request.name or "m", self._own, models)
+        found = await asked(wanted, models)
+        facts = found.facts
         name = request.name or facts.name
         check_name(name)
         workers = {
@@ -193,35 +222,30 @@ class Deployments:
                 f"a context of {request.context} tokens was asked for, and {facts.name} was "
                 f"trained for {facts.context}"
             )
-        draft = await asyncio.to_thread(build.draft_path, request.draft, facts)
         # The paths as they are now, so that the wish does not depend on where it was typed.
-        names = [bundled.NAME if model == bundled.NAME else str(file or "")
-                 for model, file in ((request.model, path), (request.draft, draft))]  # fmt: skip
-        files = [named for named in names if named not in ("", bundled.NAME)]
-        if files and self._own not in workers:
+        wish = wish_of(request, name, self._own, models)
+        if wish.source and self._own not in workers:
             raise MembershipError(
-                f"{files[0]} lies on this node, which is no worker, so nobody could be its head",
+                f"{found.path} lies on this node, which is no worker, so nobody could be its head",
                 hint="Deploy it on a worker that has the file.",
             )
-        if files and self._drains():
+        if wish.source and self._drains():
             raise UsageError(
-                f"{files[0]} lies on this node alone, which is draining",
+                f"{found.path} lies on this node alone, which is draining",
                 hint="`agent drain --off` takes that back; or deploy it on a node that has the file"
                 " too.",
             )
-        here = {wish.name for wish in self._keeper.book.wishes() if wish.prefer_id == self._own}
+        here = {other.name for other in self._keeper.book.wishes() if other.prefer_id == self._own}
         heads.encode([Head(other, 65535, facts.context, "x" * 8) for other in {*here, name}])
-        wish = await self._keeper.add(
-            name=name,
-            model=names[0],
-            source=self._own if files else None,
-            nodes=request.nodes,
-            context=request.context,
-            engine=request.engine,
-            draft=names[1],
-        )
+        wish = await self._keeper.add(wish)
         (described,) = await self._board.describe([wish])
         return described
+
+    async def plan(self, request: DeployRequest) -> dict[str, Any]:
+        """Say how a model would run, before anything moves. Raises CoveyError."""
+        models = self._settings.models_dir
+        wish = wish_of(request, request.name or "m", self._own, models)
+        return await preview(wish, await self._rings.own(), self._mesh, models)
 
     async def undeploy(self, name: str) -> dict[str, Any]:
         """Tell the mesh that a deployment shall end, and wait a little until it has.
@@ -256,11 +280,37 @@ class Deployments:
             others=bool(live - self._mesh.draining() - {self._own}),
         )  # fmt: skip
 
+    def files(self) -> dict[Path, str]:
+        """Return the model files of this node that deployments use or wait for, and which do."""
+        wishes = [w for w in self._keeper.book.wishes() if w.source_id == self._own]
+        wishes += self._rings.names().values()
+        return {
+            Path(file).resolve(): wish.name
+            for wish in wishes
+            for file in (wish.model, wish.draft)
+            if file.startswith("/")
+        }
+
     def partners(self) -> set[NodeId]:
         """Return the nodes whose stages form rings with those that run here."""
         return {*self._rings.partners(), *self._stages.partners()} - {self._own}
 
     # ------------------------------------------------------------------ inside
+
+    async def _measured_links(self, nodes: Sequence[NodeId]) -> Sequence[LinkFacts]:
+        """Measure this node's links to others, where that is due; return all that are known."""
+        await self.links.measure(nodes, MEASURE_LIMIT_S)
+        return self.links.facts()
+
+    async def _measure_links(self, request: MeasureLinks) -> None:
+        wanted = {NodeId.parse(text) for text in request.to} - {self._own}
+        members = [member.node_id for member in self._mesh.members(time.time())]
+        self.links.keep(members)
+        if self._measures:
+            await self.links.measure(wanted.intersection(members), MEASURE_LIMIT_S)
+
+    def _works(self) -> bool:
+        return bool(self._rings.names() or self.engines())
 
     async def _as_head(self, peer: NodeId, request: Keep | Drop | AskHead) -> HeadState:
         if isinstance(request, AskHead):

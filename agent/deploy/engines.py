@@ -71,6 +71,7 @@ class Engines:
             self._whole(path, name, context, draft), ring=place.ring, epoch=place.epoch,
             stages=place.stages, listen=self.own_address, servers=tuple(servers),
             silence_s=self._settings.engine.frame_timeout_s,
+            least_silence_s=self._settings.engine.frame_timeout_least_s,
         ))  # fmt: skip
 
     async def start_rpc_server(self, place: Place, head: NodeId) -> Engine:
@@ -127,7 +128,8 @@ class Engines:
             ring=place.ring, epoch=place.epoch, stage=place.index, stages=place.stages,
             listen=self.own_address, port=port, predecessor=self.address(predecessor),
             threads=engine.threads, flash_attention=engine.flash_attention,
-            silence_s=engine.frame_timeout_s, cache=self._cache(),
+            silence_s=engine.frame_timeout_s, least_silence_s=engine.frame_timeout_least_s,
+            cache=self._cache(),
         )  # fmt: skip
 
     async def _started(self, spec: EngineSpec, carried: Engine | None) -> Engine:

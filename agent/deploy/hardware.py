@@ -13,16 +13,17 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from agent.config import Config
 from agent.deploy import machine
-from agent.deploy.messages import Facts
-from agent.engine import cpus, devices, selftest, threads
+from agent.deploy.messages import Facts, LinkFacts
+from agent.engine import cpus, devices, selftest, speeds, threads
 from agent.engine.gpu import SURVEY_TIMEOUT_S, Survey
+from agent.engine.speeds import Speed, Speeds
 from agent.engine.supervisor import environment
 from agent.errors import EngineError
 
@@ -48,7 +49,9 @@ class Hardware:
         self, settings: Config, command: Sequence[str] = (), backends: Sequence[str] | None = None
     ) -> None:
         self._engine = settings.engine
-        self._cache = settings.state_dir / "engine"
+        self.cache = settings.state_dir / "engine"
+        # What is known of this node's links; set by whoever measures them.
+        self.links: Callable[[], tuple[LinkFacts, ...]] = tuple
         self._command = list(command) or [sys.executable, "-m", "agent.engine.gpu"]
         if backends is None:
             backends = devices.gpu_backends(devices.library_folder())
@@ -66,7 +69,34 @@ class Hardware:
             raise EngineError(
                 "this node still tries what its GPUs can do", hint="Try again in a minute."
             )
-        return Facts(free_bytes=self.free_bytes(), cores=cpus.find().allowed)
+        known, speed = self.speeds(), self.speed()
+        return Facts(
+            free_bytes=self.free_bytes(), cores=cpus.find().allowed,
+            decode_bytes_s=speed.decode_bytes_s if speed else 0.0,
+            prefill_flop_s=speed.prefill_flop_s if speed else 0.0,
+            measured_at=known.at if known and speed else 0.0,
+            busy=speed is not None and speed.busy, links=self.links(),
+        )  # fmt: skip
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether it is known which GPUs there are."""
+        return self._survey is not None
+
+    @property
+    def threads(self) -> int:
+        """How many threads engines have by the settings; 0: as many as are best."""
+        return self._engine.threads
+
+    def speeds(self) -> Speeds | None:
+        """Return what was measured of this machine's devices; None where nothing was."""
+        gpus = self._survey.usable if self._survey else ()
+        return speeds.kept(self.cache, gpus)
+
+    def speed(self) -> Speed | None:
+        """Return how fast stages run here, on the GPUs that are used or on the CPU."""
+        known, gpus = self.speeds(), self._survey.usable if self._survey else ()
+        return known.of(gpus) if known is not None else None
 
     def free_bytes(self) -> int:
         """Return the memory (bytes) for stages, as far as it is known now."""
@@ -102,7 +132,7 @@ class Hardware:
 
     def describe(self) -> dict[str, Any]:
         """Describe devices and what engines use of them, for `agent status`."""
-        survey, proof = self._survey or Survey(), selftest.kept(self._cache)
+        survey, proof = self._survey or Survey(), selftest.kept(self.cache)
         return {
             "gpu": self._engine.gpu,
             "backends": list(self._backends),
@@ -112,12 +142,13 @@ class Hardware:
             "instructions": list(proof.found.features) if proof else [],
             "threads": self._engine.threads or (proof.threads if proof else 0),
             "tokens_per_s": {str(n): speed for n, speed in (proof.speeds if proof else {}).items()},
-            "lines": [*self._gpu_lines(), self.cpu()],
+            "speed": msgspec.to_builtins(known) if (known := self.speeds()) else None,
+            "lines": [*self._gpu_lines(), self.cpu(), *self._speed_lines()],
         }
 
     def cpu(self) -> str:
         """Describe what is known of the CPU, and how many threads it gets and why, for people."""
-        proof = selftest.kept(self._cache)
+        proof = selftest.kept(self.cache)
         features = frozenset(proof.found.features if proof else ())
         hidden = _NO_INSTRUCTIONS | (_WITH_AVX2 if "AVX2" in features else frozenset())
         names = [name for name in (proof.found.features if proof else ()) if name not in hidden]
@@ -147,6 +178,15 @@ class Hardware:
         return [f"{device.name} {device.description}, {device.memory}"
                 for device in self._survey.usable]  # fmt: skip
 
+    def _speed_lines(self) -> list[str]:
+        known, speed = self.speeds(), self.speed()
+        if known is None or speed is None:
+            return []
+        ago_h = max(0.0, time.time() - known.at) / 3600
+        when = f"{ago_h * 60:.0f} min" if ago_h < 2 else f"{ago_h:.0f} h"
+        busy = " while others were at work" if speed.busy else ""
+        return [f"{speeds.described(speed)}, measured {when} ago{busy}"]
+
     def _kept_s(self) -> float:
         return _FAULT_KEPT_S if self._survey and self._survey.fault else _FRESH_S
 
@@ -168,7 +208,7 @@ class Hardware:
 
     async def _asked(self) -> Survey:
         process = await asyncio.create_subprocess_exec(
-            *self._command, str(self._cache),
+            *self._command, str(self.cache),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, env=environment(),
         )  # fmt: skip

@@ -25,7 +25,7 @@ from agent.deploy.messages import (
     CompareBook,
     ExchangeBook,
 )
-from agent.deploy.wish import EngineKind, Wish
+from agent.deploy.wish import Wish
 from agent.errors import CoveyError, MembershipError, PeerError, StateError
 from agent.identity import privatefile
 from agent.identity.keys import NodeId, NodeKey
@@ -92,18 +92,13 @@ class BookKeeper:
                 hint="Use a node that has one, or a ticket with --role worker.",
             )
 
-    async def add(
-        self, *, name: str, model: str, source: NodeId | None, nodes: int | None, context: int,
-        engine: EngineKind = "ring",
-        draft: str = "",
-    ) -> Wish:  # fmt: skip
-        """Write down a new wish and tell it. Raises UsageError for a name in use, StateError."""
+    async def add(self, wish: Wish) -> Wish:
+        """Write down a new wish as this node's own and tell it.
+
+        Raises UsageError for a name in use, StateError.
+        """
         before = self.book.entries()
-        wish = self.book.add(
-            self._key, time.time(), name=name, model=model, source=source, nodes=nodes,
-            context=context, prefer=self._key.id, engine=engine, draft=draft,
-        )  # fmt: skip
-        return await self._own_word(wish, before)
+        return await self._own_word(self.book.add(self._key, time.time(), wish), before)
 
     async def remove(self, name: str) -> Wish:
         """Write down that a deployment shall end and tell it. Raises UsageError, StateError."""

@@ -2,8 +2,9 @@
 
     to                 requests                                          answers
     --                 --------                                          -------
-    a stage's host     AskFacts, LoadStage, StartServer, ConnectStage,   Facts, StageState
-                       AskStage, StopRing (from the ring's head)
+    a stage's host     AskFacts, MeasureLinks, LoadStage, StartServer,   Facts, StageState
+                       ConnectStage, AskStage, StopRing (from the
+                       ring's head)
     a head             Keep, Drop (from the owner), AskHead              HeadState
     an owner           AskStatus                                         Statuses
     anyone             CompareBook, ExchangeBook                         BookSummary, BookWishes
@@ -26,6 +27,12 @@ PROTOCOL = "/covey/deployments/1"
 
 Phase = Literal["fetching", "loading", "listening", "ready", "broken", "unknown"]
 FrameType = Literal["auto", "f32", "f16", "q8"]
+# Links that one answer tells; a mesh of more nodes plans with those that were measured.
+LINKS_MAX = 256
+_NodeText = Annotated[str, msgspec.Meta(max_length=80)]
+# Finite ones: no number that is none gets into a plan.
+_Rate = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -41,11 +48,41 @@ class AskFacts(_Message, frozen=True, omit_defaults=True):
     ring: str = ""
 
 
+class MeasureLinks(_Message, frozen=True):
+    """Measure your links to these nodes (ids) where that is due, and tell your facts then."""
+
+    to: Annotated[tuple[_NodeText, ...], msgspec.Meta(max_length=LINKS_MAX)]
+
+
+class LinkFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The link from the node that tells to another: round trip and jitter (s), loss one way.
+
+    `bytes_s`: what it carries, in bytes a second; 0: that is not known.
+    """
+
+    node: _NodeText
+    rtt_s: _Seconds
+    jitter_s: _Seconds = 0.0
+    loss: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    bytes_s: _Rate = 0.0
+
+
 class Facts(_Message, frozen=True, omit_defaults=True):
-    """A node's answer: memory that is free now (bytes), cores, and whether it is `draining`."""
+    """A node's answer: memory that is free now (bytes), cores, and what was measured of it.
+
+    `decode_bytes_s`: weights that it reads a second while one stream decodes; `prefill_flop_s`:
+    arithmetic of prompts; 0: not measured. `measured_at`: when (unix s); `busy`: on a busy machine,
+    so that it may be faster. `links`: to the members that it is connected to, as far as known.
+    `draining`: it shall hold nothing new.
+    """
 
     free_bytes: int
     cores: int
+    decode_bytes_s: _Rate = 0.0
+    prefill_flop_s: _Rate = 0.0
+    measured_at: _Rate = 0.0
+    busy: bool = False
+    links: Annotated[tuple[LinkFacts, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()
     draining: bool = False
 
 
@@ -237,7 +274,7 @@ class BookWishes(_Message, frozen=True):
 
 StageRequest = AskFacts | LoadStage | StartServer | ConnectStage | AskStage | StopRing
 HeadRequest = Keep | Drop | AskHead
-Request = StageRequest | HeadRequest | AskStatus | CompareBook | ExchangeBook
+Request = MeasureLinks | StageRequest | HeadRequest | AskStatus | CompareBook | ExchangeBook
 Answer = Facts | StageState | HeadState | Statuses | BookSummary | BookWishes
 
 _encoder = msgspec.msgpack.Encoder()

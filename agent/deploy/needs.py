@@ -12,7 +12,7 @@ from agent.engine.cuttable import SPLIT_COUNT, CutRule, check_cuttable, cut_rule
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.engine.purpose import ENCODER_CONTEXT, only_encodes
 from agent.errors import ModelError
-from agent.placement.plan import ModelSizes
+from agent.placement.inputs import Model
 
 # Tokens, where nobody said: models are trained for 128 Ki and more, whose KV cache few nodes hold.
 DEFAULT_CONTEXT = 8192
@@ -49,28 +49,32 @@ def spread_of(path: Path) -> CutRule | str:
     return CutRule()
 
 
-def model_sizes(
+def model_needs(
     facts: ModelFacts, context: int, cuts: CutRule | str, *, in_line: bool = False
-) -> ModelSizes:
+) -> Model:
     """Return what placement needs to know of a model that keeps `context` tokens.
 
-    `in_line`: llama.cpp's RPC spreads it, and `cuts` is that of `spread_of`.
+    `in_line`: llama.cpp's RPC spreads it, and `cuts` is that of `spread_of`. A row is counted as
+    f32, the widest type in which rows travel.
     """
     # A tied model's output matrix is its embedding, but the head's two parts each hold a copy.
     head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
-    cache = facts.kv_bytes_per_token * context
+    cache = facts.kv_bytes_per_token
     if facts.purpose != "text":
         # Nothing is kept of a text. A batch has a mask, and llama.cpp's room for what it never asks
         # for: a number for each word at each token, computed as well where a model could make text.
         words = facts.n_vocab * (1 if only_encodes(facts.architecture) else 2)
         cache, head_bytes = 0, head_bytes + 4 * context * (context + words)
-    layer_bytes = tuple(weights + cache for weights in facts.layer_bytes)
+    model = Model(
+        facts.layer_bytes, head_bytes, kv_bytes=cache, output_bytes=facts.output_bytes,
+        row_bytes=4 * facts.n_embd,
+    )  # fmt: skip
     if isinstance(cuts, str):
         hint = "" if in_line or facts.purpose != "text" else _RPC_HINT
-        return ModelSizes(layer_bytes, head_bytes, uncut=cuts, hint=hint)
+        return replace(model, uncut=cuts, hint=hint)
     if in_line:
-        return ModelSizes(layer_bytes, head_bytes, in_line=True, nodes_max=RPC_NODES_MAX)
-    return ModelSizes(layer_bytes, head_bytes, cuts.period, cuts.allows)
+        return replace(model, in_line=True, nodes_max=RPC_NODES_MAX)
+    return replace(model, period=cuts.period, allows=cuts.allows)
 
 
 def draft_bytes(facts: ModelFacts, context: int) -> int:
@@ -80,6 +84,6 @@ def draft_bytes(facts: ModelFacts, context: int) -> int:
     return weights + output + len(facts.layer_bytes) * facts.kv_bytes_per_token * context
 
 
-def with_draft(sizes: ModelSizes, draft: int) -> ModelSizes:
+def with_draft(needs: Model, draft: int) -> Model:
     """Return the needs of a model beside whose head there is a draft model of so many bytes."""
-    return replace(sizes, head_bytes=sizes.head_bytes + draft)
+    return replace(needs, head_bytes=needs.head_bytes + draft)

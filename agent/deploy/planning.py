@@ -1,22 +1,30 @@
-"""Find the nodes of one epoch of a ring, and have placement cut the model over them.
+"""Find the nodes of one ring, what is known of them and their links, and have placement choose.
 
-Used by `build.py`. It asks the other workers what they can hold; who does not answer is left out,
-and so is who is draining, unless the ring is there already and cannot do without it.
+Used by `build.py`, and for a look without building. It asks the other workers what they can hold;
+who does not answer is left out, and so is who is draining, unless the ring is there already and
+cannot do without it. Links on which a plan rests are measured first where there is time
+for it, and the plan made anew with what came of that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
+from agent.deploy.links import MEASURE_LIMIT_S, from_facts
 from agent.deploy.mesh import Mesh
-from agent.deploy.messages import AskFacts, Facts
+from agent.deploy.messages import AskFacts, Facts, LinkFacts, MeasureLinks
 from agent.deploy.wish import Wish
 from agent.errors import CoveyError, ModelError, PeerError
 from agent.identity.keys import NodeId
-from agent.placement.plan import Candidate, ModelSizes, Plan, plan
+from agent.placement.inputs import UNMEASURED, Aims, Link, Links, Model, Node, Objective
+from agent.placement.plan import plan
+from agent.placement.results import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -26,13 +34,56 @@ _FACTS_QUICK_S = 0.7
 # While fewer nodes than wished for are connected (the agent just started), planning waits so long.
 _NODES_TIMEOUT_S = 20.0
 _POLL_S = 0.5
+# A plan that rests on guesses is made again with what was measured, which may show another.
+_ROUNDS = 3
+# For how many answers at once a ring is to be good. A head serves 16; a home has a few.
+_STREAMS: dict[Objective, int] = {"latency": 1, "auto": 4, "throughput": 16}
 
 Progress = Callable[[str, str], None]
 """Called with the phase and a sentence for people."""
 
+Measure = Callable[[Sequence[NodeId]], Awaitable[Sequence[LinkFacts]]]
+"""Measures this node's links to others where that is due, and returns all that are known."""
+
+
+def node_of(node: NodeId, name: str, facts: Facts, tags: Iterable[str] = ()) -> Node:
+    """Return a node as placement takes it; what was not measured is None there."""
+    return Node(
+        str(node), name, facts.free_bytes, frozenset(tags),
+        decode_bytes_s=facts.decode_bytes_s or None, prefill_flop_s=facts.prefill_flop_s or None,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Own:
+    """This node: as placement takes it, its links, and what measures them (None: nothing does)."""
+
+    node: Node
+    links: Sequence[LinkFacts] = ()
+    measure: Measure | None = None
+
+
+@dataclass
+class _Found:
+    """The nodes that answered, this one first, and the links that each told of."""
+
+    nodes: list[Node]
+    links: dict[tuple[str, str], Link] = field(default_factory=dict)
+
+    def told(self, node: str, links: Iterable[LinkFacts]) -> None:
+        """Take in the links from a node."""
+        for other, link in from_facts(links).items():
+            bytes_s = UNMEASURED.bytes_s if link.bytes_s is None else link.bytes_s
+            self.links[node, other] = Link(link.rtt_s, link.jitter_s, link.loss, bytes_s)
+
+    def guessed(self, node: str, other: str) -> bool:
+        """Say whether nobody knows what the link between them carries."""
+        link = self.links.get((node, other))
+        return link is None or link.bytes_s == UNMEASURED.bytes_s
+
 
 class Planning:
-    """The plan of one epoch.
+    """The plan of one ring.
 
     `waits` False: answers wait, so nobody else does. Nodes `without` which it can be are left out;
     `fewer`: where not as many nodes are there as were wished for, the plan is over those, and
@@ -41,9 +92,9 @@ class Planning:
     """
 
     def __init__(
-        self, wish: Wish, own: Candidate, mesh: Mesh, progress: Progress, *, waits: bool,
-        without: frozenset[NodeId], fewer: bool, kept: frozenset[NodeId] = frozenset(),
-        ring: str = "",
+        self, wish: Wish, own: Own, mesh: Mesh, progress: Progress, *, waits: bool = True,
+        without: frozenset[NodeId] = frozenset(), fewer: bool = False,
+        kept: frozenset[NodeId] = frozenset(), ring: str = "",
     ) -> None:  # fmt: skip
         self._wish = wish
         self._own = own
@@ -57,19 +108,22 @@ class Planning:
         self._draining: dict[str, str] = {}  # names by node
         self.missing = 0
 
-    async def plan(self, sizes: ModelSizes) -> Plan:
+    async def plan(self, model: Model, context: int) -> Plan:
         """Return the plan; raises what `agent.placement.plan.plan` raises."""
-        others = [] if sizes.uncut else await self._candidates()
-        staying = [other for other in others if other.node not in self._draining]
-        chosen = [other for other in staying if NodeId.parse(other.node) not in self._without]
-        held = [other for other in others if NodeId.parse(other.node) in self._kept]
-        for candidates in (chosen, staying):
-            try:
-                return self._over(sizes, candidates)
-            except (PeerError, ModelError):
-                if candidates is staying and all(other in staying for other in held):
-                    raise
-        return self._over(sizes, [*staying, *(other for other in held if other not in staying)])
+        found = _Found([self._own.node])
+        found.told(self._own.node.node, self._own.links)
+        if not model.uncut:
+            await self._ask(found)
+        chosen = await self._chosen(model, context, found)
+        for _ in range(_ROUNDS):
+            unknown = self._unknown(chosen, found)
+            if not unknown or not self._waits or model.in_line:
+                break
+            self._progress("planning", "measuring the links between the nodes")
+            if not await self._measure(unknown, found):
+                break
+            chosen = await self._chosen(model, context, found)
+        return chosen
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -80,37 +134,65 @@ class Planning:
                         " not there; it is built again once they are")  # fmt: skip
         return tuple(said)
 
-    def _over(self, sizes: ModelSizes, others: Sequence[Candidate]) -> Plan:
-        wished, there = self._wish.nodes, 1 + len(others)
+    async def _chosen(self, model: Model, context: int, found: _Found) -> Plan:
+        """Plan without those that are to be left out if it can be, and over fewer if need be."""
+        there = frozenset(node.node for node in found.nodes)
+        draining = there.intersection(self._draining)
+        lost = there & {str(node) for node in self._without}
+        kept = {str(node) for node in self._kept}
+        tries = list(dict.fromkeys((draining | lost, draining, draining - kept)))
+        for left_out in tries[:-1]:
+            with contextlib.suppress(PeerError, ModelError):
+                return await self._over(model, context, found, left_out)
+        return await self._over(model, context, found, tries[-1])
+
+    async def _over(
+        self, model: Model, context: int, found: _Found, left_out: frozenset[str]
+    ) -> Plan:
+        wish, wished = self._wish, self._wish.nodes
+        there = sum(node.node not in left_out for node in found.nodes)
         self.missing = 0
         if wished is not None and self._fewer and wished > there:
             self.missing, wished = wished - there, there
-        return plan(sizes, self._own, others, wished)
+        aims = Aims(
+            wish.objective, context=context, streams=_STREAMS[wish.objective], nodes=wished,
+            least=min(wish.least, there) if self._fewer else wish.least,
+            # The head is the node with the model's file, this one.
+            head=self._own.node.node, only=frozenset(wish.only), never=frozenset(wish.never),
+            without=left_out,
+        )  # fmt: skip
+        # With many nodes it takes a second, in which beats and stages want to be answered.
+        return await asyncio.to_thread(plan, model, found.nodes, aims, Links(found.links))
 
-    async def _candidates(self) -> list[Candidate]:
-        """Ask the other workers what they can hold; wait a little for as many as are wished."""
-        wished = (self._wish.nodes or 1) - 1 if self._waits else 0
+    async def _ask(self, found: _Found) -> None:
+        """Ask the other workers what they can hold; wait a little for as many as are wished.
+
+        While answers wait, nobody waits for nodes.
+        """
+        wished = max(self._wish.nodes or 1, self._wish.least) if self._waits else 1
         deadline = asyncio.get_running_loop().time() + _NODES_TIMEOUT_S
         while True:
             workers = [
                 worker
                 for worker in self._mesh.live_workers(time.time())
-                if str(worker.node_id) != self._own.node
+                if str(worker.node_id) != self._own.node.node
             ]
+            del found.nodes[1:]
+            self._draining.clear()
             asks = (self._facts(worker.node_id) for worker in workers)
-            found, self._draining = [], {}
             for worker, facts in zip(workers, await asyncio.gather(*asks), strict=True):
-                if facts is None:
-                    continue
-                node, name = str(worker.node_id), worker.certificate.name
-                found.append(Candidate(node, name, facts.free_bytes))
-                if facts.draining:
-                    self._draining[node] = name
+                if facts is not None:
+                    certificate = worker.certificate
+                    node = node_of(worker.node_id, certificate.name, facts, certificate.tags)
+                    found.nodes.append(node)
+                    found.told(node.node, facts.links)
+                    if facts.draining:
+                        self._draining[node.node] = node.name
             # Who is draining will not be there soon: what can do with fewer does not wait for it.
-            counted = len(found) - (0 if self._fewer else len(self._draining))
-            if counted >= wished or asyncio.get_running_loop().time() > deadline:
-                return found
-            self._progress("planning", f"waiting for {wished - counted} more nodes")
+            lacking = wished - len(found.nodes) + (0 if self._fewer else len(self._draining))
+            if lacking <= 0 or asyncio.get_running_loop().time() > deadline:
+                return
+            self._progress("planning", f"waiting for {lacking} more nodes")
             await asyncio.sleep(_POLL_S)
 
     async def _facts(self, node: NodeId) -> Facts | None:
@@ -121,3 +203,37 @@ class Planning:
             _log.info("node %s is left out of the plan: %s", node, error.line())
             return None
         return answer if isinstance(answer, Facts) else None
+
+    def _unknown(self, chosen: Plan, found: _Found) -> list[tuple[str, str]]:
+        """Return the hops of a plan whose bandwidth nobody has measured."""
+        stages = chosen.stages
+        return [
+            (one.node, other.node)
+            for one, other in pairwise(stages)
+            if one.node != other.node and found.guessed(one.node, other.node)
+        ]
+
+    async def _measure(self, hops: Sequence[tuple[str, str]], found: _Found) -> bool:
+        """Have these measured, all at once: no two of them go to the same node.
+
+        Returns whether anything came of it.
+        """
+        before = dict(found.links)
+
+        async def one(node: str, to: NodeId) -> None:
+            links: Sequence[LinkFacts] = ()
+            try:
+                if node != self._own.node.node:
+                    request = MeasureLinks(to=(str(to),))
+                    answer = await self._mesh.ask(
+                        NodeId.parse(node), request, MEASURE_LIMIT_S + _FACTS_TIMEOUT_S
+                    )
+                    links = answer.links if isinstance(answer, Facts) else ()
+                elif self._own.measure is not None:
+                    links = await self._own.measure([to])
+            except CoveyError as error:
+                _log.info("the link from %s to %s is not measured: %s", node, to, error.line())
+            found.told(node, links)
+
+        await asyncio.gather(*(one(node, NodeId.parse(to)) for node, to in hops))
+        return found.links != before

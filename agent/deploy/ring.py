@@ -16,7 +16,7 @@ from agent.errors import CoveyError
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token
 from agent.ownership.owner import Phase, Report
-from agent.placement.plan import Plan
+from agent.placement.results import Plan
 
 _REPORTED = {"ready": Phase.READY, "failed": Phase.FAILED}
 _BROKEN = ("ending", "waiting", "draining", "moving")

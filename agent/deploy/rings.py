@@ -27,16 +27,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from agent import endpoint
 from agent.config import Config
 from agent.deploy import answering, heads, leaving
 from agent.deploy.blobs import BlobServer
 from agent.deploy.build import Build
+from agent.deploy.carried import Carried
 from agent.deploy.engines import Engines
 from agent.deploy.heads import Head
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import AskFacts, Facts, HeadState
 from agent.deploy.parts import Parts
+from agent.deploy.planning import Measure, Own, node_of
 from agent.deploy.ring import Deployment
 from agent.deploy.wish import Wish
 from agent.engine.gpu import SURVEY_TIMEOUT_S
@@ -45,7 +49,6 @@ from agent.errors import ConfigError, CoveyError, EngineError, ModelError, Usage
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token
 from agent.ownership.owner import Report
-from agent.placement.plan import Candidate
 
 _log = logging.getLogger(__name__)
 
@@ -70,9 +73,11 @@ class Rings:
 
     def __init__(
         self, settings: Config, own: NodeId, name: str, engines: Engines, blobs: BlobServer,
-        mesh: Mesh, changed: Callable[[], None],
+        mesh: Mesh, changed: Callable[[], None], measure: Measure | None = None,
     ) -> None:  # fmt: skip
-        """`changed` is called when a deployment here turns to another phase, comes or goes."""
+        """`changed` is called when a deployment here turns to another phase, comes or goes;
+        `measure` has this node's links measured.
+        """
         self._settings = settings
         self._own = own
         self._name = name
@@ -81,6 +86,7 @@ class Rings:
         self._parts = Parts(settings.state_dir / "parts")
         self._mesh = mesh
         self._changed = changed
+        self._measure = measure
         self._deployments: dict[str, Deployment] = {}
         self._revision = 0
         self._came: dict[NodeId, float] = {}
@@ -165,6 +171,19 @@ class Rings:
             if deployment.phase == "waiting" and deployment.lacks(node):
                 deployment.again.set()
             self._regain_from(deployment, node)
+
+    async def own(self, carried: Carried | None = None) -> Own:
+        """Return this node as plans take it; EngineError while its GPUs are not known yet.
+
+        What a head that is carried over holds counts as free.
+        """
+        facts = await self._engines.hardware.facts(SURVEY_TIMEOUT_S)
+        if carried is not None:
+            free = self._engines.hardware.free_without([carried.engine.pid])
+            facts = msgspec.structs.replace(facts, free_bytes=free)
+        member = self._mesh.find(self._own)
+        tags = member.certificate.tags if member is not None else ()
+        return Own(node_of(self._own, self._name, facts, tags), facts.links, self._measure)
 
     def partners(self) -> set[NodeId]:
         """Return the nodes that hold stages of the rings here, this one too."""
@@ -374,12 +393,8 @@ class Rings:
 
     async def _run_epoch(self, deployment: Deployment) -> None:
         """Build an epoch and serve it until it breaks; always raises, or is cancelled."""
-        facts = await self._engines.hardware.facts(SURVEY_TIMEOUT_S)
+        own = await self.own(deployment.carried)
         carried, deployment.carried = deployment.carried, None
-        free = facts.free_bytes
-        if carried is not None:
-            free = self._engines.hardware.free_without([carried.engine.pid])
-        own = Candidate(str(self._own), self._name, free)
         now = time.monotonic()
         build = deployment.build = Build(
             deployment.wish, deployment.ring, deployment.epoch, settings=self._settings, own=own,

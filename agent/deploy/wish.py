@@ -15,6 +15,7 @@ from agent.errors import PeerError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership import wire
 from agent.ownership.lease import NodeBytes
+from agent.placement.inputs import Objective
 
 VERSION = 1
 MAX_NAME_CHARACTERS = 64
@@ -25,6 +26,10 @@ _FIRST_FIELDS = 12
 
 EngineKind = Literal["ring", "rpc"]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_NUMBER)]
+_Tags = Annotated[
+    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=64)], ...],
+    msgspec.Meta(max_length=16),
+]
 # A node id, or nothing.
 _Node = Annotated[bytes, msgspec.Meta(max_length=32)]
 
@@ -36,7 +41,8 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     `nodes` None: as few as it fits on; `context` 0: the model's own. `prefer` is the node that had
     best be its head (empty: any). `at` is unix seconds, `signature` 64 bytes. `engine` says what
     spreads it over nodes: our ring, or llama.cpp's RPC. `draft` is a draft model, named as `model`
-    is (empty: none).
+    is (empty: none). `objective` says what the ring shall be good for, `least` on how many nodes it
+    shall be at least; its nodes have a tag of `only`, where there are any, and none of `never`.
     """
 
     version: int = VERSION
@@ -53,6 +59,10 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
     engine: EngineKind = "ring"
     draft: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    objective: Objective = "auto"
+    least: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
+    only: _Tags = ()
+    never: _Tags = ()
 
     @property
     def author_id(self) -> NodeId:

@@ -11,8 +11,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from agent.engine.gguf_file import GgufFile
+from agent.engine.gguf_file import Field, Scalar
+
+
+class Metadata(Protocol):
+    """What is asked of a model here: of a file (`GgufFile`), or of an entry of the catalogue."""
+
+    @property
+    def architecture(self) -> str:
+        """What llama.cpp calls the kind of model."""
+
+    @property
+    def layers(self) -> int:
+        """How many layers it has."""
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """Its metadata by key."""
+
+    def get(self, key: str) -> Scalar | None:
+        """Return a scalar or text; None where it is absent or an array."""
+
+    def number(self, key: str) -> int | None:
+        """Return a whole number; None where it is absent."""
+
+    def numbers(self, field: Field) -> tuple[float, ...]:
+        """Return the values of an array of numbers."""
+
+    def vocabulary_size(self) -> int:
+        """Return how many tokens it knows."""
+
 
 # Metadata that leaves layers alike, so that a run of them computes the same whatever its number.
 # Anything else is refused until it is proved exact.
@@ -66,15 +96,15 @@ _ANYWHERE = "anywhere"
 _WINDOWED = "anywhere, if each part of a model with windows has a layer with one"
 
 
-def _nothing(_: GgufFile) -> str | None:
+def _nothing(_: Metadata) -> str | None:
     return None
 
 
-def _no_lengths(_: GgufFile) -> frozenset[int]:
+def _no_lengths(_: Metadata) -> frozenset[int]:
     return frozenset()
 
 
-def _no_additions(_: GgufFile) -> Mapping[str, int]:
+def _no_additions(_: Metadata) -> Mapping[str, int]:
     return {}
 
 
@@ -109,24 +139,24 @@ class Architecture:
     always_windows: bool = False
     first_only: frozenset[str] = frozenset()
     leading: frozenset[str] = frozenset()
-    added: Callable[[GgufFile], Mapping[str, int]] = _no_additions
-    barred_lengths: Callable[[GgufFile], frozenset[int]] = _no_lengths
+    added: Callable[[Metadata], Mapping[str, int]] = _no_additions
+    barred_lengths: Callable[[Metadata], frozenset[int]] = _no_lengths
     needs_output: bool = False
     rows_enter: str = ""
-    obstacle: Callable[[GgufFile], str | None] = _nothing
+    obstacle: Callable[[Metadata], str | None] = _nothing
 
 
-def _own(model: GgufFile, key: str) -> int:
+def _own(model: Metadata, key: str) -> int:
     return model.number(f"{model.architecture}.{key}") or 0
 
 
-def _scaled_by_layers(layers: int) -> Callable[[GgufFile], str | None]:
+def _scaled_by_layers(layers: int) -> Callable[[Metadata], str | None]:
     """Gemma's largest model has another attention scale, by which llama.cpp knows it: its layers.
 
     Smaller models, and those where both scales are the same number, are not concerned.
     """
 
-    def obstacle(model: GgufFile) -> str | None:
+    def obstacle(model: Metadata) -> str | None:
         heads = _own(model, "attention.head_count")
         head = heads and _own(model, "embedding_length") // heads
         if model.layers < layers or (_own(model, "attention.key_length") or head) == head:
@@ -139,7 +169,7 @@ def _scaled_by_layers(layers: int) -> Callable[[GgufFile], str | None]:
     return obstacle
 
 
-def _normed_by_layers(model: GgufFile) -> str | None:
+def _normed_by_layers(model: Metadata) -> str | None:
     if model.layers < 64:
         return None
     return (
@@ -148,7 +178,7 @@ def _normed_by_layers(model: GgufFile) -> str | None:
     )
 
 
-def _ropeless_by_layers(model: GgufFile) -> str | None:
+def _ropeless_by_layers(model: Metadata) -> str | None:
     if model.get("llama4.attention.sliding_window") != 0:
         # llama.cpp dies of a scale that nothing uses in a part without a ropeless layer.
         rest = model.layers % 4
@@ -156,7 +186,7 @@ def _ropeless_by_layers(model: GgufFile) -> str | None:
     return "without a window llama.cpp leaves out the rope of the last layer that a file has"
 
 
-def _deepseek_gating(model: GgufFile) -> Mapping[str, int]:
+def _deepseek_gating(model: Metadata) -> Mapping[str, int]:
     """Say what llama.cpp would guess: softmax (1), or sigmoid (2) by layers and vocabulary."""
     found = {}
     if not _own(model, "expert_gating_func"):
@@ -168,7 +198,7 @@ def _deepseek_gating(model: GgufFile) -> Mapping[str, int]:
     return found
 
 
-def _deepseek_lite_lengths(model: GgufFile) -> frozenset[int]:
+def _deepseek_lite_lengths(model: Metadata) -> frozenset[int]:
     """With so many layers a file is a "lite" model, whose rank of queries llama.cpp ignores."""
     return frozenset({26, 27, 48} if _own(model, "attention.q_lora_rank") else ())
 

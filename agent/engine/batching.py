@@ -44,7 +44,7 @@ from agent.engine.drafts import AHEAD, NOWHERE, blended
 from agent.engine.frames import Copy, Operation, Remove
 from agent.engine.kept import Kept, KeptSequences
 from agent.engine.pace import Pace, Split
-from agent.engine.turns import NO_SEQUENCE, Turn, TurnRows, Work
+from agent.engine.turns import Turn, TurnRows, Work
 
 # Whoever decodes then gets half of its speed while another's prompt is computed.
 MIXED_COST = 2.0
@@ -113,7 +113,10 @@ class Schedule:
         return self._cells.free
 
     def add(self, work: Work) -> None:
-        """Take a request; ValueError for one that could never be served."""
+        """Take a request, also one from another schedule that has said something already.
+
+        ValueError for one that could never be served.
+        """
         if not 0 < work.length < work.limit <= self._cells.count:
             raise ValueError(f"{work.length} of {work.limit} tokens do not fit")
         work.order = self._order
@@ -254,6 +257,27 @@ class Schedule:
             return self._rows
         return max(CHUNK_ROWS_MIN, -(-work.length // (CHUNKS_A_STAGE * (self._depth - 1))))
 
+    # While nobody runs, batches can be measured.
+
+    def lend(self, count: int) -> tuple[list[int], tuple[Operation, ...]]:
+        """Return up to `count` sequences, each with room for a token, until `give_back`.
+
+        Prefixes go only where too little is free. The operations are to be done before.
+        """
+        while min(len(self._numbers), self._cells.free) < count and self._evict(None):
+            pass
+        numbers = self._numbers[: min(count, self._cells.free)]
+        del self._numbers[: len(numbers)]
+        for number in numbers:
+            self._cells.extend(number, 1)
+        operations, self._operations = tuple(self._operations), []
+        return numbers, operations
+
+    def give_back(self, numbers: list[int]) -> None:
+        """Take sequences back, of which nothing is kept."""
+        for number in numbers:
+            self._free(number)
+
     # Who has cells.
 
     def _admit(self) -> None:
@@ -338,8 +362,7 @@ class Schedule:
     def _preempt(self, work: Work) -> None:
         self._running.remove(work)
         self._free(work.sequence)
-        work.sequence, work.filled = NO_SEQUENCE, 0
-        work.cut(work.length)
+        work.give_up()
         self._waiting.append(work)
 
     def _evict(self, spared: Work | Kept | None) -> bool:

@@ -96,6 +96,16 @@ def write_part(model: GgufFile, start: int, stop: int, destination: Path) -> Par
         ) from None
 
 
+def needed(model: GgufFile, start: int, stop: int) -> set[str]:
+    """Return the model's tensors whose data is in the part of layers [start, stop).
+
+    Only the model's header is read, so that just these may be fetched. Raises as `write_part` does.
+    """
+    known = check_cuttable(model)
+    planned = (*_ends(model, known, start, stop), *_tensors(model, start, stop))
+    return {tensor.source.name for tensor in planned if tensor.source is not None}
+
+
 def origin(part: GgufFile) -> CutOrigin | None:
     """Return what a part was cut from, as it says itself; None for a model that was not cut."""
     numbers = [part.number(f"covey.cut.{key}") for key in ("start", "stop", "layers")]

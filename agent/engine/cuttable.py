@@ -9,7 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from agent.engine.architectures import ARCHITECTURES, WINDOW, WINDOW_PATTERN, Architecture
+from agent.engine.architectures import (
+    ARCHITECTURES,
+    WINDOW,
+    WINDOW_PATTERN,
+    Architecture,
+    Metadata,
+)
 from agent.engine.gguf_file import Field, GgufFile
 from agent.errors import ModelError
 
@@ -50,7 +56,7 @@ class CutRule:
         return windowed and stop - start not in self.barred_lengths
 
 
-def cut_rule(model: GgufFile) -> CutRule:
+def cut_rule(model: Metadata) -> CutRule:
     """Return where this model may be cut, if at all: `check_cuttable` says that."""
     known = ARCHITECTURES.get(model.architecture)
     if known is None:
@@ -60,7 +66,7 @@ def cut_rule(model: GgufFile) -> CutRule:
     return CutRule(period, known.barred_lengths(model), _windows(model, known))
 
 
-def _windows(model: GgufFile, known: Architecture) -> tuple[bool, ...]:
+def _windows(model: Metadata, known: Architecture) -> tuple[bool, ...]:
     """Return which layers have a sliding window: the last of each round (0: none) has none."""
     used = known.always_windows or model.number(f"{model.architecture}.{WINDOW}")
     if not known.window_round or not used:

@@ -1,7 +1,11 @@
 """Many answers at once: batches of all that run go through the pipeline, and tokens are sampled.
 
-For `head.py`, in its engine thread; `batching.py` says what goes into each batch. It knows
-pipelines and samplers, not asyncio and not HTTP.
+For `engine_thread.py`; `batching.py` says what goes into each batch. It knows pipelines and
+samplers, not asyncio and not HTTP.
+
+When a pipeline is lost the answers wait for another. What they have said is with the jobs and their
+samplers, not in the caches: it is computed again as prompts are, and what was under way was not
+sampled yet, so no token comes twice.
 """
 
 from __future__ import annotations
@@ -16,16 +20,20 @@ import numpy as np
 from agent.engine.batching import Schedule
 from agent.engine.chain import Samplers
 from agent.engine.draft_model import Drafter, DraftModel
-from agent.engine.frames import Remove
 from agent.engine.generation import Finish, GenerationRequest, Likely, Timings, Token
 from agent.engine.kept import patience
+from agent.engine.llama import Context
 from agent.engine.logprobs import logprobs
-from agent.engine.pace import Calibration, Measured
+from agent.engine.measuring import Measuring
 from agent.engine.pipeline import Pipeline
 from agent.engine.sampler import Sampler
-from agent.engine.turns import Batch, Turn, Work
+from agent.engine.turns import Turn, Work
 from agent.engine.vocabulary import Vocabulary
-from agent.errors import CoveyError, UsageError
+from agent.errors import CoveyError, EngineError, UsageError
+
+# An answer whose rows were under way each time that so many pipelines in turn were lost, without a
+# token of it in between, may be what they are lost by.
+_LOSSES_MAX = 3
 
 
 @dataclass(eq=False)
@@ -46,7 +54,10 @@ class Job:
 
 @dataclass(eq=False)
 class _Answer:
-    """A job in the schedule; times are those of `perf_counter`."""
+    """A job in the schedule; times are those of `perf_counter`.
+
+    `losses`: how many pipelines were lost with rows of it since its last token.
+    """
 
     job: Job
     work: Work
@@ -55,7 +66,19 @@ class _Answer:
     first: float | None = None
     generated: int = 0
     flying: int = 0
+    losses: int = 0
     over: bool = False
+
+
+@dataclass(eq=False)
+class _Course:
+    """A pipeline, what is decided for it, and the batches under way, each with what it took."""
+
+    pipeline: Pipeline
+    schedule: Schedule
+    drafter: Drafter | None
+    measuring: Measuring
+    flying: deque[tuple[Turn, float]] = field(default_factory=deque)
 
 
 class Generator:
@@ -70,30 +93,45 @@ class Generator:
         slots: int = 1, sequences: int = 1, samplers: Samplers | None = None, guess: bool = True,
         draft: DraftModel | None = None,
     ) -> None:  # fmt: skip
-        self._pipeline = pipeline
         self._vocabulary = vocabulary
         self._samplers = samplers or Samplers(vocabulary, context)
         self._context = context
+        self._n_batch, self._slots, self._sequences = n_batch, slots, sequences
+        self._guess = guess
+        self._answers: dict[Work, _Answer] = {}
+        self._course: _Course | None = self._begun(pipeline, draft)
+
+    def _begun(self, pipeline: Pipeline, draft: DraftModel | None) -> _Course:
         weights = pipeline.context.weights
-        self._schedule = Schedule(
-            cells=context, rows=n_batch, slots=slots, sequences=sequences, depth=pipeline.depth,
-            reuse=weights.shares_prefixes, guess=guess,
+        schedule = Schedule(
+            cells=self._context, rows=self._n_batch, slots=self._slots, sequences=self._sequences,
+            depth=pipeline.depth, reuse=weights.shares_prefixes, guess=self._guess,
             patience=patience(
                 weights.layer_weights, weights.n_embd,
                 flash_attention=pipeline.context.limits.flash_attention,
             ),
         )  # fmt: skip
-        self._drafter: Drafter | None = None
-        if draft is not None and guess:
-            self._drafter = Drafter(draft, self._schedule.asking, self._schedule.pace)
-        self._slots, self._n_batch = slots, n_batch
-        self._answers: dict[Work, _Answer] = {}
-        self._flying: deque[tuple[Turn, float]] = deque()
+        drafter: Drafter | None = None
+        if draft is not None and self._guess:
+            drafter = Drafter(draft, schedule.asking, schedule.pace)
+        most = min(self._slots, self._n_batch, self._context)
+        return _Course(pipeline, schedule, drafter, Measuring(pipeline, schedule, most, drafter))
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
         return bool(self._answers)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is known what batches take; else `measure` while there is nothing to do."""
+        return self._here.measuring.over
+
+    @property
+    def _here(self) -> _Course:
+        if self._course is None:
+            raise EngineError("there is no pipeline to work with.")
+        return self._course
 
     def add(self, job: Job) -> None:
         """Take a job, whose prompt leaves room for an answer."""
@@ -102,49 +140,64 @@ class Generator:
         work = Work.of(prompt, limit, job.request.priority)
         sampler = self._samplers.make(job.request.sampling, prompt)
         self._answers[work] = _Answer(job, work, sampler)
-        self._schedule.add(work)
+        if self._course is not None:
+            self._course.schedule.add(work)
 
     def step(self) -> None:
         """Begin a batch, have guesses made, or finish the oldest batch.
 
         Raises what the pipeline raises.
         """
+        self.sweep()
+        course = self._here
+        turn = course.schedule.next(len(course.flying))
+        if turn is not None:
+            self._submit(course, turn)
+        elif course.drafter is not None and course.drafter.step(
+            waiting=not course.pipeline.arrived()
+        ):
+            return
+        elif course.flying:
+            self._collect(course)
+
+    def sweep(self) -> None:
+        """End the jobs that were cancelled."""
         for answer in [a for a in self._answers.values() if a.job.cancelled and not a.over]:
             self._end(answer, None)
-        turn = self._schedule.next(len(self._flying))
-        if turn is not None:
-            self._submit(turn)
-        elif self._drafter is not None and self._drafter.step(waiting=not self._pipeline.arrived()):
-            return
-        elif self._flying:
-            self._collect()
+
+    def measure(self) -> None:
+        """Measure a batch, while there is nothing to do; raises what the pipeline raises."""
+        self._here.measuring.step()
 
     def calibrate(self) -> None:
         """Measure what batches of some sizes take, before the first request; some seconds.
 
         Raises what the pipeline raises.
         """
-        if self._drafter is not None:
-            self._drafter.calibrate(self._slots)
-        links = self._measure(0, ())
-        began = time.perf_counter()
-        calibration = Calibration(min(self._slots, self._n_batch))
-        gone: tuple[Remove, ...] = ()
-        while (rows := calibration.next(time.perf_counter() - began)) is not None:
-            calibration.add(self._measure(rows, gone))
-            gone = tuple(Remove(sequence) for sequence in range(rows))
-        links = min(links, self._measure(0, gone), key=lambda each: each.away_s)
-        self._schedule.pace.learn(calibration.best, links.away_s)
+        while not self.measured:
+            self.measure()
 
-    def _measure(self, rows: int, operations: tuple[Remove, ...]) -> Measured:
-        """Return what a batch of so many sequences' first tokens takes alone."""
-        numbers = np.arange(rows, dtype=np.int32)
-        zeros, marks = np.zeros(rows, np.int32), np.ones(rows, np.int8)
-        before, began = self._pipeline.stats.decode_s, time.perf_counter()
-        self._pipeline.submit(Batch(operations, zeros, numbers, zeros, marks))
-        self._pipeline.collect()
-        own_s = self._pipeline.stats.decode_s - before
-        return Measured(rows, own_s, time.perf_counter() - began - own_s)
+    def lose(self, error: CoveyError | None) -> None:
+        """The pipeline is gone, by an error or as planned; the jobs wait for `go_on`.
+
+        No batch comes back. Who was there each time that a pipeline broke ends with the error.
+        """
+        self._course = None
+        for answer in list(self._answers.values()):
+            answer.losses += error is not None and answer.flying > 0
+            answer.flying = 0
+            if answer.over:
+                self._release(answer)
+                continue
+            answer.work.move()
+            if error is not None and answer.losses > _LOSSES_MAX:
+                self._end(answer, error)
+
+    def go_on(self, pipeline: Pipeline, draft: DraftModel | None = None) -> None:
+        """Go on over another pipeline of the same model, whose caches are empty."""
+        self._course = self._begun(pipeline, draft)
+        for work in self._answers:  # as they came
+            self._course.schedule.add(work)
 
     def run(self) -> None:
         """Work until all jobs have ended."""
@@ -160,47 +213,48 @@ class Generator:
             else:
                 self._end(answer, error)
 
-    def _submit(self, turn: Turn) -> None:
+    def _submit(self, course: _Course, turn: Turn) -> None:
         now = time.perf_counter()
         for work in turn.works:
             answer = self._answers[work]
             answer.flying += 1
             if answer.began is None:
                 answer.began = now
-        before = self._pipeline.stats.decode_s
-        self._pipeline.submit(turn.batch)
+        before = course.pipeline.stats.decode_s
+        course.pipeline.submit(turn.batch)
         # What the first part took: on a ring the others' time is another, but in proportion.
-        took_s = self._pipeline.stats.decode_s - before
-        self._flying.append((turn, took_s))
-        self._schedule.took(turn, took_s)
+        took_s = course.pipeline.stats.decode_s - before
+        course.flying.append((turn, took_s))
+        course.schedule.took(turn, took_s)
 
-    def _collect(self) -> None:
-        before = self._pipeline.stats.decode_s
-        turn, took_s = self._flying.popleft()
+    def _collect(self, course: _Course) -> None:
+        pipeline = course.pipeline
+        before = pipeline.stats.decode_s
+        turn, took_s = course.flying.popleft()
         useful = turn.useful()
-        self._pipeline.collect(useful)
-        own_s = took_s + self._pipeline.stats.decode_s - before
+        pipeline.collect(useful)
+        own_s = took_s + pipeline.stats.decode_s - before
         began = time.perf_counter()
         for wanted in turn.wanted:
             answer = self._answers[wanted.work]
             if not answer.over and not wanted.stale:
                 row = wanted.row if useful is None else int(np.searchsorted(useful, wanted.row))
-                self._sample(answer, row)
-        if self._drafter is not None:
-            self._drafter.returned()
+                self._sample(course, answer, row)
+        if course.drafter is not None:
+            course.drafter.returned()
         rows = len(turn.batch.tokens)
         # Where all rows are marked nobody has a prompt.
         if rows == len(turn.wanted) and useful is None:
-            self._schedule.pace.took(rows, own_s, time.perf_counter() - began)
+            course.schedule.pace.took(rows, own_s, time.perf_counter() - began)
         for work in turn.works:
             answer = self._answers[work]
             answer.flying -= 1
             if answer.over and not answer.flying:
                 self._release(answer)
 
-    def _sample(self, answer: _Answer, row: int) -> None:
+    def _sample(self, course: _Course, answer: _Answer, row: int) -> None:
         try:
-            token = answer.sampler.sample(self._pipeline.context, row)
+            token = answer.sampler.sample(course.pipeline.context, row)
         except UsageError as error:  # its own grammar; the others go on
             self._end(answer, error)
             return
@@ -210,17 +264,18 @@ class Generator:
             self._end(answer, Finish.STOP)
             return
         answer.generated += 1
-        answer.job.deliver(self._told(answer.job.request, token, row))
-        self._schedule.sampled(answer.work, token)
+        answer.losses = 0
+        answer.job.deliver(self._told(course.pipeline.context, answer.job.request, token, row))
+        course.schedule.sampled(answer.work, token)
         if answer.work.length == answer.work.limit:
             self._end(answer, Finish.LENGTH)
 
-    def _told(self, request: GenerationRequest, token: int, row: int) -> Token:
+    def _told(self, context: Context, request: GenerationRequest, token: int, row: int) -> Token:
         vocabulary = self._vocabulary
         piece = (vocabulary.label if token in request.written else vocabulary.piece)(token)
         if request.logprobs is None:
             return Token(token, piece)
-        own, likeliest = logprobs(self._pipeline.context.logits(row), token, request.logprobs)
+        own, likeliest = logprobs(context.logits(row), token, request.logprobs)
         likely = tuple(Likely(vocabulary.label(other), chance) for other, chance in likeliest)
         return Token(token, piece, own, likely)
 
@@ -235,9 +290,10 @@ class Generator:
         )  # fmt: skip
         answer.over = True
         answer.sampler.close()
-        self._schedule.end(answer.work)
-        if self._drafter is not None:
-            self._drafter.forget(answer.work)
+        if self._course is not None:
+            self._course.schedule.end(answer.work)
+            if self._course.drafter is not None:
+                self._course.drafter.forget(answer.work)
         job.ended(finish)
         if not answer.flying:
             self._release(answer)

@@ -1,37 +1,38 @@
 """The connections of a ring: TCP between neighbours, on overlay addresses only.
 
 For the stage and the head, each of which has one inlet (from its predecessor) and one outlet (to
-its successor); `join.py` makes them. Blocking calls with a bound on every wait; no threads, no
-asyncio. A stage that has nothing to send pings its successor, so silence beyond a bound always
-means a fault.
+its successor); `join.py` makes them. Blocking calls with a bound on every wait; no asyncio. Frames
+go to the successor alone, small messages both ways, so that each neighbour hears whether the other
+lives. One thread works here; a second one (`watch.py`) pings, listens, and ends both when a
+neighbour is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import math
 import select
 import socket
+import struct
+import termios
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from agent.engine.frames import (
     Decoder,
     Echo,
     Fault,
     Frame,
-    Hello,
-    Limits,
     Message,
     Operation,
     Pairs,
     Ping,
     Probe,
     Rows,
-    RowType,
     encode_echo,
     encode_fault,
     encode_frame,
@@ -39,66 +40,17 @@ from agent.engine.frames import (
     encode_probe,
     stage_name,
 )
+from agent.engine.place import Lost, Membership
 from agent.engine.row_types import LinkTypes
 from agent.engine.rows import pack, unpack
-from agent.errors import EngineError, PeerError
+from agent.engine.voice import Voice, rtt_s
+from agent.errors import CoveyError, PeerError
+
+__all__ = ["Inlet", "Lost", "Membership", "Outlet"]
 
 log = logging.getLogger(__name__)
 
-# Pings come this many times within the time after which silence is a fault.
-_PINGS_PER_SILENCE = 6
-_HINT = "Look at that node's agent log."
-
-
-class Lost(EngineError):
-    """A neighbour's connection ended, fell silent or carried a fault; `stage` is who is broken."""
-
-    def __init__(self, stage: int, reason: str) -> None:
-        super().__init__(f"the ring is broken: {reason}.", hint=_HINT)
-        self.stage = stage
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class Membership:
-    """What both ends of a connection must agree on, and this end's place in the ring.
-
-    `stages` counts all processes of the ring with the head, `stage` is this one (the head is 0).
-    `row_type` is how rows leave this stage; None: as the link's bandwidth has it.
-    """
-
-    ring: bytes
-    epoch: int
-    stage: int
-    stages: int
-    limits: Limits
-    row_type: RowType | None
-    model: bytes
-    silence_s: float
-
-    @property
-    def predecessor(self) -> int:
-        """The stage whose frames come here."""
-        return (self.stage - 1) % self.stages
-
-    @property
-    def successor(self) -> int:
-        """The stage to which frames go."""
-        return (self.stage + 1) % self.stages
-
-    @property
-    def ping_s(self) -> float:
-        """How long to be quiet before a ping."""
-        return self.silence_s / _PINGS_PER_SILENCE
-
-    @property
-    def turn_s(self) -> float:
-        """How long a frame may take to a neighbour, or round the ring, although everybody lives."""
-        return self.silence_s * self.stages
-
-    def hello(self, layer: int) -> Hello:
-        """Return this end's hello, for the boundary before `layer`."""
-        return Hello(self.ring, self.epoch, self.stage, layer, self.limits.n_embd, self.model)
+_COUNT = struct.Struct("=i")
 
 
 class Inlet:
@@ -121,7 +73,11 @@ class Inlet:
         self.name = stage_name(self.stage, address)
         self._decoder = Decoder(member.limits, self.name)
         self._waiting: deque[Message] = deque()
-        self._heard = max(time.monotonic(), patient_until)
+        self._voice = Voice(connection)
+        self._lock = threading.Lock()
+        self._received = 0
+        self._ended: CoveyError | None = None
+        self.patient_until = patient_until
         connection.setblocking(False)
 
     def fileno(self) -> int:
@@ -133,12 +89,27 @@ class Inlet:
         """Whether a message has already been received."""
         return bool(self._waiting)
 
+    @property
+    def rtt_s(self) -> float:
+        """The connection's RTT in seconds, 0 where it is not known."""
+        return rtt_s(self._socket)
+
     def pump(self) -> None:
         """Receive what is there, without waiting; raises Lost when the connection ended.
 
         Stops after a message, so that a frame is worked on before the next one is read, and whoever
-        floods this end with small ones keeps it from nothing.
+        floods this end with small ones keeps it from nothing. Once it has raised it always does.
         """
+        with self._lock:
+            if self._ended is None:
+                try:
+                    self._receive()
+                except CoveyError as error:
+                    self._ended = error
+            if self._ended is not None:
+                raise self._ended
+
+    def _receive(self) -> None:
         while True:
             try:
                 count = self._socket.recv_into(self._decoder.space())
@@ -148,11 +119,34 @@ class Inlet:
                 raise Lost(self.stage, f"{self.name} was lost ({error.strerror})") from None
             if count == 0:
                 raise Lost(self.stage, f"{self.name} was lost (it closed the connection)")
-            self._heard = time.monotonic()
+            self._received += count
             message = self._decoder.advance(count)
             if message is not None:
                 self._note(message)
                 return
+
+    def arrived(self) -> tuple[int, int]:
+        """Return how many bytes have come since the beginning, and how many are not read yet."""
+        with self._lock:
+            unread = int(_COUNT.unpack(fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)))[0])
+            return self._received + unread, unread
+
+    def ping(self) -> None:
+        """Show the predecessor that this stage lives; without waiting."""
+        with contextlib.suppress(OSError):  # if it ended, the next read will say so
+            self._voice.say(encode_ping(Ping(self._member.epoch)))
+
+    def fault(self, stage: int, reason: str) -> None:
+        """Tell the predecessor that the ring is broken, if it still listens."""
+        with contextlib.suppress(OSError):
+            self._voice.say(encode_fault(Fault(self._member.epoch, stage, reason)))
+
+    def end(self, error: CoveyError) -> None:
+        """Have whoever waits for a frame wake up and raise `error`; from any thread."""
+        with self._lock:
+            self._ended = self._ended or error
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
 
     def _note(self, message: Message) -> None:
         match message:
@@ -162,7 +156,7 @@ class Inlet:
                 pass
             case Probe():
                 with contextlib.suppress(OSError):  # if it ended, the next read will say so
-                    self._socket.send(encode_echo(Echo(self._member.epoch)))
+                    self._voice.say(encode_echo(Echo(self._member.epoch)))
             case Frame(epoch) if epoch < self._member.epoch:
                 log.info("dropped a frame of epoch %d, this is %d", epoch, self._member.epoch)
             case Frame(epoch) if epoch > self._member.epoch:
@@ -184,12 +178,6 @@ class Inlet:
         except ValueError as error:
             raise PeerError(f"{self.name} sent {error}.") from None
 
-    def check_alive(self) -> None:
-        """Raise Lost when the predecessor has been silent for too long."""
-        silent = time.monotonic() - self._heard
-        if silent > self._member.silence_s:
-            raise Lost(self.stage, f"{self.name} has been silent for {silent:.0f} s")
-
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
@@ -204,6 +192,9 @@ class Outlet:
         self.stage = member.successor
         self.name = stage_name(self.stage, address)
         self._sent = -math.inf
+        self._voice = Voice(connection)
+        self._lock = threading.Lock()
+        self._ended: CoveyError | None = None
         self._decoder = Decoder(member.limits, self.name)
         self.types = LinkTypes(member.limits.n_embd, member.row_type)
         self.ping_s = member.ping_s
@@ -228,48 +219,95 @@ class Outlet:
         """Send a probe of `size` bytes; `echoed` says when it has arrived."""
         self._send(encode_probe(Probe(self._member.epoch), size), drain)
 
+    @property
+    def rtt_s(self) -> float:
+        """The connection's RTT in seconds, 0 where it is not known."""
+        return rtt_s(self._socket)
+
     def echoed(self) -> bool:
         """Receive what the successor has said, without waiting; return whether that is an echo."""
-        try:
-            count = self._socket.recv_into(self._decoder.space())
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError as error:
-            raise Lost(self.stage, f"{self.name} was lost ({error.strerror})") from None
-        if count == 0:
-            raise Lost(self.stage, f"{self.name} was lost (it closed the connection)")
-        message = self._decoder.advance(count)
-        if message is not None and not isinstance(message, Echo):
-            raise PeerError(f"{self.name} sent what is no echo.")
-        return message is not None
+        return isinstance(self._hear()[1], Echo)
+
+    def hear(self) -> bool:
+        """Receive what the successor has said, without waiting; return whether it said anything.
+
+        Raises Lost when the connection ended, or the successor says that the ring is broken.
+        """
+        return self._hear()[0]
+
+    def _why(self, error: OSError) -> CoveyError:
+        """Return why sending failed: what the successor said before it closed, if it did."""
+        if self._ended is not None:
+            return self._ended
+        with contextlib.suppress(PeerError):
+            try:
+                while self._hear()[0]:
+                    pass
+            except Lost as lost:
+                return lost
+        return Lost(self.stage, f"{self.name} was lost ({error.strerror})")
+
+    def _hear(self) -> tuple[bool, Message | None]:
+        with self._lock:
+            try:
+                count = self._socket.recv_into(self._decoder.space())
+            except (BlockingIOError, InterruptedError):
+                return False, None
+            except OSError as error:
+                raise Lost(self.stage, f"{self.name} was lost ({error.strerror})") from None
+            if count == 0:
+                raise Lost(self.stage, f"{self.name} was lost (it closed the connection)")
+            message = self._decoder.advance(count)
+        match message:
+            case Fault(_, stage, reason):
+                raise Lost(stage, reason)
+            case None | Ping() | Echo():
+                return True, message
+        raise PeerError(f"{self.name} sent what a predecessor sends.")
 
     def ping(self) -> None:
-        """Send a ping if nothing has been sent for a while."""
-        if time.monotonic() - self._sent >= self.ping_s:
-            self._send([encode_ping(Ping(self._member.epoch))], None)
+        """Send a ping if nothing has been sent for a while, nor is just now; without waiting."""
+        now = time.monotonic()
+        # Who asks does so three times in `ping_s`; it is not to pass.
+        if now - self._sent < self.ping_s * 2 / 3:
+            return
+        try:
+            if self._voice.say(encode_ping(Ping(self._member.epoch))):
+                self._sent = now
+        except OSError as error:
+            raise self._why(error) from None
 
     def fault(self, stage: int, reason: str) -> None:
         """Tell the successor that the ring is broken, if it still listens."""
-        with contextlib.suppress(OSError, Lost):
-            self._socket.send(encode_fault(Fault(self._member.epoch, stage, reason)))
+        with contextlib.suppress(OSError):
+            self._voice.say(encode_fault(Fault(self._member.epoch, stage, reason)))
+
+    def end(self, error: CoveyError) -> None:
+        """Have whoever sends a frame raise `error`; from any thread."""
+        self._ended = self._ended or error
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def _send(self, pieces: Sequence[bytes | memoryview], drain: Inlet | None) -> None:
-        rest = [memoryview(piece) for piece in pieces if len(piece)]
-        began = time.monotonic()
-        deadline = began + self._member.silence_s
-        while rest:
-            try:
-                count = self._socket.sendmsg(rest)
-            except (BlockingIOError, InterruptedError):
-                self._wait(drain, deadline)
-                continue
-            except OSError as error:
-                raise Lost(self.stage, f"{self.name} was lost ({error.strerror})") from None
-            deadline = min(time.monotonic() + self._member.silence_s, began + self._member.turn_s)
-            while rest and count >= len(rest[0]):
-                count -= len(rest.pop(0))
-            if rest:
-                rest[0] = rest[0][count:]
+        with self._voice.alone() as owed:
+            rest = [memoryview(piece) for piece in (owed, *pieces) if len(piece)]
+            began = time.monotonic()
+            deadline = began + self._member.silence_s
+            while rest:
+                try:
+                    count = self._socket.sendmsg(rest)
+                except (BlockingIOError, InterruptedError):
+                    self._wait(drain, deadline)
+                    continue
+                except OSError as error:
+                    raise self._why(error) from None
+                deadline = min(
+                    time.monotonic() + self._member.silence_s, began + self._member.turn_s
+                )
+                while rest and count >= len(rest[0]):
+                    count -= len(rest.pop(0))
+                if rest:
+                    rest[0] = rest[0][count:]
         self._sent = time.monotonic()
 
     def _wait(self, drain: Inlet | None, deadline: float) -> None:

@@ -98,11 +98,12 @@ class Weights:
     `gpu_layers`: how many of its layers go to the GPUs, -1: all, 0: nothing is computed on one.
     `n_embd` is the width of a row, `n_embd_out` that of an embedding, `n_ranks` how many values a
     model for ranks gives, `layers` those in this file. `arrange` may change llama.cpp's parameters.
+    With `only_texts` there are no weights at all: the vocabulary and the templates alone.
     """
 
     def __init__(
         self, path: Path, *, use_extra_bufts: bool = True, gpu_layers: int = 0,
-        arrange: Callable[[Any], None] = lambda _: None,
+        arrange: Callable[[Any], None] = lambda _: None, only_texts: bool = False,
     ) -> None:  # fmt: skip
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
@@ -111,6 +112,7 @@ class Weights:
             # Otherwise llama.cpp would copy weights to a GPU for large batches.
             parameters.devices = ctypes.addressof(no_devices)
         parameters.use_extra_bufts = use_extra_bufts
+        parameters.vocab_only = only_texts
         arrange(parameters)
         _listen()
         self.path = path

@@ -20,7 +20,11 @@ from agent.engine.frames import Frame, Ints
 from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.llama import Context
 from agent.engine.turns import Batch
+from agent.engine.watch import Watch
 from agent.errors import PeerError
+
+# The watch wakes whoever waits when there is a reason.
+_WAIT_MS = 5_000
 
 
 @dataclass
@@ -150,6 +154,8 @@ class RingPipeline:
         self._inlet = inlet
         self._outlet = outlet
         self._pending: deque[Batch] = deque()
+        self._watch = Watch(member, inlet, outlet)
+        self._watch.start()
 
     @property
     def in_flight(self) -> int:
@@ -157,13 +163,11 @@ class RingPipeline:
         return len(self._pending)
 
     def arrived(self) -> bool:
-        """Look whether a frame is here, and do what a waiting head does for its neighbours."""
+        """Look whether a frame is here."""
         if not self._pending:
             return False
         if not self._inlet.has_waiting and select.select([self._inlet], [], [], 0)[0]:
             self._inlet.pump()
-        self._outlet.ping()
-        self._inlet.check_alive()
         return self._inlet.has_waiting
 
     def submit(self, batch: Batch) -> None:
@@ -215,14 +219,12 @@ class RingPipeline:
         began = time.perf_counter()
         poll = select.poll()
         poll.register(self._inlet, select.POLLIN)
-        # Stages ping while they wait for each other, so silence is a fault of the last one; a
-        # frame that never comes although they ping is bounded by a turn of silence for each.
+        # Who falls silent is the watch's business; a frame that never comes although all of them
+        # ping is bounded by a turn of silence for each.
         deadline = time.monotonic() + self._member.turn_s
         while (frame := self._inlet.frame()) is None:
-            if poll.poll(self._member.ping_s * 1000):
+            if poll.poll(min(_WAIT_MS, 1000 * self._member.silence_s)):
                 self._inlet.pump()
-            self._outlet.ping()
-            self._inlet.check_alive()
             if time.monotonic() > deadline:
                 raise Lost(
                     self._inlet.stage, "a frame did not come back, although every stage lives"
@@ -231,23 +233,22 @@ class RingPipeline:
         return frame
 
     def rest(self, wake: int) -> None:
-        """Wait for `wake`, ping the successor and listen for faults meanwhile."""
+        """Wait for `wake` and listen for faults meanwhile."""
         poll = select.poll()
         poll.register(self._inlet, select.POLLIN)
         poll.register(wake, select.POLLIN)
         while True:
-            ready = [file for file, _ in poll.poll(self._member.ping_s * 1000)]
+            ready = [file for file, _ in poll.poll(_WAIT_MS)]
             if self._inlet.fileno() in ready:
                 self._inlet.pump()
                 if self._inlet.has_waiting:
                     raise PeerError(f"{self._inlet.name} sent a frame that nobody asked for.")
-            self._outlet.ping()
-            self._inlet.check_alive()
             if wake in ready:
                 return
 
     def close(self) -> None:
         """Close the connections and the contexts."""
+        self._watch.close()
         self._outlet.close()
         self._inlet.close()
         self._first.close()

@@ -3,42 +3,35 @@
     python -m agent.engine.probe devices                    lists them (devices.py)
                                  cpu [--without-extra-bufts] [--threads=1,2]    (selftest.py)
                                  gpu                                            (gpu.py)
+                                 speed TASK                                     (speeds.py)
 
 `sane` decodes a layer of each common weight type, `differs` compares the same on the GPU with the
-CPU, `speeds` times tokens with different numbers of threads. The agent never imports this.
+CPU, `thread_speeds` times tokens with different numbers of threads. The agent never imports this.
 """
 
 from __future__ import annotations
 
-import ctypes
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
-from agent.engine import devices, gpu, selftest, trial
+from agent.engine import devices, gpu, selftest, speeds, trial
+from agent.engine.synthetic import Shape, decode, written
 
 if TYPE_CHECKING:
     from agent.engine.llama import Context, Rows, Weights
 
 # Types whose matrix products have kernels of their own.
 _WEIGHT_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
-_VOCABULARY = 256
 _CONTEXT = 256
 _BATCH = 64
 # By which share of their length a GPU's rows may differ from those of the CPU. That they do is
 # due to the CPU, which rounds rows to 8 bits before it multiplies: some hundredths in this model.
 _MOST_APART = 0.15
-
-# Rows of a matrix before they repeat: to quantise more would take longer than all the rest.
-_DIFFERENT = 32
 
 # A layer as wide as those of a model of some 3 billion weights, so that what threads gain and what
 # their barriers cost are in the same proportion: 38 MB, more than most caches.
@@ -47,95 +40,20 @@ _ROUNDS, _OF_A_ROUND_S, _MEASURE_S = 3, 0.02, 1.5
 # A share of the time in which threads could have run and waited for a CPU: others were at work.
 _BUSY = 0.1
 
-
-@dataclass(frozen=True)
-class _Shape:
-    types: Sequence[str]
-    width: int
-    inner: int
-
-
-_SMALL = _Shape(_WEIGHT_TYPES, 256, 256)
-_LARGE = _Shape(("Q4_K",) * _WIDE_LAYERS, _WIDE, _DEEP)
-
-
-def _matrix(random: np.random.Generator, rows: int, columns: int, type_name: str) -> Any:
-    """Return random weights as the bytes of their type, quantised by llama.cpp; rows repeat."""
-    import gguf
-    import llama_cpp.llama_cpp
-
-    some = random.normal(0.0, columns**-0.5, (min(rows, _DIFFERENT), columns)).astype(np.float32)
-    if type_name == "F32":
-        return np.resize(some, (rows, columns))
-    kind = gguf.GGMLQuantizationType[type_name]
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    found = np.empty((len(some), columns // block * size), np.uint8)
-    quantize = llama_cpp.llama_cpp._lib.ggml_quantize_chunk
-    quantize.restype = ctypes.c_size_t
-    quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *3 * [ctypes.c_int64],
-                         ctypes.c_void_p]  # fmt: skip
-    quantize(kind, some.ctypes.data, found.ctypes.data, 0, len(some), columns, None)
-    return np.resize(found, (rows, found.shape[1]))
-
-
-def _write(path: Path, shape: _Shape) -> None:
-    """Write a llama model of one layer for each type of the shape."""
-    import gguf
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(_CONTEXT)
-    writer.add_embedding_length(shape.width)
-    writer.add_block_count(len(shape.types))
-    writer.add_feed_forward_length(shape.inner)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(4)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(shape.width // 4)
-    writer.add_vocab_size(_VOCABULARY)
-    writer.add_tokenizer_model("none")
-    random = np.random.default_rng(1)
-
-    def add(name: str, rows: int, columns: int, type_name: str) -> None:
-        kind = gguf.GGMLQuantizationType[type_name]
-        raw = None if type_name == "F32" else kind
-        writer.add_tensor(name, _matrix(random, rows, columns, type_name), raw_dtype=raw)
-
-    norm = np.ones(shape.width, np.float32)
-    add("token_embd.weight", _VOCABULARY, shape.width, "F32")
-    add("output.weight", _VOCABULARY, shape.width, "Q8_0")
-    writer.add_tensor("output_norm.weight", norm)
-    for layer, type_name in enumerate(shape.types):
-        writer.add_tensor(f"blk.{layer}.attn_norm.weight", norm)
-        writer.add_tensor(f"blk.{layer}.ffn_norm.weight", norm)
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"blk.{layer}.{name}.weight", shape.width, shape.width, type_name)
-        for name in ("ffn_gate", "ffn_up"):
-            add(f"blk.{layer}.{name}.weight", shape.inner, shape.width, type_name)
-        add(f"blk.{layer}.ffn_down.weight", shape.width, shape.inner, type_name)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@contextmanager
-def _written(shape: _Shape) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="covey-selftest-") as folder:
-        path = Path(folder) / "probe.gguf"
-        _write(path, shape)
-        yield path
+_SMALL = Shape(_WEIGHT_TYPES, 256, 256, _CONTEXT)
+_LARGE = Shape(("Q4_K",) * _WIDE_LAYERS, _WIDE, _DEEP, _CONTEXT)
 
 
 def sane(use_extra_bufts: bool) -> str:
     """Decode a batch and a single token; empty when the logits are numbers, else what is wrong."""
     from agent.engine.llama import Context, ContextLimits, Weights
 
-    with _written(_SMALL) as path:
+    with written(_SMALL) as path:
         weights = Weights(path, use_extra_bufts=use_extra_bufts)
         context = Context(weights, ContextLimits(_CONTEXT, _BATCH, 1, 1), keeps_rows=False)
         position = 0
         for count in (_BATCH, 1):
-            _decode(context, position, count)
+            decode(context, position, count)
             if not np.isfinite(context.logits()).all():
                 return f"a batch of {count} gave logits that are not finite"
             position += count
@@ -151,7 +69,7 @@ def differs() -> str:
     """
     from agent.engine.llama import Weights
 
-    with _written(_SMALL) as path:
+    with written(_SMALL) as path:
         own = Weights(path, use_extra_bufts=False)
         expected = [*_through(own)]
         own.close()
@@ -174,9 +92,9 @@ def _through(weights: Weights) -> Iterator[Rows]:
 
     limits = ContextLimits(_CONTEXT, _BATCH, 1, 1)
     first, last = (Context(weights, limits, keeps_rows=keeps) for keeps in (True, False))
-    batch = _decode(first, 0, _BATCH).copy()
+    batch = decode(first, 0, _BATCH).copy()
     yield batch
-    yield _decode(first, _BATCH, 1).copy()
+    yield decode(first, _BATCH, 1).copy()
     # The same rows for both: only what this half makes of them is compared.
     rows = np.random.default_rng(2).normal(0.0, 1.0, batch.shape).astype(np.float32)
     numbers, zeros = np.arange(_BATCH, dtype=np.int32), np.zeros(_BATCH, np.int32)
@@ -186,13 +104,7 @@ def _through(weights: Weights) -> Iterator[Rows]:
     last.close()
 
 
-def _decode(context: Context, position: int, count: int) -> Rows:
-    positions = np.arange(position, position + count, dtype=np.int32)
-    zeros = np.zeros(count, np.int32)
-    return context.decode_tokens(positions % _VOCABULARY, zeros, positions, np.ones(count, np.int8))
-
-
-def speeds(counts: Sequence[int], use_extra_bufts: bool) -> tuple[dict[int, float], bool]:
+def thread_speeds(counts: Sequence[int], use_extra_bufts: bool) -> tuple[dict[int, float], bool]:
     """Return tokens a second by number of threads, and whether the machine was busy meanwhile.
 
     All numbers take turns, so that what else runs here slows them alike, and of each the fastest
@@ -202,10 +114,10 @@ def speeds(counts: Sequence[int], use_extra_bufts: bool) -> tuple[dict[int, floa
 
     best = dict.fromkeys(counts, 0.0)
     waited = dict.fromkeys(counts, 1.0)
-    with _written(_LARGE) as path:
+    with written(_LARGE) as path:
         weights = Weights(path, use_extra_bufts=use_extra_bufts)
         context = Context(weights, ContextLimits(_CONTEXT, 1, 1, max(counts)), keeps_rows=False)
-        _decode(context, 0, 1)  # maps the weights
+        decode(context, 0, 1)  # maps the weights
         began = time.perf_counter()
         for turn in range(_ROUNDS):
             for count in counts:
@@ -223,30 +135,19 @@ def _tokens(context: Context, threads: int) -> tuple[float, float]:
     """Return the speed of the fastest of a few tokens, and what share its threads waited."""
     context.use_threads(threads)
     context.clear()
-    _decode(context, 0, 1)  # starts the threads
-    began, waited = time.perf_counter(), _waited_s()
+    decode(context, 0, 1)  # starts the threads
+    began, waited = time.perf_counter(), trial.waited_s()
     took: list[float] = []
     position = 1
     while not took or time.perf_counter() - began < _OF_A_ROUND_S:
         before = time.perf_counter()
-        _decode(context, position, 1)
+        decode(context, position, 1)
         took.append(time.perf_counter() - before)
         position += 1
         if position == _CONTEXT:
             break
-    share = (_waited_s() - waited) / ((time.perf_counter() - began) * threads)
+    share = (trial.waited_s() - waited) / ((time.perf_counter() - began) * threads)
     return 1 / min(took), share
-
-
-def _waited_s() -> float:
-    """Return how long this process's threads were ready and had no CPU, in seconds; 0 if untold."""
-    total = 0
-    for path in Path("/proc/self/task").glob("*/schedstat"):
-        try:
-            total += int(path.read_text().split()[1])
-        except (OSError, IndexError, ValueError):
-            continue
-    return 1e-9 * total
 
 
 def _features() -> tuple[str, ...]:
@@ -282,7 +183,7 @@ def _try_cpu(words: Sequence[str]) -> bytes:
     for word in words:
         if word.startswith(selftest.MEASURE):
             counts = [int(count) for count in word.removeprefix(selftest.MEASURE).split(",")]
-            measured, busy = speeds(counts, extra)
+            measured, busy = thread_speeds(counts, extra)
             found = selftest.Found(found.features, tuple(measured.items()), busy)
     return msgspec.json.encode(found)
 
@@ -300,6 +201,12 @@ def main() -> None:
             wrong = differs()
             if wrong:
                 sys.exit(wrong)
+        case ["speed", task]:
+            trial.bound(speeds.PROBE_TIMEOUT_S)
+            from agent.engine import speed_probe
+
+            found = speed_probe.measure(msgspec.json.decode(task, type=speeds.Task))
+            output = msgspec.json.encode(found)
     sys.stdout.buffer.write(output)
     sys.stdout.buffer.flush()
 

@@ -8,8 +8,8 @@ at once by `lost`, while llama.cpp is left waiting at its door; the process then
 | what happens | is noticed by |
 |---|---|
 | the server's process dies | its connections close |
-| it is frozen, or its link is cut | its heartbeat is silent for `silence_s` |
-| it lives, but llama.cpp does not answer | no byte comes or goes during a call for ten times that |
+| it is frozen, or its link is cut | its heartbeat is silent for longer than its link explains |
+| it lives, but llama.cpp does not answer | no byte comes or goes for ten times `silence_s` |
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from agent.engine.rpc_wire import (
     pump,
     why,
 )
+from agent.engine.silence import Silence
 from agent.engine.spec import EngineSpec, RpcServer
+from agent.engine.voice import rtt_s
 from agent.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ _CONNECT_TIMEOUT_S = 5.0
 # A batch of a large model takes one node minutes; nothing comes or goes meanwhile.
 _QUIET_SILENCES = 10
 _BEATS_A_SILENCE = 8
-_BEAT_S = 1.0
+# A false alarm costs more than a ring's: all weights are sent again.
+_LEASTS = 3.0
 _OWN_FILES = Path("/proc/self/fd")
 
 
@@ -58,13 +61,15 @@ class RpcLinks:
         self._lost = lost
         self._told = threading.Lock()
         self._silence_s = spec.silence_s
+        self._least_s = min(_LEASTS * spec.least_silence_s, spec.silence_s)
+        self._beat_s = self._least_s / _BEATS_A_SILENCE
         self._since: float | None = None
         self._doors: list[_Door] = []
         beats: list[_Beat] = []
         for stage, server in enumerate(spec.servers, 1):
             check_addresses(server.address, spec.listen)
             way = _Way(spec, stage, server)
-            beats.append(_Beat(way, spec.silence_s))
+            beats.append(_Beat(way, self._least_s, spec.silence_s, self._beat_s))
             self._doors.append(_Door(way, self._tell))
         _start(lambda: self._watch(beats))
 
@@ -88,10 +93,12 @@ class RpcLinks:
             self._lost(error)
 
     def _watch(self, beats: Sequence[_Beat]) -> None:
-        pause_s = min(_BEAT_S, self._silence_s / _BEATS_A_SILENCE)
+        last = time.monotonic()
         while True:
+            now = time.monotonic()
+            late_s, last = now - last - self._beat_s, now
             for beat in beats:
-                if (reason := beat.check()) is not None:
+                if (reason := beat.check(late_s)) is not None:
                     self._tell(beat.way.error(reason))
                     return
             if (since := self._since) is not None:
@@ -101,7 +108,7 @@ class RpcLinks:
                     reason = f"its llama.cpp has not answered for {quiet_s:.0f} s"
                     self._tell(latest.way.error(reason))
                     return
-            time.sleep(pause_s)
+            time.sleep(self._beat_s)
 
 
 class _Way:
@@ -135,35 +142,33 @@ class _Way:
 class _Beat:
     """A heartbeat: the server sends back what it is sent, whatever llama.cpp does."""
 
-    def __init__(self, way: _Way, silence_s: float) -> None:
+    def __init__(self, way: _Way, least_s: float, most_s: float, beat_s: float) -> None:
         self.way = way
-        self._silence_s = silence_s
-        self._asked_at: float | None = None
         try:
             self._connection = way.connect(BEAT)
         except OSError as error:
             raise way.error(why(error)) from None
         self._connection.setblocking(False)
+        self._silence = Silence(least_s, most_s, beat_s, time.monotonic())
 
-    def check(self) -> str | None:
+    def check(self, late_s: float) -> str | None:
         """Ask whether it lives; returns why it does not.
 
-        Its silence counts from the oldest question without an answer, so a pause of this process
-        is not held against it.
+        By `late_s` this process came too late to ask, which is not held against it.
         """
         now = time.monotonic()
+        self._silence.excuse(max(0.0, late_s), now)
         try:
             with contextlib.suppress(BlockingIOError):
                 if not self._connection.recv(256):
                     return CLOSED
-                self._asked_at = None
-            if self._asked_at is None:
-                self._connection.sendall(b"\x01")
-                self._asked_at = now
+                self._silence.heard(now)
+            with contextlib.suppress(BlockingIOError):
+                self._connection.send(b"\x01")
         except OSError as error:
             return why(error)
-        if now - self._asked_at > self._silence_s:
-            return f"it is silent for {now - self._asked_at:.0f} s"
+        if self._silence.too_long(now, rtt_s(self._connection)):
+            return f"it is silent for {self._silence.silent_s(now):.0f} s"
         return None
 
 

@@ -115,7 +115,7 @@ def _lacks_speeds(proof: Proof) -> bool:
 
 
 def _path(cache: Path) -> Path:
-    return cache / f"selftest-{_key()}.json"
+    return cache / f"selftest-{machine_key()}.json"
 
 
 def build_key() -> bytes:
@@ -128,7 +128,8 @@ def build_key() -> bytes:
     return library
 
 
-def _key() -> str:
+def machine_key() -> str:
+    """Return what tells this build on this CPU, with the CPUs that may be used, from others."""
     try:
         flags = sorted(read_cpu_flags())
     except OSError:

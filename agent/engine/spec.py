@@ -10,12 +10,16 @@ from typing import Literal
 import msgspec
 
 from agent.engine.frames import RowType, stage_name
+from agent.engine.silence import LEAST_S
 from agent.errors import ConfigError
 
 Role = Literal["whole", "head", "stage", "rpc-server"]
 _ROW_TYPES = {"auto": None, "f32": RowType.F32, "f16": RowType.F16, "q8": RowType.Q8}
 _FILES = {"whole": 1, "stage": 1, "head": 2, "rpc-server": 0}
 RING_ID_BYTES = 16
+# What answers that go on over another ring rely on.
+_KEPT = ("model_name", "http_address", "http_port", "slots", "n_ctx")
+_WAYS = {True: "from", False: "to"}
 # llama.cpp keeps 256 sequences at most.
 SLOTS_MAX = 128
 
@@ -45,7 +49,8 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     model's own context, for all `slots` requests together that are served at once. `threads` 0
     is as many as were measured to be best, `gpu_layers` -1 all on the GPUs if there are any that
     pass the self-test, 0 none. `silence_s` is how long a stage may be
-    silent, and `join_timeout_s` how long the neighbours may take to come, once `connect` was said.
+    silent on the worst of links, `least_silence_s` on one that was never late, and `join_timeout_s`
+    how long the neighbours may take to come, once `connect` was said.
     `drafts` says whether guesses from what was said before fill the ring (batching.py), and
     `draft_file` is a draft model that makes more of them (draft_model.py), or empty.
     `cache` is a folder where the result of the self-test is kept; empty: it is not kept.
@@ -71,6 +76,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     http_address: str = ""
     http_port: int = 0
     silence_s: float = 30.0
+    least_silence_s: float = LEAST_S
     join_timeout_s: float = 60.0
     drafts: Literal["ngrams", "none"] = "ngrams"
     draft_file: str = ""
@@ -102,8 +108,8 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ConfigError("n_batch, n_ctx and threads must not be negative")
         if not 1 <= self.slots <= SLOTS_MAX:
             raise ConfigError(f"slots must be 1 to {SLOTS_MAX}, not {self.slots}")
-        if self.silence_s <= 0 or self.join_timeout_s <= 0:
-            raise ConfigError("silence_s and join_timeout_s must be above 0")
+        if min(self.silence_s, self.least_silence_s, self.join_timeout_s) <= 0:
+            raise ConfigError("silence_s, least_silence_s and join_timeout_s must be above 0")
         if self.draft_file and (self.role not in ("head", "whole") or self.drafts == "none"):
             raise ConfigError("a draft model is for a head, or a whole model, that makes guesses")
         if self.servers and (self.role != "whole" or not self.listen):
@@ -125,11 +131,28 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         if (self.stage == 0) != (self.role == "head"):
             raise ConfigError("the head, and nothing else, is stage 0")
 
+    def check_regroup(self, other: EngineSpec) -> None:
+        """Raise ConfigError unless this engine's process can go over to `other`."""
+        other.check()
+        for spec in (self, other):
+            if spec.role not in ("head", "whole") or spec.servers:
+                raise ConfigError(f"a process cannot go over {_WAYS[spec is self]} {spec.title}")
+        for name in _KEPT:
+            if getattr(self, name) != getattr(other, name):
+                raise ConfigError(
+                    f"a process that goes over to another ring keeps its {name}:"
+                    f" {getattr(self, name)!r}, not {getattr(other, name)!r}"
+                )
+
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A line of input: connect to the successor (address, port), or stop."""
+    """A line of input: connect to the successor (address, port), go over to another spec, or stop.
+
+    `regroup` leaves the ring, if it is not broken already; what `connect` said before is void.
+    """
 
     connect: tuple[str, int] | None = None
+    regroup: EngineSpec | None = None
     stop: bool = False
 
 
@@ -137,9 +160,11 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """A line of output.
 
     `listening` (loaded; `port` for the predecessor, `http_port`), `ready` (serving), `failed` (did
-    not start) and `broken` (was ready) with `kind`, `message` and `hint` of the error, `stats`
-    with counts and seconds. `rows` says in which type rows leave a ready stage, and why; `runs_on`
-    with what a loaded engine computes.
+    not start, or cannot regroup and is as it was) and `broken` (its ring is gone; a head waits for
+    `regroup`) with `kind`, `message` and `hint` of the error and in `lost` the stage that is to
+    blame, -1: unknown; `stats` with counts and seconds. `rows` says in which type rows leave a
+    ready stage, and why; `runs_on` with what a loaded engine computes. `regroups` counts the
+    commands of that name which had been taken when what is told came about.
     """
 
     event: Literal["listening", "ready", "failed", "broken", "stats"]
@@ -152,4 +177,6 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     kind: str = ""
     message: str = ""
     hint: str = ""
+    lost: int = -1
+    regroups: int = 0
     stats: dict[str, float] = {}

@@ -1,7 +1,8 @@
 """A middle stage at work: frames in, llama.cpp over its layers, frames out.
 
 For `process.py`, which has loaded the part and joined the ring. One thread, no queue: the order of
-frames on the connections is the order of all work, so every stage's KV cache stays the same.
+frames on the connections is the order of all work, so every stage's KV cache stays the same. A
+second thread watches the neighbours meanwhile (`watch.py`) and touches no frame.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.engine.frames import Frame
-from agent.engine.link import Inlet, Lost, Membership, Outlet
+from agent.engine.link import Inlet, Membership, Outlet
 from agent.engine.llama import Context
-from agent.errors import CoveyError, PeerError
+from agent.engine.watch import Watch
+from agent.errors import CoveyError
+
+# The watch wakes whoever waits when there is a reason.
+_WAIT_MS = 5_000
 
 
 @dataclass
@@ -45,37 +50,33 @@ class Stage:
         """Work until `stopped()`, which is asked whenever `control` (a descriptor) is readable.
 
         Raises Lost when a neighbour is gone or silent, EngineError when llama.cpp fails, PeerError
-        for nonsense; the successor has then been told.
+        for nonsense; the neighbours have then been told.
         """
+        watch = Watch(self._member, self._inlet, self._outlet)
+        watch.start()
         try:
             self._run(control, stopped)
-        except Lost as lost:
-            self._outlet.fault(lost.stage, lost.reason)
-            raise
         except CoveyError as error:
-            blamed = self._inlet.stage if isinstance(error, PeerError) else self._member.stage
-            reason = f"stage {self._member.stage} failed: {error.message.rstrip('.')}"
-            self._outlet.fault(blamed, reason)
+            watch.tell(error)
             raise
+        finally:
+            watch.close()
 
     def _run(self, control: int, stopped: Callable[[], bool]) -> None:
         poll = select.poll()
         poll.register(self._inlet, select.POLLIN)
         poll.register(control, select.POLLIN)
-        ping_ms = self._member.ping_s * 1000
         inlet = self._inlet.fileno()
         while True:
             started = time.thread_time()
             self._decode_cpu_s = 0.0
             while (frame := self._inlet.frame()) is not None:
                 self._handle(frame)
-            ready = {file for file, _ in poll.poll(ping_ms)}
+            ready = {file for file, _ in poll.poll(_WAIT_MS)}
             if control in ready and stopped():
                 return
             if inlet in ready:
                 self._inlet.pump()
-            self._outlet.ping()
-            self._inlet.check_alive()
             self.stats.own_s += time.thread_time() - started - self._decode_cpu_s
 
     def _handle(self, frame: Frame) -> None:

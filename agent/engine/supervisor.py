@@ -44,13 +44,17 @@ def environment() -> dict[str, str]:
 
 
 class Engine:
-    """A running engine process; made by `start`, ended by `stop`."""
+    """A running engine process; made by `start`, ended by `stop`.
+
+    `lost` is the stage (its place in the ring) by which a ring broke, -1 where that is not known.
+    """
 
     def __init__(self, spec: EngineSpec, process: asyncio.subprocess.Process) -> None:
         self.spec = spec
         self.pid = process.pid
         self.port = 0
         self.http_port = 0
+        self.lost = -1
         self.rows = ""
         self.runs_on = ""
         self.stats: dict[str, float] = {}
@@ -60,7 +64,10 @@ class Engine:
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
         self._reason: CoveyError | None = None
+        self._failed = asyncio.Event()
         self._stopping = False
+        self._regroups = 0
+        self._refusable = False
         self._reader = asyncio.create_task(self._read(), name=f"engine {process.pid}")
 
     @classmethod
@@ -101,6 +108,11 @@ class Engine:
         return self._ended.is_set()
 
     @property
+    def alive(self) -> bool:
+        """Whether the process runs, whatever became of its ring."""
+        return self._process.returncode is None and not self._reader.done()
+
+    @property
     def log_tail(self) -> list[str]:
         """The last lines of its log."""
         return list(self._tail)
@@ -108,6 +120,40 @@ class Engine:
     async def connect(self, address: str, port: int) -> None:
         """Tell it where its successor listens; then wait with `wait_ready`."""
         await self._write(msgspec.json.encode(Command(connect=(address, port))))
+
+    async def regroup(self, spec: EngineSpec, *, load_timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Have the same process, a head or a whole model, go on with other files, in another ring.
+
+        Its answers wait meanwhile, and go on. Returns once it listens (a head, on another `port`)
+        or is ready (whole); then it is as after `start`. It need not be broken before. Raises what
+        `start` raises; `ended` then tells whether it has no ring any more, and waits for another
+        `regroup`, or is as it was, since what it was told could not be (another model, no file).
+        """
+        if spec.http_port == self.http_port:
+            spec = msgspec.structs.replace(spec, http_port=self.spec.http_port)
+        self.spec.check_regroup(spec)
+        if not self.alive:
+            raise self._reason or EngineError(f"{self.name} has ended.")
+        before = self.spec, self._reason, self.lost
+        self._refusable, was_ready = not self.ended, self._ready.is_set()
+        for event in (self._listening, self._ready, self._failed, self._ended):
+            event.clear()
+        self.spec, self._reason, self.lost = spec, None, -1
+        self._regroups += 1
+        await self._write(msgspec.json.encode(Command(regroup=spec)))
+        awaited = self._ready if spec.role == "whole" else self._listening
+        try:
+            await self._wait_for(awaited, load_timeout_s, "load")
+        except CoveyError:
+            if self._refusable and self._failed.is_set() and not self.ended:
+                self.spec, self._reason, self.lost = before
+                self._failed.clear()
+                if was_ready:
+                    self._listening.set()
+                    self._ready.set()
+            raise
+        finally:
+            self._refusable = False
 
     async def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until it serves; raises the engine's own error when it fails."""
@@ -151,7 +197,7 @@ class Engine:
             log.debug("%s does not read any more", self.name)
 
     async def _wait_for(self, event: asyncio.Event, timeout_s: float, what: str) -> None:
-        waits = [asyncio.create_task(event.wait()), asyncio.create_task(self._ended.wait())]
+        waits = [asyncio.create_task(event.wait()), asyncio.create_task(self._failed.wait())]
         try:
             done, _ = await asyncio.wait(
                 waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
@@ -160,7 +206,7 @@ class Engine:
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
-        if event.is_set() and not self._ended.is_set():
+        if event.is_set() and not self._failed.is_set():
             return
         if not done:
             raise EngineError(
@@ -180,11 +226,15 @@ class Engine:
             if self._process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
-            self._ended.set()
+            self._end()
             raise
         if self._reason is None and not self._stopping:
             self._reason = self._death(code)
         log.info("ended name=%s pid=%d code=%d reason=%s", self.name, self.pid, code, self._reason)
+        self._end()
+
+    def _end(self) -> None:
+        self._failed.set()
         self._ended.set()
 
     def _death(self, code: int) -> EngineError:
@@ -217,6 +267,8 @@ class Engine:
             event.event,
             event.message,
         )
+        if event.regroups < self._regroups and event.event != "stats":
+            return  # of what it was before
         match event.event:
             case "listening":
                 self.port, self.http_port = event.port, event.http_port
@@ -232,8 +284,11 @@ class Engine:
                 if self._stopping:
                     return  # neighbours that stop first look like lost ones
                 fields = {"kind": event.kind, "message": event.message, "hint": event.hint}
-                self._reason = errors.from_wire(fields)
-                self._ended.set()
+                self._reason, self.lost = errors.from_wire(fields), event.lost
+                self._failed.set()
+                # Refused before anything was given up, it goes on as it was.
+                if event.event == "broken" or not self._refusable:
+                    self._ended.set()
 
     async def _read_log(self) -> None:
         output = self._process.stderr

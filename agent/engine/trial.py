@@ -1,6 +1,7 @@
 """Run a short piece of this package in a process of its own, since llama.cpp may die or hang.
 
-For `devices.py`, `selftest.py` and `gpu.py`: blocking, bounded; what went wrong comes as words.
+For `devices.py`, `selftest.py`, `gpu.py` and `speeds.py`: blocking, bounded; what went wrong comes
+as words.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 # What runs in such a process (probe.py), followed by what it shall do.
 PROBE = (sys.executable, "-m", "agent.engine.probe")
@@ -48,3 +50,14 @@ def run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str]
 def bound(timeout_s: float) -> None:
     """Have the kernel end this process after so long, also while it is inside a driver's code."""
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
+
+
+def waited_s() -> float:
+    """Return how long this process's threads were ready and had no CPU, in seconds; 0 if untold."""
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(path.read_text().split()[1])
+        except (OSError, IndexError, ValueError):
+            continue
+    return 1e-9 * total

@@ -87,6 +87,18 @@ class Work:
         """How many of its tokens, guesses too, a draft model would have to compute for the next."""
         return self.guessed - self.drafts.known
 
+    def give_up(self) -> None:
+        """Have nothing in the caches any more; what it says will be computed again."""
+        self.sequence, self.filled = NO_SEQUENCE, 0
+        self.cut(self.length)
+
+    def move(self) -> None:
+        """Leave a schedule, whose caches are gone, for another one."""
+        self.give_up()
+        self.drafts.known = 0
+        # The other counts its turns anew; that it was served before still counts.
+        self.served = min(self.served, 1)
+
     def cut(self, length: int) -> None:
         """Drop its guesses from `length` on."""
         self.guessed = length

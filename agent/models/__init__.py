@@ -1,4 +1,9 @@
-"""Models that Covey brings along. `bundled` is covey-mini, with everything that made it.
+"""Models: the bundled one, those that Covey knows by name, and the store of what it fetches.
 
+`bundled/` is covey-mini, with everything that made it; `catalogue` lists others with their shapes.
 Not for loading or cutting models: agent/engine does that, with any GGUF.
+
+    wanted ──▶ pull ──▶ fetch ──▶ transfer (core: which source sends which piece)
+                 │         └────▶ origins (HTTP, files), part file with its journal
+                 └──▶ survey ──▶ manifest ──▶ store (records, last use) ◀── service, sharing
 """

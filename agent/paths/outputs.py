@@ -122,7 +122,11 @@ class MtuFound(_Output, frozen=True):
 
 
 class PathView(msgspec.Struct, frozen=True):
-    """How a peer is reached: `path_class` None is not at all. `why` is a sentence; "" if direct."""
+    """How a peer is reached: `path_class` None is not at all. `why` is a sentence; "" if direct.
+
+    `jitter_s` is the RTT's mean deviation, `loss` the share of pings that were
+    lost, or their answers.
+    """
 
     path_class: PathClass | None = None
     place: Place | None = None
@@ -130,6 +134,8 @@ class PathView(msgspec.Struct, frozen=True):
     rtt_s: float | None = None
     since: float = 0.0
     why: str = ""
+    jitter_s: float = 0.0
+    loss: float = 0.0
 
     @property
     def direct(self) -> bool:

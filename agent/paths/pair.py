@@ -361,8 +361,13 @@ class Pair:
             )
         if self._left_at is not None:
             why = "The peer's agent has stopped."
-        rtt = self._used.rtt if self._used is not None else None
-        return PathView(view.path_class, view.place, view.relay, rtt, view.since, why)
+        used = self._used
+        if used is None:
+            return PathView(view.path_class, view.place, view.relay, None, view.since, why)
+        return PathView(
+            view.path_class, view.place, view.relay, used.rtt, view.since, why, used.variation,
+            used.loss.share,
+        )  # fmt: skip
 
     def wake_at(self) -> float:
         """When `tick` has something to do."""

@@ -13,6 +13,7 @@ succession, for a place that may open at any moment because the other side is pr
 from __future__ import annotations
 
 from agent.identity.keys import NodeId
+from agent.paths.loss import Loss
 from agent.paths.messages import Kind, Place
 
 # When the pings of a burst leave, after its begin. Both sides do this, the other begins a signal's
@@ -42,6 +43,7 @@ class Path:
         "failures",
         "heard_at",
         "kind",
+        "loss",
         "next_at",
         "penalty_until",
         "place",
@@ -67,6 +69,7 @@ class Path:
         self.usable_at = _LONG_AGO  # from then on
         self.rtt: float | None = None
         self.variation = 0.0  # of the RTT
+        self.loss = Loss()
         self.seen: Place | None = None  # where the peer sees us on this path
         self.asked_at = self.answered_at = self.heard_at = _LONG_AGO
         self.silent_since: float | None = None
@@ -105,6 +108,7 @@ class Path:
     def asked(self, now: float) -> None:
         """Note that a ping left."""
         self.asked_at = now
+        self.loss.asked(now)
         self.unanswered += 1
         if self.silent_since is None:
             self.silent_since = now
@@ -118,6 +122,7 @@ class Path:
     def answered(self, sent_at: float, seen: Place, now: float) -> None:
         """Note an answer to the ping that left at `sent_at`."""
         rtt = now - sent_at
+        self.loss.answered(sent_at, now)
         if self.rtt is None or self.failed:
             self.rtt = rtt
         else:
@@ -134,6 +139,7 @@ class Path:
     def fail(self, now: float) -> None:
         """It is silent too long."""
         self.failed = True
+        self.loss.broken()
         self.failures = [at for at in self.failures if now - at < _PENALTY_WINDOW_S] + [now]
         if len(self.failures) > 1:
             penalty = _PENALTY_FIRST_S * 2.0 ** min(len(self.failures) - 2, 10)
@@ -144,7 +150,7 @@ class Path:
         self.failed = True
         self.penalty_until = _LONG_AGO
         self.failures = []
-        self.rtt, self.variation = None, 0.0
+        self.rtt, self.variation, self.loss = None, 0.0, Loss()
         self.answered_at = _LONG_AGO
 
     def proved(self, now: float) -> bool:

@@ -1,1 +1,1 @@
-"""Which layers run where (design §8, Placement). `plan.py` is a core; the daemon feeds it."""
+"""Which layers run where (docs/how-it-works.md, Placement): cores; `plan.py` is the entry."""

@@ -497,6 +497,8 @@ class Traversal:
         return {
             "route": _WORDS[view.path_class] if view.path_class is not None else "none",
             "path_rtt_ms": None if view.rtt_s is None else 1000 * view.rtt_s,
+            "path_jitter_ms": 1000 * view.jitter_s,
+            "path_loss": view.loss,
             "path_age_s": max(0.0, now - view.since),
             "relay": str(view.relay) if view.relay is not None else None,
             "why": view.why,

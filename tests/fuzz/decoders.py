@@ -59,12 +59,16 @@ from agent.membership.networkkeys import NetworkKeys
 from agent.membership.revocation import Revocation, RevocationList, Revocations, farewell
 from agent.membership.revocation import sign as sign_list
 from agent.membership.ticket import Ticket
+from agent.models import manifest
+from agent.models import messages as models
+from agent.models.manifest import Manifest, Span
 from agent.ownership import messages as ownership
 from agent.presence import report
 
 NOW = 1_800_000_000
 KEY, ROOT, OWN = (NodeKey(bytes([n]) * 32) for n in (1, 2, 3))
 NETWORK_KEYS = NetworkKeys.single(bytes(range(32)))
+MANIFEST = Manifest(99, "0" * 64, (Span("", 0, 9, "1" * 64), Span("a", 32, 9, "2" * 64)))
 POLICY = b"""
 [[rule]]
 from = ["tag:ops", "name:laptop", "role:admin"]  # or "*"
@@ -167,10 +171,18 @@ def targets() -> list[Target]:
         Target("frame", lambda raw: frames.FrameDecoder(4096).feed(raw),
                (frames.encode_frame(b"payload"),), (frames.FrameError,)),
         Target("deployment message", deployments.decode_request,
-               (deployments.encode(deployments.AskFacts()),)),
+               (deployments.encode(deployments.AskFacts()),
+                deployments.encode(deployments.MeasureLinks(("b",))))),
         Target("deployment answer", deployments.decode_answer,
-               (deployments.encode(deployments.Facts(1, 2)),)),
+               (deployments.encode(deployments.Facts(1, 2)), deployments.encode(deployments.Facts(
+                   1, 2, 2e10, 3e11, 1.7e9, links=(deployments.LinkFacts("b", 0.04, bytes_s=1e6),)
+               )))),
         Target("wish", Wish.decode, (wish.signed_by(KEY, member.mesh_id).encode(),)),
+        Target("models request", models.decode_request, (models.encode(models.AskModels()),)),
+        Target("models answer", models.decode_answer, (
+            models.encode(models.Models((models.Held("0" * 64, "1" * 64, "m", 9),))),)),
+        Target("manifest", lambda raw: manifest.decode(raw, manifest.identity(MANIFEST)),
+               (manifest.encode(MANIFEST),)),
         Target("heads", heads.decode, (heads.encode([Head("m", 7100, 512, "ab")]),)),
         Target("beat", ownership.decode,
                tuple(ownership.encode([ownership.Claim("m", 1, 2, 3)]))),

@@ -33,6 +33,17 @@ def test_ps_draws_the_ring(mesh: DemoMesh) -> None:
     assert "█" in drawn
 
 
+def test_the_catalogue_says_what_fits_these_nodes(mesh: DemoMesh) -> None:
+    lines = mesh.agent("gamma", "catalogue").splitlines()
+    (mini,) = [line for line in lines if line.startswith("covey-mini")]
+    assert "fits one node (" in mini
+    (kimi,) = [line for line in lines if line.startswith("kimi-k2-thinking")]
+    assert " more" in kimi
+    assert lines[-1].startswith("Free now: ")
+    told = json.loads(mesh.agent("gamma", "catalogue", "covey-mini", "--json"))
+    assert {worker["name"] for worker in told["workers"]} == {"alpha", "beta", "gamma"}
+
+
 def test_every_member_computes_the_same_addresses(mesh: DemoMesh) -> None:
     own = {name: mesh.get(name, "/v1/status") for name in ("alpha", "beta", "gamma", "door")}
     for name in own:

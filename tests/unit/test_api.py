@@ -7,10 +7,18 @@ from typing import Any
 
 import aiohttp
 import aiohttp.web
+import msgspec
 import pytest
 
 from agent.acl.service import CheckRequest
-from agent.api import DeployRequest, DrainRequest, LocalApi, PingRequest
+from agent.api import (
+    DeployRequest,
+    DrainRequest,
+    LocalApi,
+    PingRequest,
+    PullRequest,
+    VerifyRequest,
+)
 from agent.authority.wishes import (
     GrantWish,
     InviteWish,
@@ -50,6 +58,12 @@ class FakeTarget:
 
     async def deployments(self) -> dict[str, Any]:
         return {"deployments": []}
+
+    async def plan(self, request: DeployRequest) -> dict[str, Any]:
+        return {"planned": msgspec.to_builtins(request)}
+
+    async def catalogue(self, name: str) -> dict[str, Any]:
+        return {"models": [name]}
 
     async def events(self, after: int) -> dict[str, Any]:
         return {"events": [], "next": after}
@@ -94,6 +108,24 @@ class FakeTarget:
 
     async def undeploy(self, name: str) -> dict[str, Any]:
         return {"name": name}
+
+    async def models(self) -> dict[str, Any]:
+        return {"models": []}
+
+    async def model_jobs(self) -> dict[str, Any]:
+        return {"jobs": []}
+
+    async def pull(self, request: PullRequest) -> dict[str, Any]:
+        return {"source": request.source, "pinned": request.pinned}
+
+    async def cancel_pull(self, name: str) -> dict[str, Any]:
+        return {"cancelled": name}
+
+    async def verify_models(self, request: VerifyRequest) -> dict[str, Any]:
+        return {"name": request.name, "repair": request.repair}
+
+    async def remove_model(self, name: str) -> dict[str, Any]:
+        return {"removed": name}
 
     def request_stop(self) -> None:
         self.stopped = True
@@ -143,6 +175,17 @@ async def test_wishes_of_an_operator_come_as_they_were_said(api: Api) -> None:
     assert await client.post("/v1/acl/check", question) == {"allowed": True}
 
 
+async def test_models_are_asked_for_by_their_paths(api: Api) -> None:
+    _, client, _ = api
+    assert await client.get("/v1/models") == {"models": []}
+    assert await client.get("/v1/models/jobs") == {"jobs": []}
+    pulled = await client.post("/v1/models/pull", {"source": "hf:a/b/c"})
+    assert pulled == {"source": "hf:a/b/c", "pinned": None}
+    assert await client.delete("/v1/pulls/m") == {"cancelled": "m"}
+    assert await client.post("/v1/models/verify", {"repair": True}) == {"name": "", "repair": True}
+    assert await client.delete("/v1/models/m") == {"removed": "m"}
+
+
 async def test_a_body_that_is_not_utf8_is_refused(api: Api) -> None:
     _, _, path = api
     connector = aiohttp.UnixConnector(str(path))
@@ -158,6 +201,12 @@ async def test_events_are_asked_for_after_a_number(api: Api) -> None:
     for wrong in ("x", "-1", "1" * 20, "%C2%B2"):
         with pytest.raises(UsageError, match="no event's number"):
             await client.get(f"/v1/events?after={wrong}")
+
+
+async def test_the_catalogue_is_asked_for_whole_or_by_a_name(api: Api) -> None:
+    _, client, _ = api
+    assert await client.get("/v1/catalogue") == {"models": [""]}
+    assert await client.get("/v1/catalogue/qwen3-4b") == {"models": ["qwen3-4b"]}
 
 
 async def test_the_agents_own_errors_are_raised_at_the_client(api: Api) -> None:
@@ -227,3 +276,15 @@ async def test_something_else_behind_the_socket_is_told(tmp_path: Path) -> None:
         with pytest.raises(NotRunning, match="broke off"):
             await client.get("/v1/status")
     await runner.cleanup()
+
+
+async def test_a_plan_is_asked_for_as_a_deployment_is(api: Api) -> None:
+    _, client, _ = api
+    body = {"model": "covey-mini", "objective": "latency", "least": 2, "only": ["fast"]}
+    answer = await client.post("/v1/plan", body, timeout_s=5.0)
+    assert answer["planned"] == {
+        "model": "covey-mini", "name": "", "nodes": None, "context": 0, "engine": "ring",
+        "draft": "", "objective": "latency", "least": 2, "only": ["fast"], "never": [],
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="objective"):
+        await client.post("/v1/plan", {"model": "m", "objective": "luck"})

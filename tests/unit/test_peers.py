@@ -90,6 +90,7 @@ def test_the_description_says_what_the_device_shows() -> None:
     }
     assert peers.describe(B, 8.0)["path"] == "none"
     assert not peers.connected(B, 8.0)
+    assert (peers.host(A), peers.host(B)) == ("2001:db8::1", None)
 
 
 def rates(peers: PeerTable, now: float) -> tuple[float | None, float | None]:

@@ -47,7 +47,7 @@ STEPS = (
 def member(stage: int, n_embd: int) -> Membership:
     """Return a place in the ring of two."""
     limits = Limits(n_embd, LIMITS.n_batch, LIMITS.n_seq)
-    return Membership(b"r" * 16, 1, stage, 2, limits, RowType.F32, b"m" * 32, 60.0)
+    return Membership(b"r" * 16, 1, stage, 2, limits, RowType.F32, b"m" * 32, 60.0, 60.0)
 
 
 class Stamps:
@@ -88,7 +88,7 @@ def stage(part: Path, cpu: int, n_embd: int) -> None:
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     inlet, outlet = Inlet(ends[0], member(1, n_embd), ""), Outlet(ends[1], member(1, n_embd), "")
     stamps = Stamps()
-    outlet._sent = time.monotonic()  # no ping for ten seconds, nor from the head
+    outlet._sent = time.monotonic()  # no ping for five seconds, nor from the head
     inlet.pump = stamps.before(inlet.pump)  # type: ignore[method-assign]
     context._compute = stamps.around(context._compute)
     outlet._send = stamps.around(outlet._send)  # type: ignore[method-assign]

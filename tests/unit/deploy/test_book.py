@@ -28,9 +28,10 @@ OLD_WISH = bytes.fromhex(
 
 
 def add(book: DeploymentBook, key: NodeKey = A, name: str = "m", **changes: Any) -> Wish:
-    fields: dict[str, Any] = {"model": "covey-mini", "source": None, "nodes": 2, "context": 64,
-                              "prefer": key.id}  # fmt: skip
-    return book.add(key, NOW, name=name, **fields | changes)
+    fields: dict[str, Any] = {"model": "covey-mini", "nodes": 2, "context": 64,
+                              "prefer": key.id.ed25519}  # fmt: skip
+    wish = Wish(name=name, author=key.id.ed25519, generation=1, at=0, **fields | changes)
+    return book.add(key, NOW, wish)
 
 
 def anyone(_: NodeId) -> bool:
@@ -38,7 +39,7 @@ def anyone(_: NodeId) -> bool:
 
 
 def test_a_wish_is_read_as_it_was_signed_and_no_other_way() -> None:
-    wish = add(DeploymentBook(MESH), source=B.id)
+    wish = add(DeploymentBook(MESH), source=B.id.ed25519)
     assert Wish.decode(wish.encode()) == wish
     wish.check(MESH)
     assert (wish.author_id, wish.source_id, wish.prefer_id) == (A.id, B.id, A.id)
@@ -162,7 +163,7 @@ def test_marks_of_what_was_removed_go_after_a_month_and_do_not_come_back() -> No
 
 def test_an_orphan_is_the_same_wish_of_another_author() -> None:
     book = DeploymentBook(MESH)
-    before = add(book, prefer=B.id)
+    before = add(book, prefer=B.id.ed25519)
     after = book.adopt(B, NOW + 5, "m")
     after.check(MESH)
     assert (after.author_id, after.generation) == (B.id, 2)

@@ -16,8 +16,9 @@ import pytest
 from agent import config
 from agent.deploy.build import Build
 from agent.deploy.engines import Engines
-from agent.deploy.needs import draft_bytes, model_sizes
+from agent.deploy.needs import draft_bytes, model_needs
 from agent.deploy.parts import Parts
+from agent.deploy.planning import Own
 from agent.deploy.wish import Wish
 from agent.engine.cuttable import CutRule
 from agent.engine.gguf_file import GgufFile
@@ -25,7 +26,7 @@ from agent.errors import ModelError, UsageError
 from agent.identity.keys import NodeKey
 from agent.models import bundled
 from agent.ownership.lease import Token
-from agent.placement.plan import Candidate
+from agent.placement.inputs import Node
 
 # The models of the engine's tests, which pytest's importlib mode does not put on the path.
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
@@ -62,7 +63,7 @@ def build(tmp_path: Path) -> Callable[..., Any]:
                   "generation": 1, "at": 0}  # fmt: skip
         made = Build(
             Wish(**fields | changes), "ab" * 16, 1, settings=settings, engines=engines,
-            own=Candidate(str(OWN), "box", 2**30), blobs=None,
+            own=Own(Node(str(OWN), "box", 2**30)), blobs=None,
             parts=Parts(tmp_path / "parts"), mesh=mesh or NobodyToAsk(),  # type: ignore[arg-type] # see above
             progress=lambda *_: None, token=lambda: Token(1, bytes(32)),
         )  # fmt: skip
@@ -107,8 +108,9 @@ async def test_a_draft_model_is_loaded_beside_the_model_and_counted(build: Any) 
             assert answer.status == 200
     with GgufFile(bundled.path()) as file:
         facts = file.facts()
-    alone = model_sizes(facts, 128, CutRule())
-    needed = sum(alone.layer_bytes) + alone.head_bytes + draft_bytes(facts, 128)
+    alone = model_needs(facts, 128, CutRule())
+    cache = 128 * alone.kv_bytes * len(alone.layer_bytes)
+    needed = sum(alone.layer_bytes) + cache + alone.head_bytes + draft_bytes(facts, 128)
     assert f"{needed / 2**20:.1f} MiB" in planned[-1]
 
 

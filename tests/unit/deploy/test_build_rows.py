@@ -9,10 +9,12 @@ import pytest
 
 from agent.deploy import build
 from agent.deploy.messages import AskStage, StageState
+from agent.deploy.planning import Own
 from agent.deploy.wish import Wish
 from agent.errors import EngineError
 from agent.identity.keys import NodeId, NodeKey
-from agent.placement.plan import Candidate, Plan, Stage
+from agent.placement.inputs import Node
+from agent.placement.results import Plan, Stage
 
 OWN, MIDDLE, FAR = (NodeKey(bytes([number]) * 32).id for number in (1, 2, 3))
 PLAN = Plan(
@@ -42,7 +44,7 @@ class FakeHead:
 
 def built(mesh: FakeMesh) -> build.Build:
     wish = Wish(name="m", model="x", author=bytes(32), generation=1, at=0)
-    own = Candidate(str(OWN), "box", 1 << 30)
+    own = Own(Node(str(OWN), "box", 1 << 30))
     made = build.Build(
         wish, "ab" * 16, 7, settings=None, own=own, engines=None, blobs=None, parts=None, mesh=mesh,  # type: ignore[arg-type] # not needed here
         progress=lambda _phase, _text: None, token=None,  # type: ignore[arg-type]

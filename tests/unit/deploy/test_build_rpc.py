@@ -20,13 +20,14 @@ from agent.deploy.build import Build
 from agent.deploy.engines import Engines
 from agent.deploy.messages import Answer, AskFacts, Facts, Request
 from agent.deploy.parts import Parts
+from agent.deploy.planning import Own
 from agent.deploy.stages import StageHost
 from agent.deploy.wish import Wish
 from agent.engine.supervisor import Engine
 from agent.errors import EngineError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.ownership.lease import Token
-from agent.placement.plan import Candidate
+from agent.placement.inputs import Node
 
 # The models of the engine's tests, which pytest's importlib mode does not put on the path.
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
@@ -45,7 +46,7 @@ class Nearby:
 
     def live_workers(self, now: float) -> list[Any]:
         return [
-            SimpleNamespace(node_id=node, certificate=SimpleNamespace(name=NAMES[node]))
+            SimpleNamespace(node_id=node, certificate=SimpleNamespace(name=NAMES[node], tags=()))
             for node in self._hosts
         ]
 
@@ -72,7 +73,7 @@ def build(tmp_path: Path) -> Callable[..., Any]:
                   "generation": 1, "at": 0}  # fmt: skip
         made = Build(
             Wish(**fields | changes), "ab" * 16, 1, settings=settings, engines=engines,
-            own=Candidate(str(OWN), "alpha", 2**30), blobs=None,
+            own=Own(Node(str(OWN), "alpha", 2**30)), blobs=None,
             parts=Parts(tmp_path / "parts"), mesh=Nearby(hosts),  # type: ignore[arg-type] # see above
             progress=lambda *_: None, token=lambda: Token(1, bytes(32)),
         )  # fmt: skip

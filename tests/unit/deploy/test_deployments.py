@@ -5,7 +5,7 @@ Only the engines and the control plane are fakes; requests cross it as bytes.
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,11 +56,14 @@ class FakeBuild:
 
     def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
         self.plan, self.context, self.head, self.reasons = None, 64, FakeHead(), ()
-        self.placed, self.runs_on = (), {"": ""}
-        type(self).made.append((wish.name, more["own"].name))
+        self.placed, self.runs_on, self.lost, self.missing = (), {"": ""}, None, 0
+        type(self).made.append((wish.name, more["own"].node.name))
 
     async def up(self) -> FakeHead:
         return self.head
+
+    def carry(self) -> None:
+        """Its head is gone with it."""
 
     async def down(self) -> None:
         """Nothing is left of it."""
@@ -76,7 +79,7 @@ class Node:
         self.address = f"127.0.0.{20 + number}"
         self.member: Any = SimpleNamespace(
             node_id=self.id,
-            certificate=SimpleNamespace(ipv6=self.address, name=name, roles=tuple(roles)),
+            certificate=SimpleNamespace(ipv6=self.address, name=name, roles=tuple(roles), tags=()),
         )
         self.state = net.folder / name
         self.state.mkdir(mode=0o700)
@@ -442,7 +445,9 @@ async def test_what_comes_before_the_start_cannot_overwrite_the_stored_book(net:
     ended = alpha.up
     await alpha.stop()
     stored = (alpha.state / "deployments.json").read_bytes()
-    other = await beta.up._keeper.add(name="n", model="covey-mini", source=None, nodes=1, context=0)
+    other = await beta.up._keeper.add(
+        Wish(name="n", model="covey-mini", nodes=1, author=beta.id.ed25519, generation=1, at=0)
+    )
     assert await ended.on_gossip(beta.id, other.encode())
     with pytest.raises(NotRunning, match="starting or stopping"):
         await ended.answer(beta.id, messages.AskFacts())
@@ -584,3 +589,24 @@ async def test_where_all_drain_it_goes_on(net: Net) -> None:
     await third.up.deploy(request(name="n"))
     found = await phase(third, "waiting", "n")
     assert found["error"]["message"] == "every worker that is there is draining"
+
+
+async def test_a_plan_has_links_measured_and_the_catalogue_asks_all(net: Net) -> None:
+    alpha, beta = net["alpha"], net["beta"]
+    asked: list[list[NodeId]] = []
+
+    async def measure(nodes: Iterable[NodeId], limit_s: float) -> None:
+        asked.append(sorted(nodes))
+
+    beta.up.links.measure = measure  # type: ignore[method-assign]
+    stranger = NodeKey(b"x" * 32).id
+    request = messages.MeasureLinks(tuple(map(str, (alpha.id, beta.id, stranger))))
+    facts = await beta.up.answer(alpha.id, request)
+    assert isinstance(facts, messages.Facts)
+    assert facts.links == ()
+    assert asked == [[alpha.id]], "neither itself nor who is no member"
+    with pytest.raises(CoveyError, match="not a node id"):
+        await beta.up.answer(alpha.id, messages.MeasureLinks(("nobody",)))
+    told = await alpha.up.offers.describe("covey-mini")
+    assert {worker["name"] for worker in told["workers"]} == set(NAMES)
+    assert told["models"][0]["files"][0]["nodes"][0] in NAMES

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.cli.deployments import picture
+from agent.cli.picture import picture
 from agent.deploy import heads, machine, messages
 from agent.deploy.heads import Head
 from agent.errors import EnvironmentFault, PeerError, UsageError

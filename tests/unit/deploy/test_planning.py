@@ -1,65 +1,107 @@
-"""Which nodes a ring is planned over: who is asked, who is left out, and when fewer will do."""
+"""Which nodes a ring is planned over: who is asked, left out, measured, and when fewer will do."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from agent.deploy import planning
-from agent.deploy.messages import AskFacts, Facts
-from agent.deploy.planning import Planning
+from agent.deploy.messages import AskFacts, Facts, LinkFacts, MeasureLinks, Request
+from agent.deploy.planning import Own, Planning
 from agent.deploy.wish import Wish
-from agent.errors import ModelError, PeerError
+from agent.errors import ModelError, PeerError, UsageError
 from agent.identity.keys import NodeId, NodeKey
-from agent.placement.plan import Candidate, ModelSizes
+from agent.placement.inputs import Model, Node
 
 OWN, DEN, ATTIC = (NodeKey(bytes([number]) * 32).id for number in (1, 2, 3))
 NAMES = {DEN: "den", ATTIC: "attic"}
-GIB = 1 << 30
-SIZES = ModelSizes((1 << 20,) * 12, 1 << 20)
+GIB, MIB = 1 << 30, 1 << 20
+SMALL = Model((MIB,) * 12, MIB)
+# Too large for one of the nodes below.
+LARGE = Model((100 * MIB,) * 12, MIB, row_bytes=4096)
+LAN, FAR = 100e6, 1e6
 
 
 class FakeMesh:
-    """Workers that say what they can hold, or nothing."""
+    """Workers that say what they can hold, or nothing; and what their links carry once measured."""
 
     def __init__(self, **free_bytes: int | None) -> None:
         self.free = {node: free_bytes[name] for node, name in NAMES.items() if name in free_bytes}
+        self.tags: dict[NodeId, tuple[str, ...]] = {}
+        self.speeds: dict[NodeId, float] = {}
+        self.carries: dict[tuple[NodeId, NodeId], float] = {}
         self.patience: list[float] = []
+        self.measured: list[tuple[NodeId, NodeId]] = []
         self.draining: set[NodeId] = set()
         self.rings: set[str] = set()
 
     def live_workers(self, now: float) -> list[Any]:
         return [
-            SimpleNamespace(node_id=node, certificate=SimpleNamespace(name=NAMES.get(node, "box")))
+            SimpleNamespace(
+                node_id=node,
+                certificate=SimpleNamespace(
+                    name=NAMES.get(node, "box"), tags=self.tags.get(node, ())
+                ),
+            )
             for node in (OWN, *self.free)
         ]
 
-    async def ask(self, node: NodeId, request: AskFacts, timeout_s: float) -> Facts:
-        self.patience.append(timeout_s)
-        self.rings.add(request.ring)
+    def link(self, node: NodeId, to: NodeId) -> LinkFacts:
+        self.measured.append((node, to))
+        return LinkFacts(str(to), 0.001, bytes_s=self.carries.get((node, to), 0.0))
+
+    async def own_links(self, nodes: Sequence[NodeId]) -> list[LinkFacts]:
+        return [self.link(OWN, node) for node in nodes]
+
+    async def ask(self, node: NodeId, request: Request, timeout_s: float) -> Facts:
         free = self.free[node]
+        if isinstance(request, MeasureLinks):
+            links = tuple(self.link(node, NodeId.parse(to)) for to in request.to)
+            return Facts(free_bytes=free or 0, cores=1, links=links)
+        self.patience.append(timeout_s)
         if free is None:
             raise PeerError("it does not answer")
-        return Facts(free_bytes=free, cores=1, draining=node in self.draining)
+        assert isinstance(request, AskFacts)
+        self.rings.add(request.ring)
+        speed = self.speeds.get(node, 0.0)
+        return Facts(
+            free_bytes=free, cores=1, decode_bytes_s=speed, prefill_flop_s=10 * speed,
+            draining=node in self.draining,
+        )  # fmt: skip
 
 
 def made(mesh: FakeMesh, nodes: int | None = None, **changes: Any) -> Planning:
-    wish = Wish(name="m", model="x", nodes=nodes, author=bytes(32), generation=1, at=0)
-    settings: dict[str, Any] = {"waits": True, "without": frozenset(), "fewer": False} | changes
-    return Planning(wish, Candidate(str(OWN), "box", GIB), mesh, lambda *_: None, **settings)  # type: ignore[arg-type] # as far as it is used
+    settings = {
+        name: changes.pop(name)
+        for name in ("waits", "without", "fewer", "kept", "ring")
+        if name in changes
+    }
+    wish = Wish(name="m", model="x", nodes=nodes, author=bytes(32), generation=1, at=0, **changes)
+    own = Own(Node(str(OWN), "box", GIB), (), mesh.own_links if mesh.carries else None)
+    return Planning(wish, own, mesh, lambda *_: None, **settings)  # type: ignore[arg-type] # as far as it is used
 
 
-async def nodes_of(found: Planning, sizes: ModelSizes = SIZES) -> set[str]:
-    return {stage.name for stage in (await found.plan(sizes)).stages}
+async def nodes_of(found: Planning, model: Model = SMALL) -> set[str]:
+    return {stage.name for stage in (await found.plan(model, 0)).stages}
 
 
 async def test_who_does_not_answer_is_left_out_and_all_others_are_asked_at_once() -> None:
     mesh = FakeMesh(den=None, attic=GIB)
     assert await nodes_of(made(mesh, 2)) == {"box", "attic"}
     assert mesh.patience == [3.0, 3.0]
+
+
+async def test_what_fits_on_this_node_stays_here_and_a_model_in_one_piece_asks_nobody() -> None:
+    mesh = FakeMesh(den=GIB, attic=GIB)
+    assert await nodes_of(made(mesh)) == {"box"}
+    assert len(mesh.patience) == 2
+    whole = Model((MIB,) * 12, MIB, uncut="it is for embeddings")
+    assert await nodes_of(made(mesh), whole) == {"box"}
+    assert len(mesh.patience) == 2
 
 
 async def test_while_answers_wait_nobody_is_waited_for_long() -> None:
@@ -84,18 +126,20 @@ async def test_a_new_wish_waits_for_its_nodes_and_is_not_built_over_fewer(
     monkeypatch.setattr(planning, "_NODES_TIMEOUT_S", 0.0)
     mesh.free[ATTIC] = None
     found = made(mesh, 3)
-    with pytest.raises(PeerError, match="3 nodes was asked for, and 2 can be reached"):
-        await found.plan(SIZES)
+    with pytest.raises(PeerError, match="3 nodes"):
+        await found.plan(SMALL, 0)
     assert (found.missing, found.absent) == (0, ())
+    with pytest.raises(PeerError, match="3 nodes"):
+        await made(mesh, least=3).plan(SMALL, 0)
 
 
 async def test_who_lost_stages_is_left_out_unless_it_cannot_do_without() -> None:
     mesh = FakeMesh(den=2 * GIB, attic=GIB)
     without = frozenset({DEN})
     assert await nodes_of(made(mesh, 2, without=without)) == {"box", "attic"}
-    large = ModelSizes((200 << 20,) * 12, 1 << 20)
-    assert await nodes_of(made(mesh, None, without=without), large) == {"box", "den", "attic"}
     assert await nodes_of(made(mesh, 3, without=without)) == {"box", "den", "attic"}
+    larger = Model((200 * MIB,) * 12, MIB)
+    assert "den" in await nodes_of(made(mesh, without=without), larger)
     # Over fewer nodes it can do without.
     found = made(mesh, 3, without=without, fewer=True)
     assert await nodes_of(found) == {"box", "attic"}
@@ -103,9 +147,9 @@ async def test_who_lost_stages_is_left_out_unless_it_cannot_do_without() -> None
 
 
 async def test_what_fits_nowhere_is_said_of_all_nodes() -> None:
-    huge = ModelSizes((900 << 20,) * 12, 1 << 20)
-    with pytest.raises(ModelError, match="the nodes have 4096 MiB free"):
-        await made(FakeMesh(den=2 * GIB, attic=GIB), without=frozenset({DEN})).plan(huge)
+    huge = Model((900 * MIB,) * 12, MIB)
+    with pytest.raises(ModelError, match="MiB"):
+        await made(FakeMesh(den=2 * GIB, attic=GIB), without=frozenset({DEN})).plan(huge, 0)
 
 
 async def test_who_is_draining_is_left_out_and_that_is_said() -> None:
@@ -127,20 +171,58 @@ async def test_a_new_ring_is_never_placed_on_who_is_draining(
     monkeypatch.setattr(planning, "_NODES_TIMEOUT_S", 0.0)
     mesh = FakeMesh(den=4 * GIB, attic=GIB)
     mesh.draining = {DEN}
-    with pytest.raises(PeerError, match="3 nodes was asked for, and 2 can be reached"):
-        await made(mesh, 3).plan(SIZES)
-    large = ModelSizes((200 << 20,) * 12, 1 << 20)
-    with pytest.raises(ModelError, match="the nodes have 2048 MiB free"):
-        await made(mesh).plan(large)
+    with pytest.raises(PeerError):
+        await nodes_of(made(mesh, 3))
+    with pytest.raises(ModelError):
+        await nodes_of(made(mesh), Model((200 * MIB,) * 12, MIB))
 
 
 async def test_a_ring_that_was_there_stays_only_if_it_cannot_do_without() -> None:
     mesh = FakeMesh(den=4 * GIB, attic=GIB)
     mesh.draining = {DEN}
-    large = ModelSizes((200 << 20,) * 12, 1 << 20)
+    large = Model((200 * MIB,) * 12, MIB)
     kept = frozenset({DEN})
     assert "den" in await nodes_of(made(mesh, kept=kept, ring="ab", fewer=True), large)
     assert "den" not in await nodes_of(made(mesh, kept=kept, ring="ab", fewer=True))
     assert mesh.rings == {"ab"}, "what its own stages hold counts as free"
     with pytest.raises(ModelError):
-        await made(mesh, kept=frozenset({ATTIC}), fewer=True).plan(large)
+        await made(mesh, kept=frozenset({ATTIC}), fewer=True).plan(large, 0)
+
+
+async def test_speeds_that_were_measured_decide() -> None:
+    mesh = FakeMesh(den=2 * GIB, attic=2 * GIB)
+    mesh.speeds = {DEN: 4e9, ATTIC: 40e9}
+    assert await nodes_of(made(mesh), LARGE) == {"box", "attic"}
+    mesh.speeds = {DEN: 40e9, ATTIC: 4e9}
+    assert await nodes_of(made(mesh), LARGE) == {"box", "den"}
+
+
+async def test_tags_say_where_it_may_run() -> None:
+    mesh = FakeMesh(den=2 * GIB, attic=2 * GIB)
+    mesh.tags = {ATTIC: ("loud",)}
+    assert await nodes_of(made(mesh, never=("loud",)), LARGE) == {"box", "den"}
+    with pytest.raises((UsageError, PeerError, ModelError)):
+        await made(mesh, 2, only=("loud",)).plan(LARGE, 0)  # the head has no such tag
+
+
+async def test_links_on_which_a_plan_rests_are_measured_and_it_changes_its_mind() -> None:
+    mesh = FakeMesh(den=2 * GIB, attic=2 * GIB)
+    mesh.speeds = {DEN: 9e9, ATTIC: 8e9}
+    for node, rate in ((DEN, FAR), (ATTIC, LAN)):
+        mesh.carries |= {(OWN, node): rate, (node, OWN): rate}
+    assert await nodes_of(made(mesh), Model((100 * MIB,) * 12, MIB, row_bytes=1 << 20)) == {
+        "box", "attic",
+    }  # fmt: skip
+    assert mesh.measured[:2] == [(OWN, DEN), (DEN, OWN)]
+    assert set(mesh.measured[2:]) == {(OWN, ATTIC), (ATTIC, OWN)}
+
+
+async def test_nothing_is_measured_while_answers_wait_or_where_nobody_can() -> None:
+    mesh = FakeMesh(den=2 * GIB)
+    await made(mesh).plan(LARGE, 0)  # no link can be measured: `carries` has none
+    mesh.carries = {(OWN, DEN): LAN, (DEN, OWN): LAN}
+    mesh.measured.clear()
+    await made(mesh, waits=False).plan(LARGE, 0)
+    assert mesh.measured == []
+    await made(mesh).plan(LARGE, 0)
+    assert sorted(mesh.measured) == sorted([(OWN, DEN), (DEN, OWN)])

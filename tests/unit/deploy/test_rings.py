@@ -19,7 +19,7 @@ from agent.identity.keys import NodeId, NodeKey
 from agent.models import bundled
 from agent.ownership.lease import Token
 from agent.ownership.owner import Phase
-from agent.placement.plan import Plan, Stage
+from agent.placement.results import Plan, Stage
 
 OWN = NodeKey(bytes(32)).id
 FIRST, SECOND = Token(1, bytes([1]) * 32), Token(2, bytes([2]) * 32)
@@ -112,6 +112,9 @@ class FakeMesh:
 
     def draining(self) -> frozenset[NodeId]:
         return self.leaving
+
+    def find(self, node: NodeId) -> None:
+        return None
 
     async def ask(self, node: NodeId, request: Any, timeout_s: float) -> Facts:
         self.asked.append(node)

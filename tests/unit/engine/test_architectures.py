@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_architectures as tiny
 
-from agent.deploy.needs import model_sizes
+from agent.deploy.needs import model_needs
 from agent.engine import architectures, cut
 from agent.engine.architectures import ARCHITECTURES
 from agent.engine.cuttable import check_cuttable, check_range, cut_rule
@@ -23,7 +23,8 @@ from agent.engine.gguf_file import GgufFile
 from agent.engine.pipeline import Pipeline
 from agent.engine.turns import Batch
 from agent.errors import EngineError, ModelError, UsageError
-from agent.placement.plan import Candidate, plan
+from agent.placement.inputs import Aims, Node
+from agent.placement.plan import plan
 
 PROMPT = rings.prompt(77)  # three chunks of at most 32, and longer than the windows
 # Not what the model would say: with random weights that is soon the same token for ever.
@@ -284,21 +285,21 @@ def test_a_cut_where_the_architecture_forbids_it_is_refused(
 
 @pytest.mark.parametrize("name", tiny.RECIPES)
 def test_what_is_planned_for_a_ring_can_be_cut(written: Callable[[str], Path], name: str) -> None:
-    head, *others = [Candidate(node, node, 2**30) for node in "abc"]
+    machines = [Node(node, node, 2**30) for node in "abc"]
     with GgufFile(written(name)) as model:
         rule = cut_rule(model)
-        sizes = model_sizes(model.facts(), 64, rule)
+        needs = model_needs(model.facts(), 64, rule)
         planned = 0
         for nodes in (2, 3):
             try:
-                stages = plan(sizes, head, others, nodes).stages
+                stages = plan(needs, machines, Aims(context=64, nodes=nodes, head="a")).stages
             except UsageError:
                 continue
             planned += 1
             for stage in stages:
                 check_range(model, stage.first, stage.last)
         # There is one part more than nodes: each is a round, or has a layer with a window.
-        most = min(sizes.rounds, sum(rule.windows) or sizes.rounds)
+        most = min(needs.rounds, sum(rule.windows) or needs.rounds)
         assert planned == sum(nodes + 1 <= most for nodes in (2, 3))
 
 

@@ -140,25 +140,39 @@ class Ring:
 
         A row of the draft model takes `draft_s`.
         """
-        self.schedule = Schedule(
+        self.links_s, self.draft, self.draft_s = links_s, draft, draft_s
+        self.turns: list[Turn] = []
+        self.said: dict[Work, list[int]] = {}
+        self.over: set[Work] = set()
+        self.make = lambda depth, rows: Schedule(
             cells=cells, rows=rows, slots=slots, sequences=sequences, depth=depth, reuse=reuse,
             patience=patience,
         )  # fmt: skip
+        self.cells, self.says, self.reuse = cells, says, reuse
+        self.build(depth, rows)
+
+    def build(self, depth: int, rows: int) -> None:
+        """Make the schedule, and stages with nothing in their caches."""
+        self.schedule, links_s = self.make(depth, rows), self.links_s
         if links_s is not None:
             self.schedule.pace.learn(
                 [Measured(n, 0.01, (depth - 1) * 0.01 + links_s) for n in (1, 2, 4, 8)], links_s
             )
-        self.draft = draft
-        if draft is not None and reuse:
+        if self.draft is not None and self.reuse:
             self.schedule.asking.begin()
-            self.schedule.pace.drafts.learn([(n, draft_s * n) for n in (1, 64)])
+            self.schedule.pace.drafts.learn([(n, self.draft_s * n) for n in (1, 64)])
         # The last part computes a batch when it has come round, unless nobody wants it any more.
-        self.stage, self.last = Stage(cells, says), Stage(cells, says)
+        self.stage, self.last = Stage(self.cells, self.says), Stage(self.cells, self.says)
         self.flying: deque[Turn] = deque()
         self.depth, self.rows = depth, rows
-        self.turns: list[Turn] = []
-        self.said: dict[Work, list[int]] = {}
-        self.over: set[Work] = set()
+
+    def lose(self, depth: int, rows: int) -> None:
+        """A stage dies: nothing that is under way comes back, and another ring takes its place."""
+        self.build(depth, rows)
+        for work in self.said:
+            if work not in self.over:
+                work.move()
+                self.schedule.add(work)
 
     def add(self, prompt: Sequence[int], limit: int, priority: int = 0) -> Work:
         work = Work.of(prompt, limit, priority)
@@ -403,6 +417,79 @@ def test_a_cancelled_request_leaves_at_once_though_its_rows_are_under_way() -> N
     assert ring.said[first] == []
 
 
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("moments", [(1,), (7,), (23, 24), (5, 40, 90)])
+def test_who_loses_a_ring_goes_on_over_another_with_the_same_tokens(
+    moments: tuple[int, ...], reuse: bool
+) -> None:
+    ring = Ring(cells=900, rows=40, depth=3, slots=3, sequences=6, reuse=reuse, says=repeats)
+    works = [ring.add([n] * (20 * n), 20 * n + 60, priority=n == 5) for n in range(1, 6)]
+    moment = rows = 0
+    while ring.submit() or ring.collect():
+        moment += 1
+        if moment in moments:
+            rows = sum(len(ring.said[work]) for work in works)
+            begun = [work for work in works if work.served]
+            ring.lose(1 + moment % 3, 50)
+            assert (ring.schedule.running, ring.schedule.waiting) == (0, 5 - len(ring.over))
+            # The most urgent, then the eldest, are the first again.
+            first = ring.schedule.next(0)
+            assert first is not None
+            left = [work for work in [works[4], *works[:4]] if work not in ring.over]
+            assert first.works <= set(left[:3])
+            assert left[0] in first.works
+            ring.turns.append(first)
+            ring.flying.append(first)
+            ring.stage.run(first)
+            assert all(work.reused == 0 for work in begun)
+    assert rows or moments == (1,)
+    for n, work in enumerate(works, 1):
+        assert ring.said[work] == answer([n] * (20 * n), work.limit, repeats)
+
+
+def test_a_request_that_was_served_long_ago_gets_its_turn_on_another_ring() -> None:
+    ring = Ring(depth=1, rows=2, slots=4)
+    old = ring.add([1, 2], 500)
+    while len(ring.said[old]) < 300:
+        ring.submit()
+        ring.collect()
+    ring.lose(1, 2)
+    # Batches have room for two of the four.
+    young = [ring.add([n, n], 60) for n in range(3)]
+    while not ring.over:
+        ring.submit()
+        ring.collect()
+    assert len(ring.said[old]) > 310, "it waited until the others were done"
+    ring.run()
+    assert ring.said[old] == answer([1, 2], 500)
+    assert all(ring.said[work] == answer([n, n], 60) for n, work in enumerate(young))
+
+
+def test_sequences_are_lent_while_nobody_runs_and_what_is_kept_stays() -> None:
+    ring = Ring(cells=200, slots=2, sequences=4)
+    prompt = list(range(40))
+    ring.add(prompt, 45)
+    ring.run()
+    lent, operations = ring.schedule.lend(2)
+    assert len(set(lent)) == 2
+    for stage in (ring.stage, ring.last):
+        for operation in operations:
+            stage.apply(operation)
+        for number in lent:
+            stage.sequences[number] = [[0, 1]]
+            stage.taken += 1
+    assert ring.schedule.free_cells == 200 - 44 - 2
+    ring.schedule.give_back(lent)
+    again = ring.add(prompt, 45)
+    ring.run()
+    assert (again.reused, ring.said[again]) == (39, answer(prompt, 45))
+    # Where all is kept, the eldest gives way.
+    for n in range(5):
+        ring.add([n] * 30, 40)
+    ring.run()
+    assert len(set(ring.schedule.lend(2)[0])) == 2
+
+
 @pytest.mark.parametrize(("length", "limit"), [(0, 5), (5, 5), (3, 5000)])
 def test_what_can_never_be_served_is_refused(length: int, limit: int) -> None:
     with pytest.raises(ValueError, match="do not fit"):
@@ -411,7 +498,7 @@ def test_what_can_never_be_served_is_refused(length: int, limit: int) -> None:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from("add add add cancel submit submit collect collect draft draft".split()),
+        st.sampled_from("add add add cancel submit submit collect collect draft lose".split()),
         st.integers(0, 7), st.integers(1, 90), st.integers(1, 40), st.integers(0, 2),
     ),
     max_size=80,
@@ -452,6 +539,8 @@ def test_any_order_of_events_gives_everybody_the_right_tokens(
                 ring.collect()
             case "draft":
                 ring.drafted()
+            case "lose":
+                ring.lose(1 + kind % 4, length)
     cancelled = {
         work for work in ring.over if len(ring.said[work]) < work.limit - len(prompts[work])
     }

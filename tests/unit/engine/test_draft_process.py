@@ -19,7 +19,7 @@ from agent.errors import ConfigError, ModelError
 COMMON = {"n_ctx": rings.N_CTX, "n_batch": rings.N_BATCH, "slots": 4, "threads": 1}
 RING = {
     "ring": "5b" * 16, "epoch": 3, "stages": 2, "listen": "127.0.0.1", "predecessor": "127.0.0.1",
-    "silence_s": 10.0, "join_timeout_s": 20.0,
+    "silence_s": 10.0, "least_silence_s": 10.0, "join_timeout_s": 20.0,
 }  # fmt: skip
 PROMPT = "the ring of stages is a ring of the stages "
 

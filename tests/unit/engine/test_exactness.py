@@ -127,7 +127,8 @@ def test_guesses_change_nothing_but_the_time(
             )  # fmt: skip
             # As if rows cost little and the links were long.
             links_s = 0.1 if boundaries else 0.0
-            generator._schedule.pace.learn([Measured(n, 0.01, links_s) for n in (1, 2, 4)], links_s)
+            pace = generator._course.schedule.pace
+            pace.learn([Measured(n, 0.01, links_s) for n in (1, 2, 4)], links_s)
             tokens: list[Token] = []
             job = Job(GenerationRequest(PROMPT[:20] * 2, count, sampling), tokens.append)
             generator.add(job)

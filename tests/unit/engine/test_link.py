@@ -288,6 +288,10 @@ class Ring(Ends):
             self.context, self.context, member(0, silence_s), self.inlet, self.outlet  # type: ignore[arg-type]
         )  # fmt: skip
 
+    def close(self) -> None:
+        self.head._watch.close()
+        super().close()
+
     def submit(self) -> Frame:
         batch = Batch((), np.array([3, 4], np.int32), np.zeros(2, np.int32),
                       np.arange(2, dtype=np.int32), np.ones(2, np.int8))  # fmt: skip
@@ -339,7 +343,7 @@ def test_the_head_waits_for_a_frame_only_so_long_although_everybody_lives(ring: 
         thread.join(5)
 
 
-def test_the_head_at_rest_notices_faults_silence_and_frames_that_nobody_asked_for(
+def test_the_head_at_rest_refuses_frames_that_nobody_asked_for_and_notices_silence(
     ring: Ring,
 ) -> None:
     wake = ring._control[0]
@@ -347,8 +351,12 @@ def test_the_head_at_rest_notices_faults_silence_and_frames_that_nobody_asked_fo
     with pytest.raises(PeerError, match="stage 2 sent a frame that nobody asked for"):
         ring.head.rest(wake)
     assert ring.inlet.frame() is not None
-    ring.before.sendall(encode_fault(Fault(5, 1, "stage 1 was lost")))
-    with pytest.raises(Lost, match="stage 1 was lost"):
-        ring.head.rest(wake)
     with pytest.raises(Lost, match="stage 2 has been silent"):
         ring.head.rest(wake)
+
+
+def test_the_head_at_rest_hears_of_a_fault_and_says_so_again(ring: Ring) -> None:
+    ring.before.sendall(encode_fault(Fault(5, 1, "stage 1 was lost")))
+    for _ in range(2):
+        with pytest.raises(Lost, match="stage 1 was lost"):
+            ring.head.rest(ring._control[0])

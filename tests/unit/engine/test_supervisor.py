@@ -9,8 +9,8 @@ import re
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -18,6 +18,7 @@ import engine_rings as rings
 import llama_cpp
 import msgspec
 import pytest
+from ring_processes import RING, running, specs
 
 from agent.engine import frames
 from agent.engine.cut import origin
@@ -28,44 +29,12 @@ from agent.errors import ConfigError, EngineError, EnvironmentFault, ModelError
 
 PROMPT = rings.prompt(77)
 COUNT = 24
-RING = "5a" * 16
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One self-test for all engines of this file."""
     return str(tmp_path_factory.mktemp("cache"))
-
-
-def specs(parts: list[Path], cache: str, address: str = "127.0.0.1") -> list[EngineSpec]:
-    """Return the specs of a ring: the head with the first and last part, and the stages."""
-    common = {
-        "n_ctx": rings.N_CTX, "n_batch": rings.N_BATCH, "slots": 4, "threads": 1, "ring": RING,
-        "epoch": 3, "stages": len(parts) - 1, "listen": address, "predecessor": address,
-        "silence_s": 10.0, "join_timeout_s": 20.0, "cache": cache,
-    }  # fmt: skip
-    head = EngineSpec(role="head", files=(str(parts[0]), str(parts[-1])), model_name="tiny",
-                      http_address=address, **common)  # fmt: skip
-    stages = [
-        EngineSpec(role="stage", files=(str(part),), stage=index, **common)
-        for index, part in enumerate(parts[1:-1], 1)
-    ]
-    return [head, *stages]
-
-
-@asynccontextmanager
-async def running(wanted: list[EngineSpec]) -> AsyncIterator[list[Engine]]:
-    """Run a ring of engine processes, joined and ready."""
-    engines: list[Engine] = []
-    try:
-        for spec in wanted:
-            engines.append(await Engine.start(spec))
-        for engine, successor in zip(engines, engines[1:] + engines[:1], strict=True):
-            await engine.connect(successor.spec.listen, successor.port)
-        await asyncio.gather(*(engine.wait_ready() for engine in engines))
-        yield engines
-    finally:
-        await asyncio.gather(*(engine.stop() for engine in engines))
 
 
 def url(engine: Engine) -> str:
@@ -156,8 +125,8 @@ async def test_three_nodes_answer_as_llama_cpp_and_a_killed_one_is_named_at_once
     parts = rings.cut(path, tmp_path, (3, 7, 10))
     async with running(specs(parts, cache, "::1")) as engines:
         assert await complete(engines[0], TEXT) == expected_text(path, TEXT)
+        stream = asyncio.create_task(stream_until_killed(engines[0], engines[1].pid))
         async with asyncio.timeout(8):  # below the silence bound: it must be noticed at once
-            rest = await stream_until_killed(engines[0], engines[1].pid)
             killed, head, after = [
                 await engines[stage].wait_ended() for stage in (1, 0, 2)
             ]  # fmt: skip
@@ -166,10 +135,14 @@ async def test_three_nodes_answer_as_llama_cpp_and_a_killed_one_is_named_at_once
         assert isinstance(head, EngineError)
         assert "stage 1 (::1)" in head.message
         assert "stage 1 (::1)" in after.message
-        assert b"stage 1 (::1)" in rest
-        # The head lives on to say what is wrong, until the agent stops it.
-        with pytest.raises(EngineError, match=r"50\d .*stage 1"):
+        assert [engine.lost for engine in engines] == [1, -1, 1]
+        assert (engines[0].alive, engines[1].alive) == (True, False)
+        # The head lives on to say what is wrong, and its answer waits, until the agent stops it.
+        with pytest.raises(EngineError, match=r"503 .*stage 1.*1 answer waits for it"):
             await complete(engines[0], TEXT)
+        await engines[0].stop()
+        rest = await stream
+        assert b"stage 1 (::1)" in rest and b"[DONE]" not in rest
 
 
 async def test_a_frozen_stage_is_noticed_by_its_silence(

@@ -63,12 +63,15 @@ def write_model(
     shape: Shape | None = None,
     rope_freqs: bool = False,
     faint_from: int | None = None,
+    forgetful: bool = False,
     extra: Callable[[gguf.GGUFWriter], None] = lambda _: None,
 ) -> Path:
     """Write a model with random weights of one type, and an SPM vocabulary with byte fallback.
 
     `shape` stands for all sizes, `layers` for that one. Layers from `faint_from` on add little, so
-    that a model of those before, with the same seed, mostly says the same.
+    that a model of those before, with the same seed, mostly says the same. With `forgetful` they
+    add nothing, and what comes next depends on the last token alone, through a sum with one number
+    in it: bits are the same whatever else is in the batch and in the caches.
     """
     shape = shape or Shape(layers)
     random = np.random.default_rng(seed)
@@ -89,6 +92,10 @@ def write_model(
 
     def matrix(name: str, rows: int, columns: int, scale: float) -> None:
         values = random.standard_normal((rows, columns), dtype=np.float32) * np.float32(scale)
+        if forgetful and name == "token_embd.weight":
+            values = np.eye(columns, dtype=np.float32)[np.arange(rows) % columns]
+        elif forgetful and name.endswith(("attn_output.weight", "ffn_down.weight")):
+            values[:] = 0
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
     narrow = shape.n_embd**-0.5

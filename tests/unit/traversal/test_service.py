@@ -134,6 +134,8 @@ async def test_a_record_is_enough_where_the_peer_answers_at_its_address() -> Non
     assert [wish and wish.endpoint for wish in wishes] == [(HOSTS[1], WG), (HOSTS[0], WG)]
     assert bench.nodes[0].describe(bench.ids[1])["route"] in ("public", "punched")
     assert bench.nodes[0].describe(bench.ids[1])["why"] == ""
+    assert bench.nodes[0].describe(bench.ids[1])["path_loss"] == 0.0
+    assert bench.nodes[0].describe(bench.ids[1])["path_jitter_ms"] >= 0.0
     assert bench.plane.requests == 0, "nobody had to be asked"
     assert any("is reached" in note for note in bench.notes)
     await bench.stop()

@@ -1,0 +1,98 @@
+"""`agent plan`: how a model would run, and why; its options are those of `agent deploy` too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from agent.cli.common import call, echo_json, json_option, table, with_config
+from agent.cli.picture import picture
+from agent.config import Config
+
+if TYPE_CHECKING:
+    from agent.client import AgentClient
+
+# Measuring the links of a plan takes up to three rounds of about 20 s.
+_PLAN_TIMEOUT_S = 75.0
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--nodes", type=click.IntRange(min=1),
+                 help="Cut it over exactly so many nodes (else: as many as are best)."),
+    click.option("--min-nodes", "least", type=click.IntRange(min=1), default=1,
+                 help="Cut it over at least so many."),
+    click.option("--objective", type=click.Choice(["auto", "latency", "throughput"]),
+                 default="auto", show_default=True,
+                 help="latency: one answer's tokens as fast as can be; throughput: many answers at "
+                 "once; auto: the former, unless the latter is much better at about the same."),
+    click.option("--tag", "only", multiple=True, metavar="TAG",
+                 help="Only on nodes with this tag; several: with any of them."),
+    click.option("--not-tag", "never", multiple=True, metavar="TAG",
+                 help="Never on nodes with this tag; may be given several times."),
+    click.option("--context", type=click.IntRange(min=16), default=None,
+                 help="Tokens that its requests may hold together, or one alone (else what the "
+                 "model was trained for, up to 8192)."),
+    click.option("--engine", type=click.Choice(["ring", "rpc"]), default="ring", show_default=True,
+                 help="What spreads it over nodes: Covey's ring, or, for models that cannot be "
+                 "cut, llama.cpp's own RPC."),
+    click.option("--draft", default="",
+                 help="A small model of the same family whose guesses are computed ahead (a stored "
+                 "model, or a GGUF file on this node)."),
+)  # fmt: skip
+
+
+def placing(command: _Command) -> _Command:
+    """Give a command the options that say where a model may run; see `asked`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def asked(model: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of a request from what `placing` gave."""
+    return options | {"model": model, "name": name, "context": options["context"] or 0}
+
+
+@click.command(short_help="Say how a model would run, and why.")
+@click.argument("model")
+@placing
+@json_option
+@with_config
+def plan(model: str, as_json: bool, settings: Config, **options: Any) -> None:
+    """Say how MODEL would run on this mesh, how fast, and why; nothing is moved or started.
+
+    MODEL is a stored model, a GGUF file on this node, covey-mini, or a name of `agent catalogue`, which need not be
+    here (llama-3.1-8b, or llama-3.1-8b:Q8_0). Links on which the plan rests are measured if they
+    were not yet.
+    """
+
+    async def look(client: AgentClient) -> dict[str, Any]:
+        body = asked(model, "", options)
+        answer: dict[str, Any] = await client.post("/v1/plan", body, timeout_s=_PLAN_TIMEOUT_S)
+        return answer
+
+    found = call(settings, look)
+    if as_json:
+        echo_json(found)
+        return
+    click.echo(f"{found['model']}, {found['context']} tokens of context:")
+    for line in picture([stage | {"runs_on": ""} for stage in found["stages"]]):
+        click.echo(line)
+    for reason in found["reasons"]:
+        click.echo(reason)
+    if found["memory"]:
+        click.echo()
+        table(["node", "needs", "free"], [
+            [one["name"], f"{one['needed'] / 2**20:,.0f} MiB", f"{one['free'] / 2**20:,.0f} MiB"]
+            for one in found["memory"]
+        ])  # fmt: skip
+    if found["alternatives"]:
+        click.echo()
+        table(["otherwise", "nodes", "ms a token", "tokens/s"], [
+            [one["title"], ", ".join(one["names"]), f"{1000 * one['token_s']:.1f}",
+             f"{one['tokens_s']:.1f}"]
+            for one in found["alternatives"]
+        ])  # fmt: skip

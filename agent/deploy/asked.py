@@ -1,0 +1,102 @@
+"""What a wish asks of the nodes: the model's file and sizes, the context, the draft model.
+
+Read from the files on this node, before anything is planned. Used by `build.py` and
+`deployments.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.deploy.needs import (
+    cuts_of,
+    default_context,
+    draft_bytes,
+    model_needs,
+    spread_of,
+    with_draft,
+)
+from agent.deploy.wish import Wish
+from agent.engine.gguf_file import GgufFile, ModelFacts
+from agent.errors import ModelError, UsageError
+from agent.models import bundled, store
+from agent.placement.inputs import Model
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model's file and what it says of itself; `context` tokens for all requests together.
+
+    `needs` is what placement takes, with the `draft` model, if there is one; `said` tells of it.
+    """
+
+    path: Path
+    facts: ModelFacts
+    context: int
+    needs: Model
+    draft: Path | None = None
+    said: tuple[str, ...] = ()
+
+
+async def asked(wish: Wish, models: Path) -> Asked:
+    """Read what a wish names; `models` is the store's folder. Raises ModelError, UsageError."""
+    return await asyncio.to_thread(_asked, wish, models)
+
+
+def _asked(wish: Wish, models: Path) -> Asked:
+    path = model_path(wish.model, models)
+    facts = model_facts(path)
+    context = wish.context or default_context(facts)
+    in_line = wish.engine == "rpc"
+    needs = model_needs(
+        facts, context, spread_of(path) if in_line else cuts_of(path), in_line=in_line
+    )
+    draft = draft_path(wish.draft, facts, models)
+    if draft is None:
+        return Asked(path, facts, context, needs)
+    needed = draft_bytes(model_facts(draft), context)
+    said = f"the head's memory holds the draft model {draft.name} too, {needed / 2**20:.1f} MiB"
+    return Asked(path, facts, context, with_draft(needs, needed), draft, (said,))
+
+
+def model_path(model: str, models: Path) -> Path:
+    """Return the file of a model by its bundled name, its name in the store, or its path.
+
+    `models` is the store's folder. A stored model counts as used now. Raises ModelError.
+    """
+    if model == bundled.NAME:
+        return bundled.path()
+    path = Path(model).expanduser()
+    # A wish has the path, whatever its author called the model.
+    named = path.stem if path.parent == models.resolve() else model
+    stored = store.find(models, named)
+    if stored is not None:
+        return stored
+    if not path.is_file():
+        raise ModelError(
+            f"there is no model {model}: it is no file on this node, none of its stored models, and"
+            f" {bundled.NAME} is the only bundled one",
+            hint="Give the path of a GGUF file, or `agent pull` it; `agent models` lists what is"
+            " there.",
+        )
+    return path.resolve()
+
+
+def model_facts(path: Path) -> ModelFacts:
+    """Return what a model file says of itself; raises ModelError for a damaged one."""
+    with GgufFile(path) as model:
+        return model.facts()
+
+
+def draft_path(model: str, facts: ModelFacts, models: Path) -> Path | None:
+    """Return the file of a draft model for the model of `facts`; None for "". Raises CoveyError."""
+    if not model:
+        return None
+    if facts.purpose != "text":
+        raise UsageError(
+            f"{facts.name} is for {facts.purpose}: a draft model has nothing to guess there",
+            hint="Deploy it without --draft.",
+        )
+    return model_path(model, models)

@@ -1,0 +1,90 @@
+"""How fast one device decodes and reads prompts, measured with llama.cpp: `probe.py speed`.
+
+In a process of its own, a few seconds at most. The model has a layer in each of the two weight
+types that most models come in, and is larger than most caches, so that a token's weights come from
+memory, as those of a real model do. The fastest of a few attempts counts, since whatever else runs
+here only slows them. Kept and asked for by `speeds.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from agent.engine import trial
+from agent.engine.llama import CPU_GRAPH_ROWS, Context, ContextLimits, Weights
+from agent.engine.speeds import Speed, Task
+from agent.engine.synthetic import Shape, decode, written
+
+_TYPES = ("Q8_0", "Q4_K")  # a round of layers: 112 MB
+_WIDE, _DEEP = 2048, 8192
+_CONTEXT = 1024
+_DECODE_S = 0.8
+# Prompts grow until one takes so long, or the next would take more than the last figure.
+_PROMPTS = (32, 128, 512)
+_PROMPT_S, _PROMPT_MAX_S = 0.25, 1.2
+# A share of the time in which threads could have run and waited for a CPU: others were at work.
+_BUSY = 0.1
+_SPLIT_NONE = 0  # llama.cpp's: all on one GPU
+
+
+def measure(task: Task) -> Speed:
+    """Return the speed of a device: the CPU with so many threads, or one of the usable GPUs."""
+    shape = Shape(_TYPES * task.rounds, _WIDE, _DEEP, _CONTEXT)
+    graph_rows = 0 if task.gpu is not None else CPU_GRAPH_ROWS
+
+    def alone(parameters: Any) -> None:
+        if task.gpu is not None:
+            parameters.split_mode, parameters.main_gpu = _SPLIT_NONE, task.gpu
+
+    with written(shape) as path:
+        size = path.stat().st_size
+        weights = Weights(
+            path, use_extra_bufts=task.use_extra_bufts, gpu_layers=0 if task.gpu is None else -1,
+            arrange=alone,
+        )  # fmt: skip
+        limits = ContextLimits(_CONTEXT, max(_PROMPTS), 1, task.threads, graph_rows=graph_rows)
+        context = Context(weights, limits, keeps_rows=False)
+        _took_s(context, 0, 1)  # maps the weights, starts threads and drivers
+        began, waited = time.perf_counter(), trial.waited_s()
+        decode_s = _token_s(context)
+        flop_s = _prompt_flop_s(context, 2 * shape.layer_weights * len(shape.types))
+        spent = (time.perf_counter() - began) * task.threads
+        busy = task.gpu is None and (trial.waited_s() - waited) / spent > _BUSY
+        context.close()
+        weights.close()
+    return Speed(task.device, size / decode_s, flop_s, busy)
+
+
+def _token_s(context: Context) -> float:
+    """Return what the fastest token took."""
+    context.clear()
+    began, took = time.perf_counter(), []
+    for position in range(_CONTEXT):
+        took.append(_took_s(context, position, 1))
+        if time.perf_counter() - began > _DECODE_S:
+            break
+    return min(took)
+
+
+def _prompt_flop_s(context: Context, flops: int) -> float:
+    """Return the arithmetic a second of the best prompt, where a token needs `flops`."""
+    best = 0.0
+    for count in _PROMPTS:
+        took_s = float("inf")
+        for _ in range(2):
+            context.clear()
+            took_s = min(took_s, _took_s(context, 0, count))
+            if took_s > _PROMPT_S:
+                break
+        best = max(best, flops * count / took_s)
+        if took_s > _PROMPT_S or 4 * took_s > _PROMPT_MAX_S:
+            break
+    return best
+
+
+def _took_s(context: Context, position: int, count: int) -> float:
+    began = time.perf_counter()
+    decode(context, position, count)
+    context.logits()  # a GPU's work is waited for here
+    return max(time.perf_counter() - began, 1e-9)
