@@ -17,7 +17,7 @@ import msgspec
 
 from agent import endpoint, enrol
 from agent.acl.service import Acl, CheckRequest
-from agent.api import DeployRequest, PingRequest, PullRequest, VerifyRequest
+from agent.api import DeployRequest, DrainRequest, PingRequest, PullRequest, VerifyRequest
 from agent.authority import Authority
 from agent.authority.wishes import (
     GrantWish,
@@ -32,6 +32,7 @@ from agent.company import Company
 from agent.config import Config
 from agent.control import ControlPlane
 from agent.deploy.deployments import Deployments
+from agent.deploy.drain import Drain
 from agent.discovery.node import Discovery
 from agent.errors import NotRunning, UsageError
 from agent.health import Health
@@ -55,7 +56,7 @@ class Answers:
         self, settings: Config, membership: Membership, overlay: Overlay, control: ControlPlane,
         discovery: Discovery, neighbours: Neighbours, company: Company, authority: Authority,
         presence: Presence, acl: Acl, deployments: Deployments, traversal: Traversal,
-        relay: Relay, models: ModelStore, health: Health,
+        relay: Relay, models: ModelStore, health: Health, drain: Drain,
         request_stop: Callable[[], None],
     ) -> None:  # fmt: skip
         self._settings = settings
@@ -73,6 +74,7 @@ class Answers:
         self._relay = relay
         self._models = models
         self._health = health
+        self._drain = drain
         self._started = time.time()
         self.request_stop = request_stop
 
@@ -91,6 +93,7 @@ class Answers:
             "uptime_s": now - self._started,
             "roles": list(certificate.roles),
             "tags": list(certificate.tags),
+            "draining": self._drain.on,
             "certificate_left_s": certificate.not_after - now,
             "addresses": self._neighbours.addresses,
             "parts": {
@@ -175,7 +178,9 @@ class Answers:
 
     async def members(self) -> dict[str, Any]:
         """Describe all who are or were members."""
-        return self._authority.members()
+        draining = {str(node) for node in self._company.draining()}
+        found = self._authority.members()
+        return {"members": [m | {"draining": m["node"] in draining} for m in found["members"]]}
 
     async def replicas(self) -> dict[str, Any]:
         """List the heads that discovery knows."""
@@ -184,6 +189,11 @@ class Answers:
     async def deployments(self) -> dict[str, Any]:
         """Describe the mesh's deployments."""
         return {"deployments": await self._deployments.describe()}
+
+    async def drained(self) -> dict[str, Any]:
+        """Say whether this node drains, and describe what runs on it still."""
+        name = self._membership.certificate.name
+        return {"name": name, "draining": self._drain.on, "work": await self._deployments.work()}
 
     async def catalogue(self, name: str) -> dict[str, Any]:
         """Describe the models that Covey knows, and what fits the mesh."""
@@ -246,6 +256,18 @@ class Answers:
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         """Say that a model shall run."""
         return await self._deployments.deploy(request)
+
+    async def drain(self, request: DrainRequest) -> dict[str, Any]:
+        """Have this node drain, or take that back; then as `drained`."""
+        if self._drain.set(not request.off):
+            kind, text = (
+                ("node.undrained", "it may be used again") if request.off
+                else ("node.draining", "nothing new runs there, and what runs there moves away")
+            )  # fmt: skip
+            self._presence.note(kind, self._membership.key.id, text, tell=True)
+            self._presence.models_changed()
+            self._deployments.draining_changed()
+        return await self.drained()
 
     async def plan(self, request: DeployRequest) -> dict[str, Any]:
         """Say how a model would run; nothing moves."""

@@ -75,6 +75,12 @@ class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repair: bool = False
 
 
+class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/drain: this node is to run nothing, or may again (`off`)."""
+
+    off: bool = False
+
+
 class PingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """POST /v1/ping: a member's name, or the end of its node id."""
 
@@ -104,6 +110,9 @@ class Target(Protocol):
 
     async def deployments(self) -> dict[str, Any]:
         """Describe what the mesh runs."""
+
+    async def drained(self) -> dict[str, Any]:
+        """Say whether this node drains, and what runs on it still."""
 
     async def catalogue(self, name: str) -> dict[str, Any]:
         """Describe the models that Covey knows, or the one named, and what fits the mesh."""
@@ -140,6 +149,9 @@ class Target(Protocol):
 
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         """Say that a model shall run."""
+
+    async def drain(self, request: DrainRequest) -> dict[str, Any]:
+        """Have this node drain, or take that back."""
 
     async def plan(self, request: DeployRequest) -> dict[str, Any]:
         """Say how a model would run; nothing moves."""
@@ -189,6 +201,7 @@ class LocalApi:
             ("replicas", target.replicas),
             ("deployments", target.deployments),
             ("acl", target.acl),
+            ("drain", target.drained),
             ("models", target.models),
             ("models/jobs", target.model_jobs),
         ):
@@ -205,6 +218,7 @@ class LocalApi:
         app.router.add_post("/v1/rotate", _write(target.rotate, RotateWish))
         app.router.add_post("/v1/leave", _write(target.leave, LeaveWish))
         app.router.add_post("/v1/root-key/move", _write(target.move_root_key, MoveRootKeyWish))
+        app.router.add_post("/v1/drain", _write(target.drain, DrainRequest))
         app.router.add_post("/v1/deployments", _write(target.deploy, DeployRequest))
         app.router.add_post("/v1/plan", _write(target.plan, DeployRequest))
         app.router.add_post("/v1/models/pull", _write(target.pull, PullRequest))

@@ -41,11 +41,14 @@ class Company:
     def __init__(
         self, membership: Membership, neighbours: Neighbours, discovery: Discovery,
         control: ControlPlane, control_port: int, alive: Callable[[], Sequence[NodeId]],
-        there: Callable[[], Sequence[NodeId]], tell: Callable[[], None],
+        there: Callable[[], Sequence[NodeId]], draining: Callable[[], frozenset[NodeId]],
+        tell: Callable[[], None],
     ) -> None:  # fmt: skip
         """`alive` returns the other members that are not gone as far as is known, `there` those
-        that have shown it; `tell` says that models changed.
+        that have shown it, `draining` the members that are to run nothing, this one too; `tell`
+        says that models changed.
         """
+        self._draining = draining
         self._membership = membership
         self._neighbours = neighbours
         self._discovery = discovery
@@ -73,6 +76,10 @@ class Company:
             for member in self._membership.live_members(now)
             if "worker" in member.certificate.roles and member.node_id in there
         ]
+
+    def draining(self) -> frozenset[NodeId]:
+        """Return the members that are to run nothing, this node too if it is."""
+        return self._draining()
 
     def find(self, node: NodeId) -> Member | None:
         """Return a member, valid or not."""

@@ -37,6 +37,7 @@ from agent.control import ControlPlane, Down
 from agent.deploy import keeper, messages
 from agent.deploy.blobs import BlobServer
 from agent.deploy.deployments import Deployments
+from agent.deploy.drain import Drain
 from agent.deploy.engines import Engines
 from agent.deploy.links import Around
 from agent.discovery.node import Discovery
@@ -206,6 +207,7 @@ class Agent:
         self._members: frozenset[NodeId] = frozenset()
         self._keys = membership.network_keys(now)
         self._health = Health()
+        self._drain = Drain(settings.state_dir)
         self._told: dict[str, HealthItem] = {}
         self._overlay = Overlay(network.interface, network.backend)
         self._clamp = MssClamp(network.interface)
@@ -261,7 +263,7 @@ class Agent:
         )  # fmt: skip
         self._company = Company(
             membership, self._neighbours, self._discovery, self._control, network.control_port,
-            lambda: self._presence.alive(), lambda: self._presence.there(),
+            lambda: self._presence.alive(), lambda: self._presence.there(), self._draining,
             lambda: self._presence.models_changed(),
         )  # fmt: skip
         self._authority = Authority(
@@ -270,9 +272,13 @@ class Agent:
         )  # fmt: skip
         self._presence = Presence(
             self._own, self._control, self._ping,
-            Sources(self._load, self._models, self._company.name_of, self._company.link_addresses),
+            Sources(
+                self._load, self._models, self._company.name_of, self._company.link_addresses,
+                lambda: self._drain.on,
+            ),
             self._health, changed=self._presence_changed, models=self._company.look_soon,
-            left=self._traversal.left, came=self._traversal.came_up, software=__version__,
+            left=self._traversal.left, came=self._traversal.came_up,
+            draining=lambda: self._deployments.draining_changed(), software=__version__,
         )  # fmt: skip
         self._lan = LanBeacon(
             membership.key, membership.mesh.id, self._keys, control_port=network.control_port,
@@ -299,7 +305,7 @@ class Agent:
         answers = Answers(
             settings, membership, self._overlay, self._control, self._discovery, self._neighbours,
             self._company, self._authority, self._presence, self._acl, self._deployments,
-            self._traversal, self._relay, self._store, self._health, self.request_stop,
+            self._traversal, self._relay, self._store, self._health, self._drain, self.request_stop,
         )  # fmt: skip
         self._api = LocalApi(answers, settings.socket)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -340,6 +346,7 @@ class Agent:
 
     async def _start(self) -> None:
         network, membership = self._settings.network, self._membership
+        self._drain.restore()
         await self._acl.start(membership.live_members(time.time()))
         await self._overlay.start(
             membership.key.wireguard_private, network.listen_port, self._neighbours.interfaces(),
@@ -575,6 +582,10 @@ class Agent:
         over = self._company.overlay_address(node)
         address = (over, self._settings.network.discovery_port) if over else None
         return await self._discovery.ping(node, address, timeout_s)
+
+    def _draining(self) -> frozenset[NodeId]:
+        own = frozenset({self._own} if self._drain.on else ())
+        return (self._presence.draining() & self._members) | own
 
     def _load(self) -> Load:
         engines, free = len(self._deployments.engines()), self._deployments.hardware.free_bytes()

@@ -17,6 +17,7 @@ from agent.cli import (
     configuration,
     demo,
     deployments,
+    drain,
     events,
     members,
     mesh,
@@ -45,7 +46,7 @@ for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, ser
                 members.rename, members.grant, members.revoke, members.leave, members.rotate,
                 acl.acl, events.events, models.pull, models.models, models.remove, models.verify,
                 catalogue.catalogue, placing.plan, deployments.deploy, deployments.undeploy,
-                deployments.ps, configuration.config, demo.demo):  # fmt: skip
+                deployments.ps, drain.drain, configuration.config, demo.demo):  # fmt: skip
     cli.add_command(command)
 
 

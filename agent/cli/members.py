@@ -218,12 +218,15 @@ def _forget(settings: Config, sure: bool, facts: dict[str, Any]) -> list[str]:
                 if not sure:
                     membership.check_departure(time.time())
         interface = settings.network.interface
-        return list(state.wipe((f"{interface}.conf", "discovery", "deployments.json")))
+        return list(
+            state.wipe((f"{interface}.conf", "discovery", "deployments.json", "drain.json"))
+        )
 
 
 def _state(member: dict[str, Any]) -> str:
     reason = f" ({member['reason']})" if member["state"] == "revoked" and member["reason"] else ""
-    return f"{member['state']}{reason}"
+    draining = ", draining" if member.get("draining") else ""
+    return f"{member['state']}{reason}{draining}"
 
 
 def _left(seconds: float) -> str:

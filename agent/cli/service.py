@@ -142,7 +142,7 @@ def status(as_json: bool, settings: Config) -> None:
     for label, value in (
         ("node", answer["node"]),
         ("address", f"{answer['ipv6']}  {answer['ipv4']}"),
-        ("roles", ", ".join(answer["roles"])),
+        ("roles", ", ".join(answer["roles"]) + (", draining" if answer["draining"] else "")),
         ("certificate", f"for another {ago(answer['certificate_left_s'])}"),
         ("overlay", answer["parts"]["overlay"]),
         ("control", answer["parts"]["control"]),
@@ -200,6 +200,8 @@ def peers(as_json: bool, settings: Config) -> None:
     for peer in answer["peers"]:
         if peer.get("why"):
             click.echo(f"{peer['name']}: {peer['why']}")
+        if peer["draining"]:
+            click.echo(f"{peer['name']}: it is draining")
 
 
 def _peers_line(peers: dict[str, int]) -> str:

@@ -159,6 +159,7 @@ class Board:
             "draft": wish.draft,
             "generation": wish.generation,
             "author": str(wish.author_id),
+            "source": str(wish.source_id or ""),
             "owner": status.owner,
             "owner_name": self._name(status.owner),
             "owner_epoch": status.epoch,
@@ -174,6 +175,7 @@ class Board:
             "reasons": list(state.reasons),
             "url": state.url if state.phase == "ready" else "",
             "error": state.error,
+            "stays": state.stays,
         }
 
     def _without_ring(self, wish: Wish, status: Status, silent: NodeId | None) -> HeadState:
@@ -183,11 +185,23 @@ class Board:
             return HeadState(wish.name, "unknown", f"its owner, {name}, does not answer")
         error: CoveyError | None = None
         live = {member.node_id for member in self._mesh.live_workers(time.time())}
+        staying = live - self._mesh.draining()
         if wish.source_id is not None and wish.source_id not in live:
             error = PeerError(
                 f"{wish.model} lies on {self._name(str(wish.source_id))} alone, and that node is "
                 "not there",
                 hint="Start its agent, or deploy a file of another node.",
+            )
+        elif wish.source_id is not None and wish.source_id not in staying:
+            error = PeerError(
+                f"{wish.model} lies on {self._name(str(wish.source_id))} alone, and that node is "
+                "draining",
+                hint="`agent drain --off` there takes that back.",
+            )
+        elif live and not staying:
+            error = PeerError(
+                "every worker that is there is draining",
+                hint="`agent drain --off` on one of them takes that back.",
             )
         elif status.owner == str(self._own):
             error = self._executor.error(wish.name)

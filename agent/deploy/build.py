@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from agent import endpoint
 from agent.config import Config
@@ -62,10 +65,11 @@ class Build:
         engines: Engines, blobs: BlobServer, parts: Parts, mesh: Mesh, progress: Progress,
         token: Tokens,
         carried: Carried | None = None, without: frozenset[NodeId] = frozenset(),
-        fewer: bool = False,
+        fewer: bool = False, kept: frozenset[NodeId] = frozenset(),
     ) -> None:  # fmt: skip
         """`carried` goes on as the head. Nodes `without` which it can be are left out; `fewer`:
-        where not as many nodes are there as were wished for, it is built over those.
+        where not as many nodes are there as were wished for, it is built over those. `kept` are the
+        nodes of the epoch before.
         """
         self._wish = wish
         self._ring = ring
@@ -80,8 +84,9 @@ class Build:
         self._token = token
         self._carried = carried
         self._planning = Planning(
-            wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer
-        )
+            wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer,
+            kept=kept, ring=ring if kept else "",
+        )  # fmt: skip
         self._asked: set[NodeId] = set()
         self._stopping: asyncio.Task[None] | None = None
         self.plan: Plan | None = None
@@ -155,15 +160,34 @@ class Build:
         """How many nodes fewer it has than were wished for."""
         return self._planning.missing
 
+    @property
+    def carriable(self) -> bool:
+        """Whether its head can go on over another epoch, with its answers."""
+        return self._wish.engine != "rpc"
+
+    async def check_without_draining(self) -> None:
+        """Raise ModelError, PeerError or UsageError where no ring of nodes that stay would do."""
+        wanted = self._asked_for
+        if wanted is None or self.head is None:
+            raise EngineError(f"{self._wish.name} is not built yet")
+        free = self._engines.hardware.free_without([self.head.pid])
+        anew = Planning(
+            # What is asked here is whether it fits, on however many nodes.
+            msgspec.structs.replace(self._wish, nodes=None),
+            replace(self._own, node=replace(self._own.node, free_bytes=free)), self._mesh,
+            lambda *_: None, waits=False, fewer=True, ring=self._ring,
+        )  # fmt: skip
+        await anew.plan(wanted.needs, wanted.context)
+
     def carry(self) -> Carried | None:
         """Give the head away for the next epoch, with its answers; None where there is none to.
 
         What is left of this epoch on the other nodes is for the next one to end.
         """
         head = self.head
-        if head is None or not head.alive or self._wish.engine == "rpc":
+        if head is None or not head.alive or not self.carriable:
             return None
-        if head.spec.role != "head" and self._carried is None:
+        if head.spec.role != "head" and self._carried is None and head.ended:
             return None  # a whole model that broke would only break again
         self.head = None
         asked = frozenset(self._asked) | (self._carried.asked if self._carried else frozenset())

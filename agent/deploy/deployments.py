@@ -49,6 +49,7 @@ from agent.deploy.preview import preview, wish_of
 from agent.deploy.rings import Rings
 from agent.deploy.stages import StageHost, Stored
 from agent.deploy.wish import Wish, check_name
+from agent.deploy.work import work_here
 from agent.errors import CoveyError, MembershipError, NotRunning, UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.ownership.lease import Token
@@ -77,24 +78,19 @@ class Deployments:
     ) -> None:  # fmt: skip
         """`note(kind, name, text)` hears of a new owner here, and of a new phase of a ring here."""
         self._own = key.id
+        self._name = name
         self._settings = settings
         self._note = note
         self._noted: dict[str, str] = {}
+        self._draining: frozenset[NodeId] = frozenset()
         self._mesh = mesh
         self._tasks: list[asyncio.Task[None]] = []
         self._wants: dict[str, Want] = {}
         self._keeper = BookKeeper(settings.state_dir, mesh_id, key, mesh, self._book_changed)
         self._rings = Rings(
-            settings,
-            key.id,
-            name,
-            engines,
-            blobs,
-            mesh,
-            self._rings_changed,
-            self._measured_links,
+            settings, key.id, name, engines, blobs, mesh, self._rings_changed, self._measured_links
         )
-        self._stages = StageHost(settings.state_dir / "stages", engines, stored)
+        self._stages = StageHost(settings.state_dir / "stages", engines, self._drains, stored)
         self.hardware = engines.hardware
         self.offers = Offers(mesh, self._ask)
         self.links = Links(
@@ -124,6 +120,7 @@ class Deployments:
         self._keeper.restore()
         self._read_wants()
         await self._ownership.start(host, beat_port)
+        self.draining_changed()
         self.hardware.begin()
         self.links.restore()
         self._tasks = [
@@ -171,6 +168,13 @@ class Deployments:
         """Hear that a member is there (again)."""
         self._ownership.trust(node)
 
+    def draining_changed(self) -> None:
+        """Hear that a member drains, this one perhaps, or that one does not any more."""
+        if self._mesh.draining() != self._draining:
+            self._draining = self._mesh.draining()
+            self._rings.draining_changed()
+            self._ownership.kick()
+
     async def answer(self, peer: NodeId, request: Request) -> Answer:
         """Do what a member asks; raises a CoveyError, which reaches that member."""
         if not self._tasks:
@@ -199,17 +203,20 @@ class Deployments:
         facts = found.facts
         name = request.name or facts.name
         check_name(name)
-        workers = [
-            member.node_id
+        workers = {
+            member.node_id: member.certificate.name
             for member in self._mesh.members(time.time())
             if "worker" in member.certificate.roles
-        ]
-        if request.nodes is not None and request.nodes > len(workers):
+        }
+        away = sorted(workers[node] for node in self._mesh.draining() & workers.keys())
+        if request.nodes is not None and request.nodes > len(workers) - len(away):
             raise UsageError(
-                f"a ring of {request.nodes} nodes was asked for, and this mesh has {len(workers)} "
-                "that could be in it",
-                hint="`agent invite` lets more machines join.",
-            )
+                f"a ring of {request.nodes} nodes was asked for, and this mesh has "
+                f"{len(workers) - len(away)} that could be in it"
+                + "".join(f"; {other} is draining" for other in away),
+                hint="`agent drain --off` takes a node back." if away
+                else "`agent invite` lets more machines join.",
+            )  # fmt: skip
         if request.context > facts.context:
             raise UsageError(
                 f"a context of {request.context} tokens was asked for, and {facts.name} was "
@@ -221,6 +228,12 @@ class Deployments:
             raise MembershipError(
                 f"{found.path} lies on this node, which is no worker, so nobody could be its head",
                 hint="Deploy it on a worker that has the file.",
+            )
+        if wish.source and self._drains():
+            raise UsageError(
+                f"{found.path} lies on this node alone, which is draining",
+                hint="`agent drain --off` takes that back; or deploy it on a node that has the file"
+                " too.",
             )
         here = {other.name for other in self._keeper.book.wishes() if other.prefer_id == self._own}
         heads.encode([Head(other, 65535, facts.context, "x" * 8) for other in {*here, name}])
@@ -254,6 +267,18 @@ class Deployments:
     def engines(self) -> list[dict[str, Any]]:
         """Describe the engines that run here, for `agent status`."""
         return [*self._rings.engines(), *self._stages.engines()]
+
+    async def work(self) -> list[dict[str, Any]]:
+        """Describe what runs here and what becomes of it while this node drains."""
+        heads_here = {name: self._rings.state(name).phase for name in self._rings.names()}
+        stages_here = self._stages.running()
+        if not heads_here and not stages_here:
+            return []
+        live = {worker.node_id for worker in self._mesh.live_workers(time.time())}
+        return work_here(
+            str(self._own), self._name, heads_here, stages_here, await self.describe(),
+            others=bool(live - self._mesh.draining() - {self._own}),
+        )  # fmt: skip
 
     def files(self) -> dict[Path, str]:
         """Return the model files of this node that deployments use or wait for, and which do."""
@@ -304,6 +329,8 @@ class Deployments:
             raise UsageError(f"another wish for {wish.name} counts here")
         if wish.removed:
             raise UsageError(f"{wish.name} shall not run any more")
+        if self._drains() and wish.name not in self._rings.names():
+            raise UsageError(f"{self._name} is draining", hint="Another worker is to be its head.")
         return await self._rings.keep(wish, request.token, proven=request.proven)
 
     def _check_token(self, peer: NodeId, name: str, token: Token) -> None:
@@ -338,6 +365,9 @@ class Deployments:
                 wish = self._keeper.book.find(name)
                 if wish is not None and wish.removed and wish.rank > kept.rank:
                     await self._rings.end(name)
+
+    def _drains(self) -> bool:
+        return self._own in self._mesh.draining()
 
     def _read_wants(self) -> None:
         self._wants = {

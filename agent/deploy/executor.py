@@ -2,7 +2,8 @@
 
 One task for each deployment that this node owns, so that a slow head holds up nobody else. It acts
 only while the lease is valid by this node's clock, and each command carries the lease's token, by
-which the head refuses what comes too late. Used by `deployments.py`.
+which the head refuses what comes too late. A head that answers is told to end once the one that is
+meant answers too. Used by `deployments.py`.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ class Executor:
     async def _act(self, name: str, care: Care, holding: Holding) -> None:
         """Command or ask one head if there is reason to. Raises CoveyError."""
         wish = self._keeper.book.find(name)
-        if not any(h.head == holding.head for h in self._leases.owned().get(name, ())):
+        owned = self._leases.owned().get(name, ())
+        if not any(h.head == holding.head for h in owned):
             return
         keep = holding.main and wish is not None and not wish.removed
         if not keep and holding.report.phase == Phase.NONE:
@@ -142,17 +144,30 @@ class Executor:
             if keep and none and not holding.sure:
                 return  # the head before may only be cut off, with its ring running
             request: Request
+            ready = [h for h in owned if h.report.phase == Phase.READY]
+            answers = any(h.head == holding.head for h in ready)
+            wished = wish is not None and not wish.removed
+            if not keep and answers and wished and not any(h.main for h in ready):
+                state = await self._state_of(name, care, holding)
+                if wish is not None and _runs(state, wish):
+                    return  # it goes on until the head that is meant answers
             if keep and wish is not None:
-                proven = self._keeper.restored(wish) or time.time() - wish.at > _YOUNG_S
+                old = self._keeper.restored(wish) or time.time() - wish.at > _YOUNG_S
+                proven = old or any(h.head != holding.head for h in ready)
                 request = Keep(wish.encode(), holding.token, proven)
             else:
                 request = Drop(name, holding.token)
             care.states[holding.head] = await self._tell(holding.head, request)
             care.told[holding.head], care.told_at = command, time.monotonic()
             return
+        await self._state_of(name, care, holding)
+
+    async def _state_of(self, name: str, care: Care, holding: Holding) -> HeadState:
+        """Return how a head is, asked anew if that has changed."""
         known = care.states.get(holding.head)
         if known is None or known.revision != holding.report.revision:
-            care.states[holding.head] = await self._tell(holding.head, AskHead(name))
+            known = care.states[holding.head] = await self._tell(holding.head, AskHead(name))
+        return known
 
     async def _tell(self, head: NodeId, request: Request) -> HeadState:
         answer = await self._ask(head, request, _ASK_TIMEOUT_S)
@@ -168,6 +183,11 @@ async def _wait(news: asyncio.Event) -> None:
             await news.wait()
     except TimeoutError:
         return
+
+
+def _runs(state: HeadState, wish: Wish) -> bool:
+    """Say whether a head runs this wish, and not an older one of its name."""
+    return state.wish == (str(wish.author_id), wish.generation)
 
 
 def _ended(name: str, care: Care) -> bool:

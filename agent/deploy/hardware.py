@@ -13,7 +13,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -106,6 +106,12 @@ class Hardware:
             return host
         free = sum(gpu.free_bytes for gpu in gpus)
         return free if gpus[0].kind == "gpu" else min(free, host)
+
+    def free_without(self, pids: Iterable[int]) -> int:
+        """Return `free_bytes` as if these processes had ended; what they have on GPUs stays."""
+        free = self.free_bytes()
+        on_gpus = self._survey is not None and bool(self._survey.usable)
+        return free if on_gpus else free + sum(machine.own_bytes(pid) for pid in pids)
 
     async def gpu_layers(self) -> int:
         """Return how many layers engines shall put on the GPUs: -1 (all), or 0."""

@@ -1,4 +1,4 @@
-"""What this machine can hold: free memory, from the kernel."""
+"""What this machine can hold: free memory, from the kernel, and what processes would give back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from agent.errors import EnvironmentFault
 
 _MEMINFO = Path("/proc/meminfo")
+_PROC = Path("/proc")
 
 
 def free_bytes(meminfo: Path = _MEMINFO) -> int:
@@ -18,3 +19,19 @@ def free_bytes(meminfo: Path = _MEMINFO) -> int:
     raise EnvironmentFault(
         f"{meminfo} says nothing of MemAvailable.", hint="Covey needs Linux 3.14 or newer."
     )
+
+
+def own_bytes(pid: int, proc: Path = _PROC) -> int:
+    """Return the memory (bytes) that is free once a process has ended: RssAnon, 0 if it has.
+
+    Mapped files are not counted: MemAvailable has them already.
+    """
+    try:
+        status = (proc / str(pid) / "status").read_text()
+    except OSError:
+        return 0
+    for line in status.splitlines():
+        name, _, value = line.partition(":")
+        if name == "RssAnon":
+            return int(value.split()[0]) * 1024
+    return 0

@@ -20,6 +20,9 @@ class Mesh(Protocol):
     def live_workers(self, now: float) -> Sequence[Member]:
         """Return the workers that are there, this node too if it is one."""
 
+    def draining(self) -> frozenset[NodeId]:
+        """Return the members that are to run nothing, this node too if it is."""
+
     def find(self, node: NodeId) -> Member | None:
         """Return a member, valid or not."""
 

@@ -42,8 +42,10 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 # ---------------------------------------------------------------------- head ↔ stage host
 
 
-class AskFacts(_Message, frozen=True):
-    """What can this node hold?"""
+class AskFacts(_Message, frozen=True, omit_defaults=True):
+    """What can this node hold? If `ring` is named, as if no stage of that one were there."""
+
+    ring: str = ""
 
 
 class MeasureLinks(_Message, frozen=True):
@@ -71,6 +73,7 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     `decode_bytes_s`: weights that it reads a second while one stream decodes; `prefill_flop_s`:
     arithmetic of prompts; 0: not measured. `measured_at`: when (unix s); `busy`: on a busy machine,
     so that it may be faster. `links`: to the members that it is connected to, as far as known.
+    `draining`: it shall hold nothing new.
     """
 
     free_bytes: int
@@ -80,6 +83,7 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     measured_at: _Rate = 0.0
     busy: bool = False
     links: Annotated[tuple[LinkFacts, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()
+    draining: bool = False
 
 
 class CutFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -205,11 +209,12 @@ class Placed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runs_on: str = ""
 
 
-class HeadState(_Message, frozen=True):
+class HeadState(_Message, frozen=True, omit_defaults=True):
     """How a deployment is at its head; `phase` is "" where it does not run.
 
     `revision` grows with each change; `wish` is the author and generation that it runs, `token` the
-    last one that commanded it, `error` the fields of `agent.errors.to_wire`.
+    last one that commanded it, `error` the fields of `agent.errors.to_wire`. `stays` says why it
+    does not leave nodes of it that are draining.
     """
 
     name: str
@@ -225,6 +230,7 @@ class HeadState(_Message, frozen=True):
     reasons: tuple[str, ...] = ()
     url: str = ""
     error: dict[str, str] | None = None
+    stays: str = ""
 
 
 # ---------------------------------------------------------------------- anyone ↔ owner

@@ -1,13 +1,15 @@
 """Find the nodes of one ring, what is known of them and their links, and have placement choose.
 
 Used by `build.py`, and for a look without building. It asks the other workers what they can hold;
-who does not answer is left out. Links on which a plan rests are measured first where there is time
+who does not answer is left out, and so is who is draining, unless the ring is there already and
+cannot do without it. Links on which a plan rests are measured first where there is time
 for it, and the plan made anew with what came of that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -85,12 +87,14 @@ class Planning:
 
     `waits` False: answers wait, so nobody else does. Nodes `without` which it can be are left out;
     `fewer`: where not as many nodes are there as were wished for, the plan is over those, and
-    `missing` says how many are not.
+    `missing` says how many are not. `kept` are the nodes of the ring as it was, which `ring` names:
+    its stages there make room.
     """
 
     def __init__(
         self, wish: Wish, own: Own, mesh: Mesh, progress: Progress, *, waits: bool = True,
         without: frozenset[NodeId] = frozenset(), fewer: bool = False,
+        kept: frozenset[NodeId] = frozenset(), ring: str = "",
     ) -> None:  # fmt: skip
         self._wish = wish
         self._own = own
@@ -99,6 +103,9 @@ class Planning:
         self._waits = waits
         self._without = without
         self._fewer = fewer
+        self._kept = kept
+        self._ring = ring
+        self._draining: dict[str, str] = {}  # names by node
         self.missing = 0
 
     async def plan(self, model: Model, context: int) -> Plan:
@@ -120,21 +127,24 @@ class Planning:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """What to tell people of nodes that are missing."""
-        if not self.missing:
-            return ()
-        return (f"{self._wish.nodes} nodes were asked for, and {self.missing} of them are not"
-                " there; it is built again once they are",)  # fmt: skip
+        """What to tell people of nodes that are missing, or are not to be in it."""
+        said = [f"{name} is draining" for name in sorted(self._draining.values())]
+        if self.missing:
+            said.append(f"{self._wish.nodes} nodes were asked for, and {self.missing} of them are"
+                        " not there; it is built again once they are")  # fmt: skip
+        return tuple(said)
 
     async def _chosen(self, model: Model, context: int, found: _Found) -> Plan:
         """Plan without those that are to be left out if it can be, and over fewer if need be."""
-        left_out = frozenset(str(node) for node in self._without)
-        try:
-            return await self._over(model, context, found, left_out)
-        except (PeerError, ModelError):
-            if not left_out.intersection(node.node for node in found.nodes):
-                raise
-            return await self._over(model, context, found, frozenset())
+        there = frozenset(node.node for node in found.nodes)
+        draining = there.intersection(self._draining)
+        lost = there & {str(node) for node in self._without}
+        kept = {str(node) for node in self._kept}
+        tries = list(dict.fromkeys((draining | lost, draining, draining - kept)))
+        for left_out in tries[:-1]:
+            with contextlib.suppress(PeerError, ModelError):
+                return await self._over(model, context, found, left_out)
+        return await self._over(model, context, found, tries[-1])
 
     async def _over(
         self, model: Model, context: int, found: _Found, left_out: frozenset[str]
@@ -168,6 +178,7 @@ class Planning:
                 if str(worker.node_id) != self._own.node.node
             ]
             del found.nodes[1:]
+            self._draining.clear()
             asks = (self._facts(worker.node_id) for worker in workers)
             for worker, facts in zip(workers, await asyncio.gather(*asks), strict=True):
                 if facts is not None:
@@ -175,7 +186,10 @@ class Planning:
                     node = node_of(worker.node_id, certificate.name, facts, certificate.tags)
                     found.nodes.append(node)
                     found.told(node.node, facts.links)
-            lacking = wished - len(found.nodes)
+                    if facts.draining:
+                        self._draining[node.node] = node.name
+            # Who is draining will not be there soon: what can do with fewer does not wait for it.
+            lacking = wished - len(found.nodes) + (0 if self._fewer else len(self._draining))
             if lacking <= 0 or asyncio.get_running_loop().time() > deadline:
                 return
             self._progress("planning", f"waiting for {lacking} more nodes")
@@ -184,7 +198,7 @@ class Planning:
     async def _facts(self, node: NodeId) -> Facts | None:
         timeout_s = _FACTS_TIMEOUT_S if self._waits else _FACTS_QUICK_S
         try:
-            answer = await self._mesh.ask(node, AskFacts(), timeout_s)
+            answer = await self._mesh.ask(node, AskFacts(self._ring), timeout_s)
         except CoveyError as error:
             _log.info("node %s is left out of the plan: %s", node, error.line())
             return None

@@ -12,10 +12,10 @@
 
 A new epoch is a new build: frames and stages of an older one are dropped. When a ring breaks its
 head lives on, and its answers with it: they wait, and go on over the next epoch, which is built at
-once, without the node that was lost and over fewer than were wished for if need be. The
-deployment's owner
-says what to keep, with a token that this node granted; a ring goes on while no owner says anything.
-Whether a token counts is for the caller to check.
+once, without the node that was lost and over fewer than were wished for if need be. It moves in the
+same way when a node of it drains. The deployment's owner says what to keep, with a token that this
+node granted; a ring goes on while no owner says anything. Whether a token counts is for the caller
+to check.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from agent import endpoint
 from agent.config import Config
-from agent.deploy import heads
+from agent.deploy import answering, heads, leaving
 from agent.deploy.blobs import BlobServer
 from agent.deploy.build import Build
-from agent.deploy.carried import Carried, Losses
+from agent.deploy.carried import Carried
 from agent.deploy.engines import Engines
 from agent.deploy.heads import Head
 from agent.deploy.mesh import Mesh
-from agent.deploy.messages import AskFacts, HeadState
+from agent.deploy.messages import AskFacts, Facts, HeadState
 from agent.deploy.parts import Parts
 from agent.deploy.planning import Measure, Own, node_of
+from agent.deploy.ring import Deployment
 from agent.deploy.wish import Wish
 from agent.engine.gpu import SURVEY_TIMEOUT_S
 from agent.engine.supervisor import Engine
 from agent.errors import ConfigError, CoveyError, EngineError, ModelError, UsageError, to_wire
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token
-from agent.ownership.owner import Phase, Report
+from agent.ownership.owner import Report
 
 _log = logging.getLogger(__name__)
 
@@ -54,47 +56,16 @@ _log = logging.getLogger(__name__)
 _PAUSE_S, _MAX_PAUSE_S = 1.0, 30.0
 # A ring that answered for so long is no longer the one that kept breaking.
 _STABLE_S = 60.0
-# A gateway learns within about 2 s that a head is no more announced; the rest is for answers that
-# are being written.
-DRAIN_S = 10.0
+# A gateway learns within about 2 s that a head is no more announced.
+UNANNOUNCED_S = 3.0
+# A head that runs elsewhere too ends once its last answer is written: the longest take minutes.
+LAST_ANSWERS_S = 600.0
 # A node that is there again is asked so often, with such pauses, until it says what it can hold.
 _REGAIN_TRIES, _REGAIN_PAUSE_S, _REGAIN_TIMEOUT_S = 6, 2.0, 3.0
 
-_REPORTED = {"ready": Phase.READY, "failed": Phase.FAILED}
-_BROKEN = ("ending", "waiting", "draining", "moving")
-
-
-@dataclass
-class _Deployment:
-    """A wish and how far it is."""
-
-    wish: Wish
-    token: Token
-    ring: str
-    phase: str = "planning"
-    progress: str = "planning"
-    error: CoveyError | None = None
-    epoch: int = 0
-    revision: int = 0
-    build: Build | None = None
-    task: asyncio.Task[None] | None = None
-    drain: asyncio.Task[None] | None = None
-    # It was possible once (it ran, or was stored), so whatever is wrong now may pass.
-    possible: bool = False
-    again: asyncio.Event = field(default_factory=asyncio.Event)
-    carried: Carried | None = None
-    losses: Losses = field(default_factory=Losses)
-    regain: asyncio.Task[None] | None = None
-
-    @property
-    def report(self) -> Report:
-        """How it is, for its owner."""
-        waiting = Phase.WAITING if self.phase in _BROKEN else Phase.BUILDING
-        return Report(_REPORTED.get(self.phase, waiting), self.revision)
-
 
 class _Moves(Exception):
-    """A ring that answers is to be built again, since more nodes are there than when it was."""
+    """A ring that answers is to be built again, over other nodes than now."""
 
 
 class Rings:
@@ -116,9 +87,10 @@ class Rings:
         self._mesh = mesh
         self._changed = changed
         self._measure = measure
-        self._deployments: dict[str, _Deployment] = {}
+        self._deployments: dict[str, Deployment] = {}
         self._revision = 0
         self._came: dict[NodeId, float] = {}
+        self._draining: frozenset[NodeId] = frozenset()
         self._announcing = asyncio.Lock()
 
     async def keep(self, wish: Wish, token: Token, *, proven: bool) -> HeadState:
@@ -131,7 +103,9 @@ class Rings:
         if known is not None and known.wish.rank > wish.rank:
             raise UsageError(f"a newer wish for {wish.name} is kept here already")
         if known is not None and known.phase == "draining":
-            raise UsageError(f"{wish.name} is being ended here", hint="Try again in a moment.")
+            if known.wish != wish or not self._resume(known):
+                raise UsageError(f"{wish.name} is being ended here", hint="Try again in a moment.")
+            await self._announce()
         if known is None or known.wish != wish:
             names = {*self._deployments, wish.name}
             heads.encode([Head(name, 65535, 2**20, "x" * 8) for name in names])
@@ -146,8 +120,8 @@ class Rings:
         """Begin to end a deployment that runs elsewhere; answers that are being written go on."""
         known = self._deployments.get(name)
         if known is not None and known.phase != "draining":
-            pause_s = DRAIN_S if known.phase == "ready" else 0.0
-            known.drain = asyncio.create_task(self._drain(known, pause_s), name=f"drain {name}")
+            answers = known.phase in ("ready", "moving")
+            known.drain = asyncio.create_task(self._drain(known, answers), name=f"drain {name}")
             self._to(known, "draining", "it runs elsewhere; the last answers are written here")
         return self.state(name)
 
@@ -179,25 +153,34 @@ class Rings:
             wish=(str(known.wish.author_id), known.wish.generation), token=known.token,
             ring=known.ring, epoch=known.epoch, context=built.context if built else 0,
             stages=built.placed if built else (), reasons=built.reasons if built else (), url=url,
-            error=to_wire(known.error) if known.error else None,
+            error=to_wire(known.error) if known.error else None, stays=known.stays,
         )  # fmt: skip
+
+    def draining_changed(self) -> None:
+        """Hear that a node drains, or does not any more: rings leave it, or use it again."""
+        before, self._draining = self._draining, self._mesh.draining()
+        for deployment in self._deployments.values():
+            self._leave_draining(deployment)
+            for node in before - self._draining - {self._own}:
+                self._regain_from(deployment, node)
 
     def came(self, node: NodeId) -> None:
         """Hear that a node is there (again): what waits and lacks it is built at once."""
         self._came[node] = time.monotonic()
         for deployment in self._deployments.values():
-            if deployment.phase == "waiting" and self._lacks(deployment, node):
+            if deployment.phase == "waiting" and deployment.lacks(node):
                 deployment.again.set()
-            missing = deployment.build.missing if deployment.build is not None else 0
-            idle = deployment.regain is None or deployment.regain.done()
-            if deployment.phase == "ready" and missing and idle:
-                deployment.regain = asyncio.create_task(
-                    self._regain(deployment, node), name=f"regain {deployment.wish.name}"
-                )
+            self._regain_from(deployment, node)
 
-    async def own(self) -> Own:
-        """Return this node as plans take it; EngineError while its GPUs are not known yet."""
+    async def own(self, carried: Carried | None = None) -> Own:
+        """Return this node as plans take it; EngineError while its GPUs are not known yet.
+
+        What a head that is carried over holds counts as free.
+        """
         facts = await self._engines.hardware.facts(SURVEY_TIMEOUT_S)
+        if carried is not None:
+            free = self._engines.hardware.free_without([carried.engine.pid])
+            facts = msgspec.structs.replace(facts, free_bytes=free)
         member = self._mesh.find(self._own)
         tags = member.certificate.tags if member is not None else ()
         return Own(node_of(self._own, self._name, facts, tags), facts.links, self._measure)
@@ -222,68 +205,130 @@ class Rings:
 
     # ------------------------------------------------------------------ inside
 
-    def _start(self, wish: Wish, token: Token) -> _Deployment:
+    def _start(self, wish: Wish, token: Token) -> Deployment:
         identity = hashlib.sha256(self._own.ed25519 + wish.name.encode()).hexdigest()[:32]
-        deployment = _Deployment(wish, token, ring=identity)
+        deployment = Deployment(wish, token, ring=identity)
         self._deployments[wish.name] = deployment
         self._to(deployment, "planning", "planning")
         deployment.task = asyncio.create_task(self._keep(deployment), name=wish.name)
         self._changed()
         return deployment
 
-    async def _end(self, deployment: _Deployment) -> None:
-        for task in (deployment.drain, deployment.regain, deployment.task):
+    async def _end(self, deployment: Deployment) -> None:
+        for task in (deployment.drain, deployment.regain, deployment.leave, deployment.task):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
         self._forget(deployment)
 
-    async def _regain(self, deployment: _Deployment, node: NodeId) -> None:
+    def _regain_from(self, deployment: Deployment, node: NodeId) -> None:
+        """Have a ring that lacks nodes use this one, if it is not in it."""
+        missing = deployment.build.missing if deployment.build is not None else 0
+        idle = deployment.regain is None or deployment.regain.done()
+        if deployment.phase == "ready" and missing and idle and node not in deployment.nodes:
+            deployment.regain = asyncio.create_task(
+                self._regain(deployment, node), name=f"regain {deployment.wish.name}"
+            )
+
+    async def _regain(self, deployment: Deployment, node: NodeId) -> None:
         """Have a ring that lacks nodes built again once this one says that it can hold a stage."""
         for _ in range(_REGAIN_TRIES):
             try:
-                await self._mesh.ask(node, AskFacts(), _REGAIN_TIMEOUT_S)
+                facts = await self._mesh.ask(node, AskFacts(), _REGAIN_TIMEOUT_S)
             except CoveyError as error:
                 _log.info("deployment name=%s node=%s is not ready yet: %s", deployment.wish.name,
                           node, error.line())  # fmt: skip
                 await asyncio.sleep(_REGAIN_PAUSE_S)
             else:
-                deployment.again.set()
+                if not (isinstance(facts, Facts) and facts.draining):
+                    deployment.moves = "more nodes are there; its answers go on over them"
+                    deployment.again.set()
                 return
 
-    async def _drain(self, deployment: _Deployment, pause_s: float) -> None:
+    def _leave_draining(self, deployment: Deployment) -> None:
+        idle = deployment.leave is None or deployment.leave.done()
+        if idle and self._leaving(deployment) and deployment.build is not None:
+            deployment.leave = asyncio.create_task(
+                self._leave(deployment, deployment.build), name=f"leave {deployment.wish.name}"
+            )
+
+    def _leaving(self, deployment: Deployment) -> tuple[str, ...]:
+        """Return the names of the draining nodes that a ring that answers has stages on."""
+        draining = {str(node) for node in self._mesh.draining() - {self._own}}
+        return deployment.names_in(draining) if deployment.phase == "ready" else ()
+
+    async def _leave(self, deployment: Deployment, build: Build) -> None:
+        """Have a ring that answers built again without its draining nodes, once it can be."""
+        try:
+            url = self.state(deployment.wish.name).url
+            why = await leaving.until_it_may(
+                build, url, lambda: self._leaving(deployment),
+                lambda why: self._stays(deployment, why),
+            )  # fmt: skip
+            if why:
+                deployment.moves = why
+                deployment.again.set()
+        finally:
+            self._stays(deployment, "")
+
+    def _stays(self, deployment: Deployment, why: str) -> None:
+        if deployment.stays != why:
+            deployment.stays = why
+            self._revise(deployment)
+            self._changed()
+
+    def _resume(self, deployment: Deployment) -> bool:
+        """Have a deployment that was to end go on, if it still answers; say whether it does."""
+        if not deployment.answers or deployment.drain is None or deployment.ending:
+            return False
+        deployment.drain.cancel()
+        deployment.drain, deployment.phase, deployment.progress = None, "ready", "answers"
+        self._revise(deployment)
+        self._changed()
+        return True
+
+    async def _drain(self, deployment: Deployment, answers: bool) -> None:
         try:
             await self._announce()
         except CoveyError as error:
             _log.info("deployment name=%s stays announced: %s", deployment.wish.name, error.line())
-        await asyncio.sleep(pause_s)
+        if answers:
+            await asyncio.sleep(UNANNOUNCED_S)
+            url = self.state(deployment.wish.name).url
+            if url and not await answering.until_idle(url, LAST_ANSWERS_S):
+                _log.warning("deployment name=%s is ended with answers being written",
+                             deployment.wish.name)  # fmt: skip
+        deployment.ending = True
         if deployment.task is not None:
             deployment.task.cancel()
             await asyncio.wait([deployment.task])
         self._forget(deployment)
 
-    def _forget(self, deployment: _Deployment) -> None:
+    def _forget(self, deployment: Deployment) -> None:
         if self._deployments.get(deployment.wish.name) is deployment:
             del self._deployments[deployment.wish.name]
             _log.info("deployment name=%s is ended here", deployment.wish.name)
             self._changed()
 
-    def _to(self, deployment: _Deployment, phase: str, progress: str) -> None:
+    def _to(self, deployment: Deployment, phase: str, progress: str) -> None:
         """Move on; one log line for each change of phase."""
         if deployment.phase == "draining":
             phase, progress = deployment.phase, deployment.progress
         moved = deployment.phase != phase
         if moved or deployment.progress != progress:
-            # Larger than any before, also for a name that was ended here and came again.
-            self._revision += 1
-            deployment.revision = self._revision
+            self._revise(deployment)
         deployment.phase, deployment.progress = phase, progress
         if moved:
             _log.info("deployment name=%s epoch=%d %s", deployment.wish.name, deployment.epoch,
                       phase)  # fmt: skip
             self._changed()
 
-    async def _keep(self, deployment: _Deployment) -> None:
+    def _revise(self, deployment: Deployment) -> None:
+        # Larger than any before, also for a name that was ended here and came again.
+        self._revision += 1
+        deployment.revision = self._revision
+
+    async def _keep(self, deployment: Deployment) -> None:
         """Keep one deployment true until it is cancelled, or turns out to be impossible."""
         try:
             await self._keep_on(deployment)
@@ -291,7 +336,7 @@ class Rings:
             if deployment.carried is not None:
                 await deployment.carried.engine.stop()
 
-    async def _keep_on(self, deployment: _Deployment) -> None:
+    async def _keep_on(self, deployment: Deployment) -> None:
         pause_s = _PAUSE_S
         while True:
             # Later than any epoch of this ring before, also across a restart of the agent.
@@ -301,7 +346,7 @@ class Rings:
             try:
                 await self._run_epoch(deployment)
             except _Moves:
-                self._to(deployment, "moving", "more nodes are there; its answers go on over them")
+                self._to(deployment, "moving", deployment.moves)
                 continue
             except CoveyError as error:
                 if deployment.phase == "draining":
@@ -328,7 +373,7 @@ class Rings:
             else:
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
-    async def _pause(self, deployment: _Deployment, seconds: float) -> bool:
+    async def _pause(self, deployment: Deployment, seconds: float) -> bool:
         """Wait so long; True at once, or almost, when a node that it lacks is there again."""
         waits = [asyncio.create_task(asyncio.sleep(seconds)),
                  asyncio.create_task(deployment.again.wait())]  # fmt: skip
@@ -339,29 +384,25 @@ class Rings:
                 wait.cancel()
         return deployment.again.is_set()
 
-    def _lacks(self, deployment: _Deployment, node: NodeId) -> bool:
-        """Say whether a node was in the broken ring, or may be what no ring could be made for."""
-        plan = deployment.build.plan if deployment.build is not None else None
-        return plan is None or str(node) in {stage.node for stage in plan.stages}
-
-    def _returned(self, deployment: _Deployment, began: float) -> bool:
+    def _returned(self, deployment: Deployment, began: float) -> bool:
         """Say whether a node of the broken ring came back since; then it is not the ring's fault.
 
         A stage that is gone may be missed only when its node is there again and says so.
         """
-        return any(at > began and self._lacks(deployment, node) for node, at in self._came.items())
+        return any(at > began and deployment.lacks(node) for node, at in self._came.items())
 
-    async def _run_epoch(self, deployment: _Deployment) -> None:
+    async def _run_epoch(self, deployment: Deployment) -> None:
         """Build an epoch and serve it until it breaks; always raises, or is cancelled."""
-        own = await self.own()
-        now = time.monotonic()
+        own = await self.own(deployment.carried)
         carried, deployment.carried = deployment.carried, None
+        now = time.monotonic()
         build = deployment.build = Build(
             deployment.wish, deployment.ring, deployment.epoch, settings=self._settings, own=own,
             engines=self._engines, blobs=self._blobs, parts=self._parts, mesh=self._mesh,
             progress=lambda phase, progress: self._to(deployment, phase, progress),
             token=lambda: deployment.token, carried=carried, fewer=deployment.possible,
             without=deployment.losses.repeated(now, lambda node: self._came.get(node, 0.0)),
+            kept=deployment.held,
         )  # fmt: skip
         try:
             head = await build.up()
@@ -369,7 +410,9 @@ class Rings:
             deployment.possible = True
             deployment.again.clear()
             self._to(deployment, "ready", "answers")
+            deployment.answers, deployment.held = True, deployment.nodes
             await self._announce()
+            self._leave_draining(deployment)
             raise await self._over(deployment, head)
         except (CoveyError, _Moves):
             if (lost := build.lost) is not None:
@@ -378,12 +421,15 @@ class Rings:
                 deployment.carried = build.carry()
             raise
         finally:
+            deployment.answers = False
+            if deployment.leave is not None:
+                deployment.leave.cancel()
             if deployment.carried is None:
                 self._to(deployment, "ending", "ending what is left of it")
             await build.down()
             await self._announce()
 
-    async def _over(self, deployment: _Deployment, head: Engine) -> Exception:
+    async def _over(self, deployment: Deployment, head: Engine) -> Exception:
         """Wait until an epoch ends: its head's reason, or that it is to move to more nodes."""
         ended = asyncio.create_task(head.wait_ended())
         again = asyncio.create_task(deployment.again.wait())

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from agent.deploy import blobs
 from agent.deploy.engines import Engines, Place
 from agent.deploy.messages import (
@@ -26,6 +28,7 @@ from agent.deploy.messages import (
     AskStage,
     ConnectStage,
     CutFile,
+    Facts,
     LoadStage,
     StageRequest,
     StageState,
@@ -72,8 +75,14 @@ class _Stage:
 class StageHost:
     """All stages that run here for others."""
 
-    def __init__(self, folder: Path, engines: Engines, stored: Stored | None = None) -> None:
-        """`stored` gets layers of stored models; None: there is no store."""
+    def __init__(
+        self, folder: Path, engines: Engines, draining: Callable[[], bool] = lambda: False,
+        stored: Stored | None = None,
+    ) -> None:  # fmt: skip
+        """`draining` says whether this node is to hold nothing; `stored` gets layers of stored
+        models, None: there is no store.
+        """
+        self._draining = draining
         self._engines = engines
         self._folder = folder
         self._stored = stored
@@ -84,7 +93,7 @@ class StageHost:
         """Do what a member asks; raises a CoveyError, which reaches that member."""
         match request:
             case AskFacts():
-                return await self._engines.hardware.facts()
+                return await self._facts(request.ring)
             case LoadStage() | StartServer():
                 return await self._load(peer, request)
             case ConnectStage():
@@ -118,10 +127,23 @@ class StageHost:
             for (ring, index), stage in sorted(self._stages.items())
         ]  # fmt: skip
 
+    def running(self) -> list[tuple[str, int]]:
+        """Return the stages (ring, index) that are not at their end."""
+        return [key for key, stage in self._stages.items() if stage.state.phase != "broken"]
+
     async def stop(self) -> None:
         """End every stage."""
         for ring in {ring for ring, _ in self._stages}:
             await self._end(ring)
+
+    async def _facts(self, ring: str) -> Facts:
+        """Return what this node can hold, as if no stage of `ring` were here."""
+        facts = await self._engines.hardware.facts()
+        pids = [stage.engine.pid for stage in self._of(ring) if stage.engine is not None]
+        if pids:
+            free = self._engines.hardware.free_without(pids)
+            facts = msgspec.structs.replace(facts, free_bytes=free)
+        return msgspec.structs.replace(facts, draining=self._draining())
 
     async def _load(self, peer: NodeId, request: LoadStage | StartServer) -> StageState:
         for stage in self._of(request.ring):

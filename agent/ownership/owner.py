@@ -13,6 +13,10 @@ For each deployment a worker is in one of two states:
     duty    aside   one who comes first says that it is there (its beat), or a head says that it
                     acts; the leases are given back, and it is told which heads they were for
     duty    aside   the deployment was removed and runs nowhere any more
+    duty    aside   this node is draining, and another worker is not
+
+A head that is draining goes on until another one answers: the new one is meant at once, and the old
+one's lease is kept as that of a surplus.
 
 A node on duty acts on a head only while its lease there is valid by its own clock, which counts
 from when the claim was sent. Two nodes may both be on duty for a while, but never both hold one
@@ -26,7 +30,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.identity.keys import NodeId
-from agent.ownership import rendezvous
 from agent.ownership.duty import RENEW_S, RETRY_S, Duty, Hold, Phase, Want, best_running, new_head
 from agent.ownership.headside import HERE_INTERVAL_S, HeadSide
 from agent.ownership.hearsay import FRESH_S, MEMORY_S, Hearsay, Told
@@ -133,13 +136,15 @@ class Ownership:
 
     def tick(
         self, now: float, live: Collection[NodeId], wants: Mapping[str, Want],
-        running: Mapping[str, Report],
+        running: Mapping[str, Report], draining: Collection[NodeId] = (),
     ) -> list[Send]:  # fmt: skip
-        """Move on. `live`: the workers that are there; `running`: the rings whose head is here."""
+        """Move on. `live`: the workers that are there; `running`: the rings whose head is here;
+        `draining`: who is to run nothing.
+        """
         self._head.running = {n: r for n, r in running.items() if r.phase != Phase.NONE}
         self._wants = wants
         self._hearsay.expire(now)
-        self._ranking.update(live, now)
+        self._ranking.update(live, now, draining)
         for node, here in self._head.due(now, lambda name: self._ranking.candidates(name, now)):
             self._post(node, here)
         expected: set[NodeId] = set()
@@ -220,7 +225,7 @@ class Ownership:
         if hold.token is not None and refuse.holder.epoch > hold.token.epoch:
             hold.lost(self._next_number(now))
         renewed_at = now - refuse.age_us / 1e6
-        if rendezvous.above(refuse.name, self._own, holder):
+        if self._ranking.precedes(refuse.name, self._own, holder):
             # It acts for a part of the mesh that does not see this node: let it know, and yield.
             duty.rivals.add(holder)
             self._post(holder, self._beat(refuse.name, duty, now))
@@ -235,9 +240,10 @@ class Ownership:
         duty = self._duties.get(beat.name)
         if duty is None:
             return
-        if rendezvous.above(beat.name, peer, self._own):
+        if self._ranking.precedes(beat.name, peer, self._own):
             self._yield(beat.name, duty, peer)
-        else:
+        elif peer not in duty.rivals:
+            # Once between two beats: who has not heard yet who is draining thinks the same of us.
             duty.rivals.add(peer)
             self._post(peer, self._beat(beat.name, duty, now))
 
@@ -260,6 +266,9 @@ class Ownership:
             if now < self._ready_at:
                 return set()
             duty = self._duties[name] = Duty(since=now)
+        elif self._own in ranking.draining and ranking.present(name, now)[0] != self._own:
+            self._yield(name, duty, ranking.present(name, now)[0])
+            return set()
         self._choose(want, duty, now)
         self._keep_holds(want, duty, now)
         if want.removed and not duty.holds:
@@ -277,6 +286,9 @@ class Ownership:
             allowed = want.only is None or node == want.only
             return allowed and self._ranking.usable(node, now)
 
+        def stays(node: NodeId) -> bool:
+            return usable(node) and node not in self._ranking.draining
+
         if want.removed:
             duty.main = None
             return
@@ -285,7 +297,7 @@ class Ownership:
             self._drop_hold(want.name, duty, duty.main)
             duty.main = None
         running = self._running(want.name)
-        best = best_running(want, running, usable)
+        best = best_running(want, running, stays) or best_running(want, running, usable)
         if duty.main is None:
             told = self._hearsay.told(want.name, now, MEMORY_S)
             if best is not None:
@@ -294,13 +306,18 @@ class Ownership:
                 duty.main = told.head
             elif told or duty.lost or self._ranking.stable_for(now) >= SETTLE_S:
                 # Whoever ran it would have been heard of by now, or is lost.
-                duty.main = new_head(want, self._own, usable)
+                duty.main = new_head(want, self._own, stays)
                 if told and told.token and told.head:
                     duty.lost, duty.lost_at = told.head, now
         elif best is not None and (
             running[best] is Phase.READY and running.get(duty.main) is not Phase.READY
-        ):
+            and (stays(best) or not stays(duty.main))
+        ):  # fmt: skip
             duty.main = best
+        if duty.main is not None and not stays(duty.main):
+            other = best_running(want, running, stays) or new_head(want, self._own, stays)
+            # What does not run on a node that drains is not begun there.
+            duty.main = other or (duty.main if duty.main in running else None)
         if duty.main is not None and duty.main not in duty.holds:
             duty.holds[duty.main] = Hold(self._next_number(now), now)
 

@@ -1,7 +1,8 @@
 """The workers that are there, in the order in which they own a deployment. A core.
 
-`live` comes from outside (presence); `Pulse` sees within a second or so who is silent. Used by
-`owner.py`. `now` is monotonic seconds.
+`live` comes from outside (presence); `Pulse` sees within a second or so who is silent. Those that
+are draining come last, so that they own nothing while anyone else is there. Used by `owner.py`.
+`now` is monotonic seconds.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ class Ranking:
         self._own = own
         self.pulse = Pulse()
         self.live: frozenset[NodeId] = frozenset()
+        self.draining: frozenset[NodeId] = frozenset()
         self._present: frozenset[NodeId] = frozenset()
         self._stable_since = now
         self._orders: dict[str, tuple[NodeId, ...]] = {}
 
-    def update(self, live: Collection[NodeId], now: float) -> None:
-        """Take in who is there, and find out who fell silent."""
+    def update(
+        self, live: Collection[NodeId], now: float, draining: Collection[NodeId] = ()
+    ) -> None:
+        """Take in who is there, and which of them are draining; find out who fell silent."""
         self.pulse.lapse(now)
         # Who spoke just now is there, whatever presence knows yet.
         found = frozenset(live) | self.pulse.heard_within(LEASE_S, now)
@@ -38,6 +42,11 @@ class Ranking:
                 self.pulse.forget(node)
             self.live = found
             self._orders.clear()
+        if frozenset(draining) != self.draining:
+            self.draining = frozenset(draining)
+            self._orders.clear()
+            # Another one may be first now: nobody has told it yet what runs where.
+            self._stable_since = now
         present = frozenset(node for node in found if not self.down(node, now))
         if present != self._present:
             self._present, self._stable_since = present, now
@@ -55,14 +64,21 @@ class Ranking:
         return node in self.live and not self.down(node, now)
 
     def stable_for(self, now: float) -> float:
-        """Return for how many seconds the same nodes have been there."""
+        """Return for how many seconds the same nodes have been there, in the same order."""
         return now - self._stable_since
 
     def order(self, name: str) -> tuple[NodeId, ...]:
         """Return all live workers in the order in which they own a deployment."""
         if name not in self._orders:
-            self._orders[name] = rendezvous.order(name, self.live)
+            order = rendezvous.order(name, self.live)
+            self._orders[name] = tuple(sorted(order, key=lambda node: node in self.draining))
         return self._orders[name]
+
+    def precedes(self, name: str, one: NodeId, other: NodeId) -> bool:
+        """Say whether `one` comes before `other`, as far as this node knows who is draining."""
+        if (one in self.draining) != (other in self.draining):
+            return other in self.draining
+        return rendezvous.above(name, one, other)
 
     def present(self, name: str, now: float) -> list[NodeId]:
         """Return those of `order` that are not silent."""

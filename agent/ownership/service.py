@@ -47,6 +47,9 @@ class Members(Protocol):
     def members(self, now: float) -> Sequence[Member]:
         """Return all valid members, there or not."""
 
+    def draining(self) -> frozenset[NodeId]:
+        """Return the members that are to run nothing, this node too if it is."""
+
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
@@ -187,7 +190,8 @@ class OwnershipService(asyncio.DatagramProtocol):
         self._timer = None
         self._learn()
         live = [member.node_id for member in self._members.live_workers(time.time())]
-        self._send(core.tick(_now(), live, self._wants(), self._running()))
+        draining = self._members.draining()
+        self._send(core.tick(_now(), live, self._wants(), self._running(), draining))
         self._settle(core)
 
     def _settle(self, core: Ownership) -> None:

@@ -45,3 +45,5 @@ class Sources:
     name_of: Callable[[NodeId], str]
     control_addresses: Callable[[NodeId], Sequence[str]]
     """Where a member's control plane can be reached now, the best address first."""
+    draining: Callable[[], bool] = lambda: False
+    """Whether nothing new shall run here."""

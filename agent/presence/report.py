@@ -52,8 +52,12 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
     severity: Literal["warning", "error"]
 
 
-class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="beat"):
-    """The author lives, and how; `leaving` says that its agent stops now."""
+class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="beat", omit_defaults=True):
+    """The author lives, and how; `leaving` says that its agent stops now.
+
+    `draining`: nothing new shall run there. Agents that do not know the field yet understand all
+    beats without it.
+    """
 
     at: _Time
     load: Load
@@ -61,6 +65,7 @@ class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="beat"):
     links: _Count = 0
     software: _Text = ""
     leaving: bool = False
+    draining: bool = False
 
 
 class Doubt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="doubt"):

@@ -71,12 +71,14 @@ class Presence:
         models: Callable[[], None] = lambda: None,
         left: Callable[[NodeId], None] = lambda node: None,
         came: Callable[[NodeId], None] = lambda node: None,
+        draining: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
         software: str = "",
     ) -> None:
         """`changed` is called when a member turns alive, suspect or gone, `models` when one says
         that its models changed, `left` when one says that its agent stops, `came` when one that
-        was only taken to be there shows that it is.
+        was only taken to be there shows that it is, `draining` when one says that it drains or
+        does not any more.
         """
         self._own = own
         self._control = control
@@ -86,6 +88,7 @@ class Presence:
         self._on_changed = changed
         self._on_models = models
         self._on_left = left
+        self._on_draining = draining
         self._stirred = asyncio.Event()
         self._models_changed = asyncio.Event()
         self._software = software
@@ -151,6 +154,12 @@ class Presence:
         """Return the other members that have shown that they are there, or have just come."""
         return self._liveness.there(time.monotonic())
 
+    def draining(self) -> frozenset[NodeId]:
+        """Return the other members that say that they drain."""
+        return frozenset(
+            node for node, heard in self._heard.items() if heard.beat and heard.beat.draining
+        )
+
     def clock_differs(self) -> bool:
         """Say whether all that members tell was written at another time than this node's."""
         return self._words.clock_differs()
@@ -177,7 +186,7 @@ class Presence:
         self._liveness.slept(node)
 
     def models_changed(self) -> None:
-        """Tell all members now which models run here."""
+        """Tell all members now which models run here, and whether this node drains."""
         self._models_changed.set()
 
     def describe(self, node: NodeId) -> dict[str, Any]:
@@ -195,6 +204,7 @@ class Presence:
             "models": [{"name": m.name, "part": m.part, "phase": m.phase}
                        for m in heard.models.models] if heard and heard.models else [],
             "software": beat.software if beat else "",
+            "draining": bool(beat and beat.draining),
         }  # fmt: skip
 
     def links(self) -> list[NodeId]:
@@ -321,7 +331,8 @@ class Presence:
         return self._said_at
 
     def _beat(self, at: float) -> Beat:
-        return Beat(at, self._sources.load(), self._items(), len(self._linked), self._software)
+        return Beat(at, self._sources.load(), self._items(), len(self._linked), self._software,
+                    draining=self._sources.draining())  # fmt: skip
 
     def _items(self) -> tuple[Item, ...]:
         found = self._health.items()[: report.MAX_ITEMS]
@@ -384,7 +395,10 @@ class Presence:
         """Take a word for what was so at `at` (monotonic s): now, or when it was written."""
         match word:
             case Beat():
-                self._of(author).beat = word
+                heard = self._of(author)
+                before, heard.beat = heard.beat, word
+                if (before is not None and before.draining) != word.draining:
+                    self._on_draining()
                 if word.leaving:
                     self._liveness.departed(author, at)
                     if self._liveness.state(author) is State.GONE:
@@ -394,8 +408,8 @@ class Presence:
                 self._act_on_doubt(NodeId(word.node), at)
             case Models():
                 heard = self._of(author)
-                before, heard.models = heard.models, word
-                if before is None or (before.revision, before.models) != (
+                said, heard.models = heard.models, word
+                if said is None or (said.revision, said.models) != (
                     word.revision,
                     word.models,
                 ):

@@ -11,7 +11,14 @@ import msgspec
 import pytest
 
 from agent.acl.service import CheckRequest
-from agent.api import DeployRequest, LocalApi, PingRequest, PullRequest, VerifyRequest
+from agent.api import (
+    DeployRequest,
+    DrainRequest,
+    LocalApi,
+    PingRequest,
+    PullRequest,
+    VerifyRequest,
+)
 from agent.authority.wishes import (
     GrantWish,
     InviteWish,
@@ -90,6 +97,12 @@ class FakeTarget:
             raise MembershipError("too many", hint="Ask for fewer.")
         return {"uses": request.uses, "ttl_s": request.ttl_s}
 
+    async def drained(self) -> dict[str, Any]:
+        return {"draining": True, "work": []}
+
+    async def drain(self, request: DrainRequest) -> dict[str, Any]:
+        return {"draining": not request.off}
+
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
         return {"model": request.model, "nodes": request.nodes}
 
@@ -140,6 +153,9 @@ async def test_reads_writes_and_deletes(api: Api) -> None:
     assert await client.get("/v1/netcheck") == {"nat": "easy"}
     assert await client.post("/v1/ping", {"peer": "b"}) == {"name": "b", "rtt_ms": 1.5}
     assert await client.delete("/v1/deployments/m") == {"name": "m"}
+    assert await client.post("/v1/drain") == {"draining": True}
+    assert await client.post("/v1/drain", {"off": True}) == {"draining": False}
+    assert await client.get("/v1/drain") == {"draining": True, "work": []}
     await client.post("/v1/down")
     assert target.stopped
 

@@ -1,11 +1,14 @@
 """What a server says of its one model: /v1/models, /health, and refusals by name or state.
 
+/health has `running` too: how many requests are being answered, so that the agent may wait for the
+last one.
+
 Used by `app.py` (text) and `embeddings.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 
@@ -22,6 +25,19 @@ class About:
     def __init__(self, model: Served, capabilities: Sequence[str]) -> None:
         self._model = model
         self._capabilities = list(capabilities)
+        self._running = 0
+
+    @web.middleware
+    async def count(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Count the requests that are being answered: those that ask the model for something."""
+        asks = request.method == "POST"
+        self._running += asks
+        try:
+            return await handler(request)
+        finally:
+            self._running -= asks
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add the routes that every model's server has."""
@@ -66,10 +82,12 @@ class About:
         state, reason = self._model.state()
         if state == "ready":
             return reply(
-                {"status": "ok", "model": self._model.name, "context": self._model.context}
-            )
+                {"status": "ok", "model": self._model.name, "context": self._model.context,
+                 "running": self._running}
+            )  # fmt: skip
         body = openai.error_body(self._not_ready(state, reason))
-        return reply({"status": state, "reason": reason, **body}, 503, RETRY_AFTER_S)
+        said = {"status": state, "reason": reason, "running": self._running, **body}
+        return reply(said, 503, RETRY_AFTER_S)
 
     async def _all(self, _: web.Request) -> web.Response:
         return reply({"object": "list", "data": [self._object()]})

@@ -41,7 +41,7 @@ def make_app(model: Model) -> web.Application:
     """Return the application that serves `model`, to be run by the caller's AppRunner."""
     about = About(model, ["chat", "completions"])
     server = _Server(model, about)
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[errors])
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[about.count, errors])
     app.router.add_post("/v1/chat/completions", server.chat)
     app.router.add_post("/v1/completions", server.completion)
     about.refuse(app.router, "/v1/embeddings", "embeddings")

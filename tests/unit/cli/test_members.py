@@ -88,6 +88,8 @@ def test_members_are_listed_with_how_they_stand(agent: Agent) -> None:
     assert "10 d" in lines[1]
     assert "revoked (lost)" in lines[2] and "ended" in lines[2] and " - " in lines[2]
     assert json.loads(run(members.members, "--json").output)["members"][1]["name"] == "pi"
+    agent.answers["/v1/members"] = {"members": [MEMBER | {"draining": True}]}
+    assert "member, draining" in run(members.members).output
 
 
 def test_a_node_is_revoked(agent: Agent) -> None:

@@ -24,8 +24,11 @@ class Mesh:
 
     def __init__(self) -> None:
         self.owner: NodeId | None = None
+        self.nothing = False
         self.dead: set[NodeId] = {OLD}
         self.asked: list[NodeId] = []
+        self.workers: list[NodeId] = []
+        self.leaving: frozenset[NodeId] = frozenset()
 
     def view(self, name: str) -> View:
         return View(self.owner)
@@ -40,7 +43,10 @@ class Mesh:
         return None
 
     def live_workers(self, now: float) -> list[Any]:
-        return []
+        return [SimpleNamespace(node_id=node) for node in self.workers]
+
+    def draining(self) -> frozenset[NodeId]:
+        return self.leaving
 
     async def ask(self, node: NodeId, request: Request, timeout_s: float) -> Answer:
         assert isinstance(request, AskStatus)
@@ -48,7 +54,7 @@ class Mesh:
         if node in self.dead:
             await asyncio.sleep(timeout_s)
             raise PeerError("no answer")
-        ready = HeadState("m", "ready", "")
+        ready = None if self.nothing else HeadState("m", "ready", "")
         return Statuses((Status("m", str(node), str(node), 5, ready),))
 
     def board(self) -> Board:
@@ -78,6 +84,21 @@ async def test_an_owner_that_does_not_answer_is_named(monkeypatch: pytest.Monkey
     [described] = await mesh.board().describe([WISH])
     assert described["phase"] == "unknown"
     assert described["progress"] == f"its owner, …{str(OLD)[-8:]}, does not answer"
+
+
+async def test_where_nothing_may_run_that_is_said() -> None:
+    mesh = Mesh()
+    mesh.dead.clear()
+    mesh.nothing = True
+    mesh.workers, mesh.leaving = [OWN, NEW], frozenset({NEW})
+    file: Any = SimpleNamespace(**vars(WISH) | {"model": "/x.gguf", "source_id": NEW})
+    [described] = await mesh.board().describe([file])
+    assert described["phase"] == "waiting"
+    assert "/x.gguf lies on" in described["progress"]
+    assert "alone, and that node is draining" in described["progress"]
+    mesh.leaving = frozenset(mesh.workers)
+    [described] = await mesh.board().describe([WISH])
+    assert described["error"]["message"] == "every worker that is there is draining"
 
 
 async def test_an_answer_serves_for_a_second() -> None:

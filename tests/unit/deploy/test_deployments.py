@@ -35,13 +35,22 @@ class FakeHead:
     """A head engine that runs until it is stopped."""
 
     http_port = 7101
+    busy: asyncio.Event | None = None
 
     async def wait_ended(self) -> CoveyError | None:
         return await asyncio.get_running_loop().create_future()
 
+    @classmethod
+    async def until_idle(cls, url: str, within_s: float) -> bool:
+        if cls.busy is not None:
+            await cls.busy.wait()
+        return True
+
 
 class FakeBuild:
     """Stands for `Build`: it always succeeds."""
+
+    missing = 0
 
     made: list[tuple[str, str]]
 
@@ -121,6 +130,9 @@ class Node:
         nodes = {node.id: node.member for node in running if "worker" in node.roles}
         return list(nodes.values())
 
+    def draining(self) -> frozenset[NodeId]:
+        return self.net.draining
+
     def find(self, node: NodeId) -> Any:
         return next((m for m in self.members(0) if m.node_id == node), None)
 
@@ -167,6 +179,7 @@ class Net:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.no_gossip = self.mute = False
+        self.draining: frozenset[NodeId] = frozenset()
         self.nodes: dict[str, Node] = {}
         for number, name in enumerate(NAMES, 1):
             self.nodes[name] = Node(self, name, number, ["worker"])
@@ -187,7 +200,9 @@ class Net:
 @pytest.fixture
 async def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Net]:
     monkeypatch.setattr(rings, "Build", FakeBuild)
-    monkeypatch.setattr(rings, "DRAIN_S", 0.0)
+    monkeypatch.setattr(rings, "UNANNOUNCED_S", 0.0)
+    monkeypatch.setattr(rings.answering, "until_idle", FakeHead.until_idle)
+    FakeHead.busy = None
     # Leases and beats go by the clock as they are; what waits for news, or looks now and then, does
     # so for less.
     monkeypatch.setattr(headside, "HERE_INTERVAL_S", 0.2)
@@ -468,6 +483,122 @@ async def test_a_damaged_book_is_named_and_left_alone(net: Net) -> None:
     with pytest.raises(StateError, match="format 2"):
         await alpha.start()
     file.write_bytes(good)
+
+
+def _drain(net: Net, *names: str) -> None:
+    """Have exactly these nodes drain, and all know it."""
+    net.draining = frozenset(net[name].id for name in names)
+    for node in net.running():
+        node.up.draining_changed()
+
+
+async def _answered(net: Net, head: Node, until_: Callable[[], Awaitable[Any]]) -> None:
+    """Wait for something; meanwhile some head is announced at any time."""
+    async with asyncio.timeout(30):
+        while not await until_():
+            assert any("m" in node.announced for node in net.running())
+            await asyncio.sleep(0.02)
+
+
+async def test_a_head_that_drains_is_replaced_first_and_ends_with_its_last_answer(
+    net: Net,
+) -> None:
+    first, second, third = net.ranked("m")
+    await first.up.deploy(request())
+    seen = await phase(first, "ready")
+    assert (seen["owner"], seen["head"]) == (str(first.id), str(first.id))
+    FakeHead.busy = asyncio.Event()
+    _drain(net, first.name)
+    [work] = await first.up.work()
+    assert (work["deployment"], work["what"], work["stays"]) == ("m", "head", False)
+
+    async def moved() -> bool:
+        there = await third.see()
+        return there["phase"] == "ready" and there["head"] == str(second.id)
+
+    await _answered(net, first, moved)
+    there = await second.see()
+    assert there["owner"] == str(second.id), "ownership went to the next"
+    assert FakeBuild.made == [("m", first.name), ("m", second.name)]
+
+    async def told() -> bool:
+        return first.up._rings.state("m").phase == "draining"
+
+    await until(told)
+    assert await first.up.work() == [
+        {"deployment": "m", "what": "head", "state": "its last answers are written",
+         "stays": False}
+    ]  # fmt: skip
+    await asyncio.sleep(0.1)
+    assert first.announced == []
+    FakeHead.busy.set()
+
+    async def nothing() -> bool:
+        return await first.up.work() == []
+
+    await until(nothing)
+    _drain(net)
+    await asyncio.sleep(0.3)
+    assert (await phase(second, "ready"))["head"] == str(second.id), "it is not moved back"
+
+
+async def test_what_is_deployed_on_a_draining_node_runs_elsewhere(net: Net, tmp_path: Path) -> None:
+    first, second, third = net.ranked("m")
+    _drain(net, first.name)
+    await first.up.deploy(request())
+    seen = await phase(first, "ready")
+    assert (seen["owner"], seen["head"]) == (str(second.id), str(second.id))
+    assert FakeBuild.made == [("m", second.name)]
+    model = tmp_path / "own.gguf"
+    model.write_bytes(bundled.path().read_bytes())
+    with pytest.raises(UsageError, match=r"own\.gguf lies on this node alone, which is draining"):
+        await first.up.deploy(request(model=str(model), name="file"))
+    with pytest.raises(UsageError, match=f"has 2 that could be in it; {first.name} is draining"):
+        await first.up.deploy(request(name="trio", nodes=3))
+    # A command of an owner that has not heard of it.
+    wish = first.up._keeper.book.find("m")
+    assert wish is not None
+    first.up._ownership.admits = lambda name, token: True  # type: ignore[method-assign,union-attr] # as its owner
+    token = Token(5, third.id.ed25519)
+    with pytest.raises(UsageError, match=f"{first.name} is draining"):
+        await first.up.answer(third.id, Keep(wish.encode(), token, True))
+
+
+async def test_a_file_stays_where_it_lies(net: Net, tmp_path: Path) -> None:
+    first, second, third = net.ranked("file")
+    model = tmp_path / "own.gguf"
+    model.write_bytes(bundled.path().read_bytes())
+    await third.up.deploy(request(model=str(model), name="file"))
+    await phase(first, "ready", "file")
+    _drain(net, third.name)
+    await asyncio.sleep(0.5)
+    [work] = await third.up.work()
+    assert work["state"] == f"its file {model} lies on {third.name} alone"
+    assert work["stays"]
+    assert (await phase(second, "ready", "file"))["head"] == str(third.id)
+    # After a restart it is not begun there again, until that is taken back.
+    await third.stop()
+    await third.start()
+    waiting = await phase(second, "waiting", "file")
+    assert waiting["error"]["message"].endswith("alone, and that node is draining")
+    assert await third.up.work() == []
+    _drain(net)
+    await phase(second, "ready", "file")
+
+
+async def test_where_all_drain_it_goes_on(net: Net) -> None:
+    first, _, third = net.ranked("m")
+    await third.up.deploy(request())
+    await phase(first, "ready")
+    _drain(net, *NAMES)
+    await asyncio.sleep(0.5)
+    seen = await phase(first, "ready")
+    assert (seen["owner"], seen["head"]) == (str(first.id), str(third.id))
+    [work] = await third.up.work()
+    assert work["state"] == "no other worker is there that is not draining"
+    await third.up.deploy(request(name="n"))
+    found = await phase(third, "waiting", "n")
+    assert found["error"]["message"] == "every worker that is there is draining"
 
 
 async def test_a_plan_has_links_measured_and_the_catalogue_asks_all(net: Net) -> None:

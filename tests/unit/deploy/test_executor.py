@@ -54,6 +54,10 @@ class Setup:
             raise answer
         return answer
 
+    def runs(self, head: NodeId, phase: str, revision: int, generation: int = 1) -> None:
+        wish = (str(self.wish.author_id), generation)
+        self.answers[head] = HeadState("m", phase, revision=revision, wish=wish)
+
     async def until(self, what: Callable[[], Any]) -> Any:
         async with asyncio.timeout(20):
             while True:
@@ -114,6 +118,44 @@ async def test_a_surplus_ring_is_dropped_and_what_runs_nowhere_is_left_alone(
     setup.hold(holding(), holding(Phase.NONE, head=OTHER, main=False))
     await several_polls()
     assert len(setup.asked) == 2
+
+
+async def test_an_old_head_is_dropped_once_the_new_one_answers(setup: Setup) -> None:
+    setup.runs(OTHER, "ready", 7)
+    setup.runs(HEAD, "planning", 1)
+    old = holding(head=OTHER, main=False)
+    setup.hold(holding(Phase.NONE), old)
+    await setup.until(lambda: len(setup.asked) >= 2)
+    setup.hold(holding(Phase.BUILDING, 1), old)
+    await several_polls()
+    assert set(setup.asked) == {
+        (HEAD, Keep(setup.wish.encode(), TOKEN, True)), (OTHER, AskHead("m")),
+    }, "what runs elsewhere is possible"  # fmt: skip
+    # It does not come up: the old one goes on.
+    setup.runs(HEAD, "waiting", 2)
+    setup.hold(holding(Phase.WAITING, 2), old)
+    await several_polls()
+    assert (OTHER, Drop("m", TOKEN)) not in setup.asked
+    # Nor while the new one's lease is not there.
+    setup.hold(old)
+    await several_polls()
+    assert (OTHER, Drop("m", TOKEN)) not in setup.asked
+    setup.hold(holding(), old)
+    await setup.until(lambda: (OTHER, Drop("m", TOKEN)) in setup.asked)
+
+
+async def test_an_old_head_of_an_older_wish_or_a_broken_one_is_dropped_at_once(
+    setup: Setup,
+) -> None:
+    setup.runs(OTHER, "ready", 7, generation=0)
+    setup.hold(holding(Phase.BUILDING), holding(head=OTHER, main=False))
+    await setup.until(lambda: (OTHER, Drop("m", TOKEN)) in setup.asked)
+    setup.hold()
+    await setup.until(lambda: setup.executor.state("m", OTHER) is None)
+    setup.asked.clear()
+    setup.runs(OTHER, "waiting", 8)
+    setup.hold(holding(Phase.BUILDING), holding(Phase.WAITING, 8, head=OTHER, main=False))
+    await setup.until(lambda: (OTHER, Drop("m", TOKEN)) in setup.asked)
 
 
 async def test_a_new_head_is_not_built_while_the_old_one_may_be_there(setup: Setup) -> None:

@@ -155,3 +155,16 @@ async def test_what_was_measured_is_shown(tmp_path: Path) -> None:
     assert (said["threads"], said["tokens_per_s"]) == (2, {"1": 41.2, "2": 78.4})
     fixed = made(tmp_path, DIES, "engine.threads=7", backends=())
     assert fixed.describe()["lines"] == ["CPU (AVX2, AVX512), 7 threads (engine.threads)"]
+
+
+async def test_what_engines_would_give_back_counts_on_the_host_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_bytes", lambda: 5 * GIB)
+    monkeypatch.setattr(machine, "own_bytes", lambda pid: pid * GIB)
+    host = made(tmp_path, DIES, backends=())
+    assert host.free_without([1, 2]) == 8 * GIB
+    on_gpu = made(tmp_path, tells(GPU, CPU))
+    await on_gpu.facts()
+    assert on_gpu.free_without([1, 2]) == on_gpu.free_bytes() == 139 * GIB
+    await on_gpu.stop()

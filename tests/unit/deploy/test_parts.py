@@ -1,5 +1,6 @@
 """The small parts of deployments: announcements, free memory, messages, pictures."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,11 @@ def test_nonsense_is_the_peers_fault(raw: bytes) -> None:
 
 def test_free_memory_is_the_kernels_own_figure(tmp_path: Path) -> None:
     assert 0 < machine.free_bytes() < 2**50
+    assert 0 < machine.own_bytes(os.getpid()) < 2**50
+    assert machine.own_bytes(2**30) == 0, "it has ended"
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "status").write_text("VmRSS: 9 kB\nRssAnon:\t 3 kB\nRssFile: 5 kB\n")
+    assert machine.own_bytes(7, tmp_path) == 3 * 1024
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable:  3 kB\n")
     assert machine.free_bytes(meminfo) == 3 * 1024

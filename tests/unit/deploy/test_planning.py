@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.deploy import planning
-from agent.deploy.messages import Facts, LinkFacts, MeasureLinks, Request
+from agent.deploy.messages import AskFacts, Facts, LinkFacts, MeasureLinks, Request
 from agent.deploy.planning import Own, Planning
 from agent.deploy.wish import Wish
 from agent.errors import ModelError, PeerError, UsageError
@@ -36,6 +36,8 @@ class FakeMesh:
         self.carries: dict[tuple[NodeId, NodeId], float] = {}
         self.patience: list[float] = []
         self.measured: list[tuple[NodeId, NodeId]] = []
+        self.draining: set[NodeId] = set()
+        self.rings: set[str] = set()
 
     def live_workers(self, now: float) -> list[Any]:
         return [
@@ -63,13 +65,20 @@ class FakeMesh:
         self.patience.append(timeout_s)
         if free is None:
             raise PeerError("it does not answer")
+        assert isinstance(request, AskFacts)
+        self.rings.add(request.ring)
         speed = self.speeds.get(node, 0.0)
-        return Facts(free_bytes=free, cores=1, decode_bytes_s=speed, prefill_flop_s=10 * speed)
+        return Facts(
+            free_bytes=free, cores=1, decode_bytes_s=speed, prefill_flop_s=10 * speed,
+            draining=node in self.draining,
+        )  # fmt: skip
 
 
 def made(mesh: FakeMesh, nodes: int | None = None, **changes: Any) -> Planning:
     settings = {
-        name: changes.pop(name) for name in ("waits", "without", "fewer") if name in changes
+        name: changes.pop(name)
+        for name in ("waits", "without", "fewer", "kept", "ring")
+        if name in changes
     }
     wish = Wish(name="m", model="x", nodes=nodes, author=bytes(32), generation=1, at=0, **changes)
     own = Own(Node(str(OWN), "box", GIB), (), mesh.own_links if mesh.carries else None)
@@ -141,6 +150,43 @@ async def test_what_fits_nowhere_is_said_of_all_nodes() -> None:
     huge = Model((900 * MIB,) * 12, MIB)
     with pytest.raises(ModelError, match="MiB"):
         await made(FakeMesh(den=2 * GIB, attic=GIB), without=frozenset({DEN})).plan(huge, 0)
+
+
+async def test_who_is_draining_is_left_out_and_that_is_said() -> None:
+    mesh = FakeMesh(den=4 * GIB, attic=GIB)
+    mesh.draining = {DEN}
+    found = made(mesh, 2)
+    assert await nodes_of(found) == {"box", "attic"}
+    assert found.absent == ("den is draining",)
+    found = made(mesh, 3, waits=False, fewer=True)
+    assert await nodes_of(found) == {"box", "attic"}
+    assert found.absent[0] == "den is draining"
+    assert "3 nodes were asked for, and 1 of them" in found.absent[1]
+    assert mesh.rings == {""}
+
+
+async def test_a_new_ring_is_never_placed_on_who_is_draining(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planning, "_NODES_TIMEOUT_S", 0.0)
+    mesh = FakeMesh(den=4 * GIB, attic=GIB)
+    mesh.draining = {DEN}
+    with pytest.raises(PeerError):
+        await nodes_of(made(mesh, 3))
+    with pytest.raises(ModelError):
+        await nodes_of(made(mesh), Model((200 * MIB,) * 12, MIB))
+
+
+async def test_a_ring_that_was_there_stays_only_if_it_cannot_do_without() -> None:
+    mesh = FakeMesh(den=4 * GIB, attic=GIB)
+    mesh.draining = {DEN}
+    large = Model((200 * MIB,) * 12, MIB)
+    kept = frozenset({DEN})
+    assert "den" in await nodes_of(made(mesh, kept=kept, ring="ab", fewer=True), large)
+    assert "den" not in await nodes_of(made(mesh, kept=kept, ring="ab", fewer=True))
+    assert mesh.rings == {"ab"}, "what its own stages hold counts as free"
+    with pytest.raises(ModelError):
+        await made(mesh, kept=frozenset({ATTIC}), fewer=True).plan(large, 0)
 
 
 async def test_speeds_that_were_measured_decide() -> None:

@@ -29,7 +29,7 @@ class FakeHead:
     """A head engine that ends when told to."""
 
     def __init__(self) -> None:
-        self.http_port = 7101
+        self.http_port, self.pid = 7101, 0
         self.alive = False
         self.is_stopped = False
         self.revive()
@@ -52,11 +52,13 @@ class FakeBuild:
     partner: NodeId | None = None
     lost: NodeId | None = None
     missing = 0
+    carriable = True
+    unfit: list[CoveyError]
 
     def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
         self.wish, self.ring, self.epoch = wish, ring, epoch
         self.carried: Carried | None = more["carried"]
-        self.without, self.fewer = more["without"], more["fewer"]
+        self.without, self.fewer, self.kept = more["without"], more["fewer"], more["kept"]
         self.token: Callable[[], Token] = more["token"]
         self.context, self.reasons = 64, ("rows leave box as f32",)
         self.plan: Plan | None = None
@@ -79,7 +81,15 @@ class FakeBuild:
         found: FakeHead = self.head
         return found
 
+    async def check_without_draining(self) -> None:
+        for _ in range(9):  # to ask all nodes takes a moment
+            await asyncio.sleep(0)
+        if type(self).unfit:
+            raise type(self).unfit.pop(0)
+
     def carry(self) -> Carried | None:
+        if not type(self).carriable:
+            return None
         if self.head is None or not self.head.alive:
             return None
         head, self.head = self.head, None
@@ -98,6 +108,10 @@ class FakeMesh:
         self.announced: list[str] = []
         self.asked: list[NodeId] = []
         self.refusals = 0
+        self.leaving: frozenset[NodeId] = frozenset()
+
+    def draining(self) -> frozenset[NodeId]:
+        return self.leaving
 
     def find(self, node: NodeId) -> None:
         return None
@@ -131,6 +145,7 @@ class Setup:
         self.changes = 0
         self.drained = asyncio.Event()
         self.slept: list[float] = []
+        self.asked_idle: list[str] = []
         self.waits = False
         self.rings = rings.Rings(
             settings, OWN, "box", FakeEngines(settings), None, self.mesh, self._changed,  # type: ignore[arg-type] # the fakes above
@@ -157,14 +172,20 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     monkeypatch.setattr(rings, "Build", FakeBuild)
     FakeBuild.script, FakeBuild.made, FakeBuild.partner = [], [], None
     FakeBuild.lost, FakeBuild.missing = None, 0
+    FakeBuild.carriable, FakeBuild.unfit = True, []
     made = Setup(tmp_path)
 
     async def sleep(seconds: float) -> None:
         if seconds:
             made.slept.append(seconds)
-        held = seconds == rings.DRAIN_S or (seconds and made.waits)
+        held = seconds == rings.UNANNOUNCED_S or (seconds and made.waits)
         await (made.drained.wait() if held else real(0))
 
+    async def until_idle(url: str, within_s: float) -> bool:
+        made.asked_idle.append(url)
+        return True
+
+    monkeypatch.setattr(rings.answering, "until_idle", until_idle)
     monkeypatch.setattr(rings.asyncio, "sleep", sleep)
     return made
 
@@ -442,16 +463,114 @@ async def test_what_runs_elsewhere_is_drained(setup: Setup) -> None:
     assert (state.phase, state.url) == ("draining", "http://[fd00::1]:7101")
     assert setup.rings.running()["m"].phase == Phase.WAITING
     with pytest.raises(UsageError, match="being ended"):
-        await setup.keep(wish(), SECOND)
+        await setup.keep(wish(generation=2), SECOND)
     for _ in range(20):
         await asyncio.sleep(0)
     assert setup.mesh.announced == []
+    assert setup.asked_idle == [], "gateways have not heard of it yet"
     assert not FakeBuild.made[0].is_down, "answers are still being written"
     assert setup.rings.drop("m").phase == "draining"
     setup.drained.set()
     await setup.until("")
     assert FakeBuild.made[0].is_down
+    assert setup.asked_idle == ["http://[fd00::1]:7101"]
     assert setup.rings.drop("m") == HeadState("m")
+
+
+async def test_what_is_drained_goes_on_where_it_is_wanted_again(setup: Setup) -> None:
+    """The head that was to take over died, or the node does not drain any more."""
+    FakeBuild.script = [None]
+    await setup.keep(wish())
+    await setup.until("ready")
+    setup.rings.drop("m")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert setup.mesh.announced == []
+    state = await setup.keep(wish(), SECOND)
+    assert (state.phase, state.token) == ("ready", SECOND)
+    assert setup.mesh.announced == ["m"]
+    setup.drained.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert setup.rings.state("m").phase == "ready"
+    assert len(FakeBuild.made) == 1
+    await setup.rings.stop()
+
+
+def _drain_partner(setup: Setup) -> None:
+    FakeBuild.partner = NodeId(bytes([7]) * 32)
+    setup.mesh.leaving = frozenset({FakeBuild.partner})
+
+
+async def _made(count: int) -> FakeBuild:
+    for _ in range(500):
+        if len(FakeBuild.made) == count:
+            return FakeBuild.made[-1]
+        await asyncio.sleep(0)
+    raise AssertionError(f"{len(FakeBuild.made)} were built")
+
+
+async def test_a_ring_leaves_a_node_that_drains_with_its_answers(setup: Setup) -> None:
+    FakeBuild.script = [None, None, None]
+    FakeBuild.partner = NodeId(bytes([7]) * 32)
+    await setup.keep(wish())
+    await setup.until("ready")
+    head = FakeBuild.made[0].head
+    head.alive = True
+    _drain_partner(setup)
+    FakeBuild.partner = None
+    FakeBuild.missing = 1
+    setup.rings.draining_changed()
+    second = await _made(2)
+    await setup.until("ready")
+    assert second.carried is not None
+    assert second.carried.engine is head
+    assert second.kept == {NodeId(bytes([7]) * 32)}, "if it cannot do without after all"
+    assert setup.slept == []
+    # Taken back: it is used again, since more nodes were wished for.
+    setup.mesh.leaving = frozenset()
+    setup.rings.draining_changed()
+    await _made(3)
+    assert setup.mesh.asked == [NodeId(bytes([7]) * 32)]
+    await setup.until("ready")
+    assert FakeBuild.made[2].head is head
+    await setup.rings.stop()
+
+
+async def test_a_ring_that_cannot_do_without_stays_and_says_so(setup: Setup) -> None:
+    FakeBuild.script = [None, None]
+    FakeBuild.unfit = [ModelError("too large"), EngineError("GPUs are tried"), PeerError("few")]
+    _drain_partner(setup)
+    await setup.keep(wish())
+    before = await setup.until("ready")
+    FakeBuild.made[0].head.alive = True
+    FakeBuild.partner = None
+    said = []
+    for _ in range(200):
+        await asyncio.sleep(0)
+        said.append((setup.rings.state("m").phase, setup.rings.state("m").stays))
+    fits_not = ("ready", "it does not fit without partner")
+    assert {fits_not, ("ready", "GPUs are tried.")} < set(said)
+    await _made(2)
+    assert setup.slept[:3] == [4.0] * 3, "it looked again until it could"
+    after = await setup.until("ready")
+    assert after.revision > before.revision
+    assert after.stays == ""
+    await setup.rings.stop()
+
+
+async def test_a_ring_whose_answers_would_break_moves_between_two(setup: Setup) -> None:
+    FakeBuild.script = [None, None]
+    FakeBuild.carriable = False
+    _drain_partner(setup)
+    await setup.keep(wish())
+    await setup.until("ready")
+    FakeBuild.partner = None
+    second = await _made(2)
+    await setup.until("ready")
+    assert setup.asked_idle == ["http://[fd00::1]:7101"]
+    assert second.carried is None
+    await setup.rings.stop()
 
 
 async def test_a_ring_that_is_dropped_and_ended_at_once_is_down(setup: Setup) -> None:

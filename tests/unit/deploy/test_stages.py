@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.config import Config
-from agent.deploy import stages
+from agent.deploy import machine, stages
 from agent.deploy.hardware import Hardware
 from agent.deploy.messages import (
     AskFacts,
@@ -45,7 +45,7 @@ class FakeEngine:
     """Stands for an engine process: the rules around it are what is tested here."""
 
     def __init__(self) -> None:
-        self.port = 7100
+        self.port, self.pid = 7100, 5
         self.runs_on = "2 CPU threads"
         self.rows = "f32 (940 Mbit/s)"
         self.connected_to: tuple[str, int] | None = None
@@ -327,7 +327,7 @@ async def test_layers_of_a_stored_model_are_got_once_and_told_of_on_the_way(
         seen.append(state)
         path.write_bytes(b"layers")
 
-    host = stages.StageHost(tmp_path / "stages", engines, stored)  # type: ignore[arg-type] # see above
+    host = stages.StageHost(tmp_path / "stages", engines, stored=stored)  # type: ignore[arg-type] # see above
     for epoch in (5, 6):
         await host.answer(HEAD, load(epoch=epoch, weights=StoredLayers(MODEL, 2, 5, 12)))
         for _ in range(20):
@@ -348,7 +348,7 @@ async def test_layers_that_cannot_be_got_break_the_stage_with_the_reason(
         raise PeerError("nobody has the model")
 
     for given, said in ((stored, "nobody has the model"), (None, "no store of models")):
-        host = stages.StageHost(tmp_path / "stages", engines, given)  # type: ignore[arg-type] # see above
+        host = stages.StageHost(tmp_path / "stages", engines, stored=given)  # type: ignore[arg-type] # see above
         await host.answer(HEAD, load(weights=StoredLayers(MODEL, 2, 5, 12)))
         for _ in range(20):
             await asyncio.sleep(0)
@@ -365,3 +365,27 @@ async def test_layers_are_named_by_an_id_and_numbers(
 ) -> None:
     with pytest.raises(UsageError, match="named by its id"):
         await host.answer(HEAD, load(weights=weights))
+
+
+async def test_facts_say_who_drains_and_what_a_ring_would_give_back(
+    engines: FakeEngines, host: stages.StageHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(machine, "own_bytes", lambda pid: pid)
+    monkeypatch.setattr(host, "_draining", lambda: True)
+    await host.answer(HEAD, load())
+    await until(lambda: _true(engines.engine is not None))
+    await until(lambda: _true(host.engines()[0]["phase"] == "listening"))
+    assert host.running() == [(RING, 1)]
+    for ring, free in (("", 1000), ("cd" * 16, 1000), (RING, 1005)):
+        facts = await host.answer(OTHER, AskFacts(ring))
+        assert isinstance(facts, Facts)
+        assert (facts.free_bytes, facts.draining) == (free, True)
+    assert engines.engine is not None
+    engines.engine.end.set_result(EngineError("it was killed"))
+    await engines.engine.connect("::1", 1)
+    stage = host._stages[RING, 1]
+    stage.connected.set()
+    await until(lambda: _true(host.engines()[0]["phase"] == "broken"))
+    assert host.running() == []
+    await host.stop()

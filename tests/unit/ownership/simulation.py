@@ -61,6 +61,7 @@ class Node:
     life: int = 0
     revision: int = 0
     fence: Fence = field(default_factory=Fence)
+    draining: set[NodeId] = field(default_factory=set)  # of whom it is known here
     obeyed: dict[str, int] = field(default_factory=dict)
     granted: list[int] = field(default_factory=list)
 
@@ -82,6 +83,7 @@ class Sim:
             )
             for i in range(count)
         }
+        self.draining: set[NodeId] = set()
         self.blocked: set[tuple[NodeId, NodeId]] = set()
         self.unreachable_since: dict[tuple[NodeId, NodeId], float] = {}
         self.reachable_since: dict[tuple[NodeId, NodeId], float] = {}
@@ -145,6 +147,16 @@ class Sim:
         """Tell `one` that `other` may have died."""
         self._suspect(self.nodes[one], other)
 
+    def drain(self, node: NodeId, *, on: bool = True) -> None:
+        """Have a node drain, or not any more; the others hear of it within two seconds."""
+        (self.draining.add if on else self.draining.discard)(node)
+        for other in self.nodes.values():
+            delay = 0.0 if other.id == node else self.rng.uniform(0.0, 2.0)
+            self.at(delay, self._hear_draining, other, node)
+
+    def _hear_draining(self, n: Node, node: NodeId) -> None:
+        (n.draining.add if node in self.draining else n.draining.discard)(node)
+
     def heal(self) -> None:
         """Mend all ways."""
         self.blocked.clear()
@@ -163,7 +175,8 @@ class Sim:
         return [node for node in self.nodes if name in self.owned(node)]
 
     def first(self, name: str) -> NodeId:
-        return rendezvous.order(name, self.alive())[0]
+        order = rendezvous.order(name, self.alive())
+        return min(order, key=lambda node: node in self.draining)
 
     def heads(self, name: str) -> list[NodeId]:
         """Return where a deployment runs."""
@@ -249,14 +262,14 @@ class Sim:
         if n.core is None or n.life != life:
             return
         now = self.clock(n)
-        self._send(n, n.core.tick(now, self.live(n.id), self.wants, n.running))
+        self._send(n, n.core.tick(now, self.live(n.id), self.wants, n.running, n.draining))
         self.at(min(max(0.001, (n.core.wake - now) / n.rate), 0.5), self._tick, n, life)
 
     def _suspect(self, n: Node, node: NodeId) -> None:
         if n.core is not None:
             n.core.suspect(node, self.clock(n))
             now = self.clock(n)
-            self._send(n, n.core.tick(now, self.live(n.id), self.wants, n.running))
+            self._send(n, n.core.tick(now, self.live(n.id), self.wants, n.running, n.draining))
 
     def _send(self, n: Node, sends: list[Send]) -> None:
         assert n.core is not None
@@ -287,7 +300,7 @@ class Sim:
     def _tick_once(self, n: Node, life: int) -> None:
         if n.core is not None and n.life == life:
             now = self.clock(n)
-            self._send(n, n.core.tick(now, self.live(n.id), self.wants, n.running))
+            self._send(n, n.core.tick(now, self.live(n.id), self.wants, n.running, n.draining))
 
     # ------------------------------------------------------------------ executor and heads
 
@@ -296,8 +309,11 @@ class Sim:
         if n.core is None or n.life != life:
             return
         for name, holdings in self.owned(n.id).items():
+            answers = any(h.main and h.report.phase == Phase.READY for h in holdings)
             for holding in holdings:
                 if holding.main and holding.report.phase == Phase.NONE and not holding.sure:
+                    continue
+                if not holding.main and holding.report.phase == Phase.READY and not answers:
                     continue
                 # Keep is said again and again here, so that old ones are always on their way.
                 command = self._keep if holding.main else self._drop
@@ -363,11 +379,16 @@ def calm(sim: Sim) -> None:
             assert sim.owners(name) == [], sim.picture()
             continue
         first = sim.first(name)
+        if want.only in sim.draining or sim.draining >= set(sim.alive()):
+            # Whether it runs depends on what ran before; who owns it does not.
+            assert sim.owners(name) in ([], [first]), sim.picture()
+            continue
         assert sim.owners(name) == [first], sim.picture()
         (holding,) = sim.owned(first)[name]
         assert sim.heads(name) == [holding.head], sim.picture()
         assert holding.main
         assert holding.report.phase == Phase.READY, sim.picture()
+        assert holding.head not in sim.draining, sim.picture()
 
 
 def troubled(seed: int, quiet_s: float = 12.0) -> Sim:
@@ -388,7 +409,7 @@ def troubled(seed: int, quiet_s: float = 12.0) -> Sim:
     sim.run(rng.uniform(0, 6))
     for _ in range(rng.randint(1, 10)):
         nodes = list(sim.nodes)
-        match rng.randrange(7):
+        match rng.randrange(8):
             case 0 if len(sim.alive()) > 1:
                 sim.crash(rng.choice(sim.alive()), rng.choice([0.0, 0.5, 1.0]))
             case 1:
@@ -406,6 +427,8 @@ def troubled(seed: int, quiet_s: float = 12.0) -> Sim:
                 sim.crash(one, 0.5)
                 sim.run(rng.uniform(0, 0.3))
                 sim.start(one)
+            case 7:
+                sim.drain(rng.choice(nodes), on=rng.random() < 0.7)
         sim.run(rng.expovariate(1 / 1.5))
     sim.heal()
     sim.weather = Weather()

@@ -37,6 +37,9 @@ class Mesh:
     def live_workers(self, now: float) -> list[Any]:
         return [member for member in self.members(now) if member.node_id in self.live]
 
+    def draining(self) -> frozenset[NodeId]:
+        return frozenset()
+
 
 class Node:
     """One service, and the rings that it says it runs."""

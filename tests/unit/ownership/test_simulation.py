@@ -9,6 +9,7 @@ from simulation import Sim, Weather, calm, node_id, troubled
 
 from agent.ownership import duty
 from agent.ownership.lease import LeaseBook
+from agent.ownership.messages import Report
 from agent.ownership.owner import Phase, Want
 
 FIVE = 5
@@ -43,7 +44,7 @@ def test_whatever_happens_nobody_shares_a_lease_and_calm_returns(first: int) -> 
     seed=st.integers(0, 2**32), count=st.integers(2, 5), loss=st.floats(0, 0.5),
     delay=st.floats(0.001, 2.0), drift=st.floats(0, 0.04),
     steps=st.lists(
-        st.tuples(st.sampled_from("crash start split heal oneway hint".split()),
+        st.tuples(st.sampled_from("crash start split heal oneway hint drain undrain".split()),
                   st.integers(0, 4), st.integers(0, 4), st.floats(0, 3)), max_size=8,
     ),
 )  # fmt: skip
@@ -67,6 +68,8 @@ def test_no_story_that_hypothesis_finds_breaks_it(
             sim.block(one, other, both=False)
         elif step == "hint" and one != other:
             sim.hint(one, other)
+        elif step in ("drain", "undrain"):
+            sim.drain(one, on=step == "drain")
         sim.run(seconds)
     sim.heal()
     sim.weather = Weather()
@@ -132,6 +135,76 @@ def test_a_lost_head_is_replaced_and_does_not_come_back_as_a_second_one() -> Non
     sim.start(node_id(3))
     sim.run(6)
     assert sim.heads("m") == [head]
+
+
+@pytest.mark.parametrize("owns_too", [True, False])
+def test_a_head_that_drains_goes_on_until_another_one_answers(owns_too: bool) -> None:
+    sim = running(prefer=node_id(3))
+    (head,) = sim.heads("m")
+    if owns_too:
+        sim = running(prefer=sim.first("m"))
+        (head,) = sim.heads("m")
+    sim.drain(head)
+    answers = []
+    for _ in range(400):
+        sim.run(0.02)
+        answers.append(
+            any(
+                n.running.get("m", Report()).phase == Phase.READY
+                for n in sim.nodes.values()
+                if n.core is not None
+            )
+        )
+    assert all(answers), "one of them answers at any time"
+    calm(sim)
+    assert sim.first("m") != head
+    (moved,) = sim.heads("m")
+    assert moved != head
+    sim.drain(head, on=False)
+    sim.run(6)
+    calm(sim)
+    assert sim.heads("m") == [moved], "what runs is not moved back"
+
+
+def test_the_old_head_goes_on_while_the_new_one_does_not_come_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sim = running(prefer=node_id(3))
+    monkeypatch.setattr(Sim, "_built", lambda *_: None)
+    sim.drain(node_id(3))
+    sim.run(10)
+    assert sim.nodes[node_id(3)].running["m"].phase == Phase.READY
+    assert len(sim.heads("m")) == 2
+    owner = sim.first("m")
+    held = {holding.head: holding for holding in sim.owned(owner)["m"]}
+    assert not held[node_id(3)].main
+    sim.drain(node_id(3), on=False)
+    sim.run(6)
+    assert sim.heads("m") == [node_id(3)]
+
+
+def test_a_file_of_a_draining_node_stays_and_is_not_started_there() -> None:
+    sim = running(only=node_id(3))
+    sim.drain(node_id(3))
+    sim.run(6)
+    assert sim.heads("m") == [node_id(3)]
+    sim.crash(node_id(3), 1.0)
+    sim.run(6)
+    sim.start(node_id(3))
+    sim.nodes[node_id(3)].draining = {node_id(3)}
+    sim.run(6)
+    assert sim.heads("m") == []
+    sim.drain(node_id(3), on=False)
+    sim.settle(lambda: is_ready(sim), 10)
+
+
+def test_where_all_drain_somebody_owns_still() -> None:
+    sim = running()
+    for node in sim.nodes:
+        sim.drain(node)
+    sim.run(8)
+    assert sim.owners("m") == [sim.first("m")]
+    assert len(sim.heads("m")) == 1
 
 
 @pytest.mark.parametrize("with_head", [True, False])

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.health import Health, HealthItem
@@ -73,6 +74,8 @@ class Fleet:
         self.health = {n: Health() for n in self.nodes}
         self.models: dict[NodeId, list[Model]] = {n: [] for n in self.nodes}
         self.news: Counter[NodeId] = Counter()
+        self.draining: set[NodeId] = set()
+        self.drains: Counter[NodeId] = Counter()
         self.left: dict[NodeId, list[NodeId]] = {n: [] for n in self.nodes}
         self.presence = {n: self._make(n) for n in self.nodes}
 
@@ -86,12 +89,13 @@ class Fleet:
             models=lambda: self.models[own],
             name_of=lambda one: f"n{int.from_bytes(one.ed25519, 'big')}",
             control_addresses=lambda one: ("192.0.2.1:4001",),
+            draining=lambda: own in self.draining,
         )
         return Presence(
             own, Control(self.hub, own), ping, sources, self.health[own],
             changed=lambda other, state: self.changes[own].append((other, state)),
             models=lambda: self.news.update([own]), left=self.left[own].append,
-            rng=random.Random(own.ed25519),
+            draining=lambda: self.drains.update([own]), rng=random.Random(own.ed25519),
         )  # fmt: skip
 
     def control(self, one: NodeId) -> Control:
@@ -232,6 +236,50 @@ async def test_links_are_kept_to_the_living_and_a_lost_link_is_a_hint(
         control.link(second, False)
         await until(lambda: made.presence[first].describe(second)["presence"] == "gone")
         await until(lambda: set(control.wanted) == {third})
+
+
+async def test_who_drains_is_known_to_all_and_so_is_when_it_does_not_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fleet(3, monkeypatch) as made:
+        first, second, third = made.nodes
+        others = (made.presence[second], made.presence[third])
+        await until(lambda: all(one.describe(first)["load"] for one in others))
+        assert made.drains == Counter()
+        for on in (True, False):
+            made.draining = {first} if on else set()
+            made.presence[first].models_changed()
+            await until(lambda: all(one.draining() == made.draining for one in others))
+            assert [one.describe(first)["draining"] for one in others] == [on, on]
+        assert made.drains == {second: 2, third: 2}
+        made.draining = {first}
+        made.presence[first].models_changed()
+        await until(lambda: all(one.draining() for one in others))
+        await made.presence[first].stop()
+        assert made.presence[second].draining() == {first}, "it still drains once it is back"
+        made.presence[second].set_members([second, third])
+        assert made.presence[second].draining() == frozenset()
+
+
+def test_beats_of_before_are_understood_and_understand_those_of_now() -> None:
+    """An agent that does not know `draining` understands every beat of one that does not drain."""
+    load = Load(1 << 30, 2, 0.5, 1)
+
+    class Before(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="beat"):
+        at: float
+        load: Load
+        items: tuple[report.Item, ...] = ()
+        links: int = 0
+        software: str = ""
+        leaving: bool = False
+
+    item = report.Item("disk", "error")
+    for old in (Before(1.5, load), Before(1.5, load, (item,), 3, "1.0", leaving=True)):
+        new = report.Beat(old.at, old.load, old.items, old.links, old.software, old.leaving)
+        assert report.decode(report.HEALTH, msgspec.msgpack.encode(old)) == new
+        assert msgspec.msgpack.decode(report.encode(new), type=Before) == old
+    drains = report.Beat(1.5, load, draining=True)
+    assert report.decode(report.HEALTH, report.encode(drains)) == drains
 
 
 async def test_nonsense_and_strangers_are_refused_and_events_are_bounded(

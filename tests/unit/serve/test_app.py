@@ -12,6 +12,7 @@ import aiohttp
 import openai
 import pytest
 
+from agent.deploy import answering
 from agent.engine.generation import Sampling
 from agent.engine.serve import app as app_module
 from agent.engine.serve import deliver
@@ -216,12 +217,41 @@ async def test_models_and_health(serve: Any, client_of: Any, models: Any) -> Non
     async with aiohttp.ClientSession() as session:
         async with session.get(url + "/health") as answer:
             assert answer.status == 200
-            assert await answer.json() == {"status": "ok", "model": "covey-mini", "context": 256}
+            assert await answer.json() == {
+                "status": "ok", "model": "covey-mini", "context": 256, "running": 0,
+            }  # fmt: skip
         model.health = ("broken", "stage 2 (attic) is gone")
         async with session.get(url + "/health") as answer:
             assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
             body = await answer.json()
             assert (body["status"], body["reason"]) == ("broken", "stage 2 (attic) is gone")
+
+
+async def test_health_says_how_many_are_being_answered(serve: Any, models: Any) -> None:
+    go_on = asyncio.Event()
+    url = await serve(models([b"Hi", go_on, b"!"]))
+    asked = [asyncio.create_task(lines(url, CHAT | {"stream": True})) for _ in range(2)]
+
+    async def until_running(count: int) -> None:
+        async with asyncio.timeout(5):
+            while await answering.running(url) != count:  # noqa: ASYNC110 - it is asked for
+                await asyncio.sleep(0.005)
+
+    await until_running(2)
+    assert not await answering.until_idle(url, 0.05)
+    go_on.set()
+    assert await asyncio.gather(*asked)
+    await until_running(0)
+    status, _, _ = await post(url, b"no JSON")
+    assert status == 400
+    assert await answering.running(url) == 0
+    assert await answering.until_idle(url, 5.0)
+
+
+async def test_a_head_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "_POLL_S", 0.0)
+    assert await answering.running("http://127.0.0.1:9") is None
+    assert await answering.until_idle("http://127.0.0.1:9", 20.0)
 
 
 @pytest.mark.parametrize("state", ["loading", "broken"])

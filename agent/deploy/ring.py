@@ -1,0 +1,83 @@
+"""One deployment whose head is this node: its wish, and how far it is.
+
+For `rings.py`, which knows its phases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from agent.deploy.build import Build
+from agent.deploy.carried import Carried, Losses
+from agent.deploy.wish import Wish
+from agent.errors import CoveyError
+from agent.identity.keys import NodeId
+from agent.ownership.lease import Token
+from agent.ownership.owner import Phase, Report
+from agent.placement.results import Plan
+
+_REPORTED = {"ready": Phase.READY, "failed": Phase.FAILED}
+_BROKEN = ("ending", "waiting", "draining", "moving")
+
+
+@dataclass
+class Deployment:
+    """A wish and how far it is.
+
+    `possible`: it was once (it ran, or was stored), so whatever is wrong now may pass. `held` are
+    the nodes of the last epoch that answered, `answers` says whether the present one does. `stays`
+    says why it does not leave nodes that are draining, `moves` why it moves when it does.
+    `ending`: nothing brings it back.
+    """
+
+    wish: Wish
+    token: Token
+    ring: str
+    phase: str = "planning"
+    progress: str = "planning"
+    error: CoveyError | None = None
+    epoch: int = 0
+    revision: int = 0
+    build: Build | None = None
+    task: asyncio.Task[None] | None = None
+    drain: asyncio.Task[None] | None = None
+    possible: bool = False
+    again: asyncio.Event = field(default_factory=asyncio.Event)
+    carried: Carried | None = None
+    losses: Losses = field(default_factory=Losses)
+    regain: asyncio.Task[None] | None = None
+    leave: asyncio.Task[None] | None = None
+    stays: str = ""
+    moves: str = ""
+    held: frozenset[NodeId] = frozenset()
+    answers: bool = False
+    ending: bool = False
+
+    @property
+    def report(self) -> Report:
+        """How it is, for its owner."""
+        waiting = Phase.WAITING if self.phase in _BROKEN else Phase.BUILDING
+        return Report(_REPORTED.get(self.phase, waiting), self.revision)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of its present or last epoch, if it got so far."""
+        return self.build.plan if self.build is not None else None
+
+    @property
+    def nodes(self) -> frozenset[NodeId]:
+        """The nodes of that plan."""
+        plan = self.plan
+        return frozenset(NodeId.parse(s.node) for s in plan.stages) if plan else frozenset()
+
+    def lacks(self, node: NodeId) -> bool:
+        """Say whether a node was in the broken ring, or may be what no ring could be made for."""
+        return self.plan is None or node in self.nodes
+
+    def names_in(self, nodes: Collection[str]) -> tuple[str, ...]:
+        """Return the names of those of `nodes` (ids) that have stages of it."""
+        plan = self.plan
+        stages = plan.stages if plan else ()
+        return tuple(dict.fromkeys(stage.name for stage in stages if stage.node in nodes))
