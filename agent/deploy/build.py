@@ -85,6 +85,7 @@ class Build:
         self._carried = carried
         self._planning = Planning(
             wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer,
+            doubted=carried.lost if carried else None,
             kept=kept, ring=ring if kept else "",
         )  # fmt: skip
         self._asked: set[NodeId] = set()
@@ -189,10 +190,11 @@ class Build:
             return None
         if head.spec.role != "head" and self._carried is None and head.ended:
             return None  # a whole model that broke would only break again
+        lost = self.lost
         self.head = None
         asked = frozenset(self._asked) | (self._carried.asked if self._carried else frozenset())
         self._asked.clear()
-        return Carried(head, asked)
+        return Carried(head, asked, lost)
 
     @property
     def lost(self) -> NodeId | None:

@@ -17,10 +17,14 @@ LOSSES_S = 120.0
 
 @dataclass(frozen=True)
 class Carried:
-    """The head's process, and the nodes that may still have stages of its former epochs."""
+    """The head's process, and the nodes that may still have stages of its former epochs.
+
+    `lost` is the node whose stage broke the ring, as far as the head knows.
+    """
 
     engine: Engine
     asked: frozenset[NodeId]
+    lost: NodeId | None = None
 
 
 @dataclass

@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 _FACTS_TIMEOUT_S = 3.0
 # While answers wait, a node that says nothing for so long is taken for lost.
 _FACTS_QUICK_S = 0.7
+# A node that lives is as quick as the others, and one whose engine alone died is the best to take.
+_DOUBTED_S = 0.2
 # While fewer nodes than wished for are connected (the agent just started), planning waits so long.
 _NODES_TIMEOUT_S = 20.0
 _POLL_S = 0.5
@@ -88,13 +90,13 @@ class Planning:
     `waits` False: answers wait, so nobody else does. Nodes `without` which it can be are left out;
     `fewer`: where not as many nodes are there as were wished for, the plan is over those, and
     `missing` says how many are not. `kept` are the nodes of the ring as it was, which `ring` names:
-    its stages there make room.
+    its stages there make room. Who is `doubted`, since its stage was just lost, is hardly waited for.
     """
 
     def __init__(
         self, wish: Wish, own: Own, mesh: Mesh, progress: Progress, *, waits: bool = True,
         without: frozenset[NodeId] = frozenset(), fewer: bool = False,
-        kept: frozenset[NodeId] = frozenset(), ring: str = "",
+        kept: frozenset[NodeId] = frozenset(), ring: str = "", doubted: NodeId | None = None,
     ) -> None:  # fmt: skip
         self._wish = wish
         self._own = own
@@ -105,6 +107,7 @@ class Planning:
         self._fewer = fewer
         self._kept = kept
         self._ring = ring
+        self._doubted = doubted
         self._draining: dict[str, str] = {}  # names by node
         self.missing = 0
 
@@ -179,9 +182,9 @@ class Planning:
             ]
             del found.nodes[1:]
             self._draining.clear()
-            asks = (self._facts(worker.node_id) for worker in workers)
-            for worker, facts in zip(workers, await asyncio.gather(*asks), strict=True):
-                if facts is not None:
+            told = await self._all_facts([worker.node_id for worker in workers])
+            for worker in workers:
+                if (facts := told.get(worker.node_id)) is not None:
                     certificate = worker.certificate
                     node = node_of(worker.node_id, certificate.name, facts, certificate.tags)
                     found.nodes.append(node)
@@ -194,6 +197,20 @@ class Planning:
                 return
             self._progress("planning", f"waiting for {lacking} more nodes")
             await asyncio.sleep(_POLL_S)
+
+    async def _all_facts(self, nodes: Sequence[NodeId]) -> dict[NodeId, Facts | None]:
+        """Ask all at once; once the others have answered the doubted one has a moment more."""
+        asks = {node: asyncio.create_task(self._facts(node)) for node in nodes}
+        try:
+            others = [ask for node, ask in asks.items() if node != self._doubted]
+            if others:
+                await asyncio.wait(others)
+            if self._doubted in asks:
+                await asyncio.wait([asks[self._doubted]], timeout=_DOUBTED_S)
+            return {node: ask.result() for node, ask in asks.items() if ask.done()}
+        finally:
+            for ask in asks.values():
+                ask.cancel()
 
     async def _facts(self, node: NodeId) -> Facts | None:
         timeout_s = _FACTS_TIMEOUT_S if self._waits else _FACTS_QUICK_S

@@ -92,6 +92,7 @@ class Rings:
         self._came: dict[NodeId, float] = {}
         self._draining: frozenset[NodeId] = frozenset()
         self._announcing = asyncio.Lock()
+        self._announcer: asyncio.Task[None] | None = None
 
     async def keep(self, wish: Wish, token: Token, *, proven: bool) -> HeadState:
         """Begin to run a wish, or go on; returns how it is. Raises UsageError.
@@ -202,6 +203,9 @@ class Rings:
     async def stop(self) -> None:
         """End all rings."""
         await asyncio.gather(*(self._end(known) for known in list(self._deployments.values())))
+        if self._announcer is not None:
+            self._announcer.cancel()
+            await asyncio.wait([self._announcer])
 
     # ------------------------------------------------------------------ inside
 
@@ -427,7 +431,11 @@ class Rings:
             if deployment.carried is None:
                 self._to(deployment, "ending", "ending what is left of it")
             await build.down()
-            await self._announce()
+            if deployment.carried is None:
+                await self._announce()
+            else:
+                # Nobody who waits for an answer waits for this.
+                self._announce_soon()
 
     async def _over(self, deployment: Deployment, head: Engine) -> Exception:
         """Wait until an epoch ends: its head's reason, or that it is to move to more nodes."""
@@ -442,6 +450,16 @@ class Rings:
         if ended.done():
             return ended.result() or EngineError(f"the head of {deployment.wish.name} ended")
         return _Moves()
+
+    def _announce_soon(self) -> None:
+        async def announced() -> None:
+            try:
+                await self._announce()
+            except CoveyError as error:
+                _log.info("what answers here is not told: %s", error.line())
+
+        if self._announcer is None or self._announcer.done():
+            self._announcer = asyncio.create_task(announced(), name="announce heads")
 
     async def _announce(self) -> None:
         """Tell what answers now; one at a time, so that an older list never follows a newer one."""

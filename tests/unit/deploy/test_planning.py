@@ -35,6 +35,7 @@ class FakeMesh:
         self.speeds: dict[NodeId, float] = {}
         self.carries: dict[tuple[NodeId, NodeId], float] = {}
         self.patience: list[float] = []
+        self.slow: set[NodeId] = set()
         self.measured: list[tuple[NodeId, NodeId]] = []
         self.draining: set[NodeId] = set()
         self.rings: set[str] = set()
@@ -63,6 +64,8 @@ class FakeMesh:
             links = tuple(self.link(node, NodeId.parse(to)) for to in request.to)
             return Facts(free_bytes=free or 0, cores=1, links=links)
         self.patience.append(timeout_s)
+        if node in self.slow:
+            await asyncio.sleep(60)
         if free is None:
             raise PeerError("it does not answer")
         assert isinstance(request, AskFacts)
@@ -77,7 +80,7 @@ class FakeMesh:
 def made(mesh: FakeMesh, nodes: int | None = None, **changes: Any) -> Planning:
     settings = {
         name: changes.pop(name)
-        for name in ("waits", "without", "fewer", "kept", "ring")
+        for name in ("waits", "without", "fewer", "kept", "ring", "doubted")
         if name in changes
     }
     wish = Wish(name="m", model="x", nodes=nodes, author=bytes(32), generation=1, at=0, **changes)
@@ -111,6 +114,15 @@ async def test_while_answers_wait_nobody_is_waited_for_long() -> None:
     assert max(mesh.patience) < 1.0
     assert found.missing == 1
     assert "3 nodes were asked for, and 1 of them" in found.absent[0]
+
+
+async def test_whose_stage_was_lost_has_a_moment_and_the_others_all_their_time() -> None:
+    mesh = FakeMesh(den=GIB, attic=GIB)
+    mesh.slow = {DEN}
+    settings = {"waits": False, "fewer": True, "doubted": DEN}
+    assert await nodes_of(made(mesh, 3, **settings)) == {"box", "attic"}
+    mesh.slow = set()
+    assert await nodes_of(made(mesh, 3, **settings)) == {"box", "den", "attic"}
 
 
 async def test_a_new_wish_waits_for_its_nodes_and_is_not_built_over_fewer(
