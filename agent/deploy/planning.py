@@ -90,7 +90,7 @@ class Planning:
     `waits` False: answers wait, so nobody else does. Nodes `without` which it can be are left out;
     `fewer`: where not as many nodes are there as were wished for, the plan is over those, and
     `missing` says how many are not. `kept` are the nodes of the ring as it was, which `ring` names:
-    its stages there make room. Who is `doubted`, since its stage was just lost, is hardly waited for.
+    its stages there make room. Who is `doubted`, as its stage was just lost, is hardly waited for.
     """
 
     def __init__(
