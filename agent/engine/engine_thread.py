@@ -130,9 +130,8 @@ class EngineThread:
             raise ValueError("the pipeline before was not left")
         self._parted.clear()
         with self._lock:
-            self._offered = offer
-        self._lost, self._held = None, False
-        self._phase = "serving"
+            self._offered, self._phase = offer, "serving"
+            self._lost, self._held = None, False
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
             self._thread.start()
@@ -144,19 +143,19 @@ class EngineThread:
 
         Its answers wait from now on, without an end.
         """
-        self._held = True
-        if not self._parted.is_set():
-            self._leaving = True
-            self._wake()
-        elif self._phase == "broken":
-            self._phase = "waiting"
+        with self._lock:
+            self._held = True
+            self._leaving = not self._parted.is_set()
+            if self._phase == "broken":
+                self._phase = "waiting"
+        self._wake()
         return self._parted.wait(timeout_s)
 
     def missed(self, error: CoveyError) -> None:
         """Hear that another pipeline could not be made; the answers wait again, for a while."""
-        self._lost = error
-        self._until = time.monotonic() + self._limits.wait_s
-        self._held = False
+        with self._lock:
+            self._lost, self._held = error, False
+            self._until = time.monotonic() + self._limits.wait_s
         self._wake()
 
     def add(self, job: Job) -> None:
@@ -232,24 +231,31 @@ class EngineThread:
             self._over = self._lost or EngineError("the engine is stopping.")
             if self._offered is not None:
                 self._offered.close()
-            self._fail_all(self._over)
+            if self._generator is not None:
+                self._generator.fail(self._over)
+            self._fail_new(self._over)
             self._samplers.close()
 
     def _next_offer(self) -> Offer | None:
         """Wait for a pipeline; None: the thread shall end."""
         while not self._ending:
+            left_s = None
             with self._lock:
                 offer, self._offered = self._offered, None
-            if offer is not None:
-                return offer
-            left_s = None if self._held else self._until - time.monotonic()
-            if left_s is not None and left_s <= 0:
-                self._phase, left_s = "broken", None
-            self._take_new()
+                if offer is not None:
+                    return offer
+                if self._phase == "waiting" and not self._held:
+                    left_s = self._until - time.monotonic()
+                    if left_s <= 0:
+                        self._phase, left_s = "broken", None
+                # Whoever comes later, when another is made already, is not meant.
+                failed = self._lost if self._phase == "broken" else None
+                count = len(self._new)
+            self._take_new(count)
             if self._generator is not None:
                 self._generator.sweep()
-            if self._phase == "broken":
-                self._fail_all(self._lost or EngineError("the ring is broken."))
+                if failed is not None:
+                    self._generator.fail(failed)
             select.select([self._wake_read], [], [], left_s)
             self._drain_wake()
         return None
@@ -260,7 +266,7 @@ class EngineThread:
         try:
             generator = self._begin(offer)
             while not self._ending and not self._leaving:
-                self._take_new()
+                self._take_new(len(self._new))
                 if generator.busy:
                     generator.step()
                 elif not generator.measured:
@@ -292,19 +298,19 @@ class EngineThread:
 
     def _part(self, offer: Offer, broken: CoveyError | None) -> None:
         """Let a pipeline go."""
-        if self._leaving:
-            broken = None  # whatever became of it meanwhile
-        if not self._given_up:
-            self._lost = broken
+        with self._lock:
+            if self._leaving:
+                broken = None  # whatever became of it meanwhile
+            if not self._given_up:
+                self._lost = broken
+            if not self._ending:
+                self._lost = broken or EngineError("the ring is being replaced.")
+                self._until = time.monotonic() + self._limits.wait_s
+                self._phase = "waiting"
         if self._ending:
             offer.close()
             self._parted.set()
             return
-        if broken is None:
-            self._lost = EngineError("the ring is being replaced.")
-        else:
-            self._until = time.monotonic() + self._limits.wait_s
-        self._phase = "waiting"
         if self._generator is not None:
             self._generator.lose(broken)
         offer.close()
@@ -312,14 +318,25 @@ class EngineThread:
         if broken is not None:
             log.error("broken: %s", broken.message)
             self._on_broken(broken)
-        self._leaving = False
-        self._parted.set()
+        with self._lock:
+            self._leaving = False
+            self._parted.set()
 
-    def _take_new(self) -> None:
-        if self._generator is None:
-            return
-        while (job := self._next_new()) is not None:
-            self._generator.add(job)
+    def _take_new(self, count: int) -> None:
+        """Give the generator so many of the new jobs."""
+        for _ in range(count):
+            job = self._next_new()
+            if job is None:
+                return
+            if self._generator is None:  # it could not even be begun
+                job.ended(self._lost or EngineError("the engine failed."))
+                job.released()
+                continue
+            try:
+                self._generator.add(job)
+            except CoveyError as error:
+                job.ended(error)
+                job.released()
 
     def _next_new(self) -> Job | None:
         with self._lock:
@@ -328,11 +345,6 @@ class EngineThread:
     def _drain_wake(self) -> None:
         while select.select([self._wake_read], [], [], 0)[0]:
             os.read(self._wake_read, 4096)
-
-    def _fail_all(self, error: CoveyError) -> None:
-        if self._generator is not None:
-            self._generator.fail(error)
-        self._fail_new(error)
 
     def _fail_new(self, error: CoveyError) -> None:
         while (job := self._next_new()) is not None:
