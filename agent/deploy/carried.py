@@ -12,7 +12,7 @@ from agent.engine.supervisor import Engine
 from agent.identity.keys import NodeId
 
 # A node that lost two stages within this is left out of the next plans, if they can be made so.
-LOSSES_S = 120.0
+LOSSES_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,10 @@ from agent.deploy.carried import Carried
 from agent.deploy.engines import Engines
 from agent.deploy.heads import Head
 from agent.deploy.mesh import Mesh
-from agent.deploy.messages import AskFacts, Facts, HeadState
+from agent.deploy.messages import HeadState
 from agent.deploy.parts import Parts
 from agent.deploy.planning import Measure, Own, node_of
+from agent.deploy.regain import Regain
 from agent.deploy.ring import Deployment
 from agent.deploy.wish import Wish
 from agent.engine.gpu import SURVEY_TIMEOUT_S
@@ -60,8 +61,6 @@ _STABLE_S = 60.0
 UNANNOUNCED_S = 3.0
 # A head that runs elsewhere too ends once its last answer is written: the longest take minutes.
 LAST_ANSWERS_S = 600.0
-# A node that is there again is asked so often, with such pauses, until it says what it can hold.
-_REGAIN_TRIES, _REGAIN_PAUSE_S, _REGAIN_TIMEOUT_S = 6, 2.0, 3.0
 
 
 class _Moves(Exception):
@@ -89,7 +88,7 @@ class Rings:
         self._measure = measure
         self._deployments: dict[str, Deployment] = {}
         self._revision = 0
-        self._came: dict[NodeId, float] = {}
+        self._regain = Regain(mesh)
         self._draining: frozenset[NodeId] = frozenset()
         self._announcing = asyncio.Lock()
         self._announcer: asyncio.Task[None] | None = None
@@ -163,15 +162,15 @@ class Rings:
         for deployment in self._deployments.values():
             self._leave_draining(deployment)
             for node in before - self._draining - {self._own}:
-                self._regain_from(deployment, node)
+                self._regain.begin(deployment, node)
 
     def came(self, node: NodeId) -> None:
         """Hear that a node is there (again): what waits and lacks it is built at once."""
-        self._came[node] = time.monotonic()
+        self._regain.came(node)
         for deployment in self._deployments.values():
             if deployment.phase == "waiting" and deployment.lacks(node):
                 deployment.again.set()
-            self._regain_from(deployment, node)
+            self._regain.begin(deployment, node)
 
     async def own(self, carried: Carried | None = None) -> Own:
         """Return this node as plans take it; EngineError while its GPUs are not known yet.
@@ -224,30 +223,6 @@ class Rings:
                 task.cancel()
                 await asyncio.wait([task])
         self._forget(deployment)
-
-    def _regain_from(self, deployment: Deployment, node: NodeId) -> None:
-        """Have a ring that lacks nodes use this one, if it is not in it."""
-        missing = deployment.build.missing if deployment.build is not None else 0
-        idle = deployment.regain is None or deployment.regain.done()
-        if deployment.phase == "ready" and missing and idle and node not in deployment.nodes:
-            deployment.regain = asyncio.create_task(
-                self._regain(deployment, node), name=f"regain {deployment.wish.name}"
-            )
-
-    async def _regain(self, deployment: Deployment, node: NodeId) -> None:
-        """Have a ring that lacks nodes built again once this one says that it can hold a stage."""
-        for _ in range(_REGAIN_TRIES):
-            try:
-                facts = await self._mesh.ask(node, AskFacts(), _REGAIN_TIMEOUT_S)
-            except CoveyError as error:
-                _log.info("deployment name=%s node=%s is not ready yet: %s", deployment.wish.name,
-                          node, error.line())  # fmt: skip
-                await asyncio.sleep(_REGAIN_PAUSE_S)
-            else:
-                if not (isinstance(facts, Facts) and facts.draining):
-                    deployment.moves = "more nodes are there; its answers go on over them"
-                    deployment.again.set()
-                return
 
     def _leave_draining(self, deployment: Deployment) -> None:
         idle = deployment.leave is None or deployment.leave.done()
@@ -362,7 +337,7 @@ class Rings:
                 if hopeless and not deployment.possible:
                     self._to(deployment, "failed", error.line())
                     return
-                if time.monotonic() - began > _STABLE_S or self._returned(deployment, began):
+                if time.monotonic() - began > _STABLE_S or self._regain.returned(deployment, began):
                     pause_s = _PAUSE_S
                 _log.warning("deployment name=%s epoch=%d broke: %s", deployment.wish.name,
                              deployment.epoch, error.line())  # fmt: skip
@@ -388,24 +363,16 @@ class Rings:
                 wait.cancel()
         return deployment.again.is_set()
 
-    def _returned(self, deployment: Deployment, began: float) -> bool:
-        """Say whether a node of the broken ring came back since; then it is not the ring's fault.
-
-        A stage that is gone may be missed only when its node is there again and says so.
-        """
-        return any(at > began and deployment.lacks(node) for node, at in self._came.items())
-
     async def _run_epoch(self, deployment: Deployment) -> None:
         """Build an epoch and serve it until it breaks; always raises, or is cancelled."""
         own = await self.own(deployment.carried)
         carried, deployment.carried = deployment.carried, None
-        now = time.monotonic()
         build = deployment.build = Build(
             deployment.wish, deployment.ring, deployment.epoch, settings=self._settings, own=own,
             engines=self._engines, blobs=self._blobs, parts=self._parts, mesh=self._mesh,
             progress=lambda phase, progress: self._to(deployment, phase, progress),
             token=lambda: deployment.token, carried=carried, fewer=deployment.possible,
-            without=deployment.losses.repeated(now, lambda node: self._came.get(node, 0.0)),
+            without=self._regain.left_out(deployment),
             kept=deployment.held,
         )  # fmt: skip
         try:
@@ -441,10 +408,13 @@ class Rings:
         """Wait until an epoch ends: its head's reason, or that it is to move to more nodes."""
         ended = asyncio.create_task(head.wait_ended())
         again = asyncio.create_task(deployment.again.wait())
+        more = asyncio.create_task(
+            self._regain.look(deployment), name=f"more {deployment.wish.name}"
+        )
         try:
             await asyncio.wait([ended, again], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for wait in (ended, again):
+            for wait in (ended, again, more):
                 if not wait.done():
                     wait.cancel()
         if ended.done():

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 from failoverlab.faults import DOOR, FAULTS, MODEL, PORT, Ringed
 from report import Row, conditions, finish, parser, row
 
@@ -34,13 +33,6 @@ CLIENT = Path(__file__).parent / "failoverlab" / "streams.py"
 # Where a stage is lost no request may be; a head's own death is another matter.
 LOST_GOAL = {"stage killed": 0, "stage frozen": 0, "stage cut off": 0, "owner killed": 0}
 GAP_GOAL_S = 3.0
-
-
-def ending_tokens() -> list[int]:
-    """Return the tokens that end an answer; they are biased away, so that every answer is long."""
-    llama = llama_cpp.Llama(str(bundled.path()), vocab_only=True, verbose=False)
-    vocabulary = llama._model.vocab
-    return [t for t in range(llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, t)]
 
 
 @dataclass
@@ -65,10 +57,10 @@ class Seen:
             self.others += stream["text"] != text
 
 
-def ask(mesh: Ringed, ending: str) -> subprocess.Popen[str]:
+def ask(mesh: Ringed) -> subprocess.Popen[str]:
     """Start the client; returns once every stream has begun."""
     command = [sys.executable, str(CLIENT), f"http://127.0.0.1:{PORT}", MODEL, str(STREAMS),
-               str(TOKENS), ending]  # fmt: skip
+               str(TOKENS)]  # fmt: skip
     client = subprocess.Popen(
         mesh.machine(DOOR).command(command), stdout=subprocess.PIPE, text=True,
         env=mesh.environment(DOOR),
@@ -88,13 +80,12 @@ def measure(times: int, kinds: list[str]) -> list[Row]:
     """Do everything so many times and return the rows."""
     mesh = Ringed(Path("/run/covey-failover"))
     mesh.serve()
-    ending = json.dumps(ending_tokens())
     chance = random.Random(1)
     rows: list[Row] = []
     try:
-        expected = [stream["text"] for stream in ended(ask(mesh, ending))]
+        expected = [stream["text"] for stream in ended(ask(mesh))]
         began = time.monotonic()
-        undisturbed = ended(ask(mesh, ending))
+        undisturbed = ended(ask(mesh))
         whole_s = time.monotonic() - began
         rows.append(row("undisturbed: longest gap", max(s["gap_s"] for s in undisturbed), "s"))
         rows.append(row("undisturbed: same text again",
@@ -103,7 +94,7 @@ def measure(times: int, kinds: list[str]) -> list[Row]:
         for kind in kinds:
             seen = Seen()
             for _ in range(times):
-                client = ask(mesh, ending)
+                client = ask(mesh)
                 time.sleep(chance.uniform(0.05, 0.5) * whole_s)
                 try:
                     undo = FAULTS[kind](mesh)

@@ -18,7 +18,7 @@ from agent.demo.fleet import Fleet, kill_all, wait_until
 Undo = Callable[[], None]
 WORKERS, DOOR = 4, "n4"
 MODEL, PORT = "covey-mini", 8088
-_LIMIT_S = 90.0
+_LIMIT_S = 120.0
 
 
 class Ringed(Fleet):

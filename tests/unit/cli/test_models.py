@@ -150,7 +150,7 @@ async def test_mistakes_are_one_line_with_their_exit_code(agent: Agent) -> None:
 
 
 async def test_ctrl_c_ends_the_command_and_not_the_pull(agent: Agent) -> None:
-    server = Server(MODEL.read_bytes(), rate=2e6)
+    server = Server(MODEL.read_bytes(), rate=3e5)
     async with serving(server):
         process = await agent.start("pull", server.url, "--name", "m")
         async with asyncio.timeout(20):

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from agent import config
-from agent.deploy import rings
+from agent.deploy import regain, rings
 from agent.deploy.carried import Carried
 from agent.deploy.hardware import Hardware
 from agent.deploy.heads import Head
@@ -107,11 +108,15 @@ class FakeMesh:
     def __init__(self) -> None:
         self.announced: list[str] = []
         self.asked: list[NodeId] = []
+        self.workers: list[Any] = []
         self.refusals = 0
         self.leaving: frozenset[NodeId] = frozenset()
 
     def draining(self) -> frozenset[NodeId]:
         return self.leaving
+
+    def live_workers(self, now: float) -> list[Any]:
+        return self.workers
 
     def find(self, node: NodeId) -> None:
         return None
@@ -147,6 +152,7 @@ class Setup:
         self.slept: list[float] = []
         self.asked_idle: list[str] = []
         self.waits = False
+        self.looks = asyncio.Event()
         self.rings = rings.Rings(
             settings, OWN, "box", FakeEngines(settings), None, self.mesh, self._changed,  # type: ignore[arg-type] # the fakes above
         )  # fmt: skip
@@ -176,6 +182,10 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     made = Setup(tmp_path)
 
     async def sleep(seconds: float) -> None:
+        if seconds == regain.LOOK_INTERVAL_S:
+            await made.looks.wait()
+            made.looks.clear()
+            return
         if seconds:
             made.slept.append(seconds)
         held = seconds == rings.UNANNOUNCED_S or (seconds and made.waits)
@@ -605,4 +615,30 @@ async def test_more_than_fit_a_record_are_refused(setup: Setup) -> None:
     with pytest.raises(UsageError, match="do not fit"):
         for number in range(20):
             await setup.keep(wish(name=f"{number:060}"))
+    await setup.rings.stop()
+
+
+async def test_a_ring_that_lacks_nodes_looks_for_them_now_and_then(setup: Setup) -> None:
+    FakeBuild.script = [None] * 4
+    FakeBuild.missing = 1
+    bad = FakeBuild.lost = NodeId(bytes([7]) * 32)
+    setup.mesh.workers = [SimpleNamespace(node_id=node) for node in (OWN, bad)]
+    await setup.keep(wish(nodes=3))
+    for epochs in (2, 3):
+        await setup.until("ready")
+        await _broken(setup, epochs)
+    await setup.until("ready")
+    assert FakeBuild.made[2].without == {bad}
+    setup.looks.set()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert bad not in setup.mesh.asked, "it lost two stages just now"
+    setup.rings.came(bad)
+    FakeBuild.missing = 0
+    for _ in range(500):
+        if len(FakeBuild.made) == 4:
+            break
+        await asyncio.sleep(0)
+    await setup.until("ready")
+    assert FakeBuild.made[3].without == frozenset()
     await setup.rings.stop()
