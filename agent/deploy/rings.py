@@ -21,7 +21,6 @@ to check.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -41,7 +40,7 @@ from agent.deploy.mesh import Mesh
 from agent.deploy.messages import AskFacts, Facts, HeadState
 from agent.deploy.parts import Parts
 from agent.deploy.planning import Measure, Own, node_of
-from agent.deploy.ring import Deployment
+from agent.deploy.ring import Deployment, ring_id
 from agent.deploy.wish import Wish
 from agent.engine.gpu import SURVEY_TIMEOUT_S
 from agent.engine.supervisor import Engine
@@ -206,8 +205,7 @@ class Rings:
     # ------------------------------------------------------------------ inside
 
     def _start(self, wish: Wish, token: Token) -> Deployment:
-        identity = hashlib.sha256(self._own.ed25519 + wish.name.encode()).hexdigest()[:32]
-        deployment = Deployment(wish, token, ring=identity)
+        deployment = Deployment(wish, token, ring=ring_id(self._own, wish.name))
         self._deployments[wish.name] = deployment
         self._to(deployment, "planning", "planning")
         deployment.task = asyncio.create_task(self._keep(deployment), name=wish.name)
