@@ -498,7 +498,7 @@ def _drain(net: Net, *names: str) -> None:
         node.up.draining_changed()
 
 
-async def _answered(net: Net, head: Node, until_: Callable[[], Awaitable[Any]]) -> None:
+async def _answered(net: Net, until_: Callable[[], Awaitable[Any]]) -> None:
     """Wait for something; meanwhile some head is announced at any time."""
     async with asyncio.timeout(30):
         while not await until_():
@@ -522,7 +522,7 @@ async def test_a_head_that_drains_is_replaced_first_and_ends_with_its_last_answe
         there = await third.see()
         return there["phase"] == "ready" and there["head"] == str(second.id)
 
-    await _answered(net, first, moved)
+    await _answered(net, moved)
     there = await second.see()
     assert there["owner"] == str(second.id), "ownership went to the next"
     assert FakeBuild.made == [("m", first.name), ("m", second.name)]
