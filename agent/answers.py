@@ -199,6 +199,11 @@ class Answers:
         """Describe the models that Covey knows, and what fits the mesh."""
         return await self._deployments.offers.describe(name)
 
+    async def logs(self, name: str, node: str, lines: int) -> dict[str, Any]:
+        """Describe what engines said last: of a deployment, of a node, or here."""
+        member = self._membership.resolve(node, time.time()) if node else None
+        return await self._deployments.logs(name, member.node_id if member else None, lines)
+
     async def events(self, after: int) -> dict[str, Any]:
         """List what happened after an event's number."""
         return self._presence.events.describe(after)

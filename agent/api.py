@@ -24,7 +24,8 @@ from agent.authority.wishes import (
     RevokeWish,
     RotateWish,
 )
-from agent.deploy.wish import EngineKind
+from agent.deploy.wish import MAX_NAME_CHARACTERS, EngineKind
+from agent.engine.tail import LINES
 from agent.errors import CoveyError, EnvironmentFault, UsageError, to_wire
 from agent.placement.inputs import Objective
 
@@ -117,6 +118,9 @@ class Target(Protocol):
     async def catalogue(self, name: str) -> dict[str, Any]:
         """Describe the models that Covey knows, or the one named, and what fits the mesh."""
 
+    async def logs(self, name: str, node: str, lines: int) -> dict[str, Any]:
+        """Describe what engines said last: of a deployment (or all), on one node (or all of it)."""
+
     async def events(self, after: int) -> dict[str, Any]:
         """List what happened after an event's number."""
 
@@ -207,6 +211,7 @@ class LocalApi:
         ):
             app.router.add_get(f"/v1/{path}", _read(read))
         app.router.add_get("/v1/events", self._events)
+        app.router.add_get("/v1/logs", self._logs)
         app.router.add_get("/v1/catalogue", self._catalogue)
         app.router.add_get("/v1/catalogue/{name}", self._catalogue)
         app.router.add_post("/v1/acl/check", _write(target.check_acl, CheckRequest))
@@ -257,6 +262,16 @@ class LocalApi:
         if not (after.isascii() and after.isdecimal() and len(after) < MAX_DIGITS):
             raise UsageError(f"after={after[:40]!r} is no event's number")
         return _json(await self._target.events(int(after)))
+
+    async def _logs(self, request: web.Request) -> web.Response:
+        text = request.query.get("lines", str(LINES))
+        lines = int(text) if text.isascii() and text.isdecimal() and len(text) < MAX_DIGITS else 0
+        if not 1 <= lines <= LINES:
+            raise UsageError(f"lines={text[:40]!r} is not 1 to {LINES}")
+        name, node = request.query.get("name", ""), request.query.get("node", "")
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise UsageError(f"{name[:80]!r} is not deployed in this mesh")
+        return _json(await self._target.logs(name, node, lines))
 
     async def _catalogue(self, request: web.Request) -> web.Response:
         return _json(await self._target.catalogue(request.match_info.get("name", "")))

@@ -19,6 +19,7 @@ from agent.cli import (
     deployments,
     drain,
     events,
+    logs,
     members,
     mesh,
     models,
@@ -46,7 +47,8 @@ for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, ser
                 members.rename, members.grant, members.revoke, members.leave, members.rotate,
                 acl.acl, events.events, models.pull, models.models, models.remove, models.verify,
                 catalogue.catalogue, placing.plan, deployments.deploy, deployments.undeploy,
-                deployments.ps, drain.drain, configuration.config, demo.demo):  # fmt: skip
+                deployments.ps, logs.logs, drain.drain, configuration.config,
+                demo.demo):  # fmt: skip
     cli.add_command(command)
 
 

@@ -29,14 +29,17 @@ from agent.deploy.executor import Executor
 from agent.deploy.heads import Head
 from agent.deploy.keeper import BookKeeper
 from agent.deploy.links import MEASURE_LIMIT_S, NOBODY, Around, Links
+from agent.deploy.logs import gather
 from agent.deploy.measuring import Measuring
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import (
     Answer,
     AskHead,
+    AskLogs,
     AskStatus,
     CompareBook,
     Drop,
+    EngineTails,
     ExchangeBook,
     HeadState,
     Keep,
@@ -46,6 +49,7 @@ from agent.deploy.messages import (
 )
 from agent.deploy.offers import Offers
 from agent.deploy.preview import preview, wish_of
+from agent.deploy.ring import ring_id
 from agent.deploy.rings import Rings
 from agent.deploy.stages import StageHost, Stored
 from agent.deploy.wish import Wish, check_name
@@ -92,6 +96,7 @@ class Deployments:
         )
         self._stages = StageHost(settings.state_dir / "stages", engines, self._drains, stored)
         self.hardware = engines.hardware
+        self._logs = engines.logs
         self.offers = Offers(mesh, self._ask)
         self.links = Links(
             settings.state_dir / "links.json", settings.network.overlay_port,
@@ -184,6 +189,8 @@ class Deployments:
                 return await self._as_head(peer, request)
             case AskStatus():
                 return self._board.answer(request)
+            case AskLogs():
+                return self._tails(request)
             case MeasureLinks():
                 await self._measure_links(request)
                 return await self.hardware.facts()
@@ -267,6 +274,25 @@ class Deployments:
     def engines(self) -> list[dict[str, Any]]:
         """Describe the engines that run here, for `agent status`."""
         return [*self._rings.engines(), *self._stages.engines()]
+
+    async def logs(self, name: str, node: NodeId | None, lines: int) -> dict[str, Any]:
+        """Describe what engines said last: those of a deployment, or of `node`, or this node's.
+
+        Raises UsageError where there is no such deployment and nothing of it is kept here.
+        """
+        nodes = {node or self._own}
+        if name and node is None:
+            wish = self._keeper.book.find(name)
+            if wish is not None and not wish.removed:
+                (one,) = await self._board.describe([wish])
+                found = [one["head"], *(stage["node"] for stage in one["stages"])]
+                nodes |= {NodeId.parse(each) for each in found if each}
+            elif not self._tails(AskLogs(name=name)).tails:
+                raise UsageError(
+                    f"{name} is not deployed in this mesh", hint="`agent ps` shows what is."
+                )
+        asked = await gather(nodes, name, lines, self._ask, self._name_of)
+        return {"deployment": name, "nodes": asked}
 
     async def work(self) -> list[dict[str, Any]]:
         """Describe what runs here and what becomes of it while this node drains."""
@@ -365,6 +391,15 @@ class Deployments:
                 wish = self._keeper.book.find(name)
                 if wish is not None and wish.removed and wish.rank > kept.rank:
                     await self._rings.end(name)
+
+    def _tails(self, request: AskLogs) -> EngineTails:
+        members = self._mesh.members(time.time()) if request.name else ()
+        rings = {ring_id(member.node_id, request.name) for member in members}
+        return EngineTails(tuple(self._logs.tails(request.lines, request.name, rings)))
+
+    def _name_of(self, node: NodeId) -> str:
+        member = self._mesh.find(node)
+        return member.certificate.name if member else f"…{node.short}"
 
     def _drains(self) -> bool:
         return self._own in self._mesh.draining()

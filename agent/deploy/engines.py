@@ -16,6 +16,7 @@ import msgspec
 
 from agent.config import Config
 from agent.deploy.hardware import Hardware
+from agent.deploy.logs import Logs
 from agent.deploy.messages import FrameType
 from agent.engine.spec import EngineSpec, Role, RpcServer
 from agent.engine.supervisor import Engine
@@ -47,6 +48,7 @@ class Engines:
         self._starting: set[int] = set()  # ports of engines that do not listen yet
         self.own_address = self.address(own)
         self.hardware = Hardware(settings)
+        self.logs = Logs()
 
     def address(self, node: NodeId) -> str:
         """Return a node's overlay address, computed from its id."""
@@ -165,14 +167,15 @@ class Engines:
         """Start it on the GPUs where they are used, else or if that fails on the CPU."""
         timeout_s = self._settings.engine.load_timeout_s
         try:
-            return await Engine.start(spec, load_timeout_s=timeout_s)
+            return await Engine.start(spec, load_timeout_s=timeout_s, made=self.logs.add)
         except (EngineError, ModelError) as error:
             if not spec.gpu_layers:
                 raise
             _log.warning("%s is tried on the CPU, since on the GPU: %s", spec.title, error.line())
         engine = await Engine.start(
-            msgspec.structs.replace(spec, gpu_layers=0), load_timeout_s=timeout_s
-        )
+            msgspec.structs.replace(spec, gpu_layers=0), load_timeout_s=timeout_s,
+            made=self.logs.add,
+        )  # fmt: skip
         engine.runs_on += ", since it did not start on the GPU"
         return engine
 

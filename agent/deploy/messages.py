@@ -6,6 +6,7 @@
                        ConnectStage, AskStage, StopRing (from the
                        ring's head)
     a head             Keep, Drop (from the owner), AskHead              HeadState
+    any worker         AskLogs                                           EngineTails
     an owner           AskStatus                                         Statuses
     anyone             CompareBook, ExchangeBook                         BookSummary, BookWishes
 
@@ -20,10 +21,14 @@ from typing import Annotated, Literal
 import msgspec
 
 from agent.deploy.book import Summary
+from agent.engine.tail import LINE_CHARACTERS
+from agent.engine.tail import LINES as LOG_LINES
 from agent.errors import PeerError, one_line
 from agent.ownership.lease import Token
 
 PROTOCOL = "/covey/deployments/1"
+# 64 engines of 50 lines are 1.6 MB at most.
+TAILS_MAX = 64
 
 Phase = Literal["fetching", "loading", "listening", "ready", "broken", "unknown"]
 FrameType = Literal["auto", "f32", "f16", "q8"]
@@ -233,6 +238,41 @@ class HeadState(_Message, frozen=True, omit_defaults=True):
     stays: str = ""
 
 
+# ---------------------------------------------------------------------- anyone ↔ any worker
+
+
+class AskLogs(_Message, frozen=True):
+    """What did your engines of this deployment say last, or all of them (no name)?
+
+    `lines`: of each, at most.
+    """
+
+    name: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    lines: Annotated[int, msgspec.Meta(ge=1, le=LOG_LINES)] = LOG_LINES
+
+
+class LogTail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The last lines of one engine: what it is, its process, and what has become of it.
+
+    `first` is how many lines came before these.
+    """
+
+    title: Annotated[str, msgspec.Meta(max_length=80)]
+    pid: int
+    first: int
+    lines: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=LINE_CHARACTERS)], ...],
+        msgspec.Meta(max_length=LOG_LINES),
+    ]
+    state: Annotated[str, msgspec.Meta(max_length=LINE_CHARACTERS)]
+
+
+class EngineTails(_Message, frozen=True):
+    """The engines, the oldest first."""
+
+    tails: Annotated[tuple[LogTail, ...], msgspec.Meta(max_length=TAILS_MAX)]
+
+
 # ---------------------------------------------------------------------- anyone ↔ owner
 
 
@@ -292,8 +332,10 @@ class BookWishes(_Message, frozen=True):
 
 StageRequest = AskFacts | LoadStage | StartServer | ConnectStage | AskStage | StopRing
 HeadRequest = Keep | Drop | AskHead
-Request = MeasureLinks | StageRequest | HeadRequest | AskStatus | CompareBook | ExchangeBook
-Answer = Facts | StageState | HeadState | Statuses | BookSummary | BookWishes
+Request = (
+    MeasureLinks | StageRequest | HeadRequest | AskLogs | AskStatus | CompareBook | ExchangeBook
+)
+Answer = Facts | StageState | HeadState | EngineTails | Statuses | BookSummary | BookWishes
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -145,13 +145,16 @@ class Offers:
         }  # fmt: skip
 
     async def workers(self) -> list[Node]:
-        """Ask the workers that are there what they can hold; who does not answer is left out."""
+        """Ask the workers that are there what they can hold.
+
+        Who does not answer is left out, and who is draining.
+        """
         members = self._mesh.live_workers(time.time())
         answers = await asyncio.gather(*(self._facts(member.node_id) for member in members))
         return [
             Node(str(member.node_id), member.certificate.name, facts.free_bytes)
             for member, facts in zip(members, answers, strict=True)
-            if facts is not None
+            if facts is not None and not facts.draining
         ]
 
     async def _facts(self, node: NodeId) -> Facts | None:

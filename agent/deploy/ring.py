@@ -6,6 +6,7 @@ For `rings.py`, which knows its phases.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -20,6 +21,11 @@ from agent.placement.results import Plan
 
 _REPORTED = {"ready": Phase.READY, "failed": Phase.FAILED}
 _BROKEN = ("ending", "waiting", "draining", "moving")
+
+
+def ring_id(head: NodeId, name: str) -> str:
+    """Return what stages call the ring of deployment `name` with this head: 16 bytes in hex."""
+    return hashlib.sha256(head.ed25519 + name.encode()).hexdigest()[:32]
 
 
 @dataclass

@@ -21,7 +21,6 @@ to check.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -42,7 +41,7 @@ from agent.deploy.messages import HeadState
 from agent.deploy.parts import Parts
 from agent.deploy.planning import Measure, Own, node_of
 from agent.deploy.regain import Regain
-from agent.deploy.ring import Deployment
+from agent.deploy.ring import Deployment, ring_id
 from agent.deploy.wish import Wish
 from agent.engine.gpu import SURVEY_TIMEOUT_S
 from agent.engine.supervisor import Engine
@@ -209,8 +208,7 @@ class Rings:
     # ------------------------------------------------------------------ inside
 
     def _start(self, wish: Wish, token: Token) -> Deployment:
-        identity = hashlib.sha256(self._own.ed25519 + wish.name.encode()).hexdigest()[:32]
-        deployment = Deployment(wish, token, ring=identity)
+        deployment = Deployment(wish, token, ring=ring_id(self._own, wish.name))
         self._deployments[wish.name] = deployment
         self._to(deployment, "planning", "planning")
         deployment.task = asyncio.create_task(self._keep(deployment), name=wish.name)
@@ -385,8 +383,8 @@ class Rings:
             await self._announce()
             self._leave_draining(deployment)
             raise await self._over(deployment, head)
-        except (CoveyError, _Moves):
-            if (lost := build.lost) is not None:
+        except (CoveyError, _Moves) as over:
+            if (lost := build.lost) is not None and not isinstance(over, _Moves):
                 deployment.losses.add(lost, time.monotonic())
             if deployment.phase != "draining":
                 deployment.carried = build.carry()

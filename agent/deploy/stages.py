@@ -37,7 +37,7 @@ from agent.deploy.messages import (
     StoredLayers,
 )
 from agent.engine.supervisor import Engine
-from agent.errors import CoveyError, EngineError, MembershipError, UsageError
+from agent.errors import CoveyError, EngineError, MembershipError, NotRunning, UsageError
 from agent.identity.keys import NodeId
 from agent.models.fetch import Watch
 from agent.ownership.fence import Fence
@@ -87,6 +87,7 @@ class StageHost:
         self._folder = folder
         self._stored = stored
         self._stages: dict[tuple[str, int], _Stage] = {}
+        self._hosted: set[str] = set()  # rings that were here, since the agent is up
         self._fence = Fence()
 
     async def answer(self, peer: NodeId, request: StageRequest) -> Answer:
@@ -157,7 +158,11 @@ class StageHost:
         if isinstance(request, LoadStage):
             self._check_file(peer, request)
             state = StageState(phase="fetching", total=request.weights.size)
+        if self._draining() and request.ring not in self._hosted:
+            # Planned before its head could know; one that was here may be unable to do without.
+            raise NotRunning("this node is draining", hint="Plan anew, without it.")
         self._check_token(request.ring, request.token)
+        self._hosted.add(request.ring)
         if any(stage.request.epoch < request.epoch for stage in self._of(request.ring)):
             await self._end(request.ring)
         stage = _Stage(peer, request, state)

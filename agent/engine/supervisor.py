@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +21,7 @@ import msgspec
 import agent
 from agent import errors
 from agent.engine.spec import Command, EngineSpec, Event
+from agent.engine.tail import Tail
 from agent.errors import CoveyError, EngineError
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 LOAD_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 8.0
 _KILL_TIMEOUT_S = 5.0
-_TAIL_LINES = 50
 _LINE_BYTES = 1 << 20
 # llama.cpp's threads spin at every barrier. Where engines share CPUs with anything else, a thread
 # that spins while its peer waits for a CPU made a token of a tiny model take 41 ms instead of 2.
@@ -59,7 +59,7 @@ class Engine:
         self.runs_on = ""
         self.stats: dict[str, float] = {}
         self._process = process
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._tail = Tail()
         self._listening = asyncio.Event()
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
@@ -71,10 +71,14 @@ class Engine:
         self._reader = asyncio.create_task(self._read(), name=f"engine {process.pid}")
 
     @classmethod
-    async def start(cls, spec: EngineSpec, *, load_timeout_s: float = LOAD_TIMEOUT_S) -> Self:
+    async def start(
+        cls, spec: EngineSpec, *, load_timeout_s: float = LOAD_TIMEOUT_S,
+        made: Callable[[Self], None] = lambda engine: None,
+    ) -> Self:  # fmt: skip
         """Start a process and wait until it listens (a stage, a head) or is ready (whole).
 
-        Raises the engine's own error when it fails, EngineError when it dies or takes too long.
+        `made` hears of it before that, for it may fail. Raises the engine's own error when it
+        fails, EngineError when it dies or takes too long.
         """
         spec.check()
         process = await asyncio.create_subprocess_exec(
@@ -88,6 +92,7 @@ class Engine:
             env=environment(),
         )
         engine = cls(spec, process)
+        made(engine)
         try:
             await engine._write(msgspec.json.encode(spec))
             awaited = engine._ready if spec.role == "whole" else engine._listening
@@ -116,6 +121,18 @@ class Engine:
     def log_tail(self) -> list[str]:
         """The last lines of its log."""
         return list(self._tail)
+
+    @property
+    def log_lines(self) -> int:
+        """How many lines it has logged."""
+        return self._tail.total
+
+    @property
+    def state(self) -> str:
+        """What has become of it, in a few words for people."""
+        if self._reason is not None:
+            return errors.one_line(f"{'broke' if self.alive else 'ended'}: {self._reason.message}")
+        return "runs" if self.alive else "was stopped"
 
     async def connect(self, address: str, port: int) -> None:
         """Tell it where its successor listens; then wait with `wait_ready`."""

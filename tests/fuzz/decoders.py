@@ -172,6 +172,7 @@ def targets() -> list[Target]:
                (frames.encode_frame(b"payload"),), (frames.FrameError,)),
         Target("deployment message", deployments.decode_request,
                (deployments.encode(deployments.AskFacts()),
+                deployments.encode(deployments.AskLogs("m", 5)),
                 deployments.encode(deployments.MeasureLinks(("b",))))),
         Target("deployment answer", deployments.decode_answer,
                (deployments.encode(deployments.Facts(1, 2)), deployments.encode(deployments.Facts(

@@ -97,6 +97,9 @@ class FakeTarget:
             raise MembershipError("too many", hint="Ask for fewer.")
         return {"uses": request.uses, "ttl_s": request.ttl_s}
 
+    async def logs(self, name: str, node: str, lines: int) -> dict[str, Any]:
+        return {"name": name, "node": node, "lines": lines}
+
     async def drained(self) -> dict[str, Any]:
         return {"draining": True, "work": []}
 
@@ -201,6 +204,17 @@ async def test_events_are_asked_for_after_a_number(api: Api) -> None:
     for wrong in ("x", "-1", "1" * 20, "%C2%B2"):
         with pytest.raises(UsageError, match="no event's number"):
             await client.get(f"/v1/events?after={wrong}")
+
+
+async def test_logs_are_asked_for_within_bounds(api: Api) -> None:
+    _, client, _ = api
+    assert await client.get("/v1/logs") == {"name": "", "node": "", "lines": 50}
+    asked = await client.get("/v1/logs?name=a%20b&node=den&lines=3")
+    assert asked == {"name": "a b", "node": "den", "lines": 3}
+    for wrong in ("lines=0", "lines=51", "lines=-1", "lines=x", "lines=" + "9" * 30,
+                  "name=" + "x" * 65):  # fmt: skip
+        with pytest.raises(UsageError):
+            await client.get(f"/v1/logs?{wrong}")
 
 
 async def test_the_catalogue_is_asked_for_whole_or_by_a_name(api: Api) -> None:

@@ -19,7 +19,7 @@ from aiohttp import web
 from agent.engine.serve import openai, sse
 from agent.engine.serve.answer import Answer, together
 from agent.engine.serve.forms import Choice, Form
-from agent.engine.serve.http import reply
+from agent.engine.serve.http import reply, where
 from agent.engine.serve.schema import Ask
 from agent.engine.serve.tools import CallReader
 from agent.errors import CoveyError, EngineError
@@ -128,7 +128,7 @@ class _EventStream:
     async def fail(self, error: Exception) -> None:
         """End a stream that has begun with an error event and no [DONE]."""
         if not isinstance(error, CoveyError):
-            _log.error("internal error in a stream", exc_info=error)
+            _log.error("internal error in a stream %s", where(error))
             error = EngineError("internal error")
         else:
             _log.warning("a stream broke error=%s", error.message)

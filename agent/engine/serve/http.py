@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -43,9 +44,17 @@ async def errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
         return reply(openai.error_body(error), status, RETRY_AFTER_S if status == 503 else None)
     except web.HTTPException as error:
         return _http_error(request, error)
-    except Exception:
-        _log.exception("internal error path=%s", request.path)
+    except Exception as error:
+        _log.error("internal error path=%s %s", request.path, where(error))
         return reply(openai.error_body(EngineError("internal error"), 500), 500)
+
+
+def where(error: BaseException) -> str:
+    """Return what an internal error is and where it arose, without its words.
+
+    They may quote a prompt, and logs never do.
+    """
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}".rstrip()
 
 
 def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:

@@ -19,8 +19,11 @@ from agent.deploy import board, deployments, executor, keeper, messages, rings
 from agent.deploy.deployments import Deployments
 from agent.deploy.hardware import Hardware
 from agent.deploy.heads import Head
+from agent.deploy.logs import Logs
 from agent.deploy.messages import Drop, Keep
+from agent.deploy.ring import ring_id
 from agent.deploy.wish import Wish
+from agent.engine.spec import EngineSpec
 from agent.errors import CoveyError, MembershipError, NotRunning, PeerError, StateError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.models import bundled
@@ -86,6 +89,7 @@ class Node:
         self.deployments: Deployments | None = None
         self.announced: list[str] = []
         self.notes: list[tuple[str, str, str]] = []
+        self.logs = Logs()
 
     def _note(self, kind: str, name: str, text: str) -> None:
         self.notes.append((kind, name, text))
@@ -97,7 +101,9 @@ class Node:
 
     async def start(self) -> None:
         settings, _ = config.load(Path("/dev/null"), {}, [f"node.state_dir={self.state}"])
-        engines: Any = SimpleNamespace(own_address=self.address, hardware=Hardware(settings))
+        engines: Any = SimpleNamespace(
+            own_address=self.address, hardware=Hardware(settings), logs=self.logs
+        )  # fmt: skip
         made = Deployments(settings, self.key, self.name, MESH, engines, Any, self, self._note)  # type: ignore[arg-type] # no blobs are served
         await made.start(self.address, self.net.port)
         # The quiet time after a start has tests of its own, on virtual time.
@@ -492,7 +498,7 @@ def _drain(net: Net, *names: str) -> None:
         node.up.draining_changed()
 
 
-async def _answered(net: Net, head: Node, until_: Callable[[], Awaitable[Any]]) -> None:
+async def _answered(net: Net, until_: Callable[[], Awaitable[Any]]) -> None:
     """Wait for something; meanwhile some head is announced at any time."""
     async with asyncio.timeout(30):
         while not await until_():
@@ -516,7 +522,7 @@ async def test_a_head_that_drains_is_replaced_first_and_ends_with_its_last_answe
         there = await third.see()
         return there["phase"] == "ready" and there["head"] == str(second.id)
 
-    await _answered(net, first, moved)
+    await _answered(net, moved)
     there = await second.see()
     assert there["owner"] == str(second.id), "ownership went to the next"
     assert FakeBuild.made == [("m", first.name), ("m", second.name)]
@@ -620,3 +626,43 @@ async def test_a_plan_has_links_measured_and_the_catalogue_asks_all(net: Net) ->
     told = await alpha.up.offers.describe("covey-mini")
     assert {worker["name"] for worker in told["workers"]} == set(NAMES)
     assert told["models"][0]["files"][0]["nodes"][0] in NAMES
+
+
+def _engine(name: str, ring: str = "") -> Any:
+    role: Any = "stage" if ring else "whole"
+    spec = EngineSpec(role=role, files=("x",), model_name=name or "model", ring=ring, stage=1)
+    return SimpleNamespace(spec=spec, pid=7, alive=True, state="runs", log_tail=["hello"],
+                           log_lines=1)  # fmt: skip
+
+
+async def test_logs_come_from_all_nodes_of_a_deployment(net: Net) -> None:
+    first, second, third = net.ranked("m")
+    with pytest.raises(UsageError, match="m is not deployed in this mesh"):
+        await first.up.logs("m", None, 50)
+    await third.up.deploy(request())
+    await phase(first, "ready")
+    third.logs.add(_engine("m"))
+    third.logs.add(_engine("other"))
+    first.logs.add(_engine("", ring_id(third.id, "m")))
+    first.logs.add(_engine("", "ab" * 16))
+    found = await first.up.logs("m", None, 50)
+    said = {one["name"]: [t["title"] for t in one["tails"]] for one in found["nodes"]}
+    assert said == {third.name: ["the model"], first.name: ["stage 1"]}
+    # One node alone, by name or all of it; and this node's own.
+    [one] = (await second.up.logs("m", first.id, 50))["nodes"]
+    assert (one["name"], len(one["tails"])) == (first.name, 1)
+    [one] = (await second.up.logs("", third.id, 50))["nodes"]
+    assert len(one["tails"]) == 2
+    assert (await second.up.logs("", None, 50))["nodes"][0]["tails"] == []
+    # Who is not there is named; what there is of the others is shown.
+    net.mute = True
+    found = await first.up.logs("m", None, 50)
+    errors = {one["name"]: one["error"] for one in found["nodes"]}
+    assert errors == {first.name: ""} | {
+        name: f"{name} does not answer." for name in errors if name != first.name
+    }
+    # What ended is kept here for a while.
+    net.mute = False
+    await third.up.undeploy("m")
+    [one] = (await third.up.logs("m", None, 50))["nodes"]
+    assert len(one["tails"]) == 1

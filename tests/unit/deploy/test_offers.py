@@ -109,6 +109,12 @@ async def test_the_workers_that_answer_are_those_that_count() -> None:
     assert file["nodes"] == ["desk"]
     assert file["source"].startswith("hf:Qwen/")
     assert file["exact"] is True
+
+    async def drains(node: NodeId, request: Request, timeout_s: float) -> Answer:
+        return Facts(free_bytes=8 * GIB, cores=4, draining=node != KEYS[1])
+
+    found = await Offers(FakeMesh(), drains).describe("Qwen3-4B")  # type: ignore[arg-type]
+    assert [worker["name"] for worker in found["workers"]] == ["away"]
     everything = await Offers(FakeMesh(), ask).describe()  # type: ignore[arg-type]
     assert len(everything["models"]) == len(catalogue.entries())
     with pytest.raises(UsageError, match="no model 'covey-maxi'"):

@@ -22,7 +22,7 @@ from agent.deploy.messages import (
     StopRing,
     StoredLayers,
 )
-from agent.errors import CoveyError, EngineError, MembershipError, PeerError, UsageError
+from agent.errors import CoveyError, EngineError, MembershipError, NotRunning, PeerError, UsageError
 from agent.identity.addresses import overlay_ipv6
 from agent.identity.keys import NodeId, NodeKey
 from agent.models.fetch import Progress
@@ -372,8 +372,8 @@ async def test_facts_say_who_drains_and_what_a_ring_would_give_back(
 ) -> None:
     monkeypatch.setattr(machine, "free_bytes", lambda: 1000)
     monkeypatch.setattr(machine, "own_bytes", lambda pid: pid)
-    monkeypatch.setattr(host, "_draining", lambda: True)
     await host.answer(HEAD, load())
+    monkeypatch.setattr(host, "_draining", lambda: True)
     await until(lambda: _true(engines.engine is not None))
     await until(lambda: _true(host.engines()[0]["phase"] == "listening"))
     assert host.running() == [(RING, 1)]
@@ -388,4 +388,19 @@ async def test_facts_say_who_drains_and_what_a_ring_would_give_back(
     stage.connected.set()
     await until(lambda: _true(host.engines()[0]["phase"] == "broken"))
     assert host.running() == []
+    await host.stop()
+
+
+async def test_a_ring_that_was_planned_before_a_node_drained_is_refused_unless_it_was_here(
+    engines: FakeEngines, host: stages.StageHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.answer(HEAD, load())
+    await host.answer(HEAD, StopRing(RING, TOKEN))
+    monkeypatch.setattr(host, "_draining", lambda: True)
+    for late in (load(ring="cd" * 16), StartServer("cd" * 16, TOKEN, 5, 1, 2)):
+        with pytest.raises(NotRunning, match="this node is draining"):
+            await host.answer(HEAD, late)
+    assert host.running() == []
+    await host.answer(HEAD, load(epoch=6))
+    assert host.running() == [(RING, 1)]
     await host.stop()

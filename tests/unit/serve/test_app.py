@@ -296,10 +296,19 @@ async def test_a_ring_that_breaks_in_the_stream_is_an_event(
             pass
 
 
-async def test_a_fault_of_ours_tells_no_details(serve: Any, models: Any) -> None:
-    status, body, _ = await post(await serve(models([KeyError("secret")])), CHAT)
+async def test_a_fault_of_ours_tells_no_details(
+    serve: Any, models: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = await serve(models([KeyError("secret")]))
+    status, body, _ = await post(url, CHAT)
     assert status == 500
     assert body["error"]["message"] == "internal error."
+    await lines(await serve(models([b"a", KeyError("secret")])), {**CHAT, "stream": True})
+    # Nor does the log: the words of an error may quote a prompt.
+    assert caplog.text.count("KeyError") == 2
+    assert "conftest.py" in caplog.text, "it says where"
+    assert "KeyError('secret')" not in caplog.text
+    assert "KeyError: 'secret'" not in caplog.text
 
 
 async def test_what_the_model_refuses_is_400(serve: Any, models: Any) -> None:
