@@ -2,8 +2,9 @@
 
     python streams.py BASE_URL MODEL COUNT TOKENS
 
-Every answer is as long as it may be. Prints "begun" once each stream has a token, then a JSON list of {"text", "gap_s", "end", "error"}: `gap_s`
-is the longest time between two pieces, `end` the finish reason, "" where the stream was cut.
+Every answer is as long as it may be. Prints "begun" once each stream has a token, then a JSON list
+of {"text", "gap_s", "end", "error"}: `gap_s` is the longest time between two pieces, `end` the
+finish reason, "" where the stream was cut.
 """
 
 from __future__ import annotations

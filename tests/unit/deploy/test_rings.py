@@ -622,7 +622,7 @@ async def test_a_ring_that_lacks_nodes_looks_for_them_now_and_then(setup: Setup)
     FakeBuild.script = [None] * 4
     FakeBuild.missing = 1
     bad = FakeBuild.lost = NodeId(bytes([7]) * 32)
-    setup.mesh.workers = [SimpleNamespace(node_id=node) for node in (OWN, bad)]
+    setup.mesh.workers = [SimpleNamespace(node_id=bad)]
     await setup.keep(wish(nodes=3))
     for epochs in (2, 3):
         await setup.until("ready")

@@ -125,7 +125,7 @@ async def test_a_frozen_stage_is_noticed_by_its_silence(
     models: Callable[..., Path], tmp_path: Path, cache: str
 ) -> None:
     parts = rings.cut(models(), tmp_path, (5, 9))
-    quick = [msgspec.structs.replace(spec, silence_s=2.0) for spec in specs(parts, cache)]
+    quick = [msgspec.structs.replace(spec, silence_s=4.0) for spec in specs(parts, cache)]
     async with running(quick) as engines:
         os.kill(engines[1].pid, signal.SIGSTOP)
         try:
