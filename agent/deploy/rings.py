@@ -158,10 +158,10 @@ class Rings:
     def draining_changed(self) -> None:
         """Hear that a node drains, or does not any more: rings leave it, or use it again."""
         before, self._draining = self._draining, self._mesh.draining()
+        for node in before - self._draining - {self._own}:
+            self.came(node)
         for deployment in self._deployments.values():
             self._leave_draining(deployment)
-            for node in before - self._draining - {self._own}:
-                self._regain_from(deployment, node)
 
     def came(self, node: NodeId) -> None:
         """Hear that a node is there (again): what waits and lacks it is built at once."""
@@ -411,6 +411,9 @@ class Rings:
             deployment.answers, deployment.held = True, deployment.nodes
             await self._announce()
             self._leave_draining(deployment)
+            for node, at in self._came.items():
+                if at > now:  # while it was built without that one
+                    self._regain_from(deployment, node)
             raise await self._over(deployment, head)
         except (CoveyError, _Moves):
             if (lost := build.lost) is not None:
