@@ -38,12 +38,16 @@ class Regain:
         """Return when a node came; 0 where it was there before this agent."""
         return self._came.get(node, 0.0)
 
+    def since(self, moment: float) -> list[NodeId]:
+        """Return who came after a moment."""
+        return [node for node, at in self._came.items() if at > moment]
+
     def returned(self, deployment: Deployment, began: float) -> bool:
         """Say whether a node of the broken ring came back since; then it is not the ring's fault.
 
         A stage that is gone may be missed only when its node is there again and says so.
         """
-        return any(at > began and deployment.lacks(node) for node, at in self._came.items())
+        return any(deployment.lacks(node) for node in self.since(began))
 
     def begin(self, deployment: Deployment, node: NodeId) -> None:
         """Have a ring that lacks nodes use this one, if it is not in it."""

@@ -158,10 +158,10 @@ class Rings:
     def draining_changed(self) -> None:
         """Hear that a node drains, or does not any more: rings leave it, or use it again."""
         before, self._draining = self._draining, self._mesh.draining()
+        for node in before - self._draining - {self._own}:
+            self.came(node)
         for deployment in self._deployments.values():
             self._leave_draining(deployment)
-            for node in before - self._draining - {self._own}:
-                self._regain.begin(deployment, node)
 
     def came(self, node: NodeId) -> None:
         """Hear that a node is there (again): what waits and lacks it is built at once."""
@@ -363,6 +363,7 @@ class Rings:
 
     async def _run_epoch(self, deployment: Deployment) -> None:
         """Build an epoch and serve it until it breaks; always raises, or is cancelled."""
+        began = time.monotonic()
         own = await self.own(deployment.carried)
         carried, deployment.carried = deployment.carried, None
         build = deployment.build = Build(
@@ -382,6 +383,8 @@ class Rings:
             deployment.answers, deployment.held = True, deployment.nodes
             await self._announce()
             self._leave_draining(deployment)
+            for node in self._regain.since(began):  # while it was built without that one
+                self._regain.begin(deployment, node)
             raise await self._over(deployment, head)
         except (CoveyError, _Moves) as over:
             if (lost := build.lost) is not None and not isinstance(over, _Moves):

@@ -547,6 +547,32 @@ async def test_a_ring_leaves_a_node_that_drains_with_its_answers(setup: Setup) -
     await setup.rings.stop()
 
 
+async def test_a_node_that_comes_while_a_ring_is_built_without_it_is_used_then(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeBuild.script = [None, None]
+    FakeBuild.missing = 1
+    node = NodeId(bytes([9]) * 32)
+    setup.mesh.leaving = frozenset({node})
+    setup.rings.draining_changed()
+    up = FakeBuild.up
+
+    async def slowly(build: FakeBuild) -> FakeHead:
+        setup.mesh.leaving = frozenset()
+        setup.rings.draining_changed()
+        found = await up(build)
+        found.alive = True
+        return found
+
+    monkeypatch.setattr(FakeBuild, "up", slowly)
+    await setup.keep(wish(nodes=3))
+    second = await _made(2)
+    assert setup.mesh.asked == [node]
+    await setup.until("ready")
+    assert second.carried is not None
+    await setup.rings.stop()
+
+
 async def test_a_ring_that_cannot_do_without_stays_and_says_so(setup: Setup) -> None:
     FakeBuild.script = [None, None]
     FakeBuild.unfit = [ModelError("too large"), EngineError("GPUs are tried"), PeerError("few")]
