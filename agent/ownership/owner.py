@@ -315,8 +315,8 @@ class Ownership:
         ):  # fmt: skip
             duty.main = best
         hold = duty.holds.get(duty.main) if duty.main is not None else None
-        # Not before it has said how it is there: what answers is known to be possible.
-        if hold is not None and hold.reported_at > hold.since and not stays(duty.main):
+        # Not before its lease is here, and how it is there: what answers is known to be possible.
+        if hold is not None and hold.valid(now) and not stays(duty.main):
             other = best_running(want, running, stays) or new_head(want, self._own, stays)
             # What does not run on a node that drains is not begun there.
             duty.main = other or (duty.main if duty.main in running else None)
