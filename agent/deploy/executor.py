@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -53,7 +53,7 @@ class Care:
     states: dict[NodeId, HeadState] = field(default_factory=dict)
     error: CoveyError | None = None
     failing_since: float = 0.0
-    told: dict[NodeId, tuple[Token, Wish | None]] = field(default_factory=dict)
+    told: dict[NodeId, tuple[Token, Wish | None, bool]] = field(default_factory=dict)
     told_at: float = 0.0
     news: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -137,23 +137,24 @@ class Executor:
         keep = holding.main and wish is not None and not wish.removed
         if not keep and holding.report.phase == Phase.NONE:
             return
-        command = (holding.token, wish if keep else None)
+        ready = [h for h in owned if h.report.phase == Phase.READY]
+        proven = keep and wish is not None and self._proven(wish, holding, ready)
+        told = care.told.get(holding.head)
+        proven |= keep and told == (holding.token, wish, True)
+        command = (holding.token, wish if keep else None, proven)
         none = holding.report.phase == Phase.NONE
         forgotten = keep and none and time.monotonic() - care.told_at > _REPEAT_S
-        if care.told.get(holding.head) != command or forgotten:
+        if told != command or forgotten:
             if keep and none and not holding.sure:
                 return  # the head before may only be cut off, with its ring running
-            request: Request
-            ready = [h for h in owned if h.report.phase == Phase.READY]
             answers = any(h.head == holding.head for h in ready)
             wished = wish is not None and not wish.removed
             if not keep and answers and wished and not any(h.main for h in ready):
                 state = await self._state_of(name, care, holding)
                 if wish is not None and _runs(state, wish):
                     return  # it goes on until the head that is meant answers
+            request: Request
             if keep and wish is not None:
-                old = self._keeper.restored(wish) or time.time() - wish.at > _YOUNG_S
-                proven = old or any(h.head != holding.head for h in ready)
                 request = Keep(wish.encode(), holding.token, proven)
             else:
                 request = Drop(name, holding.token)
@@ -161,6 +162,11 @@ class Executor:
             care.told[holding.head], care.told_at = command, time.monotonic()
             return
         await self._state_of(name, care, holding)
+
+    def _proven(self, wish: Wish, holding: Holding, ready: Sequence[Holding]) -> bool:
+        """Say whether a wish is known to be possible: it was before, or it answers elsewhere."""
+        old = self._keeper.restored(wish) or time.time() - wish.at > _YOUNG_S
+        return old or any(other.head != holding.head for other in ready)
 
     async def _state_of(self, name: str, care: Care, holding: Holding) -> HeadState:
         """Return how a head is, asked anew if that has changed."""

@@ -191,8 +191,8 @@ class Planning:
                     found.told(node.node, facts.links)
                     if facts.draining:
                         self._draining[node.node] = node.name
-            # Who is draining will not be there soon: what can do with fewer does not wait for it.
-            lacking = wished - len(found.nodes) + (0 if self._fewer else len(self._draining))
+            # Who is draining is counted here, for it is not worth waiting until it does not.
+            lacking = wished - len(found.nodes)
             if lacking <= 0 or asyncio.get_running_loop().time() > deadline:
                 return
             self._progress("planning", f"waiting for {lacking} more nodes")

@@ -87,6 +87,7 @@ class StageHost:
         self._folder = folder
         self._stored = stored
         self._stages: dict[tuple[str, int], _Stage] = {}
+        self._fetching: dict[str, asyncio.Lock] = {}  # by SHA-256
         self._hosted: set[str] = set()  # rings that were here, since the agent is up
         self._fence = Fence()
 
@@ -212,10 +213,12 @@ class StageHost:
     async def _fetch(self, stage: _Stage, file: CutFile) -> Path:
         """Fetch the file that the head has cut."""
         path = self._folder / f"{file.sha256}.gguf"
-        await blobs.fetch(
-            f"{file.source}/stage/{file.sha256}", path, file.size, file.sha256,
-            lambda done: self._set(stage, "fetching", done=done),
-        )  # fmt: skip
+        # Rings of one model have the same parts, and move at the same time.
+        async with self._fetching.setdefault(file.sha256, asyncio.Lock()):
+            await blobs.fetch(
+                f"{file.source}/stage/{file.sha256}", path, file.size, file.sha256,
+                lambda done: self._set(stage, "fetching", done=done),
+            )  # fmt: skip
         return path
 
     async def _layers(self, stage: _Stage, wanted: StoredLayers) -> Path:

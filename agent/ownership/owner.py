@@ -286,8 +286,8 @@ class Ownership:
             allowed = want.only is None or node == want.only
             return allowed and self._ranking.usable(node, now)
 
-        def stays(node: NodeId) -> bool:
-            return usable(node) and node not in self._ranking.draining
+        def stays(node: NodeId | None) -> bool:
+            return node is not None and usable(node) and node not in self._ranking.draining
 
         if want.removed:
             duty.main = None
@@ -314,7 +314,9 @@ class Ownership:
             and (stays(best) or not stays(duty.main))
         ):  # fmt: skip
             duty.main = best
-        if duty.main is not None and not stays(duty.main):
+        hold = duty.holds.get(duty.main) if duty.main is not None else None
+        # Not before its lease is here, and how it is there: what answers is known to be possible.
+        if hold is not None and hold.valid(now) and not stays(duty.main):
             other = best_running(want, running, stays) or new_head(want, self._own, stays)
             # What does not run on a node that drains is not begun there.
             duty.main = other or (duty.main if duty.main in running else None)

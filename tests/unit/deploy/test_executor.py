@@ -144,6 +144,14 @@ async def test_an_old_head_is_dropped_once_the_new_one_answers(setup: Setup) -> 
     await setup.until(lambda: (OTHER, Drop("m", TOKEN)) in setup.asked)
 
 
+async def test_a_head_hears_when_it_turns_out_to_be_possible(setup: Setup) -> None:
+    setup.runs(OTHER, "ready", 7)
+    setup.hold(holding(Phase.BUILDING, 7))
+    await setup.until(lambda: setup.asked == [(HEAD, Keep(setup.wish.encode(), TOKEN, False))])
+    setup.hold(holding(Phase.BUILDING, 7), holding(head=OTHER, main=False))
+    await setup.until(lambda: (HEAD, Keep(setup.wish.encode(), TOKEN, True)) in setup.asked)
+
+
 async def test_an_old_head_of_an_older_wish_or_a_broken_one_is_dropped_at_once(
     setup: Setup,
 ) -> None:

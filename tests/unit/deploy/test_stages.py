@@ -404,3 +404,23 @@ async def test_a_ring_that_was_planned_before_a_node_drained_is_refused_unless_i
     await host.answer(HEAD, load(epoch=6))
     assert host.running() == [(RING, 1)]
     await host.stop()
+
+
+async def test_rings_with_the_same_part_fetch_it_one_after_the_other(
+    host: stages.StageHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most = 0, 0
+
+    async def fetched(*_: Any) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    monkeypatch.setattr(stages.blobs, "fetch", fetched)
+    for ring in (RING, "cd" * 16, "ef" * 16):
+        await host.answer(HEAD, load(ring=ring))
+    await until(lambda: _true(all(e["phase"] == "listening" for e in host.engines())))
+    assert most == 1
+    await host.stop()
