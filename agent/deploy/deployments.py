@@ -95,6 +95,7 @@ class Deployments:
             settings, key.id, name, engines, blobs, mesh, self._rings_changed, self._measured_links
         )
         self._stages = StageHost(settings.state_dir / "stages", engines, self._drains, stored)
+        self._engines = engines
         self.hardware = engines.hardware
         self._logs = engines.logs
         self.offers = Offers(mesh, self._ask)
@@ -146,6 +147,7 @@ class Deployments:
         await self._ownership.stop()
         await self._rings.stop()
         await self._stages.stop()
+        await self._engines.stop()
         await self.hardware.stop()
 
     # ------------------------------------------------------------------ what the daemon passes on

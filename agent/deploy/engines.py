@@ -6,6 +6,7 @@ to the overlay address and to ports of `network.engine_ports` only.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from agent.config import Config
 from agent.deploy.hardware import Hardware
 from agent.deploy.logs import Logs
 from agent.deploy.messages import FrameType
+from agent.deploy.spare import Spare
 from agent.engine.spec import EngineSpec, Role, RpcServer
 from agent.engine.supervisor import Engine
 from agent.errors import EngineError, EnvironmentFault, ModelError
@@ -25,6 +27,11 @@ from agent.identity.addresses import overlay_ipv6
 from agent.identity.keys import NodeId
 
 _log = logging.getLogger(__name__)
+
+
+_IN_RINGS: tuple[Role, ...] = ("head", "stage")
+# The ring itself comes first; then whether it still wants a spare engine is looked at so often.
+_SPARE_AFTER_S, _SPARE_INTERVAL_S = 1.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Engines:
         self._starting: set[int] = set()  # ports of engines that do not listen yet
         self.own_address = self.address(own)
         self.hardware = Hardware(settings)
+        self._spare = Spare()
+        self._sparing: asyncio.Task[None] | None = None
         self.logs = Logs()
 
     def address(self, node: NodeId) -> str:
@@ -160,6 +169,8 @@ class Engines:
         finally:
             self._starting -= {spec.port, spec.http_port}
         _log.info("%s runs on %s; %s", spec.title, engine.runs_on, self.hardware.cpu())
+        if spec.role in _IN_RINGS and (self._sparing is None or self._sparing.done()):
+            self._sparing = asyncio.create_task(self._keep_spare(), name="spare engine")
         self._running = [*(e for e in self._running if not e.ended), engine]
         return engine
 
@@ -167,7 +178,9 @@ class Engines:
         """Start it on the GPUs where they are used, else or if that fails on the CPU."""
         timeout_s = self._settings.engine.load_timeout_s
         try:
-            return await Engine.start(spec, load_timeout_s=timeout_s, made=self.logs.add)
+            return await Engine.start(
+                spec, load_timeout_s=timeout_s, made=self.logs.add, spare=self._spare.take()
+            )
         except (EngineError, ModelError) as error:
             if not spec.gpu_layers:
                 raise
@@ -178,6 +191,21 @@ class Engines:
         )  # fmt: skip
         engine.runs_on += ", since it did not start on the GPU"
         return engine
+
+    async def _keep_spare(self) -> None:
+        """Keep an engine process in advance as long as this node has a part of a ring."""
+        await asyncio.sleep(_SPARE_AFTER_S)
+        while any(not e.ended and e.spec.role in _IN_RINGS for e in self._running):
+            self._spare.wish()
+            await asyncio.sleep(_SPARE_INTERVAL_S)
+        await self._spare.drop()
+
+    async def stop(self) -> None:
+        """End the process that was started in advance; engines are ended by who started them."""
+        if self._sparing is not None:
+            self._sparing.cancel()
+            await asyncio.wait([self._sparing])
+        await self._spare.drop()
 
     def _cache(self) -> str:
         return str(self._settings.state_dir / "engine")

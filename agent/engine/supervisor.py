@@ -43,6 +43,20 @@ def environment() -> dict[str, str]:
     return {**_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+async def spawn() -> asyncio.subprocess.Process:
+    """Start a process that has loaded its own code and waits to be told what engine it is."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "agent.engine.process",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=_LINE_BYTES,
+        env=environment(),
+    )
+
+
 class Engine:
     """A running engine process; made by `start`, ended by `stop`.
 
@@ -74,23 +88,17 @@ class Engine:
     async def start(
         cls, spec: EngineSpec, *, load_timeout_s: float = LOAD_TIMEOUT_S,
         made: Callable[[Self], None] = lambda engine: None,
+        spare: asyncio.subprocess.Process | None = None,
     ) -> Self:  # fmt: skip
         """Start a process and wait until it listens (a stage, a head) or is ready (whole).
 
-        `made` hears of it before that, for it may fail. Raises the engine's own error when it
-        fails, EngineError when it dies or takes too long.
+        `made` hears of it before that, for it may fail. `spare` is a process of `spawn` to take if
+        it lives. Raises the engine's own error when it fails, EngineError when it dies or takes too
+        long.
         """
         spec.check()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "agent.engine.process",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=_LINE_BYTES,
-            env=environment(),
-        )
+        lives = spare is not None and spare.returncode is None
+        process = spare if spare is not None and lives else await spawn()
         engine = cls(spec, process)
         made(engine)
         try:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ Undo = Callable[[], None]
 WORKERS, DOOR = 4, "n4"
 MODEL, PORT = "covey-mini", 8088
 _LIMIT_S = 120.0
+# A link is taken for a good one after some seconds of words in time (agent/engine/silence.py).
+SETTLED_S = 8.0
 
 
 class Ringed(Fleet):
@@ -87,6 +90,8 @@ class Ringed(Fleet):
 
         wait_until("the ring is whole", whole, _LIMIT_S)
         wait_until("the gateway has found it", served, _LIMIT_S)
+        # What rings do in their first seconds is another matter: links are not known yet.
+        time.sleep(SETTLED_S)
 
 
 def kill_stage(mesh: Ringed) -> Undo:

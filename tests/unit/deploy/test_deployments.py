@@ -72,6 +72,10 @@ class FakeBuild:
         """Nothing is left of it."""
 
 
+async def _nothing() -> None:
+    """No engine runs in advance."""
+
+
 class Node:
     """One agent as far as deployments go; it is also the `Mesh` that its deployments see."""
 
@@ -102,7 +106,8 @@ class Node:
     async def start(self) -> None:
         settings, _ = config.load(Path("/dev/null"), {}, [f"node.state_dir={self.state}"])
         engines: Any = SimpleNamespace(
-            own_address=self.address, hardware=Hardware(settings), logs=self.logs
+            own_address=self.address, hardware=Hardware(settings), logs=self.logs,
+            stop=_nothing,
         )  # fmt: skip
         made = Deployments(settings, self.key, self.name, MESH, engines, Any, self, self._note)  # type: ignore[arg-type] # no blobs are served
         await made.start(self.address, self.net.port)

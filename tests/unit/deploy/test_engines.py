@@ -11,9 +11,12 @@ import pytest
 from agent import config
 from agent.deploy import engines
 from agent.deploy.engines import Engines, Place
+from agent.deploy.spare import Spare
 from agent.engine.spec import EngineSpec
+from agent.engine.supervisor import Engine, spawn
 from agent.errors import EngineError, EnvironmentFault
 from agent.identity.keys import NodeId, NodeKey
+from agent.models import bundled
 
 OWN, OTHER = NodeKey(bytes(32)).id, NodeKey(bytes([1]) * 32).id
 PLACE = Place("ab" * 16, 1, 1, 2)
@@ -169,3 +172,56 @@ async def test_another_error_is_not_tried_again(
         await gpu.start_stage(Path("x"), PLACE, OTHER, context=64, frames="f32")
     assert len(FakeEngine.waiting) == 1
     assert gpu._starting == set()
+
+
+async def test_a_node_with_a_part_of_a_ring_keeps_an_engine_in_advance(
+    few: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_SPARE_AFTER_S", 0.0)
+    monkeypatch.setattr(engines, "_SPARE_INTERVAL_S", 0.01)
+    taken: list[Any] = []
+
+    async def begin(cls: type[FakeEngine], spec: EngineSpec, **more: Any) -> FakeEngine:
+        taken.append(more["spare"])
+        return cls(spec)
+
+    monkeypatch.setattr(FakeEngine, "start", classmethod(begin))
+    first = await start(few)
+    async with asyncio.timeout(20):
+        while (spare := few._spare._process) is None:  # noqa: ASYNC110 - a process starts
+            await asyncio.sleep(0.01)
+    second = await start(few)
+    assert taken == [None, spare]
+    assert spare.returncode is None
+    async with asyncio.timeout(20):
+        while few._spare._process is None:  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)
+    another = few._spare._process
+    first.ended = second.ended = True
+    async with asyncio.timeout(20):
+        await another.wait()
+    assert few._spare.take() is None
+    spare.kill()
+    await spare.wait()
+    await few.stop()
+
+
+async def test_a_spare_that_died_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Spare()
+    kept.wish()
+    async with asyncio.timeout(20):
+        while kept._process is None:  # noqa: ASYNC110 - a process starts
+            await asyncio.sleep(0.01)
+    kept._process.kill()
+    await kept._process.wait()
+    assert kept.take() is None
+    await kept.drop()
+
+
+async def test_an_engine_starts_in_a_process_that_waits(tmp_path: Path) -> None:
+    model = bundled.path()
+    process = await spawn()
+    spec = EngineSpec(role="whole", files=(str(model),), threads=1, cache=str(tmp_path))
+    engine = await Engine.start(spec, spare=process)
+    assert engine.pid == process.pid
+    await engine.stop()
