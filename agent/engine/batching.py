@@ -55,8 +55,8 @@ COSTLY_ROWS = 48
 # How much the newest time counts.
 _NEWEST = 0.2
 # A prompt goes through a ring in about so many chunks a stage: the first and the last fill the
-# stages only in part.
-CHUNKS_A_STAGE = 8
+# stages only in part. Where frames travel for long each chunk costs that too, so they are fewer.
+CHUNKS_A_STAGE, CHUNKS_A_FAR_STAGE, FAR_S = 32, 8, 0.005
 # Below this llama.cpp's matrices are so small that a row costs more.
 CHUNK_ROWS_MIN = 64
 # A shorter prefix is computed sooner than it is told about.
@@ -255,7 +255,7 @@ class Schedule:
     def _chunk(self, work: Work) -> int:
         if self._depth == 1:
             return self._rows
-        return max(CHUNK_ROWS_MIN, -(-work.length // (CHUNKS_A_STAGE * (self._depth - 1))))
+        return chunk_rows(work.length, self._depth, self.pace.links_s)
 
     # While nobody runs, batches can be measured.
 
@@ -382,6 +382,12 @@ class Schedule:
         self._operations.append(Remove(sequence))
         self._cells.cut(sequence)
         self._numbers.append(sequence)
+
+
+def chunk_rows(length: int, depth: int, links_s: float) -> int:
+    """Return in what chunks a prompt goes through `depth` processes, over links of such delay."""
+    chunks = CHUNKS_A_FAR_STAGE if links_s > FAR_S else CHUNKS_A_STAGE
+    return max(CHUNK_ROWS_MIN, -(-length // (chunks * (depth - 1))))
 
 
 def _certain(work: Work) -> int:

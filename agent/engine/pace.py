@@ -123,7 +123,7 @@ class Pace:
     def __init__(self, depth: int) -> None:
         self._depth = depth
         self._measured: list[Measured] = []
-        self._links_s = 0.0
+        self.links_s = 0.0  # what an empty batch was away for
         self._level = 1.0
         self._sample_s = 0.0
         self._last: tuple[int, Split] | None = None
@@ -135,7 +135,7 @@ class Pace:
     def learn(self, measured: list[Measured], links_s: float) -> None:
         """Take what batches of growing size took; `links_s`: what an empty one was away for."""
         self._measured = sorted(measured, key=lambda each: each.rows)
-        self._links_s = links_s
+        self.links_s = links_s
         self._last = None
         self._chosen.clear()
 
@@ -260,7 +260,7 @@ class Pace:
         """
         own, away, stage = self._costs(split.rows)
         busy = split.batches * own + tokens * self._sample_s + drafting_s
-        alone = own + away + self._links_s + split.rows * self._sample_s
+        alone = own + away + self.links_s + split.rows * self._sample_s
         return max(busy, split.batches * stage, alone + drafting_s / split.batches)
 
     def _costs(self, rows: int) -> tuple[float, float, float]:
@@ -272,7 +272,7 @@ class Pace:
     def _at(self, rows: int) -> tuple[float, float]:
         """Return what a batch takes here, and in all the others without the links."""
         own = [(float(m.rows), m.own_s) for m in self._measured]
-        away = [(float(m.rows), max(0.0, m.away_s - self._links_s)) for m in self._measured]
+        away = [(float(m.rows), max(0.0, m.away_s - self.links_s)) for m in self._measured]
         return between(own, rows), between(away, rows)
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-from agent.engine.batching import CHUNK_ROWS_MIN, CHUNKS_A_STAGE
+from agent.engine.batching import chunk_rows
 from agent.placement.inputs import OVERHEAD
 from agent.placement.prices import Frame
 from agent.placement.problem import Problem
@@ -72,7 +72,13 @@ def first_s(asked: Problem, ring: Ring) -> float:
     The first chunk goes all the way; each further one comes behind it by what the slowest node
     or link takes. Only the last row has an output.
     """
-    chunks = -(-asked.aims.prompt // _chunk_rows(asked.aims.prompt, len(ring.nodes)))
+    order = [*ring.nodes, ring.head]
+    hops = [
+        asked.links.between(asked.nodes[one].node, asked.nodes[other].node)
+        for one, other in pairwise(order)
+    ]
+    delay_s = sum(link.rtt_s for link in hops) / 2
+    chunks = -(-asked.aims.prompt // _chunk_rows(asked.aims.prompt, len(ring.nodes), delay_s))
     rows = -(-asked.aims.prompt // chunks)
     prices = asked.prices(replace(asked.aims, horizon_tokens=None))
     tables = prices.tables(Frame(rows, asked.aims.prompt / 2, 1))
@@ -80,18 +86,12 @@ def first_s(asked: Problem, ring: Ring) -> float:
     if not ring.way:
         return chunks * around
     slowest = max(tables.heads[ring.head, ring.way[-1][2]], *(tables.parts[p] for p in ring.way))
-    order = [*ring.nodes, ring.head]
-    sent = [
-        rows * asked.model.row_bytes
-        / asked.links.between(asked.nodes[one].node, asked.nodes[other].node).bytes_s
-        for one, other in pairwise(order)
-    ]  # fmt: skip
+    sent = [rows * asked.model.row_bytes / link.bytes_s for link in hops]
     return float(around + (chunks - 1) * max(slowest, *sent))
 
 
-def _chunk_rows(prompt: int, nodes: int) -> int:
+def _chunk_rows(prompt: int, nodes: int, delay_s: float) -> int:
     """Return how many tokens of a prompt go at once, as the head has them."""
     if nodes == 1:
         return _BATCH_ROWS
-    share = -(-prompt // (CHUNKS_A_STAGE * (nodes - 1)))
-    return min(_BATCH_ROWS, max(CHUNK_ROWS_MIN, share))
+    return min(_BATCH_ROWS, chunk_rows(prompt, nodes, delay_s))

@@ -249,11 +249,13 @@ def test_one_request_is_prompt_chunks_and_then_a_row_each() -> None:
     assert [len(turn.batch.tokens) for turn in ring.turns] == [100, 100, 50] + [1] * 9
 
 
-def test_a_prompt_is_cut_so_that_its_chunks_follow_each_other() -> None:
+@pytest.mark.parametrize(("links_s", "rows"), [(0.002, 64), (0.06, 256)])
+def test_a_prompt_is_cut_so_that_its_chunks_follow_each_other(links_s: float, rows: int) -> None:
     ring = Ring(depth=3, rows=512, cells=8192)
+    ring.schedule.pace.links_s = links_s
     ring.add(list(range(4096)), 4097)
     ring.run()
-    assert [len(turn.batch.tokens) for turn in ring.turns] == [256] * 16
+    assert [len(turn.batch.tokens) for turn in ring.turns] == [rows] * (4096 // rows)
     assert all(not turn.wanted for turn in ring.turns[:-1])
 
 
