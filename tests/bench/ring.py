@@ -36,8 +36,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "engine"))
 from ringlab import ask, nodes
 from tiny_models import Shape, write_model
 
-from agent.engine.pace import Measured, Pace
-
 VOCABULARY = 32000
 SMALL = Shape(
     layers=16, n_embd=1024, heads=16, kv_heads=8, feed_forward=2816, vocabulary=VOCABULARY,
@@ -179,14 +177,13 @@ async def guessing(
 
 
 def limit(alone: Found, count: int, delay_s: float, streams: int) -> float:
-    """Return the tokens/s that so many nodes could do at most."""
-    pace, links_s = Pace(count), count * delay_s
-    took = {n: n / rate for n, rate in alone.rates.items()}
-    pace.learn(
-        [Measured(n, s / count, s * (count - 1) / count + links_s) for n, s in took.items()],
-        links_s,
-    )
-    return streams / pace.round_s(streams, pace.split(streams, 512))
+    """Return the tokens/s that so many nodes could do at most, in batches of a size measured."""
+    rates = []
+    for rows, rate in alone.rates.items():
+        if rows <= streams:
+            batch_s, batches = rows / rate, -(-streams // rows)
+            rates.append(streams / max(batches * batch_s / count, batch_s + count * delay_s))
+    return max(rates)
 
 
 def compared(
