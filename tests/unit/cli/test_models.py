@@ -59,6 +59,8 @@ class Agent:
             sys.executable, "-m", "agent", *arguments, cwd=self.folder,
             env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            # Whoever runs the tests in the background has them ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     async def run(self, *arguments: str) -> tuple[int, str, str]:

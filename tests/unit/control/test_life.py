@@ -21,6 +21,7 @@ from agent.control import ControlPlane, Down, host, life, redial
 from agent.control import bridge as bridge_module
 from agent.control.bridge import Crossing, GuestFault, TrioThread
 from agent.control.life import FIRST_PAUSE_S, MAX_PAUSE_S, STEADY_S, Life, Pauses
+from agent.control.node import Node
 from agent.errors import EnvironmentFault, NotRunning, PeerError
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
@@ -393,7 +394,7 @@ async def test_ten_faults_leave_no_thread_no_descriptor_and_no_memory(
 
         def held() -> tuple[int, int, int]:
             gc.collect()
-            nodes = sum(type(each).__name__ == "Node" for each in gc.get_objects())
+            nodes = sum(type(each) is Node for each in gc.get_objects())
             return len(open_descriptors()), threading.active_count(), nodes
 
         async def fault(word: bytes) -> None:
