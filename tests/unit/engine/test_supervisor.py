@@ -132,7 +132,7 @@ async def test_a_frozen_stage_is_noticed_by_its_silence(
             async with asyncio.timeout(20):
                 reason = await engines[0].wait_ended()
             assert reason is not None
-            # Where this machine is so busy that its own lateness is excused, a frame is missed first.
+            # On a busy machine, whose own lateness is excused, a frame is missed first.
             assert engines[0].lost == 1, reason
             said = ("stage 1 (127.0.0.1) has been silent", "a frame did not come back")
             assert any(words in reason.message for words in said)
