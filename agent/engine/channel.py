@@ -66,6 +66,8 @@ class Channel:
     ) -> None:
         """Write `failed` or `broken`; `lost` is the stage that is to blame."""
         fields = {"event": event, "lost": lost, **errors.to_wire(error)}
+        # Before the event, after which the agent may end the process.
+        log.error("%s: %s", event, error.line())
         self.emit(msgspec.convert(fields, Event), regroups)
 
     def read_spec(self) -> EngineSpec:

@@ -28,8 +28,6 @@ from agent.engine.rpc_server import run_rpc_server
 from agent.engine.spec import EngineSpec, Event
 from agent.errors import CoveyError
 
-log = logging.getLogger(__name__)
-
 _PR_SET_PDEATHSIG = 1
 
 
@@ -121,7 +119,6 @@ def main() -> int:
         else:
             _serve(spec, purpose, found, channel)
     except CoveyError as error:
-        log.error("%s", error.line())
         code = error.exit_code
     sys.stderr.flush()
     # llama.cpp's threads may still compute; the system frees everything faster than they end.
