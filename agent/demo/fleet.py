@@ -80,6 +80,20 @@ class Fleet(AgentLab):
         kill_all([pid, *children])
 
 
+def engines(agent: int) -> list[int]:
+    """Return an agent's (its pid) engine processes at work: one in advance has no llama.cpp."""
+    tasks = Path(f"/proc/{agent}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    found = []
+    for child in children:
+        with contextlib.suppress(OSError):  # it has just ended
+            process = Path(f"/proc/{child}")
+            is_engine = "agent.engine.process" in (process / "cmdline").read_text()
+            if is_engine and "libllama" in (process / "maps").read_text():
+                found.append(child)
+    return found
+
+
 def kill_all(pids: Iterable[int]) -> None:
     """Kill these processes; wireguard-go may have ended with its agent by itself."""
     for pid in pids:

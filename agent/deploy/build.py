@@ -162,6 +162,11 @@ class Build:
         return self._planning.missing
 
     @property
+    def carries(self) -> bool:
+        """Whether answers of the epoch before wait in its head."""
+        return self._carried is not None and self.head is not None
+
+    @property
     def carriable(self) -> bool:
         """Whether its head can go on over another epoch, with its answers."""
         return self._wish.engine != "rpc"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from agent.deploy.build import Build
 from agent.deploy.carried import Carried, Losses
+from agent.deploy.heads import Head
 from agent.deploy.wish import Wish
 from agent.errors import CoveyError
 from agent.identity.keys import NodeId
@@ -35,7 +36,7 @@ class Deployment:
     `possible`: it was once (it ran, or was stored), so whatever is wrong now may pass. `held` are
     the nodes of the last epoch that answered, `answers` says whether the present one does. `stays`
     says why it does not leave nodes that are draining, `moves` why it moves when it does.
-    `ending`: nothing brings it back.
+    `ending`: nothing brings it back. `told` is its head as all were told of it last.
     """
 
     wish: Wish
@@ -60,6 +61,7 @@ class Deployment:
     held: frozenset[NodeId] = frozenset()
     answers: bool = False
     ending: bool = False
+    told: Head | None = None
 
     @property
     def report(self) -> Report:

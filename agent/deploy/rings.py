@@ -90,7 +90,6 @@ class Rings:
         self._regain = Regain(mesh)
         self._draining: frozenset[NodeId] = frozenset()
         self._announcing = asyncio.Lock()
-        self._announcer: asyncio.Task[None] | None = None
 
     async def keep(self, wish: Wish, token: Token, *, proven: bool) -> HeadState:
         """Begin to run a wish, or go on; returns how it is. Raises UsageError.
@@ -201,9 +200,6 @@ class Rings:
     async def stop(self) -> None:
         """End all rings."""
         await asyncio.gather(*(self._end(known) for known in list(self._deployments.values())))
-        if self._announcer is not None:
-            self._announcer.cancel()
-            await asyncio.wait([self._announcer])
 
     # ------------------------------------------------------------------ inside
 
@@ -401,9 +397,6 @@ class Rings:
             await build.down()
             if deployment.carried is None:
                 await self._announce()
-            else:
-                # Nobody who waits for an answer waits for this.
-                self._announce_soon()
 
     async def _over(self, deployment: Deployment, head: Engine) -> Exception:
         """Wait until an epoch ends: its head's reason, or that it is to move to more nodes."""
@@ -422,23 +415,23 @@ class Rings:
             return ended.result() or EngineError(f"the head of {deployment.wish.name} ended")
         return _Moves()
 
-    def _announce_soon(self) -> None:
-        async def announced() -> None:
-            try:
-                await self._announce()
-            except CoveyError as error:
-                _log.info("what answers here is not told: %s", error.line())
-
-        if self._announcer is None or self._announcer.done():
-            self._announcer = asyncio.create_task(announced(), name="announce heads")
-
     async def _announce(self) -> None:
         """Tell what answers now; one at a time, so that an older list never follows a newer one."""
         async with self._announcing:
-            await self._mesh.announce_heads(
-                [
-                    Head(d.wish.name, d.build.head.http_port, d.build.context, d.ring)
-                    for d in self._deployments.values()
-                    if d.phase == "ready" and d.build is not None and d.build.head is not None
-                ]
-            )
+            found = [self._announced(deployment) for deployment in self._deployments.values()]
+            await self._mesh.announce_heads([head for head in found if head is not None])
+
+    def _announced(self, deployment: Deployment) -> Head | None:
+        """Return a deployment's head as it is told to all; None where there is none.
+
+        One that goes on over another ring is told on: it says itself that new requests come too
+        soon, and its model is not one that there is none of.
+        """
+        build = deployment.build
+        if deployment.phase == "ready" and build is not None and build.head is not None:
+            name, port = deployment.wish.name, build.head.http_port
+            deployment.told = Head(name, port, build.context, deployment.ring)
+            return deployment.told
+        moves = deployment.carried is not None or (build is not None and build.carries)
+        ends = deployment.phase in ("draining", "ending", "failed")
+        return deployment.told if moves and not ends else None

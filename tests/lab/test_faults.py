@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from patience import answer, wait
 
+from agent.demo.fleet import engines
 from agent.demo.mesh import DemoMesh
 from agent.membership.ticket import Ticket
 from agent.models import bundled
@@ -188,22 +189,13 @@ def test_a_model_that_is_not_there_and_a_wish_that_cannot_be(mesh: DemoMesh) -> 
     assert "context" in line
 
 
-def _engine_pid(mesh: DemoMesh, name: str) -> int:
-    """Return the process id of the stage engine on a machine, by its parent agent's children."""
-    agent = mesh.get(name, "/v1/status")["pid"]
-    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-    for child in children:
-        if "agent.engine.process" in Path(f"/proc/{child}/cmdline").read_text():
-            return int(child)
-    raise AssertionError(f"no engine runs on {name}")
-
-
 def test_a_killed_engine_is_told_and_its_ring_comes_back(mesh: DemoMesh) -> None:
     """The worker that is not in `duo` holds a stage of `trio` alone; the others go on meanwhile."""
     before = {d["name"]: d["epoch"] for d in deployments(mesh)}
     stages = {d["name"]: {stage["name"] for stage in d["stages"]} for d in deployments(mesh)}
     (alone,) = stages["trio"] - stages["duo"]
-    os.kill(_engine_pid(mesh, alone), signal.SIGKILL)
+    (engine,) = engines(mesh.get(alone, "/v1/status")["pid"])
+    os.kill(engine, signal.SIGKILL)
 
     def broken() -> Any:
         found = {d["name"]: d for d in deployments(mesh)}["trio"]

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from patience import wait
 
+from agent.demo.fleet import engines
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, DemoMesh
 
 CLIENT = Path(__file__).parents[1] / "bench" / "failoverlab" / "streams.py"
@@ -28,17 +29,9 @@ def trio(mesh: DemoMesh) -> dict[str, Any]:
     return next(one for one in found if one["name"] == "trio")
 
 
-def engine_of(mesh: DemoMesh, machine: str, deployment: dict[str, Any]) -> int:
-    """Return the process of a deployment's stage on a machine, by the ring that it was told of."""
-    agent = mesh.get(machine, "/v1/status")["pid"]
-    tasks = Path(f"/proc/{agent}/task").glob("*/children")
-    children = [int(child) for task in tasks for child in task.read_text().split()]
-    engines = [
-        child for child in children
-        if "agent.engine.process" in Path(f"/proc/{child}/cmdline").read_text()
-    ]  # fmt: skip
-    (engine,) = engines
-    assert any(stage["name"] == machine for stage in deployment["stages"])
+def engine_of(mesh: DemoMesh, machine: str) -> int:
+    """Return the process of the only stage on a machine."""
+    (engine,) = engines(mesh.get(machine, "/v1/status")["pid"])
     return engine
 
 
@@ -63,6 +56,7 @@ def ended(client: subprocess.Popen[str]) -> list[dict[str, Any]]:
 @pytest.fixture
 def expected(mesh: DemoMesh) -> list[str]:
     """What the streams say when nothing happens."""
+    wait(lambda: trio(mesh)["phase"] == "ready" and trio(mesh)["nodes"] == 3, 120)
     streams = ended(begin(mesh))
     assert all(len(stream["text"]) > TOKENS // 2 for stream in streams), streams
     return [stream["text"] for stream in streams]
@@ -96,7 +90,7 @@ def test_answers_go_on_when_a_stage_is_lost(
         for stage in one["stages"]
     }  # fmt: skip
     alone = next(s["name"] for s in before["stages"] if s["name"] not in busy)
-    engine = engine_of(mesh, alone, before)
+    engine = engine_of(mesh, alone)
     client = begin(mesh)
     undo = fault(engine)
     streams = ended(client)

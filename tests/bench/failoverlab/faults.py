@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.demo.fleet import Fleet, kill_all, wait_until
+from agent.demo.fleet import Fleet, engines, kill_all, wait_until
 
 Undo = Callable[[], None]
 WORKERS, DOOR = 4, "n4"
@@ -71,10 +71,8 @@ class Ringed(Fleet):
 
     def engine(self, name: str) -> int:
         """Return the process id of the engine on a machine."""
-        _, children = self.pids(name)
-        for child in children:
-            if "agent.engine.process" in Path(f"/proc/{child}/cmdline").read_text():
-                return child
+        if found := engines(int(self.status(name)["pid"])):
+            return found[0]
         raise SystemExit(f"no engine runs on {name}")
 
     def whole_again(self) -> None:

@@ -60,6 +60,7 @@ class FakeBuild:
     def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
         self.plan, self.context, self.head, self.reasons = None, 64, FakeHead(), ()
         self.placed, self.runs_on, self.lost, self.missing = (), {"": ""}, None, 0
+        self.carries = False
         type(self).made.append((wish.name, more["own"].node.name))
 
     async def up(self) -> FakeHead:

@@ -68,6 +68,7 @@ class FakeBuild:
         self.placed: tuple[Any, ...] = ()
         self.runs_on: dict[str, str] = {}
         self.head: Any = self.carried.engine if self.carried else None
+        self.carries = self.carried is not None
         self.is_down = False
         type(self).made.append(self)
 
@@ -335,6 +336,29 @@ async def test_answers_wait_until_a_ring_can_be_built(setup: Setup) -> None:
     assert setup.slept == [1.0, 2.0]
     await setup.rings.stop()
     assert head.is_stopped
+
+
+async def test_a_model_whose_answers_wait_stays_known(setup: Setup) -> None:
+    FakeBuild.script = [None, PeerError("too few nodes"), None, None]
+    await setup.keep(wish())
+    await setup.until("ready")
+    told: list[list[str]] = []
+    real = setup.mesh.announce_heads
+
+    async def announce(heads: Sequence[Head]) -> None:
+        told.append([head.model for head in heads])
+        await real(heads)
+
+    setup.mesh.announce_heads = announce  # type: ignore[method-assign]
+    await _broken(setup, 3)
+    await setup.keep(wish(name="other"))
+    await setup.until("ready", "other")
+    await setup.until("ready")
+    assert told
+    assert all("m" in names for names in told)
+    await setup.rings.end("m")
+    assert setup.mesh.announced == ["other"]
+    await setup.rings.stop()
 
 
 async def test_what_waits_is_ended_with_its_deployment(setup: Setup) -> None:
