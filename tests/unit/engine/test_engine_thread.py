@@ -403,7 +403,7 @@ def test_a_draft_model_guesses_for_answers_that_go_on(
             slots=rings.SLOTS, sequences=rings.SEQUENCES, draft=drafts[0],
         )  # fmt: skip
         links_are_long(generator)
-        # More than a draft model reads at once; no two tokens of their answers are nearly as likely.
+        # More than a draft model reads at once, and no token of their answers is nearly a tie.
         prompts = [rings.prompt(140 + n, n) for n in (14, 15)]
         said = [told(generator, prompt) for prompt in prompts]
         jobs = [answer.job for answer in generator._answers.values()]
