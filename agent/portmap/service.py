@@ -286,9 +286,11 @@ class PortMapper:
 
     def _tell(self) -> None:
         mapping = self.mapping
-        if mapping == self._told:
+        # For how long was granted is not what it is: a renewal's answer may be a second off.
+        lasting = mapping and msgspec.structs.replace(mapping, lifetime_s=None)
+        if lasting == self._told:
             return
-        self._told = mapping
+        self._told = lasting
         _log.info("port mapping %s", mapping.text() if mapping is not None else "gone")
         self._on_change(mapping)
 

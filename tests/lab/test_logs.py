@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from agent.demo.mesh import DemoMesh
+from patience import wait
+
+from agent.demo.mesh import GATEWAY, GATEWAY_PORT, DemoMesh
 
 WORKERS = {"alpha", "beta", "gamma"}
 
 
 def test_lines_come_from_all_nodes_of_a_ring(mesh: DemoMesh) -> None:
+    def whole() -> bool:
+        deployed = mesh.get("alpha", "/v1/deployments")["deployments"]
+        return any(one["name"] == "trio" and len(one["stages"]) == 3 for one in deployed)
+
+    wait(whole, 120)
     said = mesh.agent("door", "logs", "trio").splitlines()
     assert {line.split("  ")[0] for line in said} - {"door"} == WORKERS
     heads = {line.split("  ")[0] for line in said if line.split("  ")[1] == "the head"}
@@ -32,10 +39,6 @@ def test_what_is_not_there_is_one_line(mesh: DemoMesh) -> None:
 
 
 def test_neither_prompts_nor_answers_are_in_them(mesh: DemoMesh) -> None:
-    from patience import wait
-
-    from agent.demo.mesh import GATEWAY, GATEWAY_PORT
-
     body = '{"model": "solo", "prompt": "zyzzyva", "max_tokens": 5, "temperature": 0}'
     url = f"http://127.0.0.1:{GATEWAY_PORT}/v1/completions"
     command = ["curl", "-sf", "-m", "30", url, "-H", "Content-Type: application/json", "-d", body]

@@ -17,10 +17,12 @@ from typing import Any
 
 import aiohttp
 
-# Prompts of different lengths, so that the streams are not in step.
+# Prompts of different lengths, so that the streams are not in step. In what covey-mini answers, up
+# to 120 tokens, the likeliest token is ahead by 0.1 in logits at least: less, and another sharing
+# of the rows in batches could turn it.
 QUESTIONS = (
-    "What is a mesh?", "Count from one to forty.", "What is 27 + 15?", "Name the days of a week.",
-    "What is a certificate?", "Spell the word network.", "What is a relay for?", "Say hello twice.",
+    "Spell river.", "What day comes after Monday?", "Define path.", "What is garden backwards?",
+    "45 + 9 =", "1 + 2 =", "stage?", "Explain ring.",
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ class Router(asyncio.DatagramProtocol):
         self.mapped: dict[int, int] = {}
         self.requests = 0
         self.silent = False
+        self.short_s = 0
         self.before: Callable[[asyncio.DatagramTransport, object], None] = lambda out, to: None
 
     def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
@@ -40,6 +41,7 @@ class Router(asyncio.DatagramProtocol):
             self.out.sendto(struct.pack("!BBHI4s", 0, 128, 0, 1000, WAN), addr)
             return
         _, _, _, internal, external, life = struct.unpack("!BBHHHI", data)
+        life = max(0, life - self.short_s)
         self.mapped[internal] = life
         self.out.sendto(
             struct.pack("!BBHIHHI", 0, 129, 0, 1000, internal, external or internal, life), addr
@@ -112,6 +114,19 @@ async def test_it_maps_tells_and_releases(router: Router) -> None:
     assert router.mapped == {PORT: 0}
     assert told.told == [mapping, None]
     await told.mapper.stop()
+
+
+async def test_a_renewal_for_a_second_less_is_no_news(router: Router) -> None:
+    passed_s = 0.0
+    told = Told(HERE, protocols=(NATPMP,), clock=lambda: time.monotonic() + passed_s)
+    await told.mapper.start()
+    mapping = await told.next()
+    router.short_s, passed_s = 1, mapping.lifetime_s / 2 + 1
+    told.mapper.network_changed()  # it looks at its clock
+    await until(lambda: told.mapper.mapping.lifetime_s == mapping.lifetime_s - 1)
+    assert told.told == [mapping]
+    await told.mapper.stop()
+    assert told.told == [mapping, None]
 
 
 async def test_switched_off_it_asks_nobody(router: Router) -> None:
