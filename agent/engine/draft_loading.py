@@ -6,6 +6,7 @@ few unused tokens at the end, to fill a matrix, and differ in how many; those do
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -39,9 +40,7 @@ def load_draft(
         return DraftModel(
             Context(
                 weights,
-                ContextLimits(
-                    limits.n_ctx, DRAFT_ROWS, limits.n_seq, limits.threads, limits.flash_attention
-                ),
+                replace(limits, n_batch=DRAFT_ROWS, graph_rows=0),
                 keeps_rows=False,
             ),
             Vocabulary(main),

@@ -7,7 +7,6 @@ A core: types only, no llama.cpp, no sockets. `head.py` implements `Model` and `
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -131,20 +130,24 @@ class Timings:
 
 
 class Generation(Protocol):
-    """A running answer: iterate for its tokens, and close it to stop it."""
+    """A running answer: ask for its tokens until there are no more, and close it to stop it."""
 
     @property
     def finish(self) -> Finish:
-        """Why it ended; only after the iteration is exhausted."""
+        """Why it ended; only after the last token."""
         ...
 
     @property
     def timings(self) -> Timings:
-        """What it has cost so far; final once the iteration is exhausted."""
+        """What it has cost so far; final after the last token."""
         ...
 
-    def __aiter__(self) -> AsyncIterator[Token]:
-        """Yield the tokens as they come; raises EngineError if the ring breaks."""
+    async def some(self, timeout_s: float) -> list[Token] | None:
+        """Return the tokens that came since the last call, once there are any.
+
+        An empty list when none came for `timeout_s`; None after the last one. Raises EngineError if
+        the ring breaks.
+        """
         ...
 
     async def aclose(self) -> None:

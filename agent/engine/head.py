@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import Callable
 
 from agent.engine.chain import Samplers
 from agent.engine.draft_model import DraftModel
@@ -39,41 +40,86 @@ _STOP_TIMEOUT_S = 5.0
 _Item = Token | Finish | CoveyError | None
 
 
+class _Outbox:
+    """What the engine thread says, on its way to an event loop.
+
+    One wake-up of the loop brings all that was said until then: each costs some system calls, and
+    has both threads wait for the interpreter.
+    """
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._items: deque[tuple[Callable[[_Item], None], _Item]] = deque()
+        self._posted = False
+
+    def post(self, to: Callable[[_Item], None], item: _Item) -> None:
+        """Have `to` called with an item, from any thread; RuntimeError when the loop is closed."""
+        self._items.append((to, item))
+        if not self._posted:
+            self._posted = True
+            try:
+                self.loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                self._posted = False
+                raise
+
+    def _deliver(self) -> None:
+        # First: what is said from now on needs another call, unless it is taken here already.
+        self._posted = False
+        while self._items:
+            to, item = self._items.popleft()
+            to(item)
+
+
 class HeadGeneration:
     """A running answer (generation.Generation)."""
 
-    def __init__(self, head: Head, request: GenerationRequest) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[_Item] = asyncio.Queue()
+    def __init__(self, head: Head, request: GenerationRequest, outbox: _Outbox) -> None:
+        self._outbox = outbox
+        self._tokens: list[Token] = []
+        self._over = False
+        self._last: Finish | CoveyError | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self._ended = asyncio.Event()
-        self._finish: Finish | None = None
         self._head = head
         self.job = Job(request, self._post, self.end, self.release)
 
     @property
     def finish(self) -> Finish:
         """Why it ended; ValueError before it has."""
-        if self._finish is None:
+        if not isinstance(self._last, Finish):
             raise ValueError("the generation has not ended by itself")
-        return self._finish
+        return self._last
 
     @property
     def timings(self) -> Timings:
-        """What it cost; zeros until the iteration is exhausted."""
+        """What it cost; zeros until its end."""
         return self.job.timings
 
-    async def __aiter__(self) -> AsyncIterator[Token]:
-        """Yield the tokens; raises EngineError if the ring breaks and no other takes its place."""
-        while True:
-            item = await self._items.get()
-            if isinstance(item, Token):
-                yield item
-                continue
-            # Whoever iterates once more is told the same.
-            self._items.put_nowait(item)
-            if isinstance(item, CoveyError):
-                raise item
-            return
+    async def some(self, timeout_s: float) -> list[Token] | None:
+        """Return the tokens that came since the last call (generation.Generation).
+
+        Raises EngineError if the ring breaks and no other takes its place.
+        """
+        if not self._tokens and not self._over:
+            await self._wait(timeout_s)
+        if self._tokens or not self._over:
+            tokens, self._tokens = self._tokens, []
+            return tokens
+        # Whoever asks once more is told the same.
+        if isinstance(self._last, CoveyError):
+            raise self._last
+        return None
+
+    async def _wait(self, timeout_s: float) -> None:
+        loop = self._outbox.loop
+        self._waiter = waiter = loop.create_future()
+        timer = loop.call_later(timeout_s, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
 
     async def aclose(self) -> None:
         """Cancel what is left and wait until the ring is free of it."""
@@ -85,14 +131,17 @@ class HeadGeneration:
     def _post(self, item: _Item) -> None:
         """Hand an item to the event loop, from the engine thread."""
         try:
-            self._loop.call_soon_threadsafe(self._take, item)
+            self._outbox.post(self._take, item)
         except RuntimeError:  # the loop is closed: nobody listens any more
             self.job.cancelled = True
 
     def _take(self, item: _Item) -> None:
-        if isinstance(item, Finish):
-            self._finish = item
-        self._items.put_nowait(item)
+        if isinstance(item, Token):
+            self._tokens.append(item)
+        elif not self._over:
+            self._over, self._last = True, item
+        if self._waiter is not None:
+            _wake(self._waiter)
 
     def end(self, item: _Item) -> None:
         """Deliver the last item, from any thread."""
@@ -102,7 +151,7 @@ class HeadGeneration:
         """Say that the ring is free of this generation, from any thread."""
         self._head.released(self)
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._ended.set)
+            self._outbox.loop.call_soon_threadsafe(self._ended.set)
 
 
 class Head:
@@ -128,6 +177,7 @@ class Head:
         self._samplers = Samplers(self._vocabulary, limits.context)
         self.bos = self._vocabulary.bos
         self.eos = self._vocabulary.eos
+        self._outbox: _Outbox | None = None
         self._thread = EngineThread(self._vocabulary, self._samplers, limits, on_broken)
 
     def start(
@@ -193,7 +243,9 @@ class Head:
                 hint="Ask again when the model is ready.",
             )
         self._check(request)
-        generation = HeadGeneration(self, request)
+        if self._outbox is None or self._outbox.loop is not asyncio.get_running_loop():
+            self._outbox = _Outbox()
+        generation = HeadGeneration(self, request, self._outbox)
         self._thread.add(generation.job)
         return generation
 
@@ -214,3 +266,8 @@ class Head:
     def cancel(self, generation: HeadGeneration) -> None:
         """Have a generation end; one that the engine thread has not seen ends here."""
         self._thread.cancel(generation.job)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from agent.engine.apart import ROWS_MAX, Apart
 from agent.engine.cut import ROWS_ENTER
 from agent.engine.frames import Copy, Ints, Marks, Operation, Remove
 from agent.engine.purpose import POOLING_NONE
@@ -178,7 +180,8 @@ class ContextLimits:
     Flash attention is used where llama.cpp can. On CPUs a row's last bits then depend on whether
     its batch has 64 rows or more, and, alone with 512 cached tokens, on the number of threads.
     `graph_rows`: llama.cpp computes a batch in pieces of so many rows, whose attention to all
-    that is cached it holds in memory at once; 0: whole.
+    that is cached it holds in memory at once; 0: whole. `rows_apart`: a few rows are computed one
+    after the other where that is faster (`apart.py`), whose last bits then may be others.
     """
 
     n_ctx: int
@@ -187,6 +190,7 @@ class ContextLimits:
     threads: int
     flash_attention: bool = False
     graph_rows: int = 0
+    rows_apart: bool = False
 
 
 class Context:
@@ -235,6 +239,10 @@ class Context:
         self._keeps_rows = keeps_rows
         self._outputs_all = keeps_rows or pooling != POOLING_NONE
         self._compute = llama_cpp.llama_encode if weights.only_encodes else llama_cpp.llama_decode
+        self._apart = Apart() if limits.rows_apart else None
+        # Those of rows that were computed one after the other: llama.cpp keeps the last one's.
+        self._logits: Rows | None = None
+        self._lone_logits: Rows = np.empty((0, 0), np.float32)
         _listen()
         self.handle = llama_cpp.llama_init_from_model(weights.handle, parameters)
         if not self.handle:
@@ -318,8 +326,48 @@ class Context:
         arrays.positions[:count] = positions
         if outputs is not None and not self._outputs_all:
             arrays.outputs[:count] = outputs
-        batch.n_tokens = count
         self._captured = 0
+        self._logits = None
+        if self._apart is None:
+            self._compute_rows(batch, count)
+        else:
+            apart = self._apart.wanted(count)
+            began = time.perf_counter()
+            if apart:
+                self._one_by_one(batch, count)
+            else:
+                self._compute_rows(batch, count)
+            self._apart.took(count, time.perf_counter() - began, apart=apart)
+        if not self._keeps_rows:
+            return self._rows
+        if self._captured != count * self.weights.n_embd * 4:
+            raise EngineError(
+                f"{self.weights.path.name} gave {self._captured} bytes of rows "
+                f"for {count} rows of {self.weights.n_embd} values."
+            )
+        return self._rows[:count]
+
+    def _one_by_one(self, batch: Any, count: int) -> None:
+        """Compute each row as a batch of its own, from the first place of the arrays."""
+        arrays = self._batch
+        each = (arrays.tokens, arrays.positions, arrays.sequences, arrays.outputs)
+        given = [array[:count].tolist() for array in each]
+        address = ctypes.addressof(batch.embd.contents) if batch.embd else 0
+        if not self._keeps_rows and not len(self._lone_logits):
+            self._lone_logits = np.empty((ROWS_MAX, self.weights.n_vocab), np.float32)
+        for row in range(count):
+            for array, values in zip(each, given, strict=True):
+                array[0] = values[row]
+            if address:
+                batch.embd = ctypes.cast(address + row * 4 * self.weights.n_embd, _FLOATS)
+            self._compute_rows(batch, 1)
+            if not self._keeps_rows and arrays.outputs[0]:
+                self._lone_logits[row] = self.logits()
+        if not self._keeps_rows:
+            self._logits = self._lone_logits
+
+    def _compute_rows(self, batch: Any, count: int) -> None:
+        batch.n_tokens = count
         result = self._compute(self.handle, batch)
         if result == _MEMORY_FULL:
             raise EngineError(
@@ -331,17 +379,11 @@ class Context:
                 f"llama.cpp could not decode {count} rows with "
                 f"{self.weights.path.name} (code {result}): {_reason('no reason')}."
             )
-        if not self._keeps_rows:
-            return self._rows
-        if self._captured != count * self.weights.n_embd * 4:
-            raise EngineError(
-                f"{self.weights.path.name} gave {self._captured} bytes of rows "
-                f"for {count} rows of {self.weights.n_embd} values."
-            )
-        return self._rows[:count]
 
     def logits(self, index: int = -1) -> Rows:
         """Return the logits (n_vocab) of a marked row, by default the last; a view until decode."""
+        if self._logits is not None:
+            return self._logits[index]
         found = llama_cpp.llama_get_logits_ith(self.handle, index)
         if not found:
             raise EngineError(f"row {index} of the last batch has no logits.")

@@ -94,9 +94,10 @@ class Loaded:
         from agent.engine.llama import CPU_GRAPH_ROWS, ContextLimits
 
         n_ctx = spec.n_ctx or weights.train_context
+        by_cpu = not self.means.gpu_layers
         return ContextLimits(
             n_ctx, min(spec.n_batch, n_ctx), spec.sequences, self.means.threads,
-            spec.flash_attention, 0 if self.means.gpu_layers else CPU_GRAPH_ROWS,
+            spec.flash_attention, CPU_GRAPH_ROWS if by_cpu else 0, rows_apart=by_cpu,
         )  # fmt: skip
 
     def member(self, spec: EngineSpec) -> Membership:

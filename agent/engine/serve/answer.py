@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -70,31 +70,21 @@ class Answer:
         Raises what `begin` raises, and the generation (EngineError when the ring breaks).
         """
         self._generation = generation = self._begin()
-        tokens = aiter(generation)
-        pending: asyncio.Task[Token | None] | None = None
         try:
-            while True:
-                if pending is None:
-                    pending = asyncio.create_task(_next(tokens))
-                await asyncio.wait({pending}, timeout=POLL_S)
-                if not pending.done():
+            while (tokens := await generation.some(POLL_S)) is not None:
+                if not tokens:
                     yield Piece()
-                    continue
-                token, pending = pending.result(), None
-                if token is None:
-                    break
-                piece = self._piece(self._push(token))
-                if self._over:
-                    await self._close()  # the ring is free before the last text is on its way
+                for token in tokens:
+                    piece = self._piece(self._push(token))
+                    if self._over:
+                        await self._close()  # the ring is free before the last text is on its way
+                        yield piece
+                        yield self._last()
+                        return
                     yield piece
-                    break
-                yield piece
-            if not self._over:
-                self.reason = generation.finish.value
+            self.reason = generation.finish.value
             yield self._last()
         finally:
-            if pending is not None:
-                await _cancel(pending)
             await self._close()
 
     def _push(self, token: Token) -> str:
@@ -188,14 +178,3 @@ async def together(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece
         for task in pumps:
             task.cancel()
         await asyncio.wait(pumps, timeout=CLOSE_TIMEOUT_S)
-
-
-async def _cancel(task: asyncio.Task[Token | None]) -> None:
-    task.cancel()
-    await asyncio.wait({task}, timeout=CLOSE_TIMEOUT_S)
-    if task.done() and not task.cancelled():
-        task.exception()  # it ended by itself at the same moment; nobody waits for it any more
-
-
-async def _next(tokens: AsyncIterator[Token]) -> Token | None:
-    return await anext(tokens, None)

@@ -7,7 +7,7 @@ import functools
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +18,7 @@ import numpy as np
 
 from agent.engine.cut import write_part
 from agent.engine.frames import Limits, RowType
+from agent.engine.generation import Generation, Token
 from agent.engine.gguf_file import GgufFile
 from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.llama import Context, ContextLimits, Weights
@@ -195,3 +196,10 @@ def _thread(stage: Stage, inlet: Inlet, outlet: Outlet) -> Iterator[None]:
         thread.join(10)
         os.close(read)
         os.close(write)
+
+
+async def tokens_of(generation: Generation) -> AsyncIterator[Token]:
+    """Yield what a running answer says, as it comes."""
+    while (some := await generation.some(1.0)) is not None:
+        for token in some:
+            yield token

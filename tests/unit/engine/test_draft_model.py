@@ -336,7 +336,7 @@ async def test_a_head_serves_with_a_draft_model_and_frees_it(
         runs = [head.generate(GenerationRequest(prompt, 60, GREEDY)) for prompt in prompts]
 
         async def collected(generation: object) -> list[int]:
-            return [token.id async for token in generation]  # type: ignore[attr-defined]
+            return [token.id async for token in rings.tokens_of(generation)]  # type: ignore[arg-type]
 
         async with asyncio.timeout(60):
             for prompt, said in zip(

@@ -59,7 +59,7 @@ def request(index: int, **changes: Any) -> GenerationRequest:
 
 async def collected(generation: HeadGeneration) -> list[Token]:
     async with asyncio.timeout(30):
-        return [token async for token in generation]
+        return [token async for token in rings.tokens_of(generation)]
 
 
 class Course:

@@ -51,7 +51,7 @@ def request(count: int = 8, **changes: object) -> GenerationRequest:
 
 async def collected(generation: HeadGeneration) -> list[int]:
     async with asyncio.timeout(20):
-        return [token.id async for token in generation]
+        return [token.id async for token in rings.tokens_of(generation)]
 
 
 @pytest.mark.parametrize("boundaries", [(), (5, 9), (3, 7, 10)])
@@ -257,7 +257,7 @@ async def test_a_broken_ring_fails_the_running_the_waiting_and_the_next_answer(
             running, waiting = head.generate(request()), head.generate(request())
             tokens = []
             with pytest.raises(EngineError, match=r"stage 2 \(fd00::2\) was lost"):
-                async for token in running:
+                async for token in rings.tokens_of(running):
                     tokens.append(token.id)
             assert tokens == rings.reference(models(), PROMPT, 8)[0][: len(tokens)]
             assert tokens
@@ -288,7 +288,7 @@ async def test_texts_and_tokens(
             with pytest.raises(UsageError, match="token -1"):
                 head.detokenize((-1,))
             generation = head.generate(request())
-            pieces = [token.piece async for token in generation]
+            pieces = [token.piece async for token in rings.tokens_of(generation)]
             assert all(isinstance(piece, bytes) for piece in pieces)
 
 

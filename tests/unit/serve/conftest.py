@@ -77,6 +77,8 @@ class ScriptedGeneration:
         self._finish: Finish | None = None
         self._count = 0
         self._holds = False
+        self._tokens = self._steps()
+        self._next: asyncio.Task[Token | None] | None = None
 
     @property
     def finish(self) -> Finish:
@@ -87,7 +89,15 @@ class ScriptedGeneration:
     def timings(self) -> Timings:
         return Timings(len(self._request.prompt), 0.5, self._count, 0.25, 1)
 
-    async def __aiter__(self) -> AsyncIterator[Token]:
+    async def some(self, timeout_s: float) -> list[Token] | None:
+        self._next = self._next or asyncio.create_task(anext(self._tokens, None))
+        await asyncio.wait({self._next}, timeout=timeout_s)
+        if not self._next.done():
+            return []
+        token, self._next = self._next.result(), None
+        return None if token is None else [token]
+
+    async def _steps(self) -> AsyncIterator[Token]:
         model = self._model
         model.waiting += 1
         try:
@@ -111,7 +121,7 @@ class ScriptedGeneration:
             await asyncio.sleep(0)
         else:
             self._finish = Finish.STOP
-        await self.aclose()
+        self._release()
 
     def _token(self, piece: bytes) -> Token:
         asked = self._request.logprobs
@@ -122,6 +132,12 @@ class ScriptedGeneration:
         return Token(self._count, piece, -self._count / 4, likely)
 
     async def aclose(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.wait({self._next})
+        self._release()
+
+    def _release(self) -> None:
         if self._holds:
             self._holds = False
             self._model.running -= 1
