@@ -350,7 +350,9 @@ class Context:
     def _one_by_one(self, batch: Any, count: int) -> None:
         """Compute each row as a batch of its own, from the first place of the arrays."""
         arrays = self._batch
-        each = (arrays.tokens, arrays.positions, arrays.sequences, arrays.outputs)
+        each: tuple[Ints | Marks, ...] = (
+            arrays.tokens, arrays.positions, arrays.sequences, arrays.outputs,
+        )  # fmt: skip
         given = [array[:count].tolist() for array in each]
         address = ctypes.addressof(batch.embd.contents) if batch.embd else 0
         if not self._keeps_rows and not len(self._lone_logits):
@@ -364,7 +366,7 @@ class Context:
             if not self._keeps_rows and arrays.outputs[0]:
                 self._lone_logits[row] = self.logits()
         if not self._keeps_rows:
-            self._logits = self._lone_logits
+            self._logits = self._lone_logits[:count]
 
     def _compute_rows(self, batch: Any, count: int) -> None:
         batch.n_tokens = count
@@ -383,11 +385,12 @@ class Context:
     def logits(self, index: int = -1) -> Rows:
         """Return the logits (n_vocab) of a marked row, by default the last; a view until decode."""
         if self._logits is not None:
-            return self._logits[index]
+            view: Rows = self._logits[index]
+            return view
         found = llama_cpp.llama_get_logits_ith(self.handle, index)
         if not found:
             raise EngineError(f"row {index} of the last batch has no logits.")
-        view: Rows = np.ctypeslib.as_array(found, (self.weights.n_vocab,))
+        view = np.ctypeslib.as_array(found, (self.weights.n_vocab,))
         return view
 
     def pooled(self, sequence: int, width: int) -> Rows:

@@ -97,7 +97,9 @@ class Loaded:
         by_cpu = not self.means.gpu_layers
         return ContextLimits(
             n_ctx, min(spec.n_batch, n_ctx), spec.sequences, self.means.threads,
-            spec.flash_attention, CPU_GRAPH_ROWS if by_cpu else 0, rows_apart=by_cpu,
+            spec.flash_attention, CPU_GRAPH_ROWS if by_cpu else 0,
+            # Who wants answers that do not depend on others' gets neither.
+            rows_apart=by_cpu and spec.flash_attention,
         )  # fmt: skip
 
     def member(self, spec: EngineSpec) -> Membership:

@@ -106,6 +106,7 @@ def test_a_whole_model_says_the_same_both_ways(models: Callable[..., Path]) -> N
                 arrays = batch(step)
                 made.decode_tokens(*arrays)
                 said[way] += [made.logits(row).copy() for row in np.flatnonzero(arrays[3])]
+                assert np.array_equal(made.logits(), made.logits(ROWS - 1))
             # A larger batch after it has its own logits.
             many = np.arange(8, dtype=np.int32)
             made.decode_tokens(many, np.full(8, 4, np.int32), many, np.ones(8, np.int8))

@@ -132,7 +132,7 @@ async def test_one_of_many_that_is_cancelled_leaves_the_others_as_they_are(
             runs = [head.generate(request(40, prompt=prompt)) for prompt in prompts]
 
             async def leave() -> None:
-                async for _ in runs[1]:
+                async for _ in rings.tokens_of(runs[1]):
                     break
                 async with asyncio.timeout(5):
                     await runs[1].aclose()
@@ -151,7 +151,7 @@ async def test_a_cancelled_answer_stops_frees_the_ring_and_the_next_is_exact(
         async with serving(weights, pipeline) as head:
             long, *more = [head.generate(request(400)) for _ in range(rings.SLOTS)]
             queued = head.generate(request(400))
-            async for _ in long:
+            async for _ in rings.tokens_of(long):
                 break
             await queued.aclose()  # it never began
             async with asyncio.timeout(5):
