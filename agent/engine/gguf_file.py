@@ -172,7 +172,7 @@ class GgufFile(GgufHeader):
                 shared += tensor.size
         tied = self.tensor("output.weight") is None
         return ModelFacts(
-            name=self.text("general.name") or self.path.stem,
+            name=self.text("general.name") or splits.whole(self.path).stem,
             architecture=self.architecture,
             purpose=self.purpose,
             layers=layers,

@@ -90,6 +90,8 @@ class _Reading:
 
     async def begin(self, at: int) -> Stream:
         """Open the file in which byte `at` lies, from there on."""
+        if at >= self._ends[-1]:
+            raise RefusedError(f"its files have {self._ends[-1]} bytes in all")
         while at >= self._ends[self.number]:
             self.number += 1
         start = self._starts[self.number]
