@@ -188,7 +188,10 @@ def targets() -> list[Target]:
         Target("models answer", models.decode_answer, (
             models.encode(models.Models((models.Held("0" * 64, "1" * 64, "m", 9),))),)),
         Target("manifest", lambda raw: manifest.decode(raw, manifest.identity(MANIFEST)),
-               (manifest.encode(MANIFEST), manifest.encode(SPLIT))),
+               (manifest.encode(MANIFEST),)),
+        Target("manifest of a split model",
+               lambda raw: manifest.decode(raw, manifest.identity(SPLIT)),
+               (manifest.encode(SPLIT),)),
         Target("heads", heads.decode, (heads.encode([Head("m", 7100, 512, "ab")]),)),
         Target("beat", ownership.decode,
                tuple(ownership.encode([ownership.Claim("m", 1, 2, 3)]))),
