@@ -51,6 +51,7 @@ def pull(
     SOURCE is  a GGUF file on this node: a path with a / or ending in .gguf
                an https URL (http for loopback and overlay addresses)
                hf:ORG/REPO/FILE, a file of the hub (models.hub)
+               any file of a split model (model-00001-of-00003.gguf): all are fetched
              a name of `agent catalogue` (llama-3.1-8b, or llama-3.1-8b:Q8_0)
                what `agent models` shows of other members: a name, an id or a SHA-256
 
@@ -80,7 +81,10 @@ def pull(
         found = answer["result"]
         if answer["note"]:
             click.echo(answer["note"], err=True)
-        click.echo(f"{answer['name']} is here: {size(found['size'])}, SHA-256 {found['sha256']}.")
+        files = f" in {found['files']} files" if found["files"] > 1 else ""
+        click.echo(
+            f"{answer['name']} is here: {size(found['size'])}{files}, SHA-256 {found['sha256']}."
+        )
         if found["trust"] == "its first use":
             click.echo(
                 "Nobody said beforehand what its SHA-256 is: what came is trusted from now on."

@@ -19,6 +19,7 @@ from agent.deploy.needs import (
     with_draft,
 )
 from agent.deploy.wish import Wish
+from agent.engine import splits
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.errors import ModelError, UsageError
 from agent.models import bundled, store
@@ -67,16 +68,19 @@ def _asked(wish: Wish, models: Path) -> Asked:
 def model_path(model: str, models: Path) -> Path:
     """Return the file of a model by its bundled name, its name in the store, or its path.
 
-    `models` is the store's folder. A stored model counts as used now. Raises ModelError.
+    Of a split model it is the first one, whichever is named. `models` is the store's folder. A
+    stored model counts as used now. Raises ModelError.
     """
     if model == bundled.NAME:
         return bundled.path()
     path = Path(model).expanduser()
     # A wish has the path, whatever its author called the model.
-    named = path.stem if path.parent == models.resolve() else model
+    named = splits.whole(path).stem if path.parent == models.resolve() else model
     stored = store.find(models, named)
     if stored is not None:
         return stored
+    first = splits.siblings(path)[0]
+    path = first if first.is_file() else path
     if not path.is_file():
         raise ModelError(
             f"there is no model {model}: it is no file on this node, none of its stored models, and"
@@ -84,7 +88,7 @@ def model_path(model: str, models: Path) -> Path:
             hint="Give the path of a GGUF file, or `agent pull` it; `agent models` lists what is"
             " there.",
         )
-    return path.resolve()
+    return store.place_of(path)
 
 
 def model_facts(path: Path) -> ModelFacts:

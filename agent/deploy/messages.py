@@ -23,7 +23,7 @@ import msgspec
 from agent.deploy.book import Summary
 from agent.engine.tail import LINE_CHARACTERS
 from agent.engine.tail import LINES as LOG_LINES
-from agent.errors import PeerError, one_line
+from agent.membership import wire
 from agent.ownership.lease import Token
 
 PROTOCOL = "/covey/deployments/1"
@@ -340,9 +340,6 @@ Answer = Facts | StageState | HeadState | EngineTails | Statuses | BookSummary |
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
-# What msgspec raises for bytes it cannot read: strings that are not UTF-8 are no DecodeError to it,
-# nor is what is nested too deep.
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(message: Request | Answer) -> bytes:
@@ -352,15 +349,9 @@ def encode(message: Request | Answer) -> bytes:
 
 def decode_request(raw: bytes) -> Request:
     """Read a request; raises PeerError for anything else."""
-    try:
-        return _request_decoder.decode(raw)
-    except _UNREADABLE as error:
-        raise PeerError(f"a deployment message cannot be read: {one_line(str(error))}") from None
+    return wire.read(_request_decoder, raw, "a deployment message")
 
 
 def decode_answer(raw: bytes) -> Answer:
     """Read an answer; raises PeerError for anything else."""
-    try:
-        return _answer_decoder.decode(raw)
-    except _UNREADABLE as error:
-        raise PeerError(f"a deployment answer cannot be read: {one_line(str(error))}") from None
+    return wire.read(_answer_decoder, raw, "a deployment answer")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from agent.engine.cuttable import SPLIT_COUNT, CutRule, check_cuttable, cut_rule
+from agent.engine.cuttable import CutRule, check_cuttable, cut_rule
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.engine.purpose import ENCODER_CONTEXT, only_encodes
 from agent.errors import ModelError
@@ -44,8 +44,6 @@ def spread_of(path: Path) -> CutRule | str:
     with GgufFile(path) as model:
         if model.purpose != "text":
             return f"{model.name} is for {model.purpose}, and computes each text in one piece"
-        if (model.number(SPLIT_COUNT) or 1) > 1:
-            return f"{model.name} is one file of a split model; merge it with llama-gguf-split"
     return CutRule()
 
 

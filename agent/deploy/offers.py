@@ -7,35 +7,28 @@ asked for a plan with needs computed from a model's shape; nothing is fetched or
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from agent.deploy.facts import Ask, facts_of
 from agent.deploy.mesh import Mesh
-from agent.deploy.messages import Answer, AskFacts, Facts, Request
 from agent.deploy.needs import default_context, model_needs
 from agent.engine.cuttable import CutRule
 from agent.errors import CoveyError
-from agent.identity.keys import NodeId
 from agent.models import bundled, catalogue
 from agent.models.catalogue import Entry, File
 from agent.placement.inputs import OVERHEAD, Aims, Model, Node
 from agent.placement.plan import plan
-
-_log = logging.getLogger(__name__)
 
 # The local API's client waits 10 s for all of it.
 _FACTS_TIMEOUT_S = 3.0
 
 # Nodes that a line for people names.
 _NAMED = 4
-
-Ask = Callable[[NodeId, Request, float], Awaitable[Answer]]
-"""Asks a member, this node too; raises CoveyError."""
 
 
 @dataclass(frozen=True)
@@ -150,20 +143,14 @@ class Offers:
         Who does not answer is left out, and who is draining.
         """
         members = self._mesh.live_workers(time.time())
-        answers = await asyncio.gather(*(self._facts(member.node_id) for member in members))
+        answers = await asyncio.gather(
+            *(facts_of(self._ask, member.node_id, _FACTS_TIMEOUT_S) for member in members)
+        )
         return [
             Node(str(member.node_id), member.certificate.name, facts.free_bytes)
             for member, facts in zip(members, answers, strict=True)
             if facts is not None and not facts.draining
         ]
-
-    async def _facts(self, node: NodeId) -> Facts | None:
-        try:
-            answer = await self._ask(node, AskFacts(), _FACTS_TIMEOUT_S)
-        except CoveyError as error:
-            _log.info("node %s is left out of the catalogue's fits: %s", node, error.line())
-            return None
-        return answer if isinstance(answer, Facts) else None
 
 
 def _described(entries: Iterable[Entry], workers: Sequence[Node]) -> list[dict[str, Any]]:

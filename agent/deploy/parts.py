@@ -15,6 +15,7 @@ from agent.engine import cut
 from agent.engine.gguf_file import GgufFile
 
 _Key = tuple[str, int, int, int, int]
+"""A model's first file, the bytes and latest change (ns) of all its files, and the layers."""
 
 
 class Parts:
@@ -32,11 +33,13 @@ class Parts:
         """
         with self._lock:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = path.stat()
             found = []
             with GgufFile(path) as model:
+                statuses = [part.path.stat() for part in model.parts]
+                size = sum(status.st_size for status in statuses)
+                changed_ns = max(status.st_mtime_ns for status in statuses)
                 for first, last in ranges:
-                    key = str(path), status.st_size, status.st_mtime_ns, first, last
+                    key = str(path), size, changed_ns, first, last
                     known = self._known.get(key)
                     if known is None or not known.path.is_file():
                         fresh = self._folder / f"{ring}-{first}.new"

@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from agent.deploy.facts import facts_of
 from agent.deploy.links import MEASURE_LIMIT_S, from_facts
 from agent.deploy.mesh import Mesh
-from agent.deploy.messages import AskFacts, Facts, LinkFacts, MeasureLinks
+from agent.deploy.messages import Facts, LinkFacts, MeasureLinks
 from agent.deploy.wish import Wish
 from agent.errors import CoveyError, ModelError, PeerError
 from agent.identity.keys import NodeId
@@ -214,12 +215,7 @@ class Planning:
 
     async def _facts(self, node: NodeId) -> Facts | None:
         timeout_s = _FACTS_TIMEOUT_S if self._waits else _FACTS_QUICK_S
-        try:
-            answer = await self._mesh.ask(node, AskFacts(self._ring), timeout_s)
-        except CoveyError as error:
-            _log.info("node %s is left out of the plan: %s", node, error.line())
-            return None
-        return answer if isinstance(answer, Facts) else None
+        return await facts_of(self._mesh.ask, node, timeout_s, self._ring)
 
     def _unknown(self, chosen: Plan, found: _Found) -> list[tuple[str, str]]:
         """Return the hops of a plan whose bandwidth nobody has measured."""

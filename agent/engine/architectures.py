@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from agent.engine.gguf_file import Field, Scalar
+from agent.engine.gguf_header import Field, Scalar
 
 
 class Metadata(Protocol):

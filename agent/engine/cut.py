@@ -37,7 +37,8 @@ from agent.engine.cuttable import (
     check_range,
     cut_rule,
 )
-from agent.engine.gguf_file import DEFAULT_ALIGNMENT_BYTES, GgufFile, Tensor
+from agent.engine.gguf_file import GgufFile
+from agent.engine.gguf_header import DEFAULT_ALIGNMENT_BYTES, Tensor
 from agent.errors import EnvironmentFault
 
 _VERSION = 3
@@ -172,7 +173,7 @@ def _fields(model: GgufFile, known: Architecture, start: int, stop: int) -> Iter
     changed = _changed(model, known, start, stop)
     knows_texts = stop == model.layers
     for field in model.fields.values():
-        if field.key in changed or field.key.startswith("covey.cut."):
+        if field.key in changed or field.key.startswith(("covey.cut.", "split.")):
             continue
         if field.key.startswith("tokenizer.") and not knows_texts:
             continue
@@ -252,17 +253,17 @@ def _header(fields: list[bytes], planned: list[_Planned]) -> bytes:
 
 def _content(model: GgufFile, header: bytes, planned: Iterable[_Planned]) -> Iterator[memoryview]:
     yield memoryview(header)
-    with memoryview(model.data) as data:
-        for tensor in planned:
-            if tensor.source is None:
-                for at in range(0, tensor.size, _COPY_BYTES):
-                    yield memoryview(bytes(min(_COPY_BYTES, tensor.size - at)))
-            else:
-                end = tensor.source.start + tensor.size
+    for tensor in planned:
+        if tensor.source is None:
+            for at in range(0, tensor.size, _COPY_BYTES):
+                yield memoryview(bytes(min(_COPY_BYTES, tensor.size - at)))
+        else:
+            end = tensor.source.start + tensor.size
+            with memoryview(model.parts[tensor.source.file].data) as data:
                 for at in range(tensor.source.start, end, _COPY_BYTES):
                     with data[at : min(at + _COPY_BYTES, end)] as piece:
                         yield piece
-            yield memoryview(bytes(_aligned(tensor.size) - tensor.size))
+        yield memoryview(bytes(_aligned(tensor.size) - tensor.size))
 
 
 def _write(model: GgufFile, header: bytes, planned: list[_Planned], destination: Path) -> PartFile:

@@ -16,12 +16,12 @@ from agent.engine.architectures import (
     Architecture,
     Metadata,
 )
-from agent.engine.gguf_file import Field, GgufFile
+from agent.engine.gguf_file import GgufFile
+from agent.engine.gguf_header import Field
 from agent.errors import ModelError
 
 _HINT_WHOLE = "It can run whole on one node."
 
-SPLIT_COUNT = "split.count"
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
 # Tensors outside of layers that every part gets: llama.cpp reads them from each part's file.
@@ -88,8 +88,6 @@ def check_cuttable(model: GgufFile) -> Architecture:
         raise _refused(
             model, f"the architecture {architecture} is not proved exact (known: {names})"
         )
-    if (model.number(SPLIT_COUNT) or 1) > 1:
-        raise _refused(model, "it is one file of a split model; merge it with llama-gguf-split")
     for field in model.fields.values():
         prefix, _, key = field.key.partition(".")
         if prefix == architecture:

@@ -154,7 +154,6 @@ class Embedder:
             self._context.close()
 
     def _break(self, error: CoveyError) -> None:
-        log.error("broken: %s", error.message)
         if self._end(error):
             self._on_broken(error)
 

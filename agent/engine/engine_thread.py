@@ -316,7 +316,6 @@ class EngineThread:
         offer.close()
         offer.free()
         if broken is not None:
-            log.error("broken: %s", broken.message)
             self._on_broken(broken)
         with self._lock:
             self._leaving = False

@@ -2,7 +2,7 @@
 
 One place for the three ways in which such bytes can be bad: not readable, of a newer version, or
 readable but not written as we write them (two encodings of one certificate must not both count);
-and for the types that all signed things share.
+and for the types that all signed things share. `read` is for messages of no version.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from agent.errors import CoveyError
+from agent.errors import CoveyError, PeerError, one_line
 
 MAX_TIME_S = 2**40
 # Clocks of machines that have not reached a time server yet are often minutes off.
@@ -21,10 +21,20 @@ Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 Time = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_S)]
 
-# What msgspec raises for bytes it cannot read: strings that are not UTF-8 are no DecodeError to it.
+# What msgspec raises for bytes it cannot read: strings that are not UTF-8 are no DecodeError to it,
+# nor is what is nested too deep.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+_M = TypeVar("_M")
+
+
+def read(decoder: msgspec.msgpack.Decoder[_M], raw: bytes, what: str) -> _M:
+    """Return what the decoder makes of a member's bytes; raises PeerError, begun by `what`."""
+    try:
+        return decoder.decode(raw)
+    except UNREADABLE as error:
+        raise PeerError(f"{what} cannot be read: {one_line(str(error))}") from None
 
 
 class _Head(msgspec.Struct, array_like=True, frozen=True):

@@ -8,21 +8,20 @@ for files that are here: `GgufFile` reads those.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Annotated
 
 import msgspec
 
+from agent.engine import splits
 from agent.engine.architectures import ARCHITECTURES
 from agent.engine.cuttable import CutRule, cut_rule
-from agent.engine.gguf_file import Field, ModelFacts, Scalar
+from agent.engine.gguf_file import ModelFacts
+from agent.engine.gguf_header import Field, Scalar
 from agent.errors import UsageError
 from agent.models import shapes
 from agent.models.shapes import Architecture, Quantisation, Shape
-
-_PARTS = re.compile(r"-00001-of-(\d{5})\.gguf$")
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,8 +39,8 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     @property
     def parts(self) -> int:
         """How many files it is split into; `source` names the first."""
-        found = _PARTS.search(self.source)
-        return int(found[1]) if found else 1
+        found = splits.parse(self.source)
+        return found.count if found else 1
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,18 +96,13 @@ def source_of(name: str) -> tuple[str, str]:
     """Return where a model of the catalogue comes from, and what it is called in a store.
 
     What is none of its names is returned as it is, and no name. Raises UsageError for a
-    quantisation that is not there, and for a model whose file is split.
+    quantisation that is not there.
     """
     if name.partition(":")[0].casefold() not in {entry.name for entry in entries()}:
         return name, ""
     entry, file = choose(name)
     if not file.source.startswith("hf:"):
         return name, ""  # the bundled one
-    if file.parts > 1:
-        raise UsageError(
-            f"{entry.name} comes in {file.parts} files, and only whole files are stored",
-            hint="Merge them with llama-gguf-split, and pull the file that this makes.",
-        )
     return file.source, f"{entry.name}-{file.quantisation}".lower()
 
 

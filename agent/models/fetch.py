@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.engine import splits
 from agent.errors import PeerError
 from agent.models import pieces as cutting
-from agent.models.manifest import HEADER, Manifest
+from agent.models.manifest import Manifest
 from agent.models.origins import BrokenError, Origin, RefusedError, Stream
 from agent.models.partfile import PartFile
 from agent.models.pieces import Piece
@@ -85,17 +86,19 @@ async def fetch_tensors(
 
     `target` is a sparse file of the model's size with those bytes in their places: `GgufFile` reads
     its header, `cut.write_part` cuts a part out of it whose tensors are all there. Until all came
-    it is TARGET.part, and goes on where it was left. Raises as `fetch` does.
+    it is TARGET.part, and goes on where it was left. A split model has a file for each of its own,
+    called by the rule of `splits.py`; the first is returned. Raises as `fetch` does.
     """
     if unknown := set(names) - manifest.names():
         raise ValueError(f"the model has no {sorted(unknown)[0]}")
-    plan = cutting.of_manifest(manifest, {HEADER, *names})
-    path = target.with_name(f"{target.name}.part")
-    with PartFile(path, plan, manifest.size) as part:
+    plan = cutting.of_manifest(manifest, {*manifest.headers(), *names})
+    with PartFile(target.with_name(f"{target.name}.part"), plan, manifest.sizes) as part:
         await fetch(part, origins, watch, backoff_s=backoff_s)
-    path.rename(target)
+    targets = splits.files(target, len(part.files))
+    for come, file in zip(part.files, targets, strict=True):
+        come.rename(file)
     part.journal.unlink(missing_ok=True)
-    return target
+    return targets[0]
 
 
 class _Fetch:

@@ -16,11 +16,10 @@ import aiohttp
 from agent.engine import cut
 from agent.engine.gguf_file import GgufFile
 from agent.errors import PeerError
-from agent.models import partfile, room
+from agent.models import joined, partfile, room
 from agent.models.fetch import Watch, fetch_tensors
 from agent.models.manifest import Manifest
 from agent.models.mesh import Holder, fetch_manifest
-from agent.models.origins import HttpOrigin, Tag
 from agent.models.transfer import BACKOFF_S
 from agent.models.wanted import Networks
 
@@ -38,28 +37,28 @@ async def fetch_part(
     ModelError for a cut that cannot be, EnvironmentFault for the disk.
     """
     manifest = await _manifest(session, holders)
-    members = [
-        HttpOrigin(
-            session, f"{holder.url}/file", networks=networks, tier=0, name=holder.member,
-            tag=Tag(manifest.size),
-        )
-        for holder in holders
-    ]  # fmt: skip
+    members = joined.members(session, manifest, holders, networks)
     header = destination.with_name(f"{destination.name}.header")
-    await fetch_tensors(manifest, (), members, header, backoff_s=backoff_s)
-    with GgufFile(header) as model:
+    first = await fetch_tensors(manifest, (), members, header, backoff_s=backoff_s)
+    with GgufFile(first) as model:
         names = cut.needed(model, *span)
-    header.unlink()
+    _unlink(header)
     sparse = destination.with_name(f"{destination.name}.tensors")
     wanted = sum(one.size for one in manifest.spans if one.name in names)
     here = partfile.allocated(sparse.with_name(f"{sparse.name}.part"))
     # Its tensors twice: as they come, and in the part.
     room.check_disk(max(0, 2 * wanted - here), free, str(destination.parent))
-    await fetch_tensors(manifest, names, members, sparse, watch, backoff_s)
+    first = await fetch_tensors(manifest, names, members, sparse, watch, backoff_s)
     try:
-        return await asyncio.to_thread(cut_part, sparse, span, destination)
+        return await asyncio.to_thread(cut_part, first, span, destination)
     finally:
-        sparse.unlink(missing_ok=True)
+        _unlink(sparse)
+
+
+def _unlink(fetched: Path) -> None:
+    """Remove what `fetch_tensors` made: a file, or some."""
+    for file in partfile.present(fetched):
+        file.unlink(missing_ok=True)
 
 
 async def _manifest(session: aiohttp.ClientSession, holders: Sequence[Holder]) -> Manifest:

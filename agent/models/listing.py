@@ -31,6 +31,7 @@ def listed(
         wanted = record.wanted if record else wishes[name]
         models.append({
             "name": name, "here": True, "phase": phase, "size": size,
+            "files": len(record.manifest.sizes) if record else None,
             "done": size if whole else (progress.done if progress else 0),
             "id": store.ids.get(name, ""),
             "sha256": record.manifest.sha256 if record else "",
@@ -50,7 +51,8 @@ def listed(
     for model_id, members in sorted(elsewhere.items(), key=lambda item: known[item[0]].name):
         one = known[model_id]
         models.append({
-            "name": one.name, "here": False, "phase": "elsewhere", "size": one.size, "done": 0,
+            "name": one.name, "here": False, "phase": "elsewhere", "size": one.size,
+            "files": None, "done": 0,
             "id": model_id, "sha256": one.sha256, "architecture": "", "quantisation": "",
             "layers": None, "tensors": None, "source": "", "trust": "", "fetched_at": None,
             "used_at": None, "used_by": None, "pinned": False, "elsewhere": sorted(members),

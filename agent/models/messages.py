@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from agent.errors import PeerError, one_line
+from agent.membership import wire
 from agent.models.manifest import Sha256
 
 PROTOCOL = "/covey/models/1"
@@ -50,7 +50,6 @@ class Models(_Message, frozen=True):
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[AskModels] = msgspec.msgpack.Decoder(AskModels)
 _answer_decoder: msgspec.msgpack.Decoder[Models] = msgspec.msgpack.Decoder(Models)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(message: AskModels | Models) -> bytes:
@@ -60,15 +59,9 @@ def encode(message: AskModels | Models) -> bytes:
 
 def decode_request(raw: bytes) -> AskModels:
     """Read a request; raises PeerError for anything else."""
-    try:
-        return _request_decoder.decode(raw)
-    except _UNREADABLE as error:
-        raise PeerError(f"a message about models cannot be read: {one_line(str(error))}") from None
+    return wire.read(_request_decoder, raw, "a message about models")
 
 
 def decode_answer(raw: bytes) -> Models:
     """Read an answer; raises PeerError for anything else."""
-    try:
-        return _answer_decoder.decode(raw)
-    except _UNREADABLE as error:
-        raise PeerError(f"an answer about models cannot be read: {one_line(str(error))}") from None
+    return wire.read(_answer_decoder, raw, "an answer about models")

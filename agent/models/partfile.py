@@ -6,12 +6,17 @@ start, with holes; it is no model until it has been checked and renamed. Used by
 
     journal:  {"plan": …, "origin": …}     which pieces, of which file at which source
               12                           piece 12 is there
+
+A split model has a part for each of its files (NAME-00001-of-00003.part), and one journal; pieces
+are counted as if the files lay one after another, and none lies in two of them.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
+import glob
 import os
 import threading
 from collections.abc import Sequence
@@ -20,8 +25,10 @@ from typing import Self
 
 import msgspec
 
+from agent.engine import splits
 from agent.errors import EnvironmentFault
 from agent.models import pieces as cutting
+from agent.models.manifest import starts_of
 from agent.models.pieces import Piece
 from agent.models.room import size as for_people
 
@@ -39,35 +46,42 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PartFile:
     """An open part with its journal; `done` are the numbers of the pieces that are there."""
 
-    def __init__(self, path: Path, plan: Sequence[Piece], size: int, origin: str = "") -> None:
-        """Open `path` (…part, `size` bytes when whole), or go on where it was left.
+    def __init__(
+        self, path: Path, plan: Sequence[Piece], sizes: Sequence[int], origin: str = ""
+    ) -> None:
+        """Open `path` (…part), or the parts of a split model, or go on where they were left.
 
-        What another plan or another file at the source left is thrown away. Raises
-        EnvironmentFault where it cannot be written.
+        `sizes`: the bytes of each file when whole. What another plan or another file at the source
+        left is thrown away. Raises EnvironmentFault where it cannot be written.
         """
         self.path = path
         self.journal = path.with_suffix(".journal")
         self.pieces = plan
         header = Header(cutting.digest(plan), origin)
-        self.done: set[int] = _read(self.journal, header, len(plan)) if path.exists() else set()
-        self._part = self._lines = -1
+        self.files = splits.files(path, len(sizes))
+        self._starts = starts_of(sizes)
+        there = all(file.exists() for file in self.files)
+        self.done: set[int] = _read(self.journal, header, len(plan)) if there else set()
+        self._parts: list[int] = []
+        self._lines = -1
         # A write may still run in its thread when the fetch is cancelled and the file closed.
         self._writing = threading.Lock()
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self.done:
-                path.unlink(missing_ok=True)
-                self.journal.unlink(missing_ok=True)
+                discard(path)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._part = os.open(path, flags, 0o600)
-            os.ftruncate(self._part, size)
+            for file, size in zip(self.files, sizes, strict=True):
+                self._parts.append(os.open(file, flags, 0o600))
+                os.ftruncate(self._parts[-1], size)
             self._lines = os.open(self.journal, flags, 0o600)
             # Written anew: the kill may have left half a line.
             lines = [msgspec.json.encode(header).decode(), *map(str, sorted(self.done))]
             fresh = "".join(f"{line}\n" for line in lines).encode()
             os.ftruncate(self._lines, os.pwrite(self._lines, fresh, 0))
             os.lseek(self._lines, 0, os.SEEK_END)
-            os.fsync(self._part)
+            for part in self._parts:
+                os.fsync(part)
             os.fsync(self._lines)
         except OSError as error:
             self.close()
@@ -82,12 +96,14 @@ class PartFile:
     def write(self, index: int, raw: bytes | bytearray) -> None:
         """Put a piece on the disk, then into the journal. Blocks; raises EnvironmentFault."""
         piece = self.pieces[index]
-        at = piece.start
+        number = bisect.bisect_right(self._starts, piece.start) - 1
+        start, at = piece.start - self._starts[number], 0
         try:
             with self._writing, memoryview(raw) as view:
-                while at < piece.end:
-                    at += os.pwrite(self._part, view[at - piece.start :], at)
-                os.fdatasync(self._part)
+                part = self._parts[number]
+                while at < piece.size:
+                    at += os.pwrite(part, view[at:], start + at)
+                os.fdatasync(part)
                 os.write(self._lines, f"{index}\n".encode())
                 os.fdatasync(self._lines)
         except OSError as error:
@@ -97,11 +113,12 @@ class PartFile:
     def close(self) -> None:
         """Close both; harmless when done twice."""
         with self._writing:
-            for descriptor in (self._part, self._lines):
+            for descriptor in (*self._parts, self._lines):
                 if descriptor >= 0:
                     with contextlib.suppress(OSError):
                         os.close(descriptor)
-            self._part = self._lines = -1
+            # A write that still waits fails, whatever else is opened with these numbers.
+            self._parts, self._lines = [-1] * len(self._parts), -1
 
     def discard(self) -> None:
         """Close both, and throw both away."""
@@ -109,10 +126,17 @@ class PartFile:
         discard(self.path)
 
 
+def present(path: Path) -> list[Path]:
+    """Return what there is of `path`, or of the files of a split model called like it."""
+    alike = path.parent.glob(f"{glob.escape(path.stem)}-*{glob.escape(path.suffix)}")
+    return sorted(file for file in (path, *alike) if splits.whole(file) == path and file.exists())
+
+
 def discard(path: Path) -> None:
-    """Throw a part and its journal away; nothing happens where there is none."""
+    """Throw a part (or those of a split model) and its journal away, if there are any."""
     path.with_suffix(".journal").unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    for file in present(path):
+        file.unlink(missing_ok=True)
 
 
 def begin_with(path: Path, plan: Sequence[Piece], done: Sequence[int]) -> None:
@@ -126,11 +150,12 @@ def begin_with(path: Path, plan: Sequence[Piece], done: Sequence[int]) -> None:
 
 
 def allocated(path: Path) -> int:
-    """Return how many bytes of the disk a file takes; 0 where there is none."""
-    try:
-        return path.stat().st_blocks * 512
-    except FileNotFoundError:
-        return 0
+    """Return how many bytes of the disk a model takes, split or not; 0 where there is none."""
+    found = 0
+    for file in present(path):
+        with contextlib.suppress(FileNotFoundError):
+            found += file.stat().st_blocks * 512
+    return found
 
 
 def _read(journal: Path, header: Header, count: int) -> set[int]:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from agent.models.manifest import PIECE_BYTES, Manifest, Span
+from agent.models.manifest import PIECE_BYTES, Manifest, Span, starts_of
 
 # Zeros up to this are fetched with what is before them; more is left out (a hole in the file).
 _PADDING_BYTES = 1 << 16
@@ -49,12 +49,26 @@ def blind(size: int, piece_bytes: int = PIECE_BYTES) -> tuple[Piece, ...]:
     )
 
 
+def of_files(sizes: Iterable[int], piece_bytes: int = PIECE_BYTES) -> tuple[Piece, ...]:
+    """Return the pieces of files of these sizes (bytes) that lie one after another."""
+    pieces: list[Piece] = []
+    start = 0
+    for size in sizes:
+        pieces += [Piece(start + p.start, start + p.end) for p in blind(size, piece_bytes)]
+        start += size
+    return tuple(pieces)
+
+
 def of_manifest(manifest: Manifest, names: Collection[str] | None = None) -> tuple[Piece, ...]:
-    """Return the pieces of the spans of these names, in the order of the file; None: of all."""
+    """Return the pieces of the spans of these names, in the order of the file; None: of all.
+
+    None lies in two files of a split model.
+    """
+    starts = set(starts_of(manifest.sizes))
     pieces: list[Piece] = []
     group: list[_Unit] = []
     for unit in _units(manifest, names):
-        joins = group and group[-1].end == unit.check.start
+        joins = group and group[-1].end == unit.check.start and unit.check.start not in starts
         if group and not (joins and unit.check.end - group[0].check.start <= manifest.piece_bytes):
             pieces.append(_piece(group))
             group = []

@@ -14,9 +14,10 @@ Used by `service.py`, which owns the tasks.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,21 +27,15 @@ from agent.errors import CoveyError, EnvironmentFault, ModelError, PeerError
 from agent.models import fetch, origins, partfile, pieces, room, survey
 from agent.models.fetch import Progress
 from agent.models.jobs import Job
-from agent.models.manifest import PIECE_BYTES, Manifest, fault_of
+from agent.models.joined import members
+from agent.models.manifest import PIECE_BYTES, Manifest, fault_of, starts_of
 from agent.models.mesh import Holder, Holders, fetch_manifest
-from agent.models.origins import (
-    BrokenError,
-    FileOrigin,
-    Found,
-    HttpOrigin,
-    Origin,
-    RefusedError,
-    Tag,
-)
+from agent.models.origins import Origin, RefusedError
 from agent.models.partfile import PartFile
 from agent.models.pieces import Piece
+from agent.models.sources import Named, look
 from agent.models.store import Record, Store
-from agent.models.transfer import ATTEMPTS, BACKOFF_S
+from agent.models.transfer import BACKOFF_S
 from agent.models.wanted import Networks, Wanted
 
 _log = logging.getLogger(__name__)
@@ -48,19 +43,26 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is fetched: its size, its manifest or None, from where, and why it is believed.
+    """What is fetched: its files' sizes, its manifest or None, from where, why it is believed.
 
     `expected` is the SHA-256 of the whole, "" where nobody said it; `giver` is whose manifest it
-    is; `origin` tells the source's file from a later one under the same URL.
+    is; `origin` tells the source's files from later ones under the same URL. `hashes` is what it
+    said of each of its files, "" for nothing.
     """
 
-    size: int
+    sizes: Sequence[int]
     manifest: Manifest | None
     origins: Sequence[Origin]
     expected: str
     trust: str
     giver: str = ""
     origin: str = ""
+    hashes: Sequence[str] = ()
+
+    @property
+    def size(self) -> int:
+        """All bytes."""
+        return sum(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -118,21 +120,13 @@ class Puller:
     ) -> _Plan:
         """Find out what is to be fetched from whom. Raises CoveyError where nobody has it."""
         known = self._store.records.get(wanted.name)
-        own: list[Origin] = []
-        found: Found | None = None
+        found: Named | None = None
         fault: CoveyError | None = None
-        if wanted.kind == "file":
-            try:
-                file = FileOrigin(Path(wanted.location))
-                own, found = [file], Found(file.tag)
-            except CoveyError as error:
-                fault = error
-        elif wanted.kind == "url":
-            http = HttpOrigin(session, wanted.location, networks=self._networks)
-            try:
-                own, found = [http], await self._probe(http)
-            except PeerError as error:
-                fault = error
+        try:
+            found = await look(session, wanted, self._networks, self._limits.backoff_s)
+        except CoveyError as error:
+            fault = error
+        own = [found.origin] if found is not None else []
         if known is not None and wanted.repairs:
             holders = [h for h in await self._holders.all()
                        if h.held.id == self._store.ids[wanted.name]]  # fmt: skip
@@ -168,66 +162,38 @@ class Puller:
         trust = "the given SHA-256" if wanted.sha256 else "the source's SHA-256"
         if not expected:
             trust = "a file of this node" if wanted.kind == "file" else "its first use"
-        return _Plan(found.tag.size, None, own, expected, trust, origin=found.tag.origin)
+        hashes = [file.sha256 for file in found.files]
+        return _Plan(found.sizes, None, own, expected, trust, origin=found.tags, hashes=hashes)
 
     def _from_members(
         self, session: aiohttp.ClientSession, manifest: Manifest, holders: Sequence[Holder],
         own: Sequence[Origin], trust: str, giver: str, expected: str = "",
     ) -> _Plan:  # fmt: skip
-        members = [
-            HttpOrigin(
-                session,
-                f"{holder.url}/file",
-                networks=self._networks,
-                tier=0,
-                name=holder.member,
-                tag=Tag(manifest.size),
-            )
-            for holder in holders
-        ]
-        return _Plan(manifest.size, manifest, [*members, *own], expected, trust, giver)
-
-    async def _probe(self, origin: HttpOrigin) -> Found:
-        """Ask a URL for its file; raises PeerError at the third failure."""
-        why = ""
-        for attempt in range(ATTEMPTS):
-            try:
-                return await origin.probe()
-            except RefusedError as error:
-                raise PeerError(
-                    f"{origin.name}: {error}", hint="Check the address; nothing was fetched."
-                ) from None
-            except BrokenError as error:
-                why = str(error)
-                if attempt + 1 < ATTEMPTS:
-                    await asyncio.sleep(
-                        max(self._limits.backoff_s * 2**attempt, min(error.rest_s, 10.0))
-                    )
-        raise PeerError(
-            f"{origin.name} failed {ATTEMPTS} times, the last time {why}",
-            hint="Try again when it is there; what came before is kept.",
-        )
+        origins = [*members(session, manifest, holders, self._networks), *own]
+        return _Plan(manifest.sizes, manifest, origins, expected, trust, giver)
 
     # ------------------------------------------------------------------ fetch, check, keep
 
     async def _bring(self, wanted: Wanted, plan: _Plan, job: Job) -> Record:
         path = self._store.part(wanted.name)
         if plan.manifest is None:
-            cut = pieces.blind(plan.size, self._limits.piece_bytes)
+            cut = pieces.of_files(plan.sizes, self._limits.piece_bytes)
             if not plan.origin:
                 partfile.discard(path)  # nothing says that the rest is of the same file
         else:
             cut = pieces.of_manifest(plan.manifest)
-        if plan.size == 0:
+        if not all(plan.sizes):
             raise ModelError(f"{wanted.shown} is empty", hint="Get another file.")
         self._make_room(wanted.name, plan.size)
+        self._store.go_on(wanted.name)
         job.phase = "fetching"
-        with PartFile(path, cut, plan.size, plan.origin if plan.manifest is None else "") as part:
-            await fetch.fetch(part, plan.origins, job.watch, _is_gguf, self._limits.backoff_s)
+        with PartFile(path, cut, plan.sizes, plan.origin if plan.manifest is None else "") as part:
+            begins_gguf = functools.partial(_begins_gguf, frozenset(starts_of(plan.sizes)))
+            await fetch.fetch(part, plan.origins, job.watch, begins_gguf, self._limits.backoff_s)
         job.phase = "checking"
         job.progress = Progress(0, plan.size, 0.0, job.progress.sources)
         try:
-            record = await asyncio.to_thread(self._checked, path, wanted, plan, job)
+            record = await asyncio.to_thread(self._checked, part.files[0], wanted, plan, job)
         except ModelError:
             partfile.discard(path)
             raise
@@ -237,10 +203,14 @@ class Puller:
         return record
 
     def _checked(self, path: Path, wanted: Wanted, plan: _Plan, job: Job) -> Record:
-        """Read the whole part and return its record. Blocks; raises ModelError."""
+        """Read the whole part (`path`: the first one) and return its record.
+
+        Blocks; raises ModelError.
+        """
         manifest = plan.manifest
         if manifest is None:
             manifest = survey.survey(path, job.read, self._limits.piece_bytes)
+            _check_files(manifest, wanted, plan)
         elif wrong := survey.damaged(path, manifest, job.read):
             raise MismatchError(
                 f"the model from {plan.giver or 'its sources'} does not fit its manifest: "
@@ -267,7 +237,7 @@ class Puller:
         try:
             needed = max(0, size - partfile.allocated(store.part(name)))
             going = room.evictions(name, size, self._quota, store.stored(self._kept()))
-            freed = sum(partfile.allocated(store.file(other)) for other in going)
+            freed = sum(store.taken(other) for other in going)
             needed += store.promised(name)
             room.check_disk(needed, store.free() + freed, str(store.folder))
         except OSError as error:
@@ -277,7 +247,24 @@ class Puller:
             store.remove(other)
 
 
-def _is_gguf(piece: Piece, raw: bytearray) -> None:
+def _check_files(manifest: Manifest, wanted: Wanted, plan: _Plan) -> None:
+    """Raise ModelError where a model has not the files that were announced."""
+    count = len(plan.sizes)
+    if len(manifest.sizes) != count:
+        raise ModelError(
+            f"{wanted.shown} is called like one of {count} files, and is a whole model",
+            hint="Give the file another name, and pull it then.",
+        )
+    for number, (file, said) in enumerate(zip(manifest.files, plan.hashes, strict=False), 1):
+        if said not in ("", file.sha256):
+            raise ModelError(
+                f"file {number} of {count} from {wanted.shown} has the SHA-256 {file.sha256}, and "
+                f"{said} was expected",
+                hint="All of it was thrown away. Try again, or get the model elsewhere.",
+            )
+
+
+def _begins_gguf(starts: Collection[int], piece: Piece, raw: bytearray) -> None:
     """Raise RefusedError for a file that begins otherwise: most often it is a page of words."""
-    if piece.start == 0 and raw[:4] != b"GGUF":
+    if piece.start in starts and raw[:4] != b"GGUF":
         raise RefusedError(f"it sends no GGUF file: it begins with {bytes(raw[:4])!r}")

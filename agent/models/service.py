@@ -18,7 +18,7 @@ from aiohttp import web
 
 from agent.api import PullRequest, VerifyRequest
 from agent.config import Config
-from agent.engine import cut
+from agent.engine import cut, splits
 from agent.errors import CoveyError, ModelError, StateError, UsageError
 from agent.models import bundled, catalogue, layers, origins, partfile, sharing
 from agent.models.fetch import Progress, Watch, ignore
@@ -89,7 +89,7 @@ class ModelStore:
         """
         found = self._store.by_id(model_id)
         if found is not None:
-            path = self._store.file(found[0])
+            path = self._store.files(found[0])[0]
             return await asyncio.to_thread(layers.cut_part, path, span, destination)
         holders = [holder for holder in await self._holders.all() if holder.held.id == model_id]
         free = shutil.disk_usage(destination.parent).free
@@ -296,7 +296,7 @@ class ModelStore:
         """Return which stored models deployments use, by name, and which deployment does."""
         folder = self._store.folder.resolve()
         return {
-            path.stem: deployment
+            splits.whole(path).stem: deployment
             for path, deployment in self._in_use().items()
             if path.parent == folder and path.suffix == ".gguf"
         }
@@ -308,4 +308,5 @@ class ModelStore:
 def _result(store: Store, name: str, record: Record) -> dict[str, Any]:
     return {"id": store.ids[name], "sha256": record.manifest.sha256,
             "size": record.manifest.size, "trust": record.trust,
-            "file": str(store.file(name))}  # fmt: skip
+            "file": str(store.files(name)[0]),
+            "files": len(record.manifest.sizes)}  # fmt: skip

@@ -2,6 +2,7 @@
 
     GET /models/ID/manifest    JSON (`manifest.py`)
     GET /models/ID/file        the file; Range, ETag and If-Range as HTTP has them
+    GET /models/ID/file/2      the second file of a split model
 
 WireGuard has said who asks: whoever reaches the address is a member. Used by `service.py`; the
 daemon gives the routes to the server that also serves stages.
@@ -31,10 +32,17 @@ def routes(store: Store) -> list[web.RouteDef]:
         return web.Response(body=body, content_type="application/json")
 
     async def file(request: web.Request) -> web.StreamResponse:
-        name, _ = found(request)
-        return web.FileResponse(store.file(name))
+        files = store.files(found(request)[0])
+        number = int(request.match_info.get("number", "1"))
+        if not 1 <= number <= len(files):
+            raise web.HTTPNotFound(text="the model has no such file\n")
+        return web.FileResponse(files[number - 1])
 
-    return [web.get("/models/{id}/manifest", manifest), web.get("/models/{id}/file", file)]
+    return [
+        web.get("/models/{id}/manifest", manifest),
+        web.get("/models/{id}/file", file),
+        web.get(r"/models/{id}/file/{number:\d{1,4}}", file),
+    ]
 
 
 def told(store: Store) -> Models:

@@ -6,6 +6,8 @@
     NAME.pull     what is being fetched, so that it goes on after a restart
     NAME.part, NAME.journal    what came of it so far (`partfile.py`)
 
+A split model has NAME-00001-of-00003.gguf and so on, as llama.cpp wants them, and one record.
+
 Knows files alone; `service.py` has the wishes, `pull.py` fetches. `find` is for deployments, which
 know a model by its name.
 """
@@ -21,6 +23,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from agent.engine import splits
 from agent.errors import EnvironmentFault, StateError
 from agent.identity import privatefile
 from agent.models import partfile, pieces
@@ -51,21 +54,31 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def find(folder: Path, name: str) -> Path | None:
-    """Return the file of a stored model, None where there is none; it counts as used now."""
+    """Return a stored model's (first) file, None where there is none; it counts as used now."""
     if not name or "/" in name or len(name) > MAX_NAME_CHARACTERS:
         return None
-    path = folder / f"{name}.gguf"
-    if not path.is_file():
+    files = [path for path in partfile.present(folder / f"{name}.gguf") if path.is_file()]
+    first = next((path for path in files if path == splits.siblings(path)[0]), None)
+    if first is None:
         return None
     with contextlib.suppress(OSError):  # a full or read-only disk is no reason not to run it
-        path.with_name(f"{name}.used").touch()
-    return path.resolve()
+        (folder / f"{name}.used").touch()
+    return place_of(first)
+
+
+def place_of(path: Path) -> Path:
+    """Return a model's file by its full path; one of a split model keeps the name that it has.
+
+    A link's name fits those of the other files, and what it leads to may be called anything.
+    """
+    return path.resolve() if splits.parse(path.name) is None else path.parent.resolve() / path.name
 
 
 def id_of(folder: Path, path: Path) -> str:
-    """Return the id of the stored model whose file this is; "" for any other file."""
+    """Return the id of the stored model whose first file this is; "" for any other file."""
     if path.parent != folder.resolve():
         return ""
+    path = splits.whole(path)
     try:
         record = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Record)
     except (OSError, msgspec.DecodeError):
@@ -117,24 +130,33 @@ class Store:
 
     # ------------------------------------------------------------------ whole models
 
-    def file(self, name: str) -> Path:
-        """Return where the model of that name lies, or would."""
-        return self.folder / f"{name}.gguf"
+    def files(self, name: str) -> tuple[Path, ...]:
+        """Return where the files of the model of that name lie, or would, the first one first."""
+        return splits.files(self.folder / f"{name}.gguf", self._count(name))
 
     def part(self, name: str) -> Path:
-        """Return where it is fetched to."""
+        """Return where it is fetched to; `partfile.py` has a split model's names."""
         return self.folder / f"{name}.part"
+
+    def _parts(self, name: str) -> tuple[Path, ...]:
+        return splits.files(self.part(name), self._count(name))
+
+    def _count(self, name: str) -> int:
+        record = self.records.get(name)
+        return len(record.manifest.sizes) if record is not None else 1
 
     def whole(self, name: str) -> Record | None:
         """Return the record of a model that is here and whole, else None."""
         record = self.records.get(name)
-        return record if record is not None and self.file(name).is_file() else None
+        there = record is not None and all(path.is_file() for path in self.files(name))
+        return record if there else None
 
     def foreign(self, name: str) -> Path | None:
         """Return a file in the way of a model of that name: one that `agent pull` did not leave."""
         if name in self.records:
             return None
-        ways = (self.file(name), self.folder / f"{name}.json")
+        record = self.folder / f"{name}.json"
+        ways = [*partfile.present(self.folder / f"{name}.gguf"), record]
         return next((path for path in ways if path.exists()), None)
 
     def by_id(self, model_id: str) -> tuple[str, Record] | None:
@@ -153,10 +175,11 @@ class Store:
         """Make the checked part of that name the model. Raises StateError."""
         self.keep(name, record)
         try:
-            self.part(name).rename(self.file(name))
+            for part, file in zip(self._parts(name), self.files(name), strict=True):
+                part.rename(file)
             _sync(self.folder)
         except OSError as error:
-            raise StateError(f"cannot keep {self.file(name)}: {error.strerror}") from None
+            raise StateError(f"cannot keep {self.files(name)[0]}: {error.strerror}") from None
         partfile.discard(self.part(name))
         self.drop_wish(name)
 
@@ -166,15 +189,26 @@ class Store:
         try:
             partfile.begin_with(self.part(name), plan, good)
             self.keep_wish(wanted)
-            self.file(name).rename(self.part(name))
+            self._take_back(name)
             _sync(self.folder)
         except OSError as error:
-            raise StateError(f"cannot repair {self.file(name)}: {error.strerror}") from None
+            raise StateError(f"cannot repair {self.files(name)[0]}: {error.strerror}") from None
+
+    def _take_back(self, name: str) -> None:
+        for part, file in zip(self._parts(name), self.files(name), strict=True):
+            if file.exists() and not part.exists():
+                file.rename(part)
+
+    def go_on(self, name: str) -> None:
+        """Make all files of a split model parts again, where a crash came between two renames."""
+        if self.part(name).with_suffix(".journal").exists():
+            self._take_back(name)
 
     def end_repair(self, name: str) -> None:
         """Make it the model that it was, damaged as it is."""
-        if self.part(name).exists():
-            self.part(name).rename(self.file(name))
+        for part, file in zip(self._parts(name), self.files(name), strict=True):
+            if part.exists():
+                part.rename(file)
         partfile.discard(self.part(name))
         self.drop_wish(name)
 
@@ -183,7 +217,9 @@ class Store:
         try:
             # The record goes last: what a crash leaves can be removed again.
             for suffix in ("pull", "journal", "part", "gguf", "used", "json"):
-                (self.folder / f"{name}.{suffix}").unlink(missing_ok=True)
+                path = self.folder / f"{name}.{suffix}"
+                for file in partfile.present(path) if suffix in ("part", "gguf") else (path,):
+                    file.unlink(missing_ok=True)
             _sync(self.folder)
         except OSError as error:
             raise StateError(f"cannot remove {name}: {error.strerror}") from None
@@ -200,7 +236,8 @@ class Store:
     def stored(self, kept: Mapping[str, str]) -> list[Stored]:
         """Return every model and part with its size on disk; `kept` says why some must stay."""
         found = []
-        for path in (*self.folder.glob("*.gguf"), *self.folder.glob("*.part")):
+        files = (*self.folder.glob("*.gguf"), *self.folder.glob("*.part"))
+        for path in sorted(set(map(splits.whole, files))):
             name, record = path.stem, self.records.get(path.stem)
             used_at = self.used_at(name) or (record.fetched_at if record else 0.0)
             why = kept.get(name, "")
@@ -211,16 +248,22 @@ class Store:
             if not why and record is not None and record.pinned:
                 why = "pinned"
             with contextlib.suppress(FileNotFoundError):
-                found.append(Stored(name, path.stat().st_size, used_at, why))
+                size = sum(file.stat().st_size for file in partfile.present(path))
+                found.append(Stored(name, size, used_at, why))
         return found
+
+    def taken(self, name: str) -> int:
+        """Return how many bytes of the disk a model takes."""
+        return partfile.allocated(self.folder / f"{name}.gguf")
 
     def promised(self, name: str) -> int:
         """Return how many bytes the other parts still take when they are whole."""
         found = 0
         for path in self.folder.glob("*.part"):
             with contextlib.suppress(FileNotFoundError):
-                if path.stem != name:
-                    found += max(0, path.stat().st_size - partfile.allocated(path))
+                if splits.whole(path).stem != name:
+                    status = path.stat()
+                    found += max(0, status.st_size - 512 * status.st_blocks)
         return found
 
     def free(self) -> int:

@@ -7,7 +7,9 @@ fetched as any pull fetches. Used by `service.py`.
 from __future__ import annotations
 
 import asyncio
+import bisect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -16,6 +18,7 @@ from agent.errors import ModelError, UsageError
 from agent.models import pieces, survey
 from agent.models.fetch import Progress
 from agent.models.jobs import Job
+from agent.models.manifest import starts_of
 from agent.models.store import Record, Store
 from agent.models.wanted import Wanted
 
@@ -35,9 +38,9 @@ async def verify(
     found: list[dict[str, object]] = []
     job.result = {"models": found}
     for name, record in records.items():
-        path = store.file(name)
+        paths = store.files(name)
         wrong = await asyncio.to_thread(
-            survey.damaged, path, record.manifest, job.read_after(before)
+            survey.damaged, paths[0], record.manifest, job.read_after(before)
         )
         before += record.manifest.size
         outcome = {"name": name, "damaged": wrong, "repairing": False}
@@ -50,20 +53,23 @@ async def verify(
                 hint=f"`agent undeploy {deployment}`, then verify it again.",
             )
         wanted = msgspec.structs.replace(record.wanted, name=name, repairs=True)
-        store.begin_repair(name, wanted, await asyncio.to_thread(_right, path, record))
+        store.begin_repair(name, wanted, await asyncio.to_thread(_right, paths, record))
         repair(wanted)
         outcome["repairing"] = True
 
 
-def _right(path: Path, record: Record) -> list[int]:
+def _right(paths: Sequence[Path], record: Record) -> list[int]:
     """Return the numbers of the pieces that are right as they are. Blocks."""
     right = []
     try:
-        with path.open("rb") as file:
+        with ExitStack() as stack:
+            starts = starts_of(record.manifest.sizes)
+            files = [stack.enter_context(path.open("rb")) for path in paths]
             for index, piece in enumerate(pieces.of_manifest(record.manifest)):
-                file.seek(piece.start)
-                if not pieces.wrong(piece, file.read(piece.size)):
+                number = bisect.bisect_right(starts, piece.start) - 1
+                files[number].seek(piece.start - starts[number])
+                if not pieces.wrong(piece, files[number].read(piece.size)):
                     right.append(index)
     except OSError as error:
-        raise ModelError(f"cannot read the model {path}: {error.strerror}") from None
+        raise ModelError(f"cannot read the model {paths[0]}: {error.strerror}") from None
     return right

@@ -3,6 +3,7 @@
     /path/to/model.gguf        a file on this node
     https://host/model.gguf    a URL; http for loopback and overlay addresses alone
     hf:org/repo/file.gguf      a file of the hub (models.hub)
+    …/NAME-00002-of-00003.gguf any of the three: all files of the split model NAME
     llama-3.2-3b, 1f6a3e0c…    a model that a member has, by its name, its id or the file's SHA-256
 
 Used by `pull.py`, `origins.py`, `service.py`.
@@ -18,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
+from agent.engine import splits
 from agent.errors import UsageError, one_line
 from agent.models.manifest import is_hash
 
@@ -54,6 +56,10 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The source for people and logs: no password, nothing that a query signs."""
         return shown(self.source) if "://" in self.source else self.source
 
+    def locations(self) -> tuple[str, ...]:
+        """Return where the model's files are, in order; one where it is not split."""
+        return _siblings(self.location) if self.kind != "mesh" else (self.location,)
+
 
 def parse(source: str, name: str, sha256: str, hub: str, networks: Networks) -> Wanted:
     """Return what is asked for; `hub` is models.hub, `networks` are the overlay's.
@@ -70,6 +76,8 @@ def parse(source: str, name: str, sha256: str, hub: str, networks: Networks) -> 
             f"{one_line(source)[:80]!r} names no model",
             hint="Give a file, an https URL, hf:ORG/REPO/FILE, or the name of a member's model.",
         )
+    if source.startswith(("hf:", "/")) or "://" in source:
+        source = _siblings(source)[0]  # whichever file was named, it is the same model
     kind, location = _located(source, hub, networks)
     if not name:
         name = source if kind == "mesh" else _name_of(location)
@@ -141,6 +149,11 @@ def shown(url: str) -> str:
 
 def check_name(name: str) -> None:
     """Raise UsageError for a name that no model can have here."""
+    if splits.parse(name) is not None:
+        raise UsageError(
+            f"{name} cannot name a model: files of a split model are called like that",
+            hint="Give it another name (--name).",
+        )
     if is_no_name(name):
         raise UsageError(
             f"{one_line(name)[:80]!r} cannot name a model",
@@ -159,9 +172,24 @@ def is_hash_start(text: str) -> bool:
     return MIN_HASH_CHARACTERS <= len(text) <= 64 and not set(text) - set("0123456789abcdef")
 
 
+def _siblings(location: str) -> tuple[str, ...]:
+    """Return all files of the model of which one lies there, in order; itself where it is whole."""
+    try:
+        url = urlsplit(location) if "://" in location else None
+    except ValueError:  # no URL, which is said elsewhere
+        return (location,)
+    folder, slash, file = (url.path if url else location).rpartition("/")
+    if (split := splits.parse(file)) is None:
+        return (location,)
+    paths = [folder + slash + name for name in split.names()]
+    return tuple(url._replace(path=path).geturl() if url else path for path in paths)
+
+
 def _name_of(location: str) -> str:
     """Return the name that a file's own suggests: without .gguf, odd characters as dashes."""
     file = unquote(urlsplit(location).path if "://" in location else location).rsplit("/", 1)[-1]
+    if (split := splits.parse(file)) is not None:
+        file = split.whole
     stem = file[: -len(".gguf")] if file.lower().endswith(".gguf") else file
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:MAX_NAME_CHARACTERS]
 

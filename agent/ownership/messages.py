@@ -21,7 +21,8 @@ from typing import Annotated
 
 import msgspec
 
-from agent.errors import PeerError, one_line
+from agent.errors import PeerError
+from agent.membership import wire
 from agent.ownership.lease import Epoch, NodeBytes, Token
 
 VERSION = 1
@@ -127,10 +128,7 @@ def encode(items: Sequence[Item]) -> Iterator[bytes]:
 
 def decode(datagram: bytes) -> list[Item]:
     """Return a datagram's items; raises PeerError for anything that `encode` would not make."""
-    try:
-        version, items = _decoder.decode(datagram)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError(f"a beat cannot be read: {one_line(str(error))}") from None
+    version, items = wire.read(_decoder, datagram, "a beat")
     if version != VERSION or len(items) > MAX_ITEMS:
         raise PeerError(f"a beat of version {version} with {len(items)} items is not understood")
     return items

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from agent.errors import PeerError, one_line
+from agent.membership import wire
 
 HEALTH, MODELS, EVENTS = "health", "models", "events"
 # One beat each three seconds in the whole mesh, whatever its size, but each node once in this
@@ -115,10 +115,7 @@ def encode(message: Message) -> bytes:
 
 def decode(topic: str, payload: bytes) -> Message:
     """Read a payload of one of the topics above; raises PeerError for what makes no sense."""
-    try:
-        message: Message = _decoders[topic].decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError(f"a message on {topic} cannot be read: {one_line(str(error))}") from None
+    message: Message = wire.read(_decoders[topic], payload, f"a message on {topic}")
     return message
 
 

@@ -61,7 +61,7 @@ from agent.membership.revocation import sign as sign_list
 from agent.membership.ticket import Ticket
 from agent.models import manifest
 from agent.models import messages as models
-from agent.models.manifest import Manifest, Span
+from agent.models.manifest import File, Manifest, Span
 from agent.ownership import messages as ownership
 from agent.presence import report
 
@@ -69,6 +69,11 @@ NOW = 1_800_000_000
 KEY, ROOT, OWN = (NodeKey(bytes([n]) * 32) for n in (1, 2, 3))
 NETWORK_KEYS = NetworkKeys.single(bytes(range(32)))
 MANIFEST = Manifest(99, "0" * 64, (Span("", 0, 9, "1" * 64), Span("a", 32, 9, "2" * 64)))
+SPLIT = Manifest(
+    99, manifest.whole_sha256(["3" * 64, "4" * 64]),
+    (*MANIFEST.spans, Span("@50", 50, 9, "5" * 64)),
+    files=(File(50, "3" * 64), File(49, "4" * 64)),
+)  # fmt: skip
 POLICY = b"""
 [[rule]]
 from = ["tag:ops", "name:laptop", "role:admin"]  # or "*"
@@ -184,6 +189,9 @@ def targets() -> list[Target]:
             models.encode(models.Models((models.Held("0" * 64, "1" * 64, "m", 9),))),)),
         Target("manifest", lambda raw: manifest.decode(raw, manifest.identity(MANIFEST)),
                (manifest.encode(MANIFEST),)),
+        Target("manifest of a split model",
+               lambda raw: manifest.decode(raw, manifest.identity(SPLIT)),
+               (manifest.encode(SPLIT),)),
         Target("heads", heads.decode, (heads.encode([Head("m", 7100, 512, "ab")]),)),
         Target("beat", ownership.decode,
                tuple(ownership.encode([ownership.Claim("m", 1, 2, 3)]))),

@@ -38,14 +38,14 @@ def test_a_disk_that_fills_up_is_one_line_and_what_came_counts(tmp_path: Path) -
     try:
         plan = pieces.blind(size)
         path = tmp_path / "m.part"
-        with PartFile(path, plan, size, "one") as part:
+        with PartFile(path, plan, [size], "one") as part:
             with pytest.raises(
                 EnvironmentFault, match=r"is full: 8\.4 MB more are needed"
             ) as caught:
                 for index, piece in enumerate(plan):
                     part.write(index, bytes(piece.size))
             assert str(tmp_path) in caught.value.message
-        with PartFile(path, plan, size, "one") as part:
+        with PartFile(path, plan, [size], "one") as part:
             assert part.done == {0, 1}
     finally:
         subprocess.run(["umount", tmp_path], check=True)

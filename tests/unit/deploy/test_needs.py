@@ -126,12 +126,3 @@ def test_what_llama_cpps_rpc_does_not_spread(encoder: Path) -> None:
     with pytest.raises(UsageError, match="runs on one node, not on 2") as caught:
         planned(model_needs(facts, 512, reason, in_line=True), HEAD, OTHERS, 2)
     assert "rpc" not in caught.value.hint
-    split = encoder.with_name("split.gguf")
-    writer = gguf.GGUFWriter(split, "plamo")
-    writer.add_block_count(2)
-    writer.add_uint16("split.count", 3)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    assert "one file of a split model" in str(spread_of(split))

@@ -17,20 +17,23 @@ import llama_cpp
 import numpy as np
 
 from agent.engine.cut import write_part
-from agent.engine.frames import Limits, RowType
-from agent.engine.generation import Generation, Token
+from agent.engine.frames import Limits, Remove, RowType
+from agent.engine.generation import Finish, Generation, GenerationRequest, Sampling, Token
+from agent.engine.generator import Generator, Job
 from agent.engine.gguf_file import GgufFile
 from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.llama import Context, ContextLimits, Weights
 from agent.engine.pipeline import Pipeline, RingPipeline, WholePipeline
 from agent.engine.stage import Stage
 from agent.engine.turns import Batch
-from agent.errors import EngineError
+from agent.engine.vocabulary import Vocabulary
+from agent.errors import CoveyError, EngineError
 
 N_CTX = 512
 N_BATCH = 32
 # One thread: threads that share CPUs with other work wait for each other at every barrier.
 SLOTS, SEQUENCES = 4, 8
+GREEDY = Sampling(temperature=0.0)
 LIMITS = ContextLimits(N_CTX, N_BATCH, SEQUENCES, 1)
 
 
@@ -90,6 +93,26 @@ def cut(path: Path, folder: Path, boundaries: Sequence[int]) -> list[Path]:
             write_part(model, start, stop, folder / f"{path.stem}-{start}-{stop}.gguf").path
             for start, stop in pairwise(edges)
         ]
+
+
+def generated(
+    pipeline: Pipeline, path: Path, prompt: tuple[int, ...], count: int,
+    sampling: Sampling = GREEDY,
+) -> tuple[list[int], Finish | CoveyError | None]:  # fmt: skip
+    """Return the tokens of an answer of `count`, and how it ended; `path` has the vocabulary."""
+    weights = Weights(path)
+    try:
+        tokens: list[Token] = []
+        ends: list[Finish | CoveyError | None] = []
+        generator = Generator(pipeline, Vocabulary(weights), context=N_CTX, n_batch=N_BATCH)
+        generator.add(Job(GenerationRequest(prompt, count, sampling), tokens.append, ends.append))
+        generator.run()
+        # Each time a schedule of its own, which knows nothing of what the caches hold.
+        pipeline.submit(Batch((Remove(0),)))
+        pipeline.collect()
+        return [token.id for token in tokens], ends[0]
+    finally:
+        weights.close()
 
 
 class Tap:

@@ -122,7 +122,7 @@ def test_a_whole_model_says_the_same_both_ways(models: Callable[..., Path]) -> N
 # The rows of the second enter another way.
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_parts_say_the_same_both_ways(tmp_path: Path, name: str) -> None:
-    with rings.GgufFile(tiny.write(tmp_path / "m.gguf", tiny.RECIPES[name])) as file:
+    with GgufFile(tiny.write(tmp_path / "m.gguf", tiny.RECIPES[name])) as file:
         layers = file.layers
         first = write_part(file, 0, layers // 2, tmp_path / "first.gguf").path
         last = write_part(file, layers // 2, layers, tmp_path / "last.gguf").path

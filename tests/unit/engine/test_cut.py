@@ -87,7 +87,6 @@ def test_a_part_says_what_it_is(models: Callable[..., Path], tmp_path: Path) -> 
          "llama.nextn_predict_layers"),
         ({"extra": lambda w: w.add_array("llama.attention.per_layer", [1] * 12)},
          "differs from layer to layer"),
-        ({"extra": lambda w: w.add_uint16("split.count", 2)}, "one file of a split model"),
         ({"extra": lambda w: w.add_tensor("cls.weight", np.ones((2, 64), np.float32))},
          "has the tensor cls.weight"),
     ],

@@ -27,21 +27,7 @@ COUNT = 24
 def answer(
     pipeline: Pipeline, path: Path, prompt: tuple[int, ...] = PROMPT, sampling: Sampling = GREEDY
 ) -> tuple[list[int], Finish | CoveyError | None]:
-    weights = Weights(path)
-    try:
-        tokens: list[Token] = []
-        ends: list[Finish | CoveyError | None] = []
-        generator = Generator(
-            pipeline, Vocabulary(weights), context=rings.N_CTX, n_batch=rings.N_BATCH
-        )
-        generator.add(Job(GenerationRequest(prompt, COUNT, sampling), tokens.append, ends.append))
-        generator.run()
-        # Each time a schedule of its own, which knows nothing of what the caches hold.
-        pipeline.submit(Batch((Remove(0),)))
-        pipeline.collect()
-        return [token.id for token in tokens], ends[0]
-    finally:
-        weights.close()
+    return rings.generated(pipeline, path, prompt, COUNT, sampling)
 
 
 @pytest.mark.parametrize("boundaries", [(), (5, 9), (3, 7, 10), (1, 2, 4, 11)])

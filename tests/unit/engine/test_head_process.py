@@ -189,6 +189,8 @@ async def test_streams_go_on_with_the_same_tokens_when_a_stage_was_killed(
         await kill(engines[1], head)
         assert (head.lost, head.alive, head.ended) == (1, True, True)
         message = await refused(head)
+        told = [line for line in head.log_tail if "broken: the ring is broken" in line]
+        assert len(told) == 1, "a break is logged once"
         assert "is loading: the ring is broken: stage 1 (127.0.0.1) was lost" in message
         assert "5 answers wait for it to be made anew" in message
         await asyncio.sleep(0.1)  # what was said before may still be on its way

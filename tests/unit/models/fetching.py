@@ -18,7 +18,7 @@ async def main(url: str, path: str, size: int) -> None:
     plan = pieces.blind(size, MIN_PIECE_BYTES)
     async with origins.session() as session:
         origin = HttpOrigin(session, url, networks=())
-        with PartFile(Path(path), plan, size, origin='1 "one"') as part:
+        with PartFile(Path(path), plan, [size], origin='1 "one"') as part:
             print("begun", flush=True)
             await fetch(part, [origin])
 

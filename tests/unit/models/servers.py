@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -106,3 +106,21 @@ async def serving(*servers: Server) -> AsyncIterator[None]:
     finally:
         for runner in runners:
             await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving_together(servers: Mapping[str, Server]) -> AsyncIterator[str]:
+    """Run them as one server of files with these names, until the block is left; gives its URL."""
+    app = web.Application()
+    for name, server in servers.items():
+        app.router.add_get(f"/{name}", server.answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        for name, server in servers.items():
+            server.url = f"{base}/{name}"
+        yield base
+    finally:
+        await runner.cleanup()

@@ -14,6 +14,7 @@ from agent.engine.gguf_file import GgufFile
 from agent.errors import UsageError
 from agent.models import bundled, catalogue, shapes
 from agent.models.catalogue import Described, Entry
+from agent.models.wanted import parse
 
 ENTRIES = [pytest.param(entry, id=entry.name) for entry in catalogue.entries()]
 # What another system lists: a name here, and its quantisations.
@@ -116,6 +117,9 @@ def test_a_name_stands_for_a_file_of_the_hub() -> None:
         assert catalogue.source_of(text) == (text, "")
     with pytest.raises(UsageError, match="no 'q1' of qwen3-4b"):
         catalogue.source_of("qwen3-4b:q1")
-    split = next(e.name for e in catalogue.entries() if e.files[0].parts > 1)
-    with pytest.raises(UsageError, match="and only whole files"):
-        catalogue.source_of(split)
+    split = next(e for e in catalogue.entries() if e.files[0].parts > 1)
+    source, name = catalogue.source_of(split.name)
+    assert source == split.files[0].source
+    wanted = parse(source, name, "", "https://hub.example", ())
+    assert len(wanted.locations()) == split.files[0].parts
+    assert wanted.name == name

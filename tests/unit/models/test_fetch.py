@@ -59,7 +59,7 @@ async def get(
             zip(servers, tiers or [0] * len(servers), strict=True)
         )
     ]
-    with PartFile(folder / "got.part", plan, len(servers[0].body)) as part:
+    with PartFile(folder / "got.part", plan, [len(servers[0].body)]) as part:
         await fetch(part, found, told.append, backoff_s=QUICK_S)
     return told
 
@@ -174,7 +174,7 @@ async def test_a_server_without_ranges_is_read_from_its_start(
     session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     plan = pieces.blind(len(BODY), MIN_PIECE_BYTES)
-    with PartFile(tmp_path / "got.part", plan, len(BODY)) as part:
+    with PartFile(tmp_path / "got.part", plan, [len(BODY)]) as part:
         for index in (0, 1, 5):
             part.write(index, BODY[plan[index].start : plan[index].end])
     server = Server(BODY, ranges=False)
@@ -203,7 +203,7 @@ async def test_a_file_that_changes_half_way_is_not_mixed(
         with pytest.raises(PeerError, match=r"s0: its file was changed|shorter now"):
             await get(session, tmp_path, server)
     raw = (tmp_path / "got.part").read_bytes()
-    with PartFile(tmp_path / "got.part", plan, len(BODY)) as part:
+    with PartFile(tmp_path / "got.part", plan, [len(BODY)]) as part:
         assert part.done
         for index in part.done:
             piece = plan[index]
@@ -273,7 +273,8 @@ async def test_a_lying_members_pieces_are_found_and_thrown_away(
     async with serving(liar):
         with pytest.raises(PeerError, match="s0: it sent wrong bytes 3 times"):
             await get(session, tmp_path / "alone", liar, manifest=manifest)
-    with PartFile(tmp_path / "alone" / "got.part", pieces.of_manifest(manifest), len(body)) as part:
+    plan = pieces.of_manifest(manifest)
+    with PartFile(tmp_path / "alone" / "got.part", plan, [len(body)]) as part:
         assert part.done == set()
 
 
@@ -312,7 +313,7 @@ async def test_an_unknown_tensor_is_a_mistake_of_ours(tmp_path: Path, manifest: 
 
 async def test_no_sources_is_said(tmp_path: Path) -> None:
     with (
-        PartFile(tmp_path / "x.part", pieces.blind(10), 10) as part,
+        PartFile(tmp_path / "x.part", pieces.blind(10), [10]) as part,
         pytest.raises(PeerError, match="nobody has it"),
     ):
         await fetch(part, [])
@@ -323,12 +324,12 @@ async def test_a_file_of_this_node_is_copied_and_a_change_is_noticed(tmp_path: P
     source.write_bytes(BODY)
     plan = pieces.blind(len(BODY), MIN_PIECE_BYTES)
     origin = FileOrigin(source)
-    with PartFile(tmp_path / "got.part", plan, len(BODY)) as part:
+    with PartFile(tmp_path / "got.part", plan, [len(BODY)]) as part:
         await fetch(part, [origin], backoff_s=QUICK_S)
     assert (tmp_path / "got.part").read_bytes() == BODY
     source.write_bytes(BODY + b"x")
     with (
-        PartFile(tmp_path / "new.part", plan, len(BODY)) as part,
+        PartFile(tmp_path / "new.part", plan, [len(BODY)]) as part,
         pytest.raises(PeerError, match="changed meanwhile"),
     ):
         await fetch(part, [origin], backoff_s=QUICK_S)

@@ -78,7 +78,7 @@ def test_what_is_there_is_right_whoever_sent_it(
     found = [Chaos(f"s{i}", body, chance, *one) for i, one in enumerate(origins)]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "m.part"
-        with PartFile(path, plan, len(body)) as part:
+        with PartFile(path, plan, [len(body)]) as part:
             try:
                 asyncio.run(fetch(part, found, backoff_s=1e-4))
                 assert path.read_bytes() == body

@@ -26,7 +26,7 @@ def fill(part: PartFile, *indices: int) -> None:
 
 
 def left(path: Path, origin: str = "a") -> set[int]:
-    with PartFile(path, PLAN, len(BODY), origin) as part:
+    with PartFile(path, PLAN, [len(BODY)], origin) as part:
         return set(part.done)
 
 
@@ -64,19 +64,19 @@ async def test_killed_at_any_moment_it_goes_on_and_fetches_nothing_twice(tmp_pat
 @pytest.mark.parametrize("tail", [b"7", b"7\n999999\n", b"7\n\0\0\0\0", b"7\nx\n8\n", b"7\n-1\n"])
 def test_a_torn_or_damaged_journal_counts_up_to_there(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "m.part"
-    with PartFile(path, PLAN, len(BODY), "a") as part:
+    with PartFile(path, PLAN, [len(BODY)], "a") as part:
         fill(part, 3, 4)
     with part.journal.open("ab") as file:
         file.write(tail)
     assert left(path) == ({3, 4, 7} if b"\n" in tail else {3, 4})
-    with PartFile(path, PLAN, len(BODY), "a") as part:
+    with PartFile(path, PLAN, [len(BODY)], "a") as part:
         fill(part, 9)
     assert left(path) >= {3, 4, 9}
 
 
 def test_every_beginning_of_a_journal_is_read_without_a_fault(tmp_path: Path) -> None:
     path = tmp_path / "m.part"
-    with PartFile(path, PLAN, len(BODY), "a") as part:
+    with PartFile(path, PLAN, [len(BODY)], "a") as part:
         fill(part, 0, 10, 11)
     raw = part.journal.read_bytes()
     head = raw.index(b"\n")
@@ -84,26 +84,26 @@ def test_every_beginning_of_a_journal_is_read_without_a_fault(tmp_path: Path) ->
         part.journal.write_bytes(raw[:length])
         whole = raw[:length].count(b"\n")
         assert left(path) == {0, 10, 11} & set([0, 10, 11][: max(0, whole - 1)])
-        with PartFile(path, PLAN, len(BODY), "a") as again:
+        with PartFile(path, PLAN, [len(BODY)], "a") as again:
             fill(again, *({0, 10, 11} - again.done))
 
 
 def test_what_is_of_another_file_is_thrown_away(tmp_path: Path) -> None:
     path = tmp_path / "m.part"
-    with PartFile(path, PLAN, len(BODY), "a") as part:
+    with PartFile(path, PLAN, [len(BODY)], "a") as part:
         fill(part, 1)
     assert left(path, "b") == set()
     assert path.read_bytes()[PLAN[1].start : PLAN[1].end] == bytes(PLAN[1].size)
     other = pieces.blind(len(BODY), 2 * MIN_PIECE_BYTES)
-    with PartFile(path, PLAN, len(BODY), "a") as part:
+    with PartFile(path, PLAN, [len(BODY)], "a") as part:
         fill(part, 1)
-    with PartFile(path, other, len(BODY), "a") as part:
+    with PartFile(path, other, [len(BODY)], "a") as part:
         assert part.done == set()
 
 
 def test_a_journal_without_its_part_counts_for_nothing(tmp_path: Path) -> None:
     path = tmp_path / "m.part"
-    with PartFile(path, PLAN, len(BODY), "a") as part:
+    with PartFile(path, PLAN, [len(BODY)], "a") as part:
         fill(part, 1)
     path.unlink()
     assert left(path) == set()
@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    with PartFile(tmp_path / "m.part", PLAN, len(BODY), "a") as part:
+    with PartFile(tmp_path / "m.part", PLAN, [len(BODY)], "a") as part:
         fill(part, 0)
         monkeypatch.setattr(partfile.os, "pwrite", full)
         with pytest.raises(EnvironmentFault, match=r"is full: 66 kB more .* free") as caught:
@@ -128,11 +128,11 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFault, match="cannot write"):
-        PartFile(tmp_path / "file" / "m.part", PLAN, len(BODY))
+        PartFile(tmp_path / "file" / "m.part", PLAN, [len(BODY)])
 
 
 def test_nothing_is_written_once_it_is_closed(tmp_path: Path) -> None:
-    part = PartFile(tmp_path / "m.part", PLAN, len(BODY))
+    part = PartFile(tmp_path / "m.part", PLAN, [len(BODY)])
     part.close()
     part.close()
     with pytest.raises(EnvironmentFault):
