@@ -385,12 +385,12 @@ class Context:
     def logits(self, index: int = -1) -> Rows:
         """Return the logits (n_vocab) of a marked row, by default the last; a view until decode."""
         if self._logits is not None:
-            view: Rows = self._logits[index]
-            return view
+            kept: Rows = self._logits[index]
+            return kept
         found = llama_cpp.llama_get_logits_ith(self.handle, index)
         if not found:
             raise EngineError(f"row {index} of the last batch has no logits.")
-        view = np.ctypeslib.as_array(found, (self.weights.n_vocab,))
+        view: Rows = np.ctypeslib.as_array(found, (self.weights.n_vocab,))
         return view
 
     def pooled(self, sequence: int, width: int) -> Rows:

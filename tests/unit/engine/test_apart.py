@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from agent.engine.apart import ROWS_MAX, Apart
 from agent.engine.cut import write_part
+from agent.engine.gguf_file import GgufFile
 from agent.engine.llama import Context, Weights
 from agent.errors import EngineError
 
