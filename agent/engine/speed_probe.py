@@ -3,7 +3,9 @@
 In a process of its own, a few seconds at most. The model has a layer in each of the two weight
 types that most models come in, and is larger than most caches, so that a token's weights come from
 memory, as those of a real model do. The fastest of a few attempts counts, since whatever else runs
-here only slows them. Kept and asked for by `speeds.py`.
+here only slows them. Where a container has a quota of the CPUs, bursts within it are faster than
+what goes on: there an attempt takes no less than its CPU time at the quota's rate. Kept and asked
+for by `speeds.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from agent.engine import trial
+from agent.engine import cpus, trial
 from agent.engine.llama import CPU_GRAPH_ROWS, Context, ContextLimits, Weights
 from agent.engine.speeds import Speed, Task
 from agent.engine.synthetic import Shape, decode, written
@@ -84,7 +86,17 @@ def _prompt_flop_s(context: Context, flops: int) -> float:
 
 
 def _took_s(context: Context, position: int, count: int) -> float:
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     decode(context, position, count)
     context.logits()  # a GPU's work is waited for here
-    return max(time.perf_counter() - began, 1e-9)
+    return lasting_s(time.perf_counter() - began, time.process_time() - computed, cpus.quota())
+
+
+def lasting_s(took_s: float, cpu_s: float, quota: float | None) -> float:
+    """Return what such work takes where it goes on: a quota (CPUs' time, None: no bound) is kept.
+
+    A quota is handed out by periods of 100 ms, so a token of 20 ms is computed as if there were
+    none, and after some of them nothing until the next period.
+    """
+    least = cpu_s / quota if quota else 0.0
+    return max(took_s, least, 1e-9)
