@@ -34,6 +34,8 @@ from agent.engine.draft_costs import DraftCosts, between
 
 # Sizes between are interpolated.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+# Of which it is known of each device what they take there, for plans (`speeds.py`).
+BATCHES = (2, 4, 8, 16)
 # How long to measure, how many batches of a size, and what takes so long that its set-up is no
 # matter: the first of a size has llama.cpp set up its work, a slow one met other work.
 CALIBRATION_S, _OF_A_SIZE, _LONG_S = 3.0, 3, 0.5

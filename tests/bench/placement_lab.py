@@ -206,7 +206,8 @@ class Known:
     def _node(name: str, status: dict[str, Any]) -> Node:
         (speed, *_) = status["computes"]["speed"]["found"]
         return Node(status["node"], name, 1 << 40, decode_bytes_s=speed["decode_bytes_s"],
-                    prefill_flop_s=speed["prefill_flop_s"])  # fmt: skip
+                    prefill_flop_s=speed["prefill_flop_s"],
+                    batches=tuple(speed["batches"]))  # fmt: skip
 
     def priced(
         self, stages: Sequence[dict[str, Any]], streams: int, behind: int | None = None
@@ -223,7 +224,8 @@ class Known:
         """Return what the prediction rests on, for who looks for its faults."""
         nodes = [next(n for n in self.nodes if n.node == s["node"]) for s in stages]
         speeds = {n.name: f"{n.name} {(n.decode_bytes_s or 0) / 1e9:.1f} GB/s"
-                  f" {(n.prefill_flop_s or 0) / 1e9:.0f} GFLOP/s" for n in nodes}  # fmt: skip
+                  f" {(n.prefill_flop_s or 0) / 1e9:.0f} GFLOP/s"
+                  f" ×{'/'.join(f'{each:.1f}' for each in n.batches)}" for n in nodes}  # fmt: skip
         hops = [
             self.links[one.node, other.node] for one, other in pairwise(nodes) if one is not other
         ]
