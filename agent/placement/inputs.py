@@ -69,14 +69,15 @@ class Link:
     def hop_s(self, payload: float) -> float:
         """Return what a frame of so many bytes takes one way, on the mean.
 
-        Half a round trip, the jitter, the bytes; a lost frame is sent again after two round trips
-        and `LOST_S`, and may be lost again. Infinite where nothing passes.
+        Half a round trip, the bytes; a lost frame is sent again after two round trips and `LOST_S`,
+        and may be lost again. Infinite where nothing passes. The round trip is a mean, in which
+        jitter is already.
         """
         if self.bytes_s <= 0 or self.loss >= 1:
             return math.inf
         again = self.loss / (1 - self.loss)
         sent = payload / self.bytes_s
-        return self.rtt_s / 2 + self.jitter_s + sent + again * (2 * self.rtt_s + LOST_S + sent)
+        return self.rtt_s / 2 + sent + again * (2 * self.rtt_s + LOST_S + sent)
 
 
 # Two homes in one country, with an uplink of 20 Mbit/s.

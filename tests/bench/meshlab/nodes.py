@@ -123,10 +123,15 @@ class Nodes(Fleet):
         return sum(int(link["stats64"][way]["bytes"]) for way in ("rx", "tx"))
 
     def settled(self, rtt_s: Callable[[str, str], float]) -> None:
-        """Wait until every agent sees round trips of about these lengths; a while at most.
+        """Start the agents again, and wait until they see round trips of about these lengths.
 
-        On a busy machine they are longer than the links make them, and stay so.
+        What they saw before would go on in their means. On a busy machine round trips are longer
+        than the links make them, and stay so: the wait ends after a while.
         """
+        for name in self.names:
+            self.agent(name, "restart")
+        for name in self.names:
+            self.wait_connected(name, len(self.names) - 1)
 
         def seen() -> bool:
             for name in self.names:
