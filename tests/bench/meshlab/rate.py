@@ -15,12 +15,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ringlab import ask
+from ringlab.nodes import MEASURES_S
 
 
 async def main() -> None:
     """Ask."""
     base, model, *numbers = sys.argv[1:]
     streams, prompt, answer, times, vocabulary = map(int, numbers)
+    await asyncio.sleep(MEASURES_S)
     await ask.run(base, 1, prompt, 4, vocabulary, model=model)
     found = [
         (await ask.run(base, streams, prompt, answer, vocabulary, model=model))[0]
