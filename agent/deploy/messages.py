@@ -78,7 +78,8 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     `decode_bytes_s`: weights that it reads a second while one stream decodes; `prefill_flop_s`:
     arithmetic of prompts; 0: not measured. `measured_at`: when (unix s); `busy`: on a busy machine,
     so that it may be faster. `links`: to the members that it is connected to, as far as known.
-    `draining`: it shall hold nothing new.
+    `draining`: it shall hold nothing new. `batches`: what batches of `BATCHES` rows take
+    (`agent.engine.pace`), in times of one row; empty: not measured.
     """
 
     free_bytes: int
@@ -89,6 +90,7 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     busy: bool = False
     links: Annotated[tuple[LinkFacts, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()
     draining: bool = False
+    batches: Annotated[tuple[_Rate, ...], msgspec.Meta(max_length=16)] = ()
 
 
 class CutFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):

@@ -21,6 +21,7 @@ from agent.deploy.links import MEASURE_LIMIT_S, from_facts
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import Facts, LinkFacts, MeasureLinks
 from agent.deploy.wish import Wish
+from agent.engine.pace import BATCHES
 from agent.errors import CoveyError, ModelError, PeerError
 from agent.identity.keys import NodeId
 from agent.placement.inputs import UNMEASURED, Aims, Link, Links, Model, Node, Objective
@@ -54,6 +55,7 @@ def node_of(node: NodeId, name: str, facts: Facts, tags: Iterable[str] = ()) -> 
     return Node(
         str(node), name, facts.free_bytes, frozenset(tags),
         decode_bytes_s=facts.decode_bytes_s or None, prefill_flop_s=facts.prefill_flop_s or None,
+        batches=facts.batches if len(facts.batches) == len(BATCHES) else (),
     )  # fmt: skip
 
 

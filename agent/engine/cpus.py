@@ -27,9 +27,9 @@ def find(root: Path = _ROOT) -> Cpus:
     """Return the CPUs that this process may use; `root` is where /proc and /sys lie."""
     ids = tuple(sorted(os.sched_getaffinity(0)))
     allowed = len(ids)
-    quota = _quota(root)
-    if quota is not None:
-        allowed = max(1, min(allowed, math.ceil(quota)))
+    bound = quota(root)
+    if bound is not None:
+        allowed = max(1, min(allowed, math.ceil(bound)))
     return Cpus(allowed, min(allowed, _cores(root, ids)), ids)
 
 
@@ -45,7 +45,7 @@ def _cores(root: Path, ids: tuple[int, ...]) -> int:
     return len(found)
 
 
-def _quota(root: Path) -> float | None:
+def quota(root: Path = _ROOT) -> float | None:
     """Return how many CPUs' time the cgroups of this process leave it; None without a bound."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

@@ -293,7 +293,7 @@ class EngineThread:
             slots=limits.slots, sequences=limits.sequences, samplers=self._samplers,
             guess=limits.guess, draft=offer.draft,
         )  # fmt: skip
-        self._generator.calibrate()
+        self._generator.calibrate(lambda: bool(self._new) or self._ending)
         return self._generator
 
     def _part(self, offer: Offer, broken: CoveyError | None) -> None:

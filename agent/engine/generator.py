@@ -169,13 +169,18 @@ class Generator:
         """Measure a batch, while there is nothing to do; raises what the pipeline raises."""
         self._here.measuring.step()
 
-    def calibrate(self) -> None:
+    def calibrate(self, waits: Callable[[], bool] = lambda: False) -> None:
         """Measure what batches of some sizes take, before the first request; some seconds.
 
-        Raises what the pipeline raises.
+        Once `waits` says that this one is there it is about one second, and what is left comes at
+        idle moments. Raises what the pipeline raises.
         """
-        while not self.measured:
-            self.measure()
+        measuring = self._here.measuring
+        while not measuring.over:
+            hurried = waits()
+            if hurried and measuring.known:
+                return
+            measuring.step(hurried=hurried)
 
     def lose(self, error: CoveyError | None) -> None:
         """The pipeline is gone, by an error or as planned; the jobs wait for `go_on`.

@@ -34,9 +34,13 @@ from agent.engine.draft_costs import DraftCosts, between
 
 # Sizes between are interpolated.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+# Of which it is known of each device what they take there, for plans (`speeds.py`).
+BATCHES = (2, 4, 8, 16)
 # How long to measure, how many batches of a size, and what takes so long that its set-up is no
 # matter: the first of a size has llama.cpp set up its work, a slow one met other work.
 CALIBRATION_S, _OF_A_SIZE, _LONG_S = 3.0, 3, 0.5
+# While a request waits: one batch of a size, and the least and the largest alone after so long.
+HURRIED_S = 0.5
 # Another split must be so much better: each change of it mixes up who is with whom.
 _GAIN = 0.05
 _NEWEST = 0.1
@@ -93,13 +97,17 @@ class Calibration:
         self._order = widest_first([size for size in SIZES if size <= most])
         self._found: dict[int, list[Measured]] = {size: [] for size in self._order}
 
-    def next(self, spent_s: float) -> int | None:
-        """Return how many rows the next batch shall have, after `spent_s` in all."""
+    def next(self, spent_s: float, *, hurried: bool = False) -> int | None:
+        """Return how many rows the next batch shall have, after `spent_s` in all.
+
+        `hurried`: a request waits; what is left out then comes later.
+        """
+        long = spent_s > (HURRIED_S if hurried else CALIBRATION_S)
         for at, size in enumerate(self._order):
             found = self._found[size]
-            if spent_s > CALIBRATION_S and at > 1:
+            if long and at > 1:
                 return None
-            wanted = _OF_A_SIZE if spent_s <= CALIBRATION_S else 2
+            wanted = 1 if hurried else 2 if long else _OF_A_SIZE
             if not found or (len(found) < wanted and _taken(found[0]) < _LONG_S):
                 return size
         return None

@@ -3,7 +3,9 @@
 In a process of its own, a few seconds at most. The model has a layer in each of the two weight
 types that most models come in, and is larger than most caches, so that a token's weights come from
 memory, as those of a real model do. The fastest of a few attempts counts, since whatever else runs
-here only slows them. Kept and asked for by `speeds.py`.
+here only slows them. Where a container has a quota of the CPUs, bursts within it are faster than
+what goes on: there an attempt takes no less than its CPU time at the quota's rate. Kept and asked
+for by `speeds.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from agent.engine import trial
+from agent.engine import cpus, trial
 from agent.engine.llama import CPU_GRAPH_ROWS, Context, ContextLimits, Weights
+from agent.engine.pace import BATCHES
 from agent.engine.speeds import Speed, Task
 from agent.engine.synthetic import Shape, decode, written
 
@@ -20,6 +23,8 @@ _TYPES = ("Q8_0", "Q4_K")  # a round of layers: 112 MB
 _WIDE, _DEEP = 2048, 8192
 _CONTEXT = 1024
 _DECODE_S = 0.8
+# The first of a size has llama.cpp set up its work.
+_OF_A_BATCH, _BATCH_S = 4, 0.3
 # Prompts grow until one takes so long, or the next would take more than the last figure.
 _PROMPTS = (32, 128, 512)
 _PROMPT_S, _PROMPT_MAX_S = 0.25, 1.2
@@ -48,12 +53,13 @@ def measure(task: Task) -> Speed:
         _took_s(context, 0, 1)  # maps the weights, starts threads and drivers
         began, waited = time.perf_counter(), trial.waited_s()
         decode_s = _token_s(context)
+        batches = tuple(max(1.0, _batch_s(context, rows) / decode_s) for rows in BATCHES)
         flop_s = _prompt_flop_s(context, 2 * shape.layer_weights * len(shape.types))
         spent = (time.perf_counter() - began) * task.threads
         busy = task.gpu is None and (trial.waited_s() - waited) / spent > _BUSY
         context.close()
         weights.close()
-    return Speed(task.device, size / decode_s, flop_s, busy)
+    return Speed(task.device, size / decode_s, flop_s, busy, batches)
 
 
 def _token_s(context: Context) -> float:
@@ -64,6 +70,17 @@ def _token_s(context: Context) -> float:
         took.append(_took_s(context, position, 1))
         if time.perf_counter() - began > _DECODE_S:
             break
+    return min(took)
+
+
+def _batch_s(context: Context, rows: int) -> float:
+    """Return what the fastest of a few batches of so many rows took."""
+    context.clear()
+    began, took = time.perf_counter(), [_took_s(context, 0, rows)]
+    for number in range(1, _OF_A_BATCH):
+        if time.perf_counter() - began > _BATCH_S:
+            break
+        took.append(_took_s(context, number * rows, rows))
     return min(took)
 
 
@@ -84,7 +101,17 @@ def _prompt_flop_s(context: Context, flops: int) -> float:
 
 
 def _took_s(context: Context, position: int, count: int) -> float:
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     decode(context, position, count)
     context.logits()  # a GPU's work is waited for here
-    return max(time.perf_counter() - began, 1e-9)
+    return lasting_s(time.perf_counter() - began, time.process_time() - computed, cpus.quota())
+
+
+def lasting_s(took_s: float, cpu_s: float, quota: float | None) -> float:
+    """Return what such work takes where it goes on: a quota (CPUs' time, None: no bound) is kept.
+
+    A quota is handed out by periods of 100 ms, so a token of 20 ms is computed as if there were
+    none, and after some of them nothing until the next period.
+    """
+    least = cpu_s / quota if quota else 0.0
+    return max(took_s, least, 1e-9)

@@ -23,6 +23,7 @@ import msgspec
 from agent.engine import devices, selftest, trial
 from agent.engine.devices import Device
 from agent.engine.gpu import survey
+from agent.engine.pace import BATCHES
 from agent.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ _ROUND_BYTES, _ROUNDS_MAX = 110 << 20, 6
 _CACHES = Path("/sys/devices/system/cpu")
 
 _Rate = Annotated[float, msgspec.Meta(gt=0)]
+_Times = Annotated[
+    tuple[Annotated[float, msgspec.Meta(gt=0)], ...], msgspec.Meta(max_length=len(BATCHES))
+]
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,13 +58,15 @@ class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A device's speed: weights read a second while one stream decodes, arithmetic of prompts.
 
     `decode_bytes_s`: bytes a second; `prefill_flop_s`: a multiplication and an addition are two.
-    `busy`: others were at work meanwhile, so it may be faster.
+    `busy`: others were at work meanwhile, so it may be faster. `batches`: what batches of `BATCHES`
+    rows take, in times of one row; empty: not measured.
     """
 
     device: str
     decode_bytes_s: _Rate
     prefill_flop_s: _Rate
     busy: bool = False
+    batches: _Times = ()
 
 
 class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,12 +96,20 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shares = [max(1, gpu.free_bytes) for gpu in gpus]
         whole = sum(shares)
         pairs = list(zip(shares, known, strict=True))
+        took_s = [share / speed.decode_bytes_s for share, speed in pairs]
+        batches: tuple[float, ...] = ()
+        if all(speed.batches for speed in known):
+            batches = tuple(
+                sum(each * speed.batches[at] for each, speed in zip(took_s, known, strict=True))
+                / sum(took_s)
+                for at in range(len(BATCHES))
+            )
         return Speed(
             " and ".join(speed.device for speed in known),
-            whole / sum(share / speed.decode_bytes_s for share, speed in pairs),
+            whole / sum(took_s),
             whole / sum(share / speed.prefill_flop_s for share, speed in pairs),
-            any(speed.busy for speed in known),
-        )
+            any(speed.busy for speed in known), batches,
+        )  # fmt: skip
 
 
 def kept(cache: Path, gpus: Sequence[Device] = ()) -> Speeds | None:

@@ -33,7 +33,9 @@ class Node:
     """A node that could hold a stage: its id as text, its name, and the memory it has free.
 
     `decode_bytes_s`: weights read when one token is decoded; `prefill_flop_s`: arithmetic of many
-    rows; `stage_s`: its own time for each frame. `head_allowed`: it could be the head. `held`:
+    rows; `stage_s`: its own time for each frame. `batches`: what batches of a few rows take, those
+    of `agent.engine.pace.BATCHES`, in times of one row; empty: as if all arithmetic were that of
+    many rows. `head_allowed`: it could be the head. `held`:
     layers whose weights it has already; the head of a new ring cuts them from its own file, so a
     node with that file has them all.
     """
@@ -47,6 +49,7 @@ class Node:
     stage_s: float = STAGE_S
     head_allowed: bool = True
     held: frozenset[int] = frozenset()
+    batches: tuple[float, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -66,14 +69,15 @@ class Link:
     def hop_s(self, payload: float) -> float:
         """Return what a frame of so many bytes takes one way, on the mean.
 
-        Half a round trip, the jitter, the bytes; a lost frame is sent again after two round trips
-        and `LOST_S`, and may be lost again. Infinite where nothing passes.
+        Half a round trip, the bytes; a lost frame is sent again after two round trips and `LOST_S`,
+        and may be lost again. Infinite where nothing passes. The round trip is a mean, in which
+        jitter is already.
         """
         if self.bytes_s <= 0 or self.loss >= 1:
             return math.inf
         again = self.loss / (1 - self.loss)
         sent = payload / self.bytes_s
-        return self.rtt_s / 2 + self.jitter_s + sent + again * (2 * self.rtt_s + LOST_S + sent)
+        return self.rtt_s / 2 + sent + again * (2 * self.rtt_s + LOST_S + sent)
 
 
 # Two homes in one country, with an uplink of 20 Mbit/s.

@@ -7,6 +7,12 @@ count in rounds of the model's period. The time of a part, for a frame of `rows`
 
     (weights + KV read) / decode + (rows - 1) · flops / prefill + stage_s
 
+or, where it was measured what batches of a few rows take, with that in place of rows · weights: on
+CPUs a few rows are computed slower than many, and on some two take four times as long as one;
+
+    (batch(min(rows, 16)) · weights + KV read) / decode
+        + max(rows - 16, 0) · flops / prefill + stage_s
+
 and where fetching counts, for each row, the seconds it takes to fetch what the node lacks, shared
 out over the horizon. The head computes twice a frame, and reads the output matrix. Used by
 `objectives.py`.
@@ -21,6 +27,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.engine.pace import BATCHES
 from agent.placement.inputs import (
     DECODE_BYTES_S,
     OVERHEAD,
@@ -128,7 +135,8 @@ class Prices:
         parts = time[:, None, :] - time[:, :, None] + self.own[:, None, None]
         output = self.model.output_bytes
         # The same estimate for the output matrix as for layers: two operations for each byte.
-        ends = output / self.decode + (frame.outputs - 1) * 2.0 * output / self.prefill
+        reads, beyond = self._several(frame.outputs)
+        ends = reads * output / self.decode + beyond * 2.0 * output / self.prefill
         last = time[:, rounds, None] - time
         heads = last + time[:, first, None] + (ends + 2 * self.own)[:, None]
         split, alone = self.head_room
@@ -163,12 +171,22 @@ class Prices:
 
     def _time(self, frame: Frame) -> Floats:
         """Return what rounds [0, x) take each node, without its own time for a frame."""
-        read = self.weights + frame.read * self.kv
-        time = read / self.decode[:, None] + (frame.rows - 1) * self.flops / self.prefill[:, None]
+        reads, beyond = (each[:, None] for each in self._several(frame.rows))
+        read = reads * self.weights + frame.read * self.kv
+        time = read / self.decode[:, None] + beyond * self.flops / self.prefill[:, None]
         if self.aims.horizon_tokens is not None:
             moves = self._lacking / self.fetch_bytes_s[:, None]
             time = time + frame.rows * moves / self.aims.horizon_tokens
         return np.asarray(time)
+
+    def _several(self, rows: int) -> tuple[Floats, Floats]:
+        """Return how often each node reads the weights, in effect, and for how many rows beyond."""
+        reads, beyond = np.ones(len(self.nodes)), np.full(len(self.nodes), rows - 1.0)
+        for at, node in enumerate(self.nodes):
+            if node.batches:
+                reads[at] = max(1.0, np.interp(rows, (1, *BATCHES), (1.0, *node.batches)))
+                beyond[at] = max(0, rows - BATCHES[-1])
+        return reads, beyond
 
     def _hops(self, rows: int) -> Floats:
         payload = rows * self.model.row_bytes

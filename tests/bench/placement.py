@@ -1,6 +1,6 @@
 """Placement measured: is it the best, how long does it take, and how do others' rules compare.
 
-    python tests/bench/placement.py [--quick] [--json FILE]
+    python tests/bench/placement.py [--quick] [--json FILE] [--lab [--times N]]
 
 1. Random problems of up to five nodes and nine layers, of every objective and wish: is the answer
    the best of all rings, which tests/unit/placement/brute.py prices one by one?
@@ -10,11 +10,15 @@
    10 Mbit/s to 1 Gbit/s between places: what a token is predicted to take with our plan, beside
    the rules of exo, llama.cpp and Petals (placement_rules.py) on the same problems. It compares
    decisions, priced by one model of time, not programs.
+
+With `--lab` something else: what plans predict beside what rings of real agents then do
+(placement_lab.py).
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +27,7 @@ import numpy as np
 from placement_rules import Rules
 from report import Row, conditions, finish, parser, percentiles, row
 
+from agent.demo import sandbox
 from agent.errors import CoveyError
 from agent.placement.inputs import OVERHEAD, Aims, Link, Links, Model, Node
 from agent.placement.objectives import Choice
@@ -168,9 +173,33 @@ def against_rules(count: int) -> list[Row]:
     return rows
 
 
+def lab(quick: bool, times: int, file: Path | None) -> int:
+    """Measure rings in a sandbox, whose nodes have shares of the CPUs."""
+    import placement_lab
+    from meshlab import shares
+
+    if not sandbox.inside():
+        with shares.made(placement_lab.NAMES):
+            return sandbox.run([sys.executable, *sys.argv])
+    with tempfile.TemporaryDirectory() as folder:
+        rows = placement_lab.measure(Path("/run/covey-lab"), Path(folder), quick, times)
+    found = conditions(
+        quick=quick, times=times, share=placement_lab.WHOLE, context=placement_lab.CONTEXT,
+        tokens=placement_lab.ANSWER, rate_mbit=placement_lab.RATE / 1e6, device="wireguard-go",
+        threads_per_engine=1,
+    )  # fmt: skip
+    finish("placement_lab", found, rows, file)
+    return 0
+
+
 def main() -> int:
     """Parse flags, measure, print a table and write JSON."""
-    flags = parser(__doc__).parse_args()
+    made = parser(__doc__)
+    made.add_argument("--lab", action="store_true", help="predicted beside measured, on agents")
+    made.add_argument("--times", type=int, metavar="N", help="with --lab: each (5; quick: 2)")
+    flags = made.parse_args()
+    if flags.lab:
+        return lab(flags.quick, flags.times or (2 if flags.quick else 5), flags.json)
     rows = against_brute_force(500 if flags.quick else 10_000)
     rows += many_nodes(6 if flags.quick else 24)
     rows += against_rules(20 if flags.quick else 100)

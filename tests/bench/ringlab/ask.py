@@ -16,7 +16,14 @@ FEW_WORDS = 16
 
 
 async def run(
-    base: str, streams: int, prompt: int, answer: int, vocabulary: int, *, repeats: bool = False
+    base: str,
+    streams: int,
+    prompt: int,
+    answer: int,
+    vocabulary: int,
+    *,
+    repeats: bool = False,
+    model: str = "ring",
 ) -> tuple[float, float]:
     """Return tokens/s of all streams while all of them decode, and s to the first one's token.
 
@@ -29,7 +36,7 @@ async def run(
         async def one() -> list[float]:
             words = random.integers(300, vocabulary, FEW_WORDS if repeats else 0).tolist()
             body = {
-                "model": "ring", "prompt": random.integers(300, vocabulary, prompt).tolist(),
+                "model": model, "prompt": random.integers(300, vocabulary, prompt).tolist(),
                 "max_tokens": answer, "temperature": 0, "stream": True,
                 "logit_bias": NEVER | {str(word): 100 for word in words},
             }  # fmt: skip

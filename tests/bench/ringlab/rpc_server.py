@@ -1,4 +1,7 @@
-"""llama.cpp's own RPC server over this machine's CPU: `python rpc_server.py ADDRESS:PORT`."""
+"""llama.cpp's own RPC server over this machine's CPU: `python rpc_server.py ADDRESS:PORT [CACHE]`.
+
+CACHE is a folder for the tensors that came (`rpc-server -c`).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ def main() -> None:
     serve.argtypes = [
         ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p,
     ]  # fmt: skip
-    serve(sys.argv[1].encode(), None, 1, 1, devices)
+    cache = sys.argv[2].encode() if len(sys.argv) > 2 else None
+    serve(sys.argv[1].encode(), cache, 1, 1, devices)
 
 
 if __name__ == "__main__":

@@ -61,3 +61,9 @@ def test_two_threads_of_a_core_are_one_core(tmp_path: Path) -> None:
 def test_a_quota_bounds_the_threads(tmp_path: Path, files: dict[str, str], allowed: int) -> None:
     found = cpus.find(write(tmp_path, files))
     assert (found.allowed, found.cores) == (allowed, allowed)
+
+
+def test_a_quota_is_told_as_it_is(tmp_path: Path) -> None:
+    root = write(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "45000 100000"})
+    assert cpus.quota(root) == 0.45
+    assert cpus.quota(tmp_path / "nothing") is None

@@ -346,6 +346,31 @@ def test_what_was_said_is_computed_again_as_it_was(
     weights.close()
 
 
+def test_a_request_that_waits_has_measuring_put_off(
+    models: Callable[..., Path], tmp_path: Path
+) -> None:
+    weights = Weights(models())
+    with rings.pipeline(models(), tmp_path, (5, 9)) as ring:
+        generator = Generator(
+            ring, Vocabulary(weights), context=rings.N_CTX, n_batch=rings.N_BATCH,
+            slots=rings.SLOTS, sequences=rings.SEQUENCES,
+        )  # fmt: skip
+        said = told(generator, rings.prompt(20))
+        generator.calibrate(lambda: generator.busy)
+        some = ring.stats.batches
+        assert not generator.measured
+        assert generator._course is not None
+        assert generator._course.measuring.known
+        generator.run()
+        assert len(said) == COUNT
+        answered = ring.stats.batches
+        while not generator.measured:
+            generator.measure()
+        assert ring.stats.batches > answered, "what was put off"
+        assert some > 3, "an empty one, the least and the largest"
+    weights.close()
+
+
 @pytest.mark.usefixtures("precise")
 def test_a_recurrent_model_goes_on(tmp_path: Path) -> None:
     weights = Weights(tiny_mamba.write(tmp_path / "mamba.gguf"))

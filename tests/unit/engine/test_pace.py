@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agent.engine.draft_costs import TRIAL_SHARE, DraftCosts
 from agent.engine.pace import (
     CALIBRATION_S,
+    HURRIED_S,
     SIZES,
     Calibration,
     Drafted,
@@ -304,6 +305,25 @@ def test_measuring_ends_soon_with_both_ends(most: int, scale: float) -> None:
     sizes = {each.rows for each in calibrated(most, cost).best}
     assert {1, max(size for size in SIZES if size <= most)} <= sizes
     assert sum(spent) <= CALIBRATION_S + 5 * max(spent)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0, 30.0])
+def test_while_a_request_waits_each_size_is_measured_once_and_the_rest_later(scale: float) -> None:
+    calibration, now, seen = Calibration(SLOTS), 0.0, list[int]()
+    while (rows := calibration.next(now, hurried=True)) is not None:
+        now += scale * shared(rows)
+        calibration.add(Measured(rows, scale * shared(rows), 0.0))
+        seen.append(rows)
+    assert seen[:2] == [1, SLOTS]
+    assert len(seen) == len(set(seen))
+    assert len(seen) == 2 or now <= HURRIED_S + scale * max(map(shared, seen))
+    later = 0
+    while (rows := calibration.next(now)) is not None:
+        now += scale * shared(rows)
+        calibration.add(Measured(rows, scale * shared(rows), 0.0))
+        later += 1
+    assert later or scale == 30.0
+    assert now <= CALIBRATION_S + 5 * scale * shared(SLOTS)
 
 
 def test_the_widest_gap_is_halved_first() -> None:

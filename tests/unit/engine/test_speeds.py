@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from agent.engine import selftest, speeds, trial
 from agent.engine.devices import Device
 from agent.engine.gpu import Survey
+from agent.engine.pace import BATCHES
 from agent.engine.speeds import CPU, Speed, Speeds, described
 from agent.errors import EngineError
 
@@ -40,6 +41,8 @@ def test_this_machine_is_measured_and_that_is_kept(tmp_path: Path) -> None:
     assert 0.5e9 < cpu.decode_bytes_s < 1e13
     assert 0.5e9 < cpu.prefill_flop_s < 1e16
     assert found.busy == cpu.busy
+    assert len(cpu.batches) == len(BATCHES)
+    assert all(1.0 <= each < 1000.0 for each in cpu.batches)
     assert time.time() - 120 < found.at <= time.time()
     (file,) = tmp_path.glob("speed-*.json")
     file.write_text("{garbled")
@@ -110,6 +113,18 @@ def test_several_gpus_are_as_fast_as_their_shares_one_after_the_other(
     assert both.device == "CUDA0 and CUDA1"
     if free == more:
         assert both.decode_bytes_s == pytest.approx(2 / (1 / one + 1 / other))
+
+
+def test_batches_of_several_gpus_weigh_as_their_time_does() -> None:
+    slow = Speed("CUDA0", 1e9, 1e12, batches=(1.0, 2.0, 3.0, 4.0))
+    fast = Speed("CUDA1", 9e9, 9e12, batches=(2.0, 2.0, 2.0, 14.0))
+    gpus = tuple(msgspec.structs.replace(gpu, free_bytes=100) for gpu in (GPU, SECOND))
+    both = Speeds((slow, fast), 0.0).of(gpus)
+    assert both is not None
+    assert both.batches == pytest.approx((1.1, 2.0, 2.9, 5.0))
+    unknown = Speeds((slow, msgspec.structs.replace(fast, batches=())), 0.0).of(gpus)
+    assert unknown is not None
+    assert unknown.batches == ()
 
 
 def test_a_speed_is_told_in_a_few_words() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agent.engine.pace import BATCHES
 from agent.placement.inputs import (
     DECODE_BYTES_S,
     OVERHEAD,
@@ -92,6 +93,11 @@ def _random_node(rng: np.random.Generator, number: int, usual: float, layers: in
         log_uniform(rng, 5e10, 5e12) if measured else None,
         head_allowed=bool(rng.random() < 0.8),
         held=frozenset(layer for layer in range(layers) if rng.random() < 0.3),
+        batches=(
+            tuple(rng.uniform(1.0, 6.0, len(BATCHES)).tolist())
+            if measured and rng.random() < 0.5
+            else ()
+        ),
     )  # fmt: skip
 
 
@@ -205,7 +211,17 @@ class _Enumeration:
         cache = rows * behind * model.kv_bytes * len(layers)
         decode = node.decode_bytes_s or DECODE_BYTES_S
         prefill = node.prefill_flop_s or PREFILL_FLOP_S
-        time = (weights + output + cache) / decode + 2 * (rows - 1) * (weights + output) / prefill
+        if node.batches:
+            sizes, times = (1, *BATCHES), (1.0, *node.batches)
+            above = next((at for at, size in enumerate(sizes) if size >= rows), len(sizes) - 1)
+            reads, beyond = times[above], max(0, rows - sizes[above])
+            if sizes[above] > rows:
+                part = (rows - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
+                reads = times[above - 1] + part * (times[above] - times[above - 1])
+        else:
+            reads, beyond = 1.0, rows - 1
+        whole = weights + output
+        time = (reads * whole + cache) / decode + 2 * beyond * whole / prefill
         if aims.horizon_tokens is not None:
             lacks = sum(model.layer_bytes[layer] for layer in layers if layer not in node.held)
             time += rows * lacks / self._fetch_bytes_s(node) / aims.horizon_tokens

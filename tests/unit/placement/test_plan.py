@@ -208,6 +208,30 @@ def test_throughput_takes_more_nodes_than_latency_where_rows_overlap() -> None:
     assert far[0].stages == far[1].stages
 
 
+def test_batches_take_what_was_measured_of_them() -> None:
+    """On CPUs a few rows take longer than their arithmetic at the rate of long prompts."""
+    steep = (4.0, 6.0, 6.0, 8.5)
+    guessed, known = fast("a", 20), fast("a", 20, batches=steep)
+    needs = model()
+    for streams, reads in ((1, 1.0), (2, 4.0), (3, 5.0), (4, 6.0), (8, 6.0), (16, 8.5)):
+        aims = Aims("throughput", streams=streams, kept=0)
+        found = [plan(needs, [node], aims) for node in (guessed, known)]
+        assert found[0].token_s == found[1].token_s
+        round_s = streams / found[1].tokens_s
+        weights = sum(needs.layer_bytes) + needs.output_bytes
+        frames = [reads * weights / 5e10 + 0.0005]  # at once, or each alone
+        frames.append(streams * (weights / 5e10 + 0.0005))
+        assert round_s <= min(frames) * 1.001
+        assert round_s >= 0.99 * weights / 5e10
+    # Prompts have many rows; what the first 16 cost hardly matters there.
+    assert found[1].first_s == pytest.approx(found[0].first_s, rel=0.2)
+
+
+def test_jitter_is_in_the_mean_already() -> None:
+    quiet, lively = Link(0.040, bytes_s=1e6), Link(0.040, jitter_s=0.010, bytes_s=1e6)
+    assert lively.hop_s(4096) == quiet.hop_s(4096) == pytest.approx(0.020 + 0.004096)
+
+
 def test_a_node_that_slows_a_busy_ring_is_left_out_with_the_figures() -> None:
     nodes = [
         fast("a", 20),
