@@ -96,6 +96,9 @@ class Channel:
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 log.error("not a command: %s", error)
                 continue
+            if command.ping:
+                self.emit(Event("alive"))
+                continue
             self.stopped |= command.stop
             self.commands.append(command)
         return self.stopped

@@ -149,11 +149,13 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """A line of input: connect to the successor (address, port), go over to another spec, or stop.
 
     `regroup` leaves the ring, if it is not broken already; what `connect` said before is void.
+    `ping` is answered by `alive`, at once.
     """
 
     connect: tuple[str, int] | None = None
     regroup: EngineSpec | None = None
     stop: bool = False
+    ping: bool = False
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -162,12 +164,12 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     `listening` (loaded; `port` for the predecessor, `http_port`), `ready` (serving), `failed` (did
     not start, or cannot regroup and is as it was) and `broken` (its ring is gone; a head waits for
     `regroup`) with `kind`, `message` and `hint` of the error and in `lost` the stage that is to
-    blame, -1: unknown; `stats` with counts and seconds. `rows` says in which type rows leave a
-    ready stage, and why; `runs_on` with what a loaded engine computes. `regroups` counts the
-    commands of that name which had been taken when what is told came about.
+    blame, -1: unknown; `stats` with counts and seconds; `alive`. `rows` says in which type rows
+    leave a ready stage, and why; `runs_on` with what a loaded engine computes. `regroups` counts
+    the commands of that name which had been taken when what is told came about.
     """
 
-    event: Literal["listening", "ready", "failed", "broken", "stats"]
+    event: Literal["listening", "ready", "failed", "broken", "stats", "alive"]
     port: int = 0
     http_port: int = 0
     load_s: float = 0.0

@@ -30,6 +30,10 @@ LOAD_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 8.0
 _KILL_TIMEOUT_S = 5.0
 _LINE_BYTES = 1 << 20
+# A head whose process is stopped, or hangs in a driver, holds all that is asked of it, and nobody
+# else says so: of a stage its neighbours do (`watch.py`). Asked twice, since the agent itself may
+# have stood still; an event loop that answers late by seconds is no good head either.
+_LOOK_S, _STILL_S = 2.0, 5.0
 # llama.cpp's threads spin at every barrier. Where engines share CPUs with anything else, a thread
 # that spins while its peer waits for a CPU made a token of a tiny model take 41 ms instead of 2.
 # numpy's own BLAS threads are never used; each costs memory and start-up time.
@@ -77,6 +81,7 @@ class Engine:
         self._listening = asyncio.Event()
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
+        self._heard = asyncio.Event()
         self._reason: CoveyError | None = None
         self._failed = asyncio.Event()
         self._stopping = False
@@ -242,6 +247,9 @@ class Engine:
 
     async def _read(self) -> None:
         """Own both outputs until the process has ended."""
+        looking: asyncio.Task[None] | None = None
+        if self.spec.role in ("head", "whole"):
+            looking = asyncio.create_task(self._look_after(), name=f"watch {self.pid}")
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read_events())
@@ -253,10 +261,33 @@ class Engine:
                     self._process.kill()
             self._end()
             raise
+        finally:
+            if looking is not None:
+                looking.cancel()
         if self._reason is None and not self._stopping:
             self._reason = self._death(code)
         log.info("ended name=%s pid=%d code=%d reason=%s", self.name, self.pid, code, self._reason)
         self._end()
+
+    async def _look_after(self) -> None:
+        """Kill a process that stands still, once it has served."""
+        await self._ready.wait()
+        ping = msgspec.json.encode(Command(ping=True))
+        while not self._stopping:
+            await asyncio.sleep(_LOOK_S)
+            for _ in range(2):
+                self._heard.clear()
+                with contextlib.suppress(TimeoutError, EngineError):
+                    async with asyncio.timeout(_STILL_S):
+                        await self._write(ping)
+                        await self._heard.wait()
+                if self._heard.is_set():
+                    break
+            else:
+                self._reason = EngineError(f"{self.name} stood still and was ended.")
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+                return
 
     def _end(self) -> None:
         self._failed.set()
@@ -285,6 +316,9 @@ class Engine:
                 log.error("%s wrote what is no event: %s", self.name, error)
 
     def _on_event(self, event: Event) -> None:
+        self._heard.set()
+        if event.event == "alive":
+            return
         log.info(
             "event name=%s pid=%d event=%s message=%s",
             self.name,

@@ -23,6 +23,7 @@ def specs(
         "n_ctx": rings.N_CTX, "n_batch": rings.N_BATCH, "slots": 4, "threads": 1, "ring": RING,
         "epoch": 3, "stages": len(parts) - 1, "listen": address, "predecessor": address,
         "silence_s": 10.0, "least_silence_s": 10.0, "join_timeout_s": 20.0, "cache": cache,
+        "flash_attention": False,  # as `rings.answer`
         **changes,
     }  # fmt: skip
     head = EngineSpec(role="head", files=(str(parts[0]), str(parts[-1])), model_name="tiny",

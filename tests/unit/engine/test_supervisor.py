@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from ring_processes import RING, running, specs
 
-from agent.engine import frames
+from agent.engine import frames, supervisor
 from agent.engine.cut import origin
 from agent.engine.gguf_file import GgufFile
 from agent.engine.spec import EngineSpec
@@ -63,11 +63,37 @@ async def test_one_node_answers_as_llama_cpp(models: Callable[..., Path], cache:
     path = models()
     spec = EngineSpec(
         role="whole", files=(str(path),), n_ctx=rings.N_CTX, n_batch=rings.N_BATCH, threads=1,
-        model_name="tiny", http_address="::1", cache=cache,
+        model_name="tiny", http_address="::1", cache=cache, flash_attention=False,
     )  # fmt: skip
     engine = await Engine.start(spec)
     try:
         assert await complete(engine, TEXT) == rings.answer(path, TEXT, COUNT)
+    finally:
+        await engine.stop()
+
+
+async def test_a_head_that_stands_still_is_ended_and_one_that_stood_for_a_moment_is_not(
+    models: Callable[..., Path], cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LOOK_S", 0.1)
+    monkeypatch.setattr(supervisor, "_STILL_S", 1.0)
+    spec = EngineSpec(
+        role="whole", files=(str(models()),), n_ctx=rings.N_CTX, n_batch=rings.N_BATCH, threads=1,
+        model_name="tiny", http_address="::1", cache=cache,
+    )  # fmt: skip
+    engine = await Engine.start(spec)
+    try:
+        os.kill(engine.pid, signal.SIGSTOP)
+        await asyncio.sleep(1.2)  # one question is not answered in time, the next one is
+        os.kill(engine.pid, signal.SIGCONT)
+        assert await complete(engine, TEXT)
+        assert not engine.ended
+        os.kill(engine.pid, signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            reason = await engine.wait_ended()
+        assert reason is not None
+        assert reason.message == "the engine of the model stood still and was ended."
+        assert not engine.alive
     finally:
         await engine.stop()
 
