@@ -307,7 +307,8 @@ class Ownership:
             elif told or duty.lost or self._ranking.stable_for(now) >= SETTLE_S:
                 # Whoever ran it would have been heard of by now, or is lost.
                 duty.main = new_head(want, self._own, stays)
-                if told and told.token and told.head:
+                # Once: nobody may be head for a while.
+                if told and told.token and told.head and told.head != duty.lost:
                     duty.lost, duty.lost_at = told.head, now
         elif best is not None and (
             running[best] is Phase.READY and running.get(duty.main) is not Phase.READY
