@@ -112,6 +112,7 @@ class Planning:
         self._kept = kept
         self._ring = ring
         self._doubted = doubted
+        self._elsewhere = heads is not None
         self._heads = frozenset({own.node.node} if heads is None else map(str, heads))
         self._draining: dict[str, str] = {}  # names by node
         self.missing = 0
@@ -120,11 +121,12 @@ class Planning:
         """Return the plan; raises what `agent.placement.plan.plan` raises."""
         found = _Found([self._own.node])
         found.told(self._own.node.node, self._own.links)
-        if not model.uncut or self._heads != {self._own.node.node}:
+        if not model.uncut or self._elsewhere:
             # While answers wait, nobody waits for nodes.
             wished = max(self._wish.nodes or 1, self._wish.least) if self._waits else 1
             await self._ask(found, wished)
-            self._drop_idle(found)
+            if self._elsewhere:
+                self._drop_idle(found)
         chosen = await self._chosen(model, context, found)
         for _ in range(_ROUNDS):
             unknown = self._unknown(chosen, found)
@@ -240,9 +242,9 @@ class Planning:
             await asyncio.sleep(_POLL_S)
 
     def _drop_idle(self, found: _Found) -> None:
-        """Leave this node out where it only plans: it is no worker."""
+        """Leave this node out if it only plans: it is no worker."""
         workers = {str(worker.node_id) for worker in self._mesh.live_workers(time.time())}
-        if self._own.node.node not in {*workers, *self._heads}:
+        if self._own.node.node not in workers:
             found.nodes = found.nodes[1:]
 
     async def _all_facts(self, nodes: Sequence[NodeId]) -> dict[NodeId, Facts | None]:

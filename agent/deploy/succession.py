@@ -160,8 +160,5 @@ class Succession:
                     hint="It goes on when one that has it is back; `agent pull` brings it again.",
                 )
         wanted = await asked(wish, self._models, self._stored)
-        planning = Planning(
-            wish, own, self._mesh, lambda *_: None, fewer=True, ring=ring,
-            heads=frozenset[NodeId](),
-        )  # fmt: skip
+        planning = Planning(wish, own, self._mesh, lambda *_: None, fewer=True, ring=ring)
         return tuple(await planning.succession(wanted.needs, wanted.context, holders))
