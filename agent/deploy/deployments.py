@@ -178,7 +178,6 @@ class Deployments:
         """Hear that a control connection to a member came up, or that the last one went."""
         self._keeper.on_link(node, up)
         if up:
-            self._succession.look_soon()
             self._rings.came(node)
             self.trust(node)
         else:
@@ -435,11 +434,11 @@ class Deployments:
         }  # fmt: skip
 
     def _on_duty(self) -> list[tuple[Wish, str]]:
-        """Return the wishes that this node owns or is about to, with their rings."""
+        """Return the wishes that this node owns, or is to own next, with their rings."""
         found = []
         for wish in self._keeper.book.wishes():
             view = self._ownership.view(wish.name)
-            if view.owner == self._own:
+            if view.owner == self._own or view.deputy:
                 found.append((wish, ring_id(view.head, wish.name) if view.head else ""))
         return found
 

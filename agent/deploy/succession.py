@@ -1,4 +1,4 @@
-"""Who may be the head of a deployment of stored models, in which order; for its owner.
+"""Who may be the head of a deployment of stored models, in which order; for its owner and deputies.
 
 | known of the model                              | may be head                                    |
 |-------------------------------------------------|------------------------------------------------|
@@ -6,9 +6,9 @@
 | nodes that have it fit as heads                 | those, by placement                            |
 | others have it, and no node that has it can be  | any worker, which fetches what a head needs    |
 
-A head that is lost is followed by the next of the order at once; then the order is made anew. Used
-by `deployments.py`. What it costs: while this node owns such a deployment, a question to each
-member when one came or went, and every LOOK_INTERVAL_S.
+A head that is lost is followed by the next of the order at once; then the order is made anew. The
+owner may be lost with it, so its deputies have an order as well. Used by `deployments.py`. What it
+costs: two questions to each member when a worker came or went, and every LOOK_INTERVAL_S.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ from agent.identity.keys import NodeId
 
 _log = logging.getLogger(__name__)
 
-LOOK_INTERVAL_S = 30.0
+# When a worker came or went it is looked at once; this is for who pulled or removed the model.
+LOOK_INTERVAL_S = 120.0
 # While nobody has the model, or something went wrong.
 _AGAIN_S = 3.0
+# An owner that fell silent has no deputies for a moment: what those know is for then.
+_KEPT_S = 15.0
 _POLL_S = 0.5
 
 Owned = Callable[[], Iterable[tuple[Wish, str]]]
-"""Returns the wishes that this node owns, each with its ring's id ("" where none is known)."""
+"""Returns the wishes that this node owns or is to own next, each with its ring's id ("": none)."""
 
 
 @dataclass
@@ -48,11 +51,12 @@ class _Order:
     error: CoveyError | None = None
     seen: frozenset[NodeId] | None = None  # the workers that were there
     due: float = 0.0
+    wanted_at: float = 0.0  # when this node last had to know
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
 class Succession:
-    """The order of heads of each deployment of stored models that this node owns."""
+    """The order of heads of each deployment of stored models that this node owns, now or next."""
 
     def __init__(
         self, mesh: Mesh, own: Callable[[], Awaitable[Own]], owned: Owned, stored: Stored,
@@ -81,7 +85,7 @@ class Succession:
         return order.error if order is not None else None
 
     def look_soon(self) -> None:
-        """Hear that wishes, owners or members changed, or what they are to do."""
+        """Hear that wishes changed, or who is to run nothing."""
         for order in self._orders.values():
             order.due = 0.0
         self._news.set()
@@ -114,12 +118,14 @@ class Succession:
         }  # fmt: skip
         for name in list(self._orders):
             order = self._orders[name]
-            if name not in owned or owned[name][0] != order.wish:
+            forgotten = name not in owned and time.monotonic() - order.wanted_at > _KEPT_S
+            if forgotten or (name in owned and owned[name][0] != order.wish):
                 if order.task is not None:
                     order.task.cancel()
                 del self._orders[name]
         for name, (wish, ring) in owned.items():
             order = self._orders.setdefault(name, _Order(wish))
+            order.wanted_at = time.monotonic()
             busy = order.task is not None and not order.task.done()
             if not busy and (time.monotonic() >= order.due or self._workers() != order.seen):
                 order.seen, order.due = self._workers(), time.monotonic() + LOOK_INTERVAL_S
@@ -148,13 +154,14 @@ class Succession:
         """Return who may be head; raises PeerError where nobody has a model, and other errors."""
         own = await self._own()
         node = NodeId.parse(own.node.node)
+        models = {wish.model_id: wish.model, wish.draft_id: wish.draft}
+        others = await asyncio.gather(*map(self._stored.holders, wish.stored_ids))
         holders = []
-        for model_id, name in ((wish.model_id, wish.model), (wish.draft_id, wish.draft)):
-            if not model_id:
-                continue
+        for model_id, found in zip(wish.stored_ids, others, strict=True):
             here = {node} if self._stored.path(model_id) is not None else frozenset()
-            holders.append(await self._stored.holders(model_id) | here)
+            holders.append(found | here)
             if not holders[-1]:
+                name = models[model_id]
                 raise PeerError(
                     f"no member that is there has the model {name} ({model_id[:12]}…)",
                     hint="It goes on when one that has it is back; `agent pull` brings it again.",
