@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from agent.client import AgentClient
 
 _POLL_S = 0.2
+# The header of a model that is not here comes first: some MB, over a slow uplink perhaps.
+_DEPLOY_TIMEOUT_S = 60.0
 
 
 @click.command(short_help="Run a model on the mesh.")
@@ -33,14 +35,17 @@ def deploy(
 ) -> None:
     """Run MODEL (one that `agent pull` stored, a GGUF file, or covey-mini) until it is undeployed.
 
-    `agent plan` says before where and how fast. This node is the ring's head if it is a worker. If
-    it dies, another one becomes the head of covey-mini; a file that only this node has waits until
-    it is back.
+    `agent plan` says before where and how fast. A model that any member has in its store is named
+    as `agent models` lists it: its head is the best of the nodes that have it, and another one if
+    that dies. The head of a file (a path), and of covey-mini, is this node if it is a worker; what
+    only this node has waits until it is back.
     """
     body = asked(model, name, options)
 
     async def start(client: AgentClient) -> dict[str, Any]:
-        answer: dict[str, Any] = await client.post("/v1/deployments", body)
+        answer: dict[str, Any] = await client.post(
+            "/v1/deployments", body, timeout_s=_DEPLOY_TIMEOUT_S
+        )
         shown = ""
         while not no_wait and answer["phase"] not in ("ready", "failed", "waiting"):
             if answer["progress"] != shown and sys.stderr.isatty():

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from agent.deploy.facts import facts_of
@@ -22,7 +22,7 @@ from agent.deploy.mesh import Mesh
 from agent.deploy.messages import Facts, LinkFacts, MeasureLinks
 from agent.deploy.wish import Wish
 from agent.engine.pace import BATCHES
-from agent.errors import CoveyError, ModelError, PeerError
+from agent.errors import CoveyError, ModelError, PeerError, UsageError
 from agent.identity.keys import NodeId
 from agent.placement.inputs import UNMEASURED, Aims, Link, Links, Model, Node, Objective
 from agent.placement.plan import plan
@@ -40,6 +40,8 @@ _NODES_TIMEOUT_S = 20.0
 _POLL_S = 0.5
 # A plan that rests on guesses is made again with what was measured, which may show another.
 _ROUNDS = 3
+# Who follows a head, and who follows that one: two nodes may die at once.
+_HEADS_MOST = 3
 # For how many answers at once a ring is to be good. A head serves 16; a home has a few.
 _STREAMS: dict[Objective, int] = {"latency": 1, "auto": 4, "throughput": 16}
 
@@ -94,12 +96,14 @@ class Planning:
     `fewer`: where not as many nodes are there as were wished for, the plan is over those, and
     `missing` says how many are not. `kept` are the nodes of the ring as it was, which `ring` names:
     its stages there make room. Who is `doubted`, as its stage was just lost, is hardly waited for.
+    The head is this node, or with `heads` one of those.
     """
 
     def __init__(
         self, wish: Wish, own: Own, mesh: Mesh, progress: Progress, *, waits: bool = True,
         without: frozenset[NodeId] = frozenset(), fewer: bool = False,
         kept: frozenset[NodeId] = frozenset(), ring: str = "", doubted: NodeId | None = None,
+        heads: frozenset[NodeId] | None = None,
     ) -> None:  # fmt: skip
         self._wish = wish
         self._own = own
@@ -111,6 +115,8 @@ class Planning:
         self._kept = kept
         self._ring = ring
         self._doubted = doubted
+        self._elsewhere = heads is not None
+        self._heads = frozenset({own.node.node} if heads is None else map(str, heads))
         self._draining: dict[str, str] = {}  # names by node
         self.missing = 0
 
@@ -118,8 +124,12 @@ class Planning:
         """Return the plan; raises what `agent.placement.plan.plan` raises."""
         found = _Found([self._own.node])
         found.told(self._own.node.node, self._own.links)
-        if not model.uncut:
-            await self._ask(found)
+        if not model.uncut or self._elsewhere:
+            # While answers wait, nobody waits for nodes.
+            wished = max(self._wish.nodes or 1, self._wish.least) if self._waits else 1
+            await self._ask(found, wished)
+            if self._elsewhere:
+                self._drop_idle(found)
         chosen = await self._chosen(model, context, found)
         for _ in range(_ROUNDS):
             unknown = self._unknown(chosen, found)
@@ -130,6 +140,42 @@ class Planning:
                 break
             chosen = await self._chosen(model, context, found)
         return chosen
+
+    async def succession(
+        self, model: Model, context: int, holders: Sequence[frozenset[NodeId]]
+    ) -> list[NodeId]:
+        """Return who had best be the head, then who had if that one were lost, and so on.
+
+        `holders` has for each of the model's files who has it. A node that has all comes first;
+        where none of those can be it, any may that can fetch what it lacks from others.
+        """
+        found = _Found([self._own.node])
+        found.told(self._own.node.node, self._own.links)
+        await self._ask(found, 1)
+        self._drop_idle(found)
+        leaving = {*self._draining, *map(str, self._mesh.draining())}
+        found.nodes = [node for node in found.nodes if node.node not in leaving]
+        order: list[str] = []
+        while len(order) < _HEADS_MOST:
+            left = [frozenset(map(str, nodes)).difference(order) for nodes in holders]
+            there = frozenset(node.node for node in found.nodes).difference(order)
+            head = ""
+            for heads in (there.intersection(*left), there) if all(left) else ():
+                with contextlib.suppress(PeerError, ModelError, UsageError):
+                    chosen = await self._over(model, context, found, frozenset(order), heads)
+                    head = chosen.stages[0].node
+                    break
+            if not head:
+                break
+            order.append(head)
+        if not order:  # the one with most room says what is wrong, as a head
+            able = frozenset[NodeId].intersection(*holders)
+            roomy = sorted(
+                found.nodes,
+                key=lambda node: (NodeId.parse(node.node) not in able, -node.free_bytes),
+            )
+            order = [node.node for node in roomy[:1]]
+        return [NodeId.parse(node) for node in order]
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -149,12 +195,13 @@ class Planning:
         tries = list(dict.fromkeys((draining | lost, draining, draining - kept)))
         for left_out in tries[:-1]:
             with contextlib.suppress(PeerError, ModelError):
-                return await self._over(model, context, found, left_out)
-        return await self._over(model, context, found, tries[-1])
+                return await self._over(model, context, found, left_out, self._heads)
+        return await self._over(model, context, found, tries[-1], self._heads)
 
     async def _over(
-        self, model: Model, context: int, found: _Found, left_out: frozenset[str]
-    ) -> Plan:
+        self, model: Model, context: int, found: _Found, left_out: frozenset[str],
+        heads: frozenset[str],
+    ) -> Plan:  # fmt: skip
         wish, wished = self._wish, self._wish.nodes
         there = sum(node.node not in left_out for node in found.nodes)
         self.missing = 0
@@ -163,19 +210,15 @@ class Planning:
         aims = Aims(
             wish.objective, context=context, streams=_STREAMS[wish.objective], nodes=wished,
             least=min(wish.least, there) if self._fewer else wish.least,
-            # The head is the node with the model's file, this one.
-            head=self._own.node.node, only=frozenset(wish.only), never=frozenset(wish.never),
-            without=left_out,
+            head=next(iter(heads)) if len(heads) == 1 else "",
+            only=frozenset(wish.only), never=frozenset(wish.never), without=left_out,
         )  # fmt: skip
+        nodes = [replace(node, head_allowed=node.node in heads) for node in found.nodes]
         # With many nodes it takes a second, in which beats and stages want to be answered.
-        return await asyncio.to_thread(plan, model, found.nodes, aims, Links(found.links))
+        return await asyncio.to_thread(plan, model, nodes, aims, Links(found.links))
 
-    async def _ask(self, found: _Found) -> None:
-        """Ask the other workers what they can hold; wait a little for as many as are wished.
-
-        While answers wait, nobody waits for nodes.
-        """
-        wished = max(self._wish.nodes or 1, self._wish.least) if self._waits else 1
+    async def _ask(self, found: _Found, wished: int) -> None:
+        """Ask the other workers what they can hold; wait a little for as many as are wished."""
         deadline = asyncio.get_running_loop().time() + _NODES_TIMEOUT_S
         while True:
             workers = [
@@ -200,6 +243,12 @@ class Planning:
                 return
             self._progress("planning", f"waiting for {lacking} more nodes")
             await asyncio.sleep(_POLL_S)
+
+    def _drop_idle(self, found: _Found) -> None:
+        """Leave this node out if it only plans: it is no worker."""
+        workers = {str(worker.node_id) for worker in self._mesh.live_workers(time.time())}
+        if self._own.node.node not in workers:
+            found.nodes = found.nodes[1:]
 
     async def _all_facts(self, nodes: Sequence[NodeId]) -> dict[NodeId, Facts | None]:
         """Ask all at once; once the others have answered the doubted one has a moment more."""

@@ -42,6 +42,7 @@ from agent.deploy.parts import Parts
 from agent.deploy.planning import Measure, Own, node_of
 from agent.deploy.regain import Regain
 from agent.deploy.ring import Deployment, ring_id
+from agent.deploy.stored import Stored
 from agent.deploy.wish import Wish
 from agent.engine.gpu import SURVEY_TIMEOUT_S
 from agent.engine.supervisor import Engine
@@ -72,9 +73,10 @@ class Rings:
     def __init__(
         self, settings: Config, own: NodeId, name: str, engines: Engines, blobs: BlobServer,
         mesh: Mesh, changed: Callable[[], None], measure: Measure | None = None,
+        stored: Stored | None = None,
     ) -> None:  # fmt: skip
         """`changed` is called when a deployment here turns to another phase, comes or goes;
-        `measure` has this node's links measured.
+        `measure` has this node's links measured; `stored` has models by their ids.
         """
         self._settings = settings
         self._own = own
@@ -85,6 +87,7 @@ class Rings:
         self._mesh = mesh
         self._changed = changed
         self._measure = measure
+        self._stored = stored
         self._deployments: dict[str, Deployment] = {}
         self._revision = 0
         self._regain = Regain(mesh)
@@ -368,7 +371,7 @@ class Rings:
             progress=lambda phase, progress: self._to(deployment, phase, progress),
             token=lambda: deployment.token, carried=carried, fewer=deployment.possible,
             without=self._regain.left_out(deployment),
-            kept=deployment.held,
+            kept=deployment.held, stored=self._stored,
         )  # fmt: skip
         try:
             head = await build.up()

@@ -36,7 +36,7 @@ async def fetch_part(
     beside it when this fails, and used the next time. Raises PeerError naming the members,
     ModelError for a cut that cannot be, EnvironmentFault for the disk.
     """
-    manifest = await _manifest(session, holders)
+    manifest = await any_manifest(session, holders)
     members = joined.members(session, manifest, holders, networks)
     header = destination.with_name(f"{destination.name}.header")
     first = await fetch_tensors(manifest, (), members, header, backoff_s=backoff_s)
@@ -61,7 +61,16 @@ def _unlink(fetched: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-async def _manifest(session: aiohttp.ClientSession, holders: Sequence[Holder]) -> Manifest:
+async def fetch_header(
+    session: aiohttp.ClientSession, manifest: Manifest, holders: Sequence[Holder], target: Path, *,
+    networks: Networks, backoff_s: float = BACKOFF_S,
+) -> Path:  # fmt: skip
+    """Fetch a model's header to `target`, a sparse file of the model's size. Raises PeerError."""
+    members = joined.members(session, manifest, holders, networks)
+    return await fetch_tensors(manifest, (), members, target, backoff_s=backoff_s)
+
+
+async def any_manifest(session: aiohttp.ClientSession, holders: Sequence[Holder]) -> Manifest:
     """Return the manifest from the first member that gives it; raises PeerError for none."""
     reasons = []
     for holder in holders:

@@ -61,8 +61,7 @@ def find(folder: Path, name: str) -> Path | None:
     first = next((path for path in files if path == splits.siblings(path)[0]), None)
     if first is None:
         return None
-    with contextlib.suppress(OSError):  # a full or read-only disk is no reason not to run it
-        (folder / f"{name}.used").touch()
+    mark_used(folder, name)
     return place_of(first)
 
 
@@ -72,6 +71,12 @@ def place_of(path: Path) -> Path:
     A link's name fits those of the other files, and what it leads to may be called anything.
     """
     return path.resolve() if splits.parse(path.name) is None else path.parent.resolve() / path.name
+
+
+def mark_used(folder: Path, name: str) -> None:
+    """Note that a stored model is used now."""
+    with contextlib.suppress(OSError):  # a full or read-only disk is no reason not to run it
+        (folder / f"{name}.used").touch()
 
 
 def id_of(folder: Path, path: Path) -> str:

@@ -35,12 +35,17 @@ class Phase(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Want:
-    """A deployment that shall be: which node had best be its head, or must be; or shall not be."""
+    """A deployment that shall be: which node had best be its head, or must be; or shall not be.
+
+    `heads`: who may be a new head, the best first; none of them yet where it is empty, and any node
+    where it is None. What runs goes on wherever it is.
+    """
 
     name: str
     prefer: NodeId | None = None
     only: NodeId | None = None
     removed: bool = False
+    heads: tuple[NodeId, ...] | None = None
 
 
 @dataclass
@@ -120,6 +125,8 @@ def new_head(want: Want, own: NodeId, usable: Callable[[NodeId], bool]) -> NodeI
     """Return where to start a deployment that runs nowhere; None if no node may be its head now."""
     if want.only is not None:
         return want.only if usable(want.only) else None
+    if want.heads is not None:
+        return next((node for node in want.heads if usable(node)), None)
     if want.prefer is not None and usable(want.prefer):
         return want.prefer
     return own if usable(own) else None

@@ -37,8 +37,12 @@ class FakeMesh:
         self.patience: list[float] = []
         self.slow: set[NodeId] = set()
         self.measured: list[tuple[NodeId, NodeId]] = []
-        self.draining: set[NodeId] = set()
+        self.leaving: set[NodeId] = set()
         self.rings: set[str] = set()
+        self.own_drains = self.own_idle = False
+
+    def draining(self) -> frozenset[NodeId]:
+        return frozenset({OWN} if self.own_drains else ())
 
     def live_workers(self, now: float) -> list[Any]:
         return [
@@ -48,7 +52,7 @@ class FakeMesh:
                     name=NAMES.get(node, "box"), tags=self.tags.get(node, ())
                 ),
             )
-            for node in (OWN, *self.free)
+            for node in ((*self.free,) if self.own_idle else (OWN, *self.free))
         ]
 
     def link(self, node: NodeId, to: NodeId) -> LinkFacts:
@@ -73,14 +77,14 @@ class FakeMesh:
         speed = self.speeds.get(node, 0.0)
         return Facts(
             free_bytes=free, cores=1, decode_bytes_s=speed, prefill_flop_s=10 * speed,
-            draining=node in self.draining,
+            draining=node in self.leaving,
         )  # fmt: skip
 
 
 def made(mesh: FakeMesh, nodes: int | None = None, **changes: Any) -> Planning:
     settings = {
         name: changes.pop(name)
-        for name in ("waits", "without", "fewer", "kept", "ring", "doubted")
+        for name in ("waits", "without", "fewer", "kept", "ring", "doubted", "heads")
         if name in changes
     }
     wish = Wish(name="m", model="x", nodes=nodes, author=bytes(32), generation=1, at=0, **changes)
@@ -166,7 +170,7 @@ async def test_what_fits_nowhere_is_said_of_all_nodes() -> None:
 
 async def test_who_is_draining_is_left_out_and_that_is_said() -> None:
     mesh = FakeMesh(den=4 * GIB, attic=GIB)
-    mesh.draining = {DEN}
+    mesh.leaving = {DEN}
     found = made(mesh, 2)
     assert await nodes_of(found) == {"box", "attic"}
     assert found.absent == ("den is draining",)
@@ -182,7 +186,7 @@ async def test_a_new_ring_is_never_placed_on_who_is_draining(
 ) -> None:
     monkeypatch.setattr(planning, "_NODES_TIMEOUT_S", 0.0)
     mesh = FakeMesh(den=4 * GIB, attic=GIB)
-    mesh.draining = {DEN}
+    mesh.leaving = {DEN}
     with pytest.raises(PeerError):
         await nodes_of(made(mesh, 3))
     with pytest.raises(ModelError):
@@ -191,7 +195,7 @@ async def test_a_new_ring_is_never_placed_on_who_is_draining(
 
 async def test_a_ring_that_was_there_stays_only_if_it_cannot_do_without() -> None:
     mesh = FakeMesh(den=4 * GIB, attic=GIB)
-    mesh.draining = {DEN}
+    mesh.leaving = {DEN}
     large = Model((200 * MIB,) * 12, MIB)
     kept = frozenset({DEN})
     assert "den" in await nodes_of(made(mesh, kept=kept, ring="ab", fewer=True), large)
@@ -238,3 +242,61 @@ async def test_nothing_is_measured_while_answers_wait_or_where_nobody_can() -> N
     assert mesh.measured == []
     await made(mesh).plan(LARGE, 0)
     assert sorted(mesh.measured) == sorted([(OWN, DEN), (DEN, OWN)])
+
+
+async def test_any_of_some_may_be_the_head_and_who_only_plans_is_not_in_it() -> None:
+    mesh = FakeMesh(den=GIB, attic=GIB)
+    mesh.speeds = {DEN: 4e9, ATTIC: 40e9}
+    mesh.own_idle = True
+    both = frozenset({DEN, ATTIC})
+    [stage] = (await made(mesh, heads=both).plan(SMALL, 0)).stages
+    assert stage.name == "attic"
+    stages = (await made(mesh, 2, heads=frozenset({DEN})).plan(SMALL, 0)).stages
+    assert [stage.name for stage in stages] == ["den", "attic", "den"]
+    whole = Model((MIB,) * 12, MIB, uncut="it is for embeddings")
+    [stage] = (await made(mesh, heads=both).plan(whole, 0)).stages
+    assert stage.name == "attic"
+
+
+async def order(
+    mesh: FakeMesh, model: Model, *holders: frozenset[NodeId], **more: Any
+) -> list[Any]:
+    return await made(mesh, fewer=True, **more).succession(model, 0, holders)
+
+
+async def test_who_has_the_model_is_head_in_the_order_of_what_each_would_give() -> None:
+    mesh = FakeMesh(den=2 * GIB, attic=2 * GIB)
+    mesh.speeds = {DEN: 4e9, ATTIC: 40e9}
+    both = frozenset({DEN, ATTIC})
+    assert await order(mesh, LARGE, both) == [ATTIC, DEN]
+    assert await order(mesh, LARGE, both, nodes=2) == [ATTIC, DEN]
+    # Who has all its files comes before who has one of them; the last one is fetched from nobody.
+    assert await order(mesh, LARGE, both, frozenset({DEN})) == [DEN]
+    assert await order(mesh, LARGE, both, frozenset({DEN, OWN})) == [DEN, ATTIC]
+    assert await order(mesh, LARGE, both, never=("x",)) == [ATTIC, DEN]
+
+
+async def test_where_nobody_who_has_it_can_be_head_others_fetch_it() -> None:
+    mesh = FakeMesh(den=2 * GIB, attic=100 * MIB)
+    gate = NodeKey(bytes([9]) * 32).id  # has it, and is no worker
+    assert await order(mesh, LARGE, frozenset({gate})) == [DEN]
+    large_head = Model((MIB,) * 12, 300 * MIB)
+    assert await order(mesh, large_head, frozenset({ATTIC})) == [DEN, OWN]
+    # The one that would be head after the only one that has it has nobody to fetch it from.
+    assert await order(mesh, LARGE, frozenset({DEN})) == [DEN]
+
+
+async def test_who_drains_or_is_no_worker_is_no_head_and_a_model_too_large_is_somebodys() -> None:
+    mesh = FakeMesh(den=GIB, attic=2 * GIB)
+    all_three = frozenset({OWN, DEN, ATTIC})
+    mesh.leaving = {DEN}
+    mesh.own_drains = True
+    assert await order(mesh, SMALL, all_three) == [ATTIC]
+    mesh.leaving = set()
+    mesh.own_drains, mesh.own_idle = False, True
+    assert set(await order(mesh, SMALL, all_three)) == {DEN, ATTIC}
+    huge = Model((900 * MIB,) * 12, MIB)
+    assert await order(mesh, huge, all_three) == [ATTIC], "as a head it says what is missing"
+    assert await order(mesh, huge, frozenset({DEN})) == [DEN]
+    mesh.free = {}
+    assert await order(mesh, SMALL, all_three) == []
