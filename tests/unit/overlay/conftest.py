@@ -24,7 +24,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from agent.overlay import links
-from agent.overlay.device import Device, Interface, PeerConfig
+from agent.overlay.device import Device, Interface, Opened, PeerConfig
 from agent.overlay.fake import FakeDevice, FakeUnderlay
 from agent.overlay.kernel import KernelDevice
 from agent.overlay.userspace import SOCKET_DIRECTORY, UserspaceDevice
@@ -178,14 +178,19 @@ class Pair:
         return FakeDevice(self.name, self.underlay, HOSTS[side], machine=HOSTS[side])
 
     def open(self, side: int, **changes: Any) -> Any:
-        """Open that side's device."""
+        """Open that side's device and return it."""
+        self.opens(side, **changes)
+        return self.devices[side]
+
+    def opens(self, side: int, **changes: Any) -> Opened:
+        """Open that side's device and return what it came upon."""
         arguments = {
             "private_key": KEYS[side],
             "listen_port": PORTS[side],
             "addresses": ADDRESSES[side],
         }
-        self.devices[side].open(**(arguments | changes))
-        return self.devices[side]
+        opened: Opened = self.devices[side].open(**(arguments | changes))
+        return opened
 
     def peer(self, side: int, **changes: Any) -> PeerConfig:
         """Return the configuration with which the other side knows that side."""

@@ -24,7 +24,7 @@ def host(real: Any) -> Any:
 def test_no_kernel_module(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "add_wireguard", lambda name: False)
     device = KernelDevice("cvk0")
-    assert host.run(device.try_open, KEY, 0, ADDRESSES) is False
+    assert host.run(device.try_open, KEY, 0, ADDRESSES) is None
     with pytest.raises(EnvironmentFault, match="this kernel has no WireGuard") as caught:
         host.run(device.open, KEY, 0, ADDRESSES)
     assert "modprobe" in caught.value.hint
