@@ -24,6 +24,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from agent.overlay import links
+from agent.overlay.alias import Keeping
 from agent.overlay.device import Device, Interface, Opened, PeerConfig
 from agent.overlay.fake import FakeDevice, FakeUnderlay
 from agent.overlay.kernel import KernelDevice
@@ -259,7 +260,7 @@ class RealPair(Pair):
 
     def device(self, side: int) -> Any:
         backend = {"kernel": KernelDevice, "userspace": UserspaceDevice}[self.kind]
-        return OnHost(self.hosts[side], backend(self.names[side]))
+        return OnHost(self.hosts[side], backend(self.names[side], Keeping(60.0)))
 
     def ping(self, side: int, address: str, timeout_s: float = 3.0) -> bool:
         return self.hosts[side].run(echo, ip_address(address), timeout_s)
