@@ -116,6 +116,11 @@ class UserspaceDevice:
             raise
         return Opened(own.birth)
 
+    def clear(self, private_key: bytes) -> bool:
+        """Remove what a killed agent left, of either kind; say whether there was anything."""
+        own = alias.of(links.public_key(private_key), self._keeping, 0)
+        return self._take_over(private_key, own)
+
     def try_adopt(
         self,
         private_key: bytes,

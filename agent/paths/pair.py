@@ -269,7 +269,7 @@ class Pair:
         sent_at = self._book.answered(pong.token, place)
         if sent_at is None:
             return
-        self._tunnel.agent_heard(now)
+        self._agent_heard(now)
         self._in_session(pong.session, now)
         if pong.provisional:
             self._expect(place, now)
@@ -310,7 +310,7 @@ class Pair:
             self._mover.begun(now)
         if self._beginning.seen(session, proved=used is not None and used.proved(now), now=now):
             self._begin_again(now)
-        self._tunnel.seen(rx, now)
+        self._tunnel.seen(rx, endpoint, now)
         on_path = used is not None and endpoint == used.place
         self._rhythm.traffic(rx, tx, on_path, now)
         if used is not None:
@@ -407,11 +407,17 @@ class Pair:
     # The rules.
 
     def _hear(self, now: float) -> None:
-        self._tunnel.agent_heard(now)
+        self._agent_heard(now)
         if self._left_at is not None and now - self._left_at > _LEAVING_S:
             self._left_at = None
         if self._left_at is None:
             self._heard = True
+
+    def _agent_heard(self, now: float) -> None:
+        used = self._used
+        if used is not None and self._tunnel.goes_on(used, now):
+            used.heard_again(now)
+        self._tunnel.agent_heard(now)
 
     def _in_session(self, session: int, now: float) -> None:
         """Note which session the peer has with us; 0: it does not say, or has none."""

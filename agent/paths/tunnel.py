@@ -14,6 +14,7 @@ at the other end there is no other path to be found.
 
 from __future__ import annotations
 
+from agent.paths.messages import Place
 from agent.paths.path import Path
 
 # WireGuard's keepalives are 15 s apart, of which one may be lost, and looks 5 s.
@@ -28,20 +29,21 @@ class Tunnel:
         self._rx = 0
         self._looked_at = self._agent_at = _LONG_AGO
         self._came_after = self._came_by = _LONG_AGO  # the last bytes came between these
+        self._came_from: Place | None = None
 
     def agent_heard(self, now: float) -> None:
         """Take that something came that only the peer's agent sends."""
         self._agent_at = now
 
-    def seen(self, rx: int, now: float) -> None:
-        """Take how many bytes WireGuard has received from the peer in all."""
+    def seen(self, rx: int, endpoint: Place | None, now: float) -> None:
+        """Take how many bytes WireGuard has received from the peer in all, the last from where."""
         if rx > self._rx:
-            self._came_after, self._came_by = self._looked_at, now
+            self._came_after, self._came_by, self._came_from = self._looked_at, now, endpoint
         self._rx, self._looked_at = rx, now
 
     def goes_on(self, path: Path, now: float) -> bool:
         """Say whether it is the peer's agent alone that is silent on a path."""
-        if path.silent_since is None:
+        if path.silent_since is None or path.place != self._came_from:
             return False
         arrived_at = path.silent_since + path.timeout_s
         if self._agent_at >= arrived_at or self._came_after < arrived_at:

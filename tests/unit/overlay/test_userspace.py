@@ -273,3 +273,34 @@ def test_auto_takes_userspace_here_and_passes_everything_on(
     finally:
         host.run(device.close)
     assert device.failure() == "the device is closed"
+
+
+def test_who_waits_for_the_agents_end_is_started_again_if_somebody_ended_it(real: Any) -> None:
+    device = real.open(0)
+    process = device.device._afterwards._process
+    process.kill()
+    process.wait(5)
+    device.refresh()
+    again = device.device._afterwards._process
+    assert again.pid != process.pid
+    assert again.poll() is None
+    device.close()
+    assert again.poll() is not None
+
+
+def test_an_interface_that_was_adopted_is_not_taken_away_by_who_waited(real: Any) -> None:
+    killed_agent(real, 1.0)
+    device = real.open(0)
+    time.sleep(2.5)
+    assert device.failure() is None
+    device.close()
+
+
+def test_clearing_takes_away_what_a_killed_agent_left_and_says_so(real: Any) -> None:
+    killed_agent(real, 60.0)
+    device = real.device(0)
+    with pytest.raises(EnvironmentFault, match="another Covey node"):
+        device.clear(bytes([3]) * 32)
+    assert device.clear(KEY)
+    assert real.left(0) == []
+    assert not device.clear(KEY)
