@@ -1,4 +1,4 @@
-"""What an agent that was killed left on this machine, taken away. A shell; for `agent down`.
+"""What an agent that was killed left here, taken away. A shell; for `agent down` and `leave`.
 
     its interface   with wireguard-go, where that makes it
     its tables      in nftables: who may reach what, birthday paths, segments, the relay
@@ -31,14 +31,18 @@ def take_away(settings: Config, run: Run = run_nft) -> list[str]:
     if not (settings.state_dir / "node.key").exists():
         return []
     with StateDir(settings.state_dir).lock() as state:
-        key = state.node_key()
-        name = settings.network.interface
-        device = UserspaceDevice(name, Keeping(place=str(settings.state_dir.resolve())))
-        found = [f"interface {name}"] if device.clear(key.wireguard_private) else []
-        found += asyncio.run(_tables(name, run))
-        if settings.socket.is_socket():
-            settings.socket.unlink(missing_ok=True)
-            found.append(f"socket {settings.socket}")
+        return of(state, settings, run)
+
+
+def of(state: StateDir, settings: Config, run: Run = run_nft) -> list[str]:
+    """Do as `take_away` for a state directory that the caller has locked, and that has a key."""
+    name = settings.network.interface
+    device = UserspaceDevice(name, Keeping(place=str(settings.state_dir.resolve())))
+    found = [f"interface {name}"] if device.clear(state.node_key().wireguard_private) else []
+    found += asyncio.run(_tables(name, run))
+    if settings.socket.is_socket():
+        settings.socket.unlink(missing_ok=True)
+        found.append(f"socket {settings.socket}")
     return found
 
 

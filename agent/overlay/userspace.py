@@ -117,8 +117,12 @@ class UserspaceDevice:
         return Opened(own.birth)
 
     def clear(self, private_key: bytes) -> bool:
-        """Remove what a killed agent left, of either kind; say whether there was anything."""
+        """Remove what a killed agent of ours left, of either kind; say whether there was any."""
         own = alias.of(links.public_key(private_key), self._keeping, 0)
+        link = links.find(self._name)
+        found = alias.parse(link.alias) if link is not None else None
+        if found is None or not found.same_owner(own):
+            return False
         return self._take_over(private_key, own)
 
     def try_adopt(
