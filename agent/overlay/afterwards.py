@@ -52,13 +52,6 @@ class Afterwards:
         finally:
             os.close(ours)
 
-    def leave(self) -> None:
-        """Have it count from now, as if the agent had ended."""
-        process, self._process = self._process, None
-        self._let_go()
-        if process is not None and process.poll() is None:
-            process.returncode = 0  # nobody here waits for it any more
-
     def stop(self) -> None:
         """End it: the device is gone. Harmless when it is not there."""
         process, self._process = self._process, None

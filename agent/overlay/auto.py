@@ -84,10 +84,6 @@ class AutoDevice:
         """See `Device.refresh`."""
         self._device.refresh()
 
-    def leave(self) -> None:
-        """See `Device.leave`."""
-        self._device.leave()
-
     def close(self) -> None:
         """See `Device.close`."""
         self._device.close()

@@ -144,9 +144,6 @@ class Device(Protocol):
         Call it about once a second; it costs next to nothing when nothing changed.
         """
 
-    def leave(self) -> None:
-        """Close the device here and let it go on alone, as if this agent were killed now."""
-
     def close(self) -> None:
         """Remove interface, process and socket; closing twice does nothing."""
 

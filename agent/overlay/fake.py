@@ -186,8 +186,8 @@ class FakeDevice:
         self.routed = {}
         self._peers.clear()
 
-    def leave(self) -> None:
-        """See `Device.leave`; it is there for the next device of that name."""
+    def outlive(self) -> None:
+        """Go on alone, as when the agent is killed, for the next device of that name."""
         if self._config is None:
             return
         alone = FakeDevice(self._name, self.underlay, self.host, self._machine)

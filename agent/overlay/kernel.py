@@ -151,12 +151,6 @@ class KernelDevice:
         if self._afterwards is not None:
             self._afterwards.tend()
 
-    def leave(self) -> None:
-        """See `Device.leave`."""
-        if self._afterwards is not None:
-            self._afterwards.leave()
-        self._forget()
-
     def close(self) -> None:
         """See `Device.close`."""
         if self._config is None:

@@ -217,14 +217,6 @@ class UserspaceDevice:
             self._done(self._request(uapi.encode_change(change)), "set the peers of")
         _log.info("underlay addresses changed interface=%s endpoints=%d", self._name, len(states))
 
-    def leave(self) -> None:
-        """See `Device.leave`."""
-        if self._process is not None:
-            self._process.let_go()
-        if self._afterwards is not None:
-            self._afterwards.leave()
-        self._forget()
-
     def close(self) -> None:
         """See `Device.close`."""
         if self._config is None:

@@ -26,7 +26,7 @@ _LINES_KEPT = 5
 
 
 class WireguardGo:
-    """The process. Ends it `stop`; `let_go` leaves it alone."""
+    """The process; `stop` ends it."""
 
     def __init__(
         self, pidfd: int, words: int | None, child: subprocess.Popen[bytes] | None = None
@@ -110,15 +110,13 @@ class WireguardGo:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, number)
             if self.ended(links.SETTLE_S) is not None:
-                self.let_go()
+                self._let_go()
                 return
         raise EnvironmentFault("wireguard-go does not end, not even when killed")
 
-    def let_go(self) -> None:
+    def _let_go(self) -> None:
         """Close what is open here; the process is not touched."""
         self.hear()
-        if self._child is not None and self._child.poll() is None:
-            self._child.returncode = 0  # nobody here waits for it any more
         for descriptor in (self._pidfd, self._words):
             if descriptor is not None:
                 os.close(descriptor)

@@ -212,6 +212,11 @@ class Pair:
         second.apply([self.peer(0)])
         return first, second
 
+    def abandon(self, side: int) -> None:
+        """Have that side's agent killed; its device goes on alone, with another one for ours."""
+        self.devices[side].outlive()
+        self.devices[side] = self.device(side)
+
     def ping(self, side: int, address: str, timeout_s: float = 3.0) -> bool:
         """Ping an overlay address from that side."""
         return bool(self.devices[side].ping(ip_address(address)))
@@ -261,6 +266,18 @@ class RealPair(Pair):
     def device(self, side: int) -> Any:
         backend = {"kernel": KernelDevice, "userspace": UserspaceDevice}[self.kind]
         return OnHost(self.hosts[side], backend(self.names[side], Keeping(60.0)))
+
+    def abandon(self, side: int) -> None:
+        device = self.devices[side].device
+        children = [device._afterwards._process]
+        device._afterwards._let_go()
+        if self.kind == "userspace":
+            children.append(device._process._child)
+            device._process._let_go()
+        for child in filter(None, children):
+            child.returncode = 0  # nobody here waits for it any more
+        device._forget()
+        self.devices[side] = self.device(side)
 
     def ping(self, side: int, address: str, timeout_s: float = 3.0) -> bool:
         return self.hosts[side].run(echo, ip_address(address), timeout_s)

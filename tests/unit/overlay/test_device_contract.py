@@ -185,9 +185,8 @@ def test_a_left_over_of_ours_is_adopted_with_its_peers(pair: Any) -> None:
     first, second = pair.up()
     assert pair.ping(0, B6)
     (before,) = first.peers()
-    first.leave()
-    assert first.failure() == "the device is closed"
-    again = pair.devices[0] = pair.device(0)
+    pair.abandon(0)
+    again = pair.devices[0]
     opened = pair.opens(0)
     assert opened.adopted
     assert opened.peers == (pair.peer(1),)
@@ -204,9 +203,8 @@ def test_a_left_over_of_ours_is_adopted_with_its_peers(pair: Any) -> None:
 
 
 def test_a_left_over_with_another_port_is_made_anew(pair: Any) -> None:
-    first, _ = pair.up()
-    first.leave()
-    pair.devices[0] = pair.device(0)
+    pair.up()
+    pair.abandon(0)
     opened = pair.opens(0, listen_port=51999)
     assert not opened.adopted
     assert pair.devices[0].peers() == []

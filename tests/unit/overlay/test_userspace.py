@@ -96,10 +96,9 @@ def test_peers_that_are_adopted_are_not_touched_by_the_same_wish(real: Any) -> N
     first, second = real.up()
     assert real.ping(0, "10.77.2.2")
     (before,) = first.peers()
-    first.device.leave()
-    again = real.device(0)
+    real.abandon(0)
+    again = real.devices[0]
     opened = again.open(KEY, 51820, ADDRESSES)
-    real.devices[0] = again
     assert opened.adopted
     assert opened.peers == (real.peer(1),)
     sent: list[bytes] = []
