@@ -22,6 +22,7 @@ from agent.errors import ConfigError
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Few = Annotated[int, msgspec.Meta(ge=0, le=1000)]
+Outlive = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 # Variables that are no settings of the agent: where its file and the build cache lie, the mark of a
 # sandbox, and the gateway's own settings, which may stand in the same environment.
 _OUTSIDE = ("COVEY_CONFIG", "COVEY_CACHE", "COVEY_SANDBOX", "COVEY_ENGINE_LOG", "COVEY_GATEWAY_")
@@ -57,6 +58,10 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "which is measured; all others get 1280. At least 1280."
     ] = 1440  # fmt: skip
     listen_port: Annotated[Port, "WireGuard's UDP port."] = 51820
+    outlive_s: Annotated[
+        Outlive, "Seconds that the overlay stays when the agent was killed, for what flows through "
+        "it and for the next agent to go on with; then it is taken away. A day at most."
+    ] = 600.0  # fmt: skip
     control_port: Annotated[Port, "The control plane's TCP port (libp2p)."] = 4001
     discovery_port: Annotated[Port, "Discovery's UDP port (Kademlia)."] = 4001
     overlay_port: Annotated[

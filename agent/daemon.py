@@ -59,6 +59,7 @@ from agent.models import messages as model_messages
 from agent.models.service import ModelStore
 from agent.neighbours import TOPIC as RECORDS
 from agent.neighbours import Neighbours
+from agent.overlay.alias import Keeping
 from agent.overlay.shell import Overlay
 from agent.presence.liveness import State
 from agent.presence.needs import Sources
@@ -207,7 +208,10 @@ class Agent:
         self._health = Health()
         self._drain = Drain(settings.state_dir)
         self._told: dict[str, HealthItem] = {}
-        self._overlay = Overlay(network.interface, network.backend)
+        self._overlay = Overlay(
+            network.interface, network.backend,
+            Keeping(network.outlive_s, str(settings.state_dir.resolve())),
+        )  # fmt: skip
         self._clamp = MssClamp(network.interface)
         self._acl = Acl(
             policyfile.where(settings), network.interface, self._own, membership.mesh.ipv4_network,
@@ -275,7 +279,7 @@ class Agent:
                 lambda: self._drain.on,
             ),
             self._health, changed=self._presence_changed, models=self._company.look_soon,
-            left=self._traversal.left, came=self._traversal.came_up,
+            left=self._on_left, came=self._traversal.came_up,
             draining=lambda: self._deployments.draining_changed(), software=__version__,
         )  # fmt: skip
         self._lan = LanBeacon(
@@ -309,6 +313,7 @@ class Agent:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resting: dict[NodeId, asyncio.TimerHandle] = {}  # who will be left alone soon
         self._gone: set[NodeId] = set()
+        self._left: set[NodeId] = set()  # who said that it stops
 
     # ------------------------------------------------------------------ life
 
@@ -407,7 +412,7 @@ class Agent:
     async def _start_traversal(self) -> None:
         """Look for paths; without the right to, endpoints are tried one after another."""
         try:
-            await self._traversal.start(self._overlay.listen_port)
+            await self._traversal.start(self._overlay.listen_port, self._overlay.opened.birth)
         except EnvironmentFault as fault:
             self._health.set(
                 HealthItem(
@@ -454,6 +459,7 @@ class Agent:
         gone, new = self._members - members, members - self._members
         self._members = members
         self._gone &= members
+        self._left &= members
         if gone or new:
             self._control.set_members(members)
             self._presence.set_members(members)
@@ -598,6 +604,7 @@ class Agent:
 
     def _presence_changed(self, node: NodeId, state: State) -> None:
         if state is State.ALIVE:
+            self._left.discard(node)
             self._deployments.trust(node)
             if node in self._gone:  # a suspect that answers late was not away
                 self._gone.discard(node)
@@ -609,22 +616,38 @@ class Agent:
         self._attend()
         if state is State.GONE:
             self._gone.add(node)
-            loop = asyncio.get_running_loop()
-            self._resting[node] = loop.call_later(_REST_AFTER_S, self._rest, node)
+            self._rest_later(node)
 
     def _attend(self) -> None:
         """Keep paths to whom this node talks to."""
         gateway = "gateway" in self._membership.certificate.roles
         alive = self._presence.alive()
+        there = frozenset(filter(self._goes_on, self._gone))
         self._traversal.keep(
-            talked_to(
+            there | talked_to(
                 alive, self._settings.network.keep_paths, self._presence.chosen(),
                 self._deployments.partners(), self._company.head_nodes() if gateway else (),
             ),
-            frozenset(alive),
+            there | frozenset(alive),
         )  # fmt: skip
 
+    def _on_left(self, node: NodeId) -> None:
+        self._left.add(node)
+        self._traversal.left(node)
+
+    def _goes_on(self, node: NodeId) -> bool:
+        """Say whether of a member that is gone the agent alone may be, and its WireGuard go on."""
+        return node not in self._left and self._neighbours.connected(node)
+
+    def _rest_later(self, node: NodeId) -> None:
+        loop = asyncio.get_running_loop()
+        self._resting[node] = loop.call_later(_REST_AFTER_S, self._rest, node)
+
     def _rest(self, node: NodeId) -> None:
+        """Leave a member alone that is gone, once its WireGuard is as well."""
+        if self._goes_on(node):
+            self._rest_later(node)
+            return
         del self._resting[node]
         self._traversal.rest(node)
 

@@ -33,6 +33,7 @@ from agent.overlay.wgquick import WgQuickFile
 from agent.peers import PeerTable
 from agent.placement.measured import Heard, one_way
 from agent.traversal.memory import PathMemory
+from agent.traversal.resumed import direct_places
 from agent.traversal.service import Traversal
 from agent.underlay import own_addresses
 
@@ -50,6 +51,9 @@ OVERLAY_INTERVAL_S = 1.0
 OVERLAY_CALM_INTERVAL_S = 5.0
 # A node that has just started looks as often as each second for so long.
 STARTING_S = 20.0
+# A path is found in some round trips where the member's agent is there too; the kinds of NAT that
+# need birthday probing take some seconds.
+HELD_S = 30.0
 # How often this machine looks at its own addresses: a laptop moves between networks.
 ADDRESSES_INTERVAL_S = 5.0
 # A mesh that comes up changes many times a second; each write waits for the disk.
@@ -101,8 +105,15 @@ class Neighbours:
         )
 
     def begin(self) -> None:
-        """Read where members were reached before this start."""
+        """Read where members were reached before this start.
+
+        What a WireGuard that was adopted has stays as it is for HELD_S, or until a path is found.
+        """
         self._paths.load()
+        peers = self._overlay.opened.peers
+        self._table.hold(peers, time.time() + HELD_S)
+        said = {member.node_id: member.wireguard_endpoints for member in self._membership.peers()}
+        self._paths.take(direct_places(peers, said))
 
     async def enter_discovery(self) -> None:
         """Come back through whoever is remembered, and say where this node is."""

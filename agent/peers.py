@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -107,6 +107,8 @@ class PeerTable:
         self._by_key: dict[bytes, _Peer] = {}
         self._by_address: dict[IPv6Address | IPv4Address, NodeId] = {}
         self._networks = tuple(networks)
+        self._held: dict[bytes, PeerConfig] = {}
+        self._held_until = float("-inf")
 
     def learn(
         self, node: NodeId, ipv6: IPv6Address, ipv4: IPv4Address, candidates: Sequence[Endpoint]
@@ -121,6 +123,14 @@ class PeerTable:
             vars(peer).pop("networks", None)
         peer.candidates = tuple(candidates)
         self._by_address[ipv6] = self._by_address[ipv4] = node
+
+    def hold(self, adopted: Iterable[PeerConfig], until: float) -> None:
+        """Leave peers that the device had at the start as they are, until `until` (unix seconds).
+
+        Each until there is an endpoint to be set, and only while it is a member.
+        """
+        self._held = {config.node_public: config for config in adopted}
+        self._held_until = until
 
     def at(self, address: IPv6Address | IPv4Address) -> NodeId | None:
         """Return whose overlay address this is."""
@@ -158,6 +168,10 @@ class PeerTable:
         asleep = False
         for peer in self._peers.values():
             if not is_member(peer.node):
+                continue
+            held = self._still_held(peer, chosen, now)
+            if held is not None:
+                wanted.append(held)
                 continue
             wish = chosen(peer.node) if chosen else Wish(self._next(peer, now))
             if wish is None:
@@ -232,6 +246,18 @@ class PeerTable:
             "rx_bytes_s": rx_rate,
             "tx_bytes_s": tx_rate,
         }
+
+    def _still_held(self, peer: _Peer, chosen: Chosen | None, now: float) -> PeerConfig | None:
+        """Return a peer as it was at the start if it is to stay so."""
+        key = peer.node.wireguard_public
+        held = self._held.get(key)
+        if held is None:
+            return None
+        wish = chosen(peer.node) if chosen else None
+        if now >= self._held_until or (wish is not None and wish.endpoint is not None):
+            del self._held[key]
+            return None
+        return replace(held, allowed_ips=peer.networks)
 
     def _begins(self, peer: _Peer, chosen: Chosen | None) -> bool:
         """Say whether WireGuard shall keep the session up from here, and so begin it.

@@ -192,8 +192,10 @@ def _forget(settings: Config, sure: bool, facts: dict[str, Any]) -> list[str]:
     `facts` gets the mesh's name if it lacks it. Raises MembershipError, unless `sure`, when
     something would be lost for all; StateError while an agent runs.
     """
+    from agent import leftovers
     from agent.membership.store import StateDir
 
+    gone: list[str] = []
     state = StateDir(settings.state_dir)
     deadline = time.monotonic() + (_STOP_TIMEOUT_S if facts["told"] is not None else 0.0)
     while True:
@@ -217,10 +219,10 @@ def _forget(settings: Config, sure: bool, facts: dict[str, Any]) -> list[str]:
                 facts["mesh"] = membership.mesh.name
                 if not sure:
                     membership.check_departure(time.time())
+                gone = leftovers.of(state, settings)
         interface = settings.network.interface
-        return list(
-            state.wipe((f"{interface}.conf", "discovery", "deployments.json", "drain.json"))
-        )
+        files = state.wipe((f"{interface}.conf", "discovery", "deployments.json", "drain.json"))
+        return [*gone, *files]
 
 
 def _state(member: dict[str, Any]) -> str:

@@ -20,7 +20,14 @@ from agent import config as configuration
 from agent.cli import peerlist
 from agent.cli.common import ago, call, echo_json, json_option, table, with_config
 from agent.config import Config
-from agent.errors import CoveyError, EnvironmentFault, StateError, UsageError, from_wire
+from agent.errors import (
+    CoveyError,
+    EnvironmentFault,
+    NotRunning,
+    StateError,
+    UsageError,
+    from_wire,
+)
 
 if TYPE_CHECKING:
     from agent.client import AgentClient
@@ -63,8 +70,19 @@ def up(
 @json_option
 @with_config
 def down(as_json: bool, settings: Config) -> None:
-    """Stop the agent; its interface, engines and socket go with it, its identity stays."""
-    pid = call(settings, lambda client: client.get("/v1/status"))["pid"]
+    """Stop the agent; its interface, engines and socket go with it, its identity stays.
+
+    Where none runs, what one that was killed left is taken away.
+    """
+    try:
+        pid = call(settings, lambda client: client.get("/v1/status"))["pid"]
+    except NotRunning as fault:
+        left = _take_away(settings, fault)
+        if as_json:
+            echo_json({"stopped": None, "removed": left})
+        else:
+            click.echo(f"No agent ran. What one had left is gone: {', '.join(left)}.")
+        return
     call(settings, lambda client: client.post("/v1/down"))
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while _alive(pid):
@@ -111,6 +129,19 @@ def restart(as_json: bool, settings: Config) -> None:
         )
         raise type(error)(error.message, hint=f"{error.hint} {left}".strip()) from None
     _say_up(facts, as_json=as_json)
+
+
+def _take_away(settings: Config, fault: NotRunning) -> list[str]:
+    """Remove what a killed agent left; raises `fault` where there is nothing, or one runs."""
+    from agent import leftovers  # its imports take longer than every other command does
+
+    try:
+        left = leftovers.take_away(settings)
+    except StateError:
+        raise fault from None
+    if not left:
+        raise fault
+    return left
 
 
 def _say_up(facts: dict[str, Any], *, as_json: bool) -> None:

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from agent.overlay.device import DEFAULT_MTU, Device, Interface, Network, PeerConfig, PeerState
+from agent.overlay.alias import NOT_KEPT, Keeping
+from agent.overlay.device import (
+    DEFAULT_MTU,
+    Device,
+    Interface,
+    Network,
+    Opened,
+    PeerConfig,
+    PeerState,
+)
 from agent.overlay.kernel import KernelDevice
 from agent.overlay.userspace import UserspaceDevice
 
@@ -16,9 +25,9 @@ from agent.overlay.userspace import UserspaceDevice
 class AutoDevice:
     """See `Device`; before the first open it counts as userspace."""
 
-    def __init__(self, name: str) -> None:
-        self._kernel = KernelDevice(name)
-        self._userspace = UserspaceDevice(name)
+    def __init__(self, name: str, keeping: Keeping = NOT_KEPT) -> None:
+        self._kernel = KernelDevice(name, keeping)
+        self._userspace = UserspaceDevice(name, keeping)
         self._device: Device = self._userspace
 
     @property
@@ -42,13 +51,18 @@ class AutoDevice:
         listen_port: int,
         addresses: Sequence[Interface],
         mtu: int = DEFAULT_MTU,
-    ) -> None:
-        """See `Device.open`."""
-        if self._kernel.try_open(private_key, listen_port, addresses, mtu):
-            self._device = self._kernel
-            return
+    ) -> Opened:
+        """See `Device.open`; a wireguard-go to be adopted counts before the kernel's WireGuard."""
+        arguments = private_key, listen_port, addresses, mtu
         self._device = self._userspace
-        self._userspace.open(private_key, listen_port, addresses, mtu)
+        opened = self._userspace.try_adopt(*arguments)
+        if opened is not None:
+            return opened
+        opened = self._kernel.try_open(*arguments)
+        if opened is not None:
+            self._device = self._kernel
+            return opened
+        return self._userspace.open(*arguments)
 
     def apply(self, peers: Sequence[PeerConfig]) -> None:
         """See `Device.apply`."""

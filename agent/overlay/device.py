@@ -79,6 +79,19 @@ class DeviceConfig:
     mtu: int = DEFAULT_MTU
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What `Device.open` came upon: the interface's number, and the peers that it has already.
+
+    `birth` stays for as long as the interface does, below 2**32. There are peers only where
+    the interface of a killed agent was `adopted`.
+    """
+
+    birth: int
+    peers: tuple[PeerConfig, ...] = ()
+    adopted: bool = False
+
+
 class Device(Protocol):
     """A WireGuard interface. Every method blocks; call them all from one worker thread.
 
@@ -103,12 +116,14 @@ class Device(Protocol):
         listen_port: int,
         addresses: Sequence[Interface],
         mtu: int = DEFAULT_MTU,
-    ) -> None:
+    ) -> Opened:
         """Make the interface with its addresses and bring it up, without peers.
 
         `mtu` is the most that `route` can give; the addresses' networks get 1280.
-        `listen_port` 0 takes any free port. A left-over interface with the same name and our mark
-        is removed first; one that is not ours is an EnvironmentFault. On a fault nothing is left.
+        `listen_port` 0 takes any free port. Where a killed agent of ours left an interface with the
+        same name that works and has that port, it is adopted with its peers: no packet is lost, and
+        addresses and MTU become these. Else what was left is removed first. An interface that is
+        not ours is an EnvironmentFault. On a fault nothing is left.
         """
 
     def apply(self, peers: Sequence[PeerConfig]) -> None:

@@ -20,6 +20,7 @@ from agent.overlay.device import (
     Endpoint,
     Interface,
     Network,
+    Opened,
     PeerConfig,
     PeerState,
     canonical,
@@ -54,6 +55,8 @@ class FakeUnderlay:
         """Interfaces by (host's name, interface name): the public key of the owner."""
         self.ports: set[tuple[str, int]] = set()
         """UDP ports that something else holds, by (host's name, port)."""
+        self.left: dict[tuple[str, str], FakeDevice] = {}
+        """Devices of killed agents that still work, by (host's name, interface name)."""
 
 
 class FakeDevice:
@@ -73,6 +76,7 @@ class FakeDevice:
         self._machine = machine or host
         self.underlay = FakeUnderlay() if underlay is None else underlay
         self.host = host
+        self.birth = 1
         self.opened = 0
         """How often the device was opened."""
         self.changes: list[Change] = []
@@ -113,7 +117,7 @@ class FakeDevice:
         listen_port: int,
         addresses: Sequence[Interface],
         mtu: int = DEFAULT_MTU,
-    ) -> None:
+    ) -> Opened:
         """See `Device.open`."""
         if self._config is not None:
             raise ValueError(f"{self._name} is open already")
@@ -125,6 +129,11 @@ class FakeDevice:
             raise EnvironmentFault(
                 f"interface {self._name} exists already and belongs to something else (kind fake)"
             )
+        left = self.underlay.left.pop((self._machine, self._name), None)
+        if left is not None and listen_port in (0, left.listen_port):
+            return self._adopt(left, config)
+        if left is not None:
+            left.close()
         port = listen_port or _FIRST_FREE_PORT
         if (self._machine, port) in self.underlay.ports:
             raise EnvironmentFault(f"UDP port {port} is in use")
@@ -132,6 +141,7 @@ class FakeDevice:
         self._config, self._listen_port, self._broken = config, port, None
         self.underlay.listening[self.host, port] = self
         self.opened += 1
+        return Opened(self.birth)
 
     def apply(self, peers: Sequence[PeerConfig]) -> None:
         """See `Device.apply`."""
@@ -175,6 +185,31 @@ class FakeDevice:
         self._applied.clear()
         self.routed = {}
         self._peers.clear()
+
+    def outlive(self) -> None:
+        """Go on alone, as when the agent is killed, for the next device of that name."""
+        if self._config is None:
+            return
+        alone = FakeDevice(self._name, self.underlay, self.host, self._machine)
+        alone.birth, alone._config, alone._listen_port = self.birth, self._config, self._listen_port
+        alone._peers, self._peers = self._peers, {}
+        self.underlay.listening[self.host, self._listen_port] = alone
+        self.underlay.left[self._machine, self._name] = alone
+        self._config, self._listen_port = None, 0
+        self._applied.clear()
+        self.routed = {}
+
+    def _adopt(self, left: FakeDevice, config: DeviceConfig) -> Opened:
+        self._config, self._listen_port, self._broken = config, left.listen_port, None
+        self._peers, self.birth = left._peers, left.birth
+        peers = tuple(
+            replace(peer.config, endpoint=peer.endpoint, order=0, session=0)
+            for peer in self._peers.values()
+        )
+        self._applied = {peer.node_public: peer for peer in peers}
+        self.underlay.listening[self.host, self._listen_port] = self
+        self.opened += 1
+        return Opened(self.birth, peers, adopted=True)
 
     def break_down(self, reason: str = "the device broke") -> None:
         """Stop working, as a device whose process was killed."""

@@ -10,20 +10,27 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import logging
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 from pyroute2 import WireGuard
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.errors import EnvironmentFault
-from agent.overlay import links
+from agent.overlay import alias, links
+from agent.overlay.afterwards import Afterwards
+from agent.overlay.alias import NOT_KEPT, Alias, Keeping
 from agent.overlay.device import (
     DEFAULT_MTU,
     DeviceConfig,
     Endpoint,
     Interface,
     Network,
+    Opened,
     PeerConfig,
     PeerState,
     canonical,
@@ -33,15 +40,19 @@ from agent.overlay.device import (
 )
 from agent.overlay.reconcile import Change, RemovePeer, differences
 
+_log = logging.getLogger(__name__)
+
 
 class KernelDevice:
     """A kernel WireGuard interface; see `Device`."""
 
     kind = "kernel"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, keeping: Keeping = NOT_KEPT) -> None:
         check_name(name)
         self._name = name
+        self._keeping = keeping
+        self._afterwards: Afterwards | None = None
         self._config: DeviceConfig | None = None
         self._listen_port = 0
         self._applied: dict[bytes, PeerConfig] = {}
@@ -63,13 +74,15 @@ class KernelDevice:
         listen_port: int,
         addresses: Sequence[Interface],
         mtu: int = DEFAULT_MTU,
-    ) -> None:
+    ) -> Opened:
         """See `Device.open`; also an EnvironmentFault if this kernel has no WireGuard."""
-        if not self.try_open(private_key, listen_port, addresses, mtu):
+        opened = self.try_open(private_key, listen_port, addresses, mtu)
+        if opened is None:
             raise EnvironmentFault(
                 "this kernel has no WireGuard",
                 hint="Load it with `modprobe wireguard`, or set the backend to userspace.",
             )
+        return opened
 
     def try_open(
         self,
@@ -77,24 +90,28 @@ class KernelDevice:
         listen_port: int,
         addresses: Sequence[Interface],
         mtu: int = DEFAULT_MTU,
-    ) -> bool:
-        """Do as `open`, but return False, with nothing left, if this kernel has no WireGuard."""
+    ) -> Opened | None:
+        """Do as `open`, but return None, with nothing left, if this kernel has no WireGuard."""
         if self._config is not None:
             raise ValueError(f"{self._name} is open already")
         config = DeviceConfig(private_key, listen_port, tuple(addresses), mtu)
         check_config(config)
-        mark = links.mark(private_key)
-        taken_over = links.take_over(self._name, mark)
+        own = alias.of(links.public_key(private_key), self._keeping, secrets.randbits(32))
+        adopted = self._adopt(config, own)
+        if adopted is not None:
+            return adopted
+        taken_over = links.take_over(self._name, own)
         links.check_port(listen_port, left_over=taken_over)
         if not links.add_wireguard(self._name):
-            return False
+            return None
         try:
-            self._bring_up(config, mark)
+            self._bring_up(config, own)
+            self._watch(own)
         except BaseException:
             links.delete(self._name)
             raise
         self._config = config
-        return True
+        return Opened(own.birth)
 
     def apply(self, peers: Sequence[PeerConfig]) -> None:
         """See `Device.apply`; one netlink message per changed peer, all over one socket."""
@@ -117,12 +134,10 @@ class KernelDevice:
         """See `Device.peers`."""
         self._opened()
         states: dict[bytes, PeerState] = {}
-        with self._wireguard("read the peers of") as wireguard:
-            for message in wireguard.info(self._name):
-                for attributes in message.get_attr("WGDEVICE_A_PEERS") or ():
-                    state = _peer_state(attributes)
-                    # A peer whose addresses fill a message goes on in the next one.
-                    states.setdefault(state.public_key, state)
+        for attributes in self._read_peers():
+            state = _peer_state(attributes)
+            # A peer whose addresses fill a message goes on in the next one.
+            states.setdefault(state.public_key, state)
         return list(states.values())
 
     def failure(self) -> str | None:
@@ -133,19 +148,66 @@ class KernelDevice:
 
     def refresh(self) -> None:
         """See `Device.refresh`; the kernel forgets a source address that is gone by itself."""
+        if self._afterwards is not None:
+            self._afterwards.tend()
 
     def close(self) -> None:
         """See `Device.close`."""
         if self._config is None:
             return
         links.delete(self._name)
-        self._config = None
+        if self._afterwards is not None:
+            self._afterwards.stop()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._afterwards = self._config = None
         self._applied.clear()
         self._routed.clear()
         self._listen_port = 0
 
-    def _bring_up(self, config: DeviceConfig, mark: str) -> None:
-        links.claim(self._name, mark, config.mtu)
+    def _adopt(self, config: DeviceConfig, own: Alias) -> Opened | None:
+        """Go on with the interface of a killed agent, if there is one that has our port."""
+        link = links.ours(self._name, own)
+        left = alias.parse(link.alias) if link is not None else None
+        if link is None or left is None or link.kind != "wireguard":
+            return None
+        with self._wireguard("read") as wireguard:
+            device = wireguard.info(self._name)[0]
+        key = device.get_attr("WGDEVICE_A_PUBLIC_KEY") or b""
+        port = device.get_attr("WGDEVICE_A_LISTEN_PORT")
+        if base64.b64decode(key) != own.key or config.listen_port not in (0, port):
+            return None
+        own = left.claimed(own.claim)
+        links.claim(self._name, own, config.mtu)
+        links.readdress(self._name, config.addresses)
+        self._config, self._listen_port = config, port
+        try:
+            self._applied = {peer.node_public: peer for peer in self._configs()}
+            self._watch(own)
+        except BaseException:
+            self.close()
+            raise
+        _log.info("WireGuard adopted interface=%s peers=%d", self._name, len(self._applied))
+        return Opened(own.birth, tuple(self._applied.values()), adopted=True)
+
+    def _watch(self, own: Alias) -> None:
+        self._afterwards = Afterwards(self._name, own.text(), self._keeping.outlive_s)
+        self._afterwards.tend()
+
+    def _configs(self) -> list[PeerConfig]:
+        """Return the peers as they could have been set."""
+        found: dict[bytes, PeerConfig] = {}
+        for attributes in self._read_peers():
+            config = _peer_config(attributes)
+            before = found.get(config.node_public)
+            if before is not None:  # what did not fit into one message
+                config = replace(before, allowed_ips=before.allowed_ips + config.allowed_ips)
+            found[config.node_public] = config
+        return list(found.values())
+
+    def _bring_up(self, config: DeviceConfig, own: Alias) -> None:
+        links.claim(self._name, own, config.mtu)
         with self._wireguard("set up") as wireguard:
             wireguard.set(
                 self._name,
@@ -161,6 +223,14 @@ class KernelDevice:
                 raise
             device = wireguard.info(self._name)[0]
         self._listen_port = device.get_attr("WGDEVICE_A_LISTEN_PORT")
+
+    def _read_peers(self) -> list[Any]:
+        with self._wireguard("read the peers of") as wireguard:
+            return [
+                attributes
+                for message in wireguard.info(self._name)
+                for attributes in message.get_attr("WGDEVICE_A_PEERS") or ()
+            ]
 
     def _opened(self) -> DeviceConfig:
         if self._config is None:
@@ -201,6 +271,18 @@ def _peer_state(attributes: Any) -> PeerState:
         seconds or None,
         attributes.get_attr("WGPEER_A_RX_BYTES") or 0,
         attributes.get_attr("WGPEER_A_TX_BYTES") or 0,
+    )
+
+
+def _peer_config(attributes: Any) -> PeerConfig:
+    networks = [
+        ip_network(network["addr"]) for network in attributes.get_attr("WGPEER_A_ALLOWEDIPS") or ()
+    ]
+    return PeerConfig(
+        base64.b64decode(attributes.get_attr("WGPEER_A_PUBLIC_KEY")),
+        _endpoint(attributes.get_attr("WGPEER_A_ENDPOINT")),
+        tuple(networks),
+        attributes.get_attr("WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL") or 0,
     )
 
 

@@ -4,14 +4,11 @@ Shell; used by `kernel.py` and `userspace.py`, from a worker thread only (pyrout
 classes raise inside a running event loop). Each call opens and closes its own netlink socket
 (3 ms): pyroute2 ties a socket to the thread that made it, so a kept one could leak.
 
-An interface is ours when its alias is our mark, `covey` and our WireGuard public key. The mark
-lives and dies with the interface, is seen by `ip link`, and differs between two agents of one
-machine. What lacks it is never touched.
+An interface is ours when its alias says so (`alias.py`). What lacks that is never touched.
 """
 
 from __future__ import annotations
 
-import base64
 import errno
 import os
 import socket
@@ -19,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from agent import rtnetlink
 from agent.errors import EnvironmentFault
-from agent.overlay import routes
+from agent.overlay import alias, routes
+from agent.overlay.alias import Alias
 from agent.overlay.device import DEFAULT_MTU, Interface, Network
 
-_MARK_PREFIX = "covey "
 # How long a removed interface, or the port of a process that is ending, may take to be free.
 SETTLE_S = 3.0
 # A wireguard-go that ends with its killed agent may already be out of sight, but not off its port.
@@ -57,11 +55,6 @@ class Link:
 def public_key(private_key: bytes) -> bytes:
     """Return the X25519 public key (32 bytes) of a WireGuard private key."""
     return nacl.bindings.crypto_scalarmult_base(private_key)
-
-
-def mark(private_key: bytes) -> str:
-    """Return the alias that makes an interface ours."""
-    return _MARK_PREFIX + base64.b64encode(public_key(private_key)).decode()
 
 
 class AddressChanges:
@@ -93,20 +86,36 @@ def find(name: str) -> Link | None:
         return Link(answer["index"], kind or "hardware", answer.get_attr("IFLA_IFALIAS") or "")
 
 
-def take_over(name: str, own_mark: str) -> bool:
+def ours(name: str, own: Alias) -> Link | None:
+    """Return the interface of that name, None if there is none.
+
+    EnvironmentFault if it is not that of the node and the state directory that `own` names.
+    """
+    link = find(name)
+    if link is None:
+        return None
+    found = alias.parse(link.alias)
+    if found is not None and found.same_owner(own):
+        return link
+    if found is None:
+        owner = "something else"
+    elif found.key == own.key:
+        owner = "this node with another state directory"
+    else:
+        owner = "another Covey node"
+    raise EnvironmentFault(
+        f"interface {name} exists already and belongs to {owner} (kind {link.kind})",
+        hint=f"Give this node another interface name, or remove it with `ip link del {name}`.",
+    )
+
+
+def take_over(name: str, own: Alias) -> bool:
     """Remove a left-over interface of ours; say whether there was one.
 
     EnvironmentFault, and nothing touched, if the interface is not ours.
     """
-    link = find(name)
-    if link is None:
+    if ours(name, own) is None:
         return False
-    if link.alias != own_mark:
-        owner = "another Covey node" if link.alias.startswith(_MARK_PREFIX) else "something else"
-        raise EnvironmentFault(
-            f"interface {name} exists already and belongs to {owner} (kind {link.kind})",
-            hint=f"Give this node another interface name, or remove it with `ip link del {name}`.",
-        )
     delete(name)
     return True
 
@@ -123,11 +132,11 @@ def add_wireguard(name: str) -> bool:
     return True
 
 
-def claim(name: str, own_mark: str, mtu: int) -> None:
-    """Put our mark on the interface and set its MTU (bytes)."""
+def claim(name: str, own: Alias, mtu: int) -> None:
+    """Give the interface its alias and its MTU (bytes)."""
     with _netlink(name, "set up") as netlink:
         index = _index(name)
-        netlink.link("set", index=index, ifalias=own_mark, mtu=mtu)
+        netlink.link("set", index=index, ifalias=own.text(), mtu=mtu)
 
 
 def address_and_raise(name: str, addresses: Sequence[Interface]) -> None:
@@ -142,6 +151,28 @@ def address_and_raise(name: str, addresses: Sequence[Interface]) -> None:
         netlink.link("set", index=index, state="up")
         for address in addresses:
             _add_route(netlink, index, address.network, DEFAULT_MTU)
+
+
+def readdress(name: str, addresses: Sequence[Interface]) -> None:
+    """Make these the addresses of an interface at work, with no routes but to their networks.
+
+    What is right already is not touched. Of the routes only ours are taken away.
+    """
+    with _netlink(name, "set up") as netlink:
+        index = _index(name)
+        has = _addresses(netlink, index)
+        for address in has.difference(addresses):
+            netlink.addr("del", index=index, address=str(address.ip),
+                         prefixlen=address.network.prefixlen)  # fmt: skip
+        for address in addresses:
+            if address not in has:
+                _add_address(netlink, name, index, address)
+        netlink.link("set", index=index, state="up")
+        stand, wanted = _routes(netlink, index), {address.network for address in addresses}
+        for network in wanted - stand:
+            _add_route(netlink, index, network, DEFAULT_MTU)
+        for network in stand - wanted:
+            _delete_route(netlink, index, network)
 
 
 def route(name: str, applied: MutableMapping[Network, int], mtus: Mapping[Network, int]) -> None:
@@ -239,6 +270,24 @@ def _index(name: str) -> int:
         return socket.if_nametoindex(name)
     except OSError:  # it comes without an errno
         raise NetlinkError(errno.ENODEV) from None
+
+
+def _addresses(netlink: IPRoute, index: int) -> set[Interface]:
+    return {
+        ip_interface((found.get_attr("IFA_ADDRESS"), found["prefixlen"]))
+        for found in netlink.get_addr(index=index)
+        if found["scope"] == 0
+    }
+
+
+def _routes(netlink: IPRoute, index: int) -> set[Network]:
+    """Return the networks to which routes of ours go by an interface."""
+    return {
+        ip_network((found.get_attr("RTA_DST"), found["dst_len"]))
+        for family in (socket.AF_INET, socket.AF_INET6)
+        for found in netlink.get_routes(family=family, oif=index)
+        if (found.get_attr("RTA_OIF"), found.get_attr("RTA_PRIORITY")) == (index, routes.METRIC)
+    }
 
 
 def _add_address(netlink: IPRoute, name: str, index: int, address: Interface) -> None:

@@ -1,9 +1,8 @@
 """The overlay as the daemon uses it: one WireGuard device behind an asyncio face.
 
 Shell. Every call to the device runs in one worker thread (pyroute2 cannot run inside an event
-loop, and wireguard-go ends with the thread that started it), one at a time. A watch task looks
-after the device and makes a broken one anew with its last configuration. Not for choosing
-endpoints or peers: the daemon computes those.
+loop), one at a time. A watch task looks after the device and makes a broken one anew with its last
+configuration. Not for choosing endpoints or peers: the daemon computes those.
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ from typing import Literal, TypeVar
 
 from agent.errors import CoveyError, EnvironmentFault
 from agent.overlay import routes
+from agent.overlay.alias import NOT_KEPT, Keeping
 from agent.overlay.device import (
     DEFAULT_MTU,
     Device,
     DeviceConfig,
     Interface,
     Network,
+    Opened,
     PeerConfig,
     PeerState,
     check_name,
@@ -46,11 +47,18 @@ class Overlay:
     """The node's WireGuard interface. `device` replaces the backend, for tests."""
 
     def __init__(
-        self, name: str = "covey0", backend: Backend = "auto", *, device: Device | None = None
+        self,
+        name: str = "covey0",
+        backend: Backend = "auto",
+        keeping: Keeping = NOT_KEPT,
+        *,
+        device: Device | None = None,
     ) -> None:
         check_name(name)
         self._name = name
         self._backend = backend
+        self._keeping = keeping
+        self._opened = Opened(0)
         self._device = device
         self._worker: ThreadPoolExecutor | None = None
         self._lock = asyncio.Lock()
@@ -76,6 +84,11 @@ class Overlay:
         return self._config.listen_port if self._config is not None else 0
 
     @property
+    def opened(self) -> Opened:
+        """What the start came upon: an interface made anew, or one adopted, with its peers."""
+        return self._opened
+
+    @property
     def fault(self) -> CoveyError | None:
         """Why the overlay does not work just now (a restart failed); None while it works."""
         return self._fault
@@ -87,7 +100,7 @@ class Overlay:
         addresses: Sequence[Interface],
         mtu: int = DEFAULT_MTU,
     ) -> None:
-        """Make the interface and bring it up without peers.
+        """Make the interface and bring it up without peers, or adopt what a killed agent left.
 
         `addresses` carry the mesh's prefix lengths, so the mesh becomes on-link. `listen_port` 0
         takes a free port, which restarts keep. EnvironmentFault as in `Device.open`; on a fault or
@@ -99,15 +112,17 @@ class Overlay:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="overlay")
             try:
                 device = await self._call(self._make_device)
-                await self._call(device.open, private_key, listen_port, tuple(addresses), mtu)
+                self._opened = await self._call(
+                    device.open, private_key, listen_port, tuple(addresses), mtu
+                )
                 port = device.listen_port
             except BaseException:
                 await self._to_the_end(self._close())
                 raise
             self._config = DeviceConfig(private_key, port, tuple(addresses), mtu)
             self._watcher = asyncio.create_task(self._watch(), name="overlay-watch")
-        _log.info("overlay up interface=%s kind=%s port=%d mtu=%d",
-                  self._name, device.kind, port, mtu)  # fmt: skip
+        _log.info("overlay up interface=%s kind=%s port=%d mtu=%d adopted=%s",
+                  self._name, device.kind, port, mtu, self._opened.adopted)  # fmt: skip
 
     async def set_addresses(self, addresses: Sequence[Interface]) -> None:
         """Give the interface other addresses, with the peers it has.
@@ -201,15 +216,15 @@ class Overlay:
                 case "kernel":
                     from agent.overlay.kernel import KernelDevice
 
-                    self._device = KernelDevice(self._name)
+                    self._device = KernelDevice(self._name, self._keeping)
                 case "userspace":
                     from agent.overlay.userspace import UserspaceDevice
 
-                    self._device = UserspaceDevice(self._name)
+                    self._device = UserspaceDevice(self._name, self._keeping)
                 case "auto":
                     from agent.overlay.auto import AutoDevice
 
-                    self._device = AutoDevice(self._name)
+                    self._device = AutoDevice(self._name, self._keeping)
         return self._device
 
     def _started(self) -> Device:

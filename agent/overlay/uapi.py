@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 
 from agent import endpoint as endpoints
-from agent.overlay.device import PeerState, canonical, parse_endpoint
+from agent.overlay.device import Network, PeerConfig, PeerState, canonical, parse_endpoint
 from agent.overlay.reconcile import Change, RemovePeer
 
 GET = b"get=1\n\n"
@@ -25,6 +26,8 @@ class Answer:
     private_key: bytes = field(default=b"", repr=False)
     listen_port: int = 0
     peers: tuple[PeerState, ...] = ()
+    configs: tuple[PeerConfig, ...] = ()
+    """The same peers, as they could have been set."""
 
 
 def complete(data: bytes) -> bool:
@@ -62,12 +65,16 @@ def decode(data: bytes) -> Answer:
     """Read an answer; raises ValueError when it is not one."""
     device: dict[str, str] = {}
     peers: list[dict[str, str]] = []
+    networks: list[list[Network]] = []
     errno: int | None = None
     section = device
     for key, value in _pairs(data):
         if key == "public_key":
             section = {}
             peers.append(section)
+            networks.append([])
+        if key == "allowed_ip" and networks:
+            networks[-1].append(ip_network(value))
         if key == "errno":
             errno = abs(int(value))
         section[key] = value
@@ -78,6 +85,7 @@ def decode(data: bytes) -> Answer:
         bytes.fromhex(device.get("private_key", "")),
         int(device.get("listen_port", "0")),
         tuple(_peer(fields) for fields in peers),
+        tuple(_config(fields, own) for fields, own in zip(peers, networks, strict=True)),
     )
 
 
@@ -100,6 +108,16 @@ def _peer(fields: dict[str, str]) -> PeerState:
         seconds + nanoseconds / 1e9 if seconds or nanoseconds else None,
         int(fields.get("rx_bytes", "0")),
         int(fields.get("tx_bytes", "0")),
+    )
+
+
+def _config(fields: dict[str, str], networks: list[Network]) -> PeerConfig:
+    endpoint = fields.get("endpoint")
+    return PeerConfig(
+        bytes.fromhex(fields["public_key"]),
+        canonical(parse_endpoint(endpoint)) if endpoint else None,
+        tuple(networks),
+        int(fields.get("persistent_keepalive_interval", "0")),
     )
 
 

@@ -1,38 +1,38 @@
 """WireGuard in a process of its own, `wireguard-go`, for kernels that have none.
 
-Shell; called from one worker thread only, and that thread must outlive the device: the process
-ends with the thread that started it (launch.py), so a killed agent leaves none behind. It is
-configured over its socket, /var/run/wireguard/NAME.sock, where `wg` finds it too. That path is
-compiled into wireguard-go, so nodes that share /var/run need different interface names, also
-when they are in different network namespaces.
+Shell; called from one worker thread only. It is configured over its socket,
+/var/run/wireguard/NAME.sock, where `wg` finds it too. That path is compiled into wireguard-go, so
+nodes that share /var/run need different interface names, also when they are in different network
+namespaces. The process goes on when the agent is killed (`afterwards.py` ends it after a while),
+and is adopted by the next one if it answers on that socket with this node's key, in this network
+namespace, and the interface is this node's.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
 import logging
 import os
+import secrets
 import select
 import shutil
 import socket
 import struct
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 from agent.errors import EnvironmentFault
-from agent.overlay import launch, links, uapi
+from agent.overlay import alias, links, uapi
+from agent.overlay.afterwards import Afterwards
+from agent.overlay.alias import NOT_KEPT, Alias, Keeping
 from agent.overlay.device import (
     DEFAULT_MTU,
     DeviceConfig,
     Interface,
     Network,
+    Opened,
     PeerConfig,
     PeerState,
     check_config,
@@ -40,6 +40,7 @@ from agent.overlay.device import (
     check_peers,
 )
 from agent.overlay.reconcile import SetPeer, differences
+from agent.overlay.wireguardgo import WireguardGo
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,6 @@ _START_TIMEOUT_S = 10.0
 # How long a process may take to be seen to end when its interface or its answer is missing.
 _END_PATIENCE_S = 0.5
 _POLL_S = 0.005
-_LINES_KEPT = 5
 
 
 class UserspaceDevice:
@@ -61,12 +61,14 @@ class UserspaceDevice:
 
     kind = "userspace"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, keeping: Keeping = NOT_KEPT) -> None:
         check_name(name)
         self._name = name
+        self._keeping = keeping
         self._socket = SOCKET_DIRECTORY / f"{name}.sock"
         self._config: DeviceConfig | None = None
-        self._process: _Process | None = None
+        self._process: WireguardGo | None = None
+        self._afterwards: Afterwards | None = None
         self._address_changes: links.AddressChanges | None = None
         self._listen_port = 0
         self._applied: dict[bytes, PeerConfig] = {}
@@ -88,29 +90,84 @@ class UserspaceDevice:
         listen_port: int,
         addresses: Sequence[Interface],
         mtu: int = DEFAULT_MTU,
-    ) -> None:
+    ) -> Opened:
         """See `Device.open`; also an EnvironmentFault if wireguard-go is not installed."""
-        if self._config is not None:
-            raise ValueError(f"{self._name} is open already")
+        adopted = self.try_adopt(private_key, listen_port, addresses, mtu)
+        if adopted is not None:
+            return adopted
         config = DeviceConfig(private_key, listen_port, tuple(addresses), mtu)
-        check_config(config)
         program = shutil.which(PROGRAM)
         if program is None:
             raise EnvironmentFault(
                 "this kernel has no WireGuard and wireguard-go is not installed",
                 hint="Install the package wireguard-go, or load `modprobe wireguard`.",
             )
-        taken_over = self._take_over(private_key)
+        own = alias.of(links.public_key(private_key), self._keeping, secrets.randbits(32))
+        taken_over = self._take_over(private_key, own)
         links.check_port(listen_port, left_over=taken_over)
         self._config = config
         try:
-            self._process = _Process(program, self._name)
+            self._process = WireguardGo.start(program, self._name)
             self._await_socket(self._process)
-            self._bring_up(config)
-            self._address_changes = links.AddressChanges()
+            self._bring_up(config, own)
+            self._watch(own)
         except BaseException:
             self.close()
             raise
+        return Opened(own.birth)
+
+    def clear(self, private_key: bytes) -> bool:
+        """Remove what a killed agent of ours left, of either kind; say whether there was any."""
+        own = alias.of(links.public_key(private_key), self._keeping, 0)
+        link = links.find(self._name)
+        found = alias.parse(link.alias) if link is not None else None
+        if found is None or not found.same_owner(own):
+            return False
+        return self._take_over(private_key, own)
+
+    def try_adopt(
+        self,
+        private_key: bytes,
+        listen_port: int,
+        addresses: Sequence[Interface],
+        mtu: int = DEFAULT_MTU,
+    ) -> Opened | None:
+        """Do as `open` if a killed agent left a device to be adopted, else nothing: None.
+
+        EnvironmentFault if it has what is not ours.
+        """
+        if self._config is not None:
+            raise ValueError(f"{self._name} is open already")
+        config = DeviceConfig(private_key, listen_port, tuple(addresses), mtu)
+        check_config(config)
+        own = alias.of(links.public_key(private_key), self._keeping, secrets.randbits(32))
+        link = links.ours(self._name, own)
+        left = alias.parse(link.alias) if link is not None else None
+        if link is None or left is None or link.kind == "wireguard":
+            return None
+        found = self._left_over_process(private_key)
+        if found is None:
+            return None
+        pid, pidfd = found
+        answer = self._request(uapi.GET)
+        here = _namespace("/proc/thread-self") == _namespace(f"/proc/{pid}")
+        if not here or answer.listen_port == 0 or listen_port not in (0, answer.listen_port):
+            os.close(pidfd)
+            return None
+        self._config, self._process = config, WireguardGo.adopt(pid, pidfd)
+        try:
+            own = left.claimed(own.claim)
+            links.claim(self._name, own, config.mtu)
+            links.readdress(self._name, config.addresses)
+            self._listen_port = answer.listen_port
+            self._applied = {peer.node_public: peer for peer in answer.configs}
+            self._watch(own)
+        except BaseException:
+            self.close()
+            raise
+        _log.info("wireguard-go adopted interface=%s pid=%d peers=%d", self._name, pid,
+                  len(answer.configs))  # fmt: skip
+        return Opened(own.birth, answer.configs, adopted=True)
 
     def apply(self, peers: Sequence[PeerConfig]) -> None:
         """See `Device.apply`."""
@@ -137,6 +194,7 @@ class UserspaceDevice:
         """See `Device.failure`: the process may have ended, someone may have removed the link."""
         if self._config is None or self._process is None:
             return "the device is closed"
+        self._process.hear()
         if links.exists(self._name):
             return self._process.ended()
         # The interface goes a moment before its process has ended, and with either the other.
@@ -149,6 +207,8 @@ class UserspaceDevice:
         is gone it should forget it, but waits for EINVAL, and newer kernels (seen on 6.18) say
         ENETUNREACH: it then never sends again. Setting the same endpoint again makes it forget.
         """
+        if self._afterwards is not None:
+            self._afterwards.tend()
         if self._address_changes is None or not self._address_changes.since_last():
             return
         states = [state for state in self.peers() if state.endpoint is not None]
@@ -161,22 +221,30 @@ class UserspaceDevice:
         """See `Device.close`."""
         if self._config is None:
             return
-        if self._address_changes is not None:
-            self._address_changes.close()
-            self._address_changes = None
         if self._process is not None:
             self._process.stop()
             # A killed process leaves its socket; one that ended well has removed it.
             self._socket.unlink(missing_ok=True)
             links.wait_gone(self._name)
-        self._process = None
-        self._config = None
+        if self._afterwards is not None:
+            self._afterwards.stop()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._address_changes is not None:
+            self._address_changes.close()
+        self._address_changes = self._process = self._afterwards = self._config = None
         self._applied.clear()
         self._routed.clear()
         self._listen_port = 0
 
-    def _bring_up(self, config: DeviceConfig) -> None:
-        links.claim(self._name, links.mark(config.private_key), config.mtu)
+    def _watch(self, own: Alias) -> None:
+        self._address_changes = links.AddressChanges()
+        self._afterwards = Afterwards(self._name, own.text(), self._keeping.outlive_s)
+        self._afterwards.tend()
+
+    def _bring_up(self, config: DeviceConfig, own: Alias) -> None:
+        links.claim(self._name, own, config.mtu)
         links.address_and_raise(self._name, config.addresses)
         # Only an interface that is up binds its port, so only now does the answer tell.
         port = config.listen_port or None
@@ -191,11 +259,11 @@ class UserspaceDevice:
             time.sleep(_POLL_S)
         self._listen_port = bound
 
-    def _await_socket(self, process: _Process) -> None:
+    def _await_socket(self, process: WireguardGo) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not _answers(self._socket):
             if process.ended() is not None:
-                raise self._start_fault(process.last_lines())
+                raise self._start_fault(process.last_words())
             if time.monotonic() > deadline:
                 raise EnvironmentFault(
                     f"wireguard-go did not start within {_START_TIMEOUT_S:.0f} s"
@@ -222,34 +290,35 @@ class UserspaceDevice:
             )
         return EnvironmentFault(f"wireguard-go did not start: {lines or 'it gave no reason'}")
 
-    def _take_over(self, private_key: bytes) -> bool:
+    def _take_over(self, private_key: bytes, own: Alias) -> bool:
         """Remove what a killed agent of this node left; say whether there was anything.
 
         A left-over process is waited for: it removes the socket's path when it ends, and must not
         remove the path of the process that comes next. A stale path is replaced by wireguard-go.
         """
-        left_over = self._left_over_process(private_key)
+        found = self._left_over_process(private_key)
         try:
-            taken_over = links.take_over(self._name, links.mark(private_key))
-            if left_over is None:
+            taken_over = links.take_over(self._name, own)
+            if found is None:
                 return taken_over
             self._socket.unlink(missing_ok=True)  # wireguard-go ends when its socket is removed
-            if not select.select([left_over], [], [], links.SETTLE_S)[0]:
+            if not select.select([found[1]], [], [], links.SETTLE_S)[0]:
                 raise EnvironmentFault(
                     f"a wireguard-go left over on {self._socket} does not end",
                     hint="Find it with `pgrep -a wireguard-go` and end it.",
                 )
         finally:
-            if left_over is not None:
-                os.close(left_over)
+            if found is not None:
+                os.close(found[1])
         return True
 
-    def _left_over_process(self, private_key: bytes) -> int | None:
-        """Return a pidfd of the wireguard-go with our key that answers on our socket, or None."""
+    def _left_over_process(self, private_key: bytes) -> tuple[int, int] | None:
+        """Return pid and pidfd of the wireguard-go with our key that answers here, or None."""
         try:
             with _connect(self._socket) as connection:
                 credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                pidfd = os.pidfd_open(struct.unpack("iII", credentials)[0])
+                pid = struct.unpack("iII", credentials)[0]
+                pidfd = os.pidfd_open(pid)
         except OSError:
             return None  # nobody listens, or it is ending just now
         try:
@@ -260,7 +329,7 @@ class UserspaceDevice:
         own_key = links.public_key(private_key)
         key = answer.private_key if answer is not None else b""
         if key and links.public_key(key) == own_key:
-            return pidfd
+            return pid, pidfd
         try:
             if not key and select.select([pidfd], [], [], _END_PATIENCE_S)[0]:
                 return None  # it was ending while we asked
@@ -301,64 +370,11 @@ class UserspaceDevice:
         return answer
 
 
-class _Process:
-    """A running wireguard-go; its words go to the log at level debug, the last few are kept."""
-
-    def __init__(self, program: str, name: str) -> None:
-        launcher = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(os.getpid())]
-        self._process = subprocess.Popen(
-            [*launcher, program, "-f", name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LOG_LEVEL": "error"},
-            text=True,
-            errors="replace",
-            # Ctrl-C in the agent's terminal must not end it before the agent says so.
-            start_new_session=True,
-        )
-        self._lines: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
-        assert self._process.stdout is not None  # noqa: S101 asked for just above
-        self._reader = threading.Thread(
-            target=self._read, args=(self._process.stdout,), name=f"{name}-words", daemon=True
-        )
-        self._reader.start()
-
-    def _read(self, output: IO[str]) -> None:
-        with output:
-            for line in output:
-                words = line.strip()
-                if words and not words.startswith(("│", "┌", "└")):  # its advertisement
-                    self._lines.append(words)
-                    _log.debug("wireguard-go: %s", words)
-
-    def ended(self, patience_s: float = 0.0) -> str | None:
-        """Say how the process ended, None while it runs."""
-        try:
-            code = self._process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            return None
-        return (
-            f"wireguard-go ended (signal {-code})" if code < 0 else f"wireguard-go ended ({code})"
-        )
-
-    def last_lines(self) -> str:
-        """Return the last words of an ended process on one line."""
-        self._reader.join(_REQUEST_TIMEOUT_S)
-        return "; ".join(self._lines)
-
-    def stop(self) -> None:
-        """End the process, by force if it does not end by itself."""
-        self._process.terminate()
-        try:
-            self._process.wait(links.SETTLE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            try:
-                self._process.wait(links.SETTLE_S)
-            except subprocess.TimeoutExpired:
-                raise EnvironmentFault("wireguard-go does not end, not even when killed") from None
-        self._reader.join(_REQUEST_TIMEOUT_S)
+def _namespace(process: str) -> str:
+    """Return which network namespace a process (its folder in /proc) is in; "" if none can say."""
+    with contextlib.suppress(OSError):
+        return str(Path(f"{process}/ns/net").readlink())
+    return ""
 
 
 def _connect(path: Path) -> socket.socket:

@@ -36,7 +36,8 @@ _NEVER = float("inf")
 class Book:
     """The paths to one peer, by place."""
 
-    def __init__(self, peer: NodeId, own: Own, credit: Credit) -> None:
+    def __init__(self, peer: NodeId, own: Own, credit: Credit, *, anew: bool = False) -> None:
+        """`anew`: WireGuard had the peer before, and forgot it meanwhile."""
         self._peer = peer
         self._own = own
         self._paths: dict[Place, Path] = {}
@@ -44,7 +45,9 @@ class Book:
         self._intake = Intake()
         self._allowance = Allowance(PROBES_PER_S, PROBES_BURST)
         self._credit = credit
-        self.begin_session()
+        self.session = own.first_session(peer)
+        if anew:
+            self.begin_session()
         self.nat = NatKind.UNKNOWN  # the peer's, by its own word
         self.candidates: tuple[Candidate, ...] = ()
 

@@ -133,6 +133,7 @@ class PathEngine:
         self._outputs: list[Output] = []
         self._own = Own(own, epoch, rng, self._outputs.append, self._observe_soon)
         self._kept: dict[NodeId, _Kept] = {}
+        self._known: set[NodeId] = set()  # who was kept at some time
         self._records: dict[NodeId, tuple[Candidate, ...]] = {}
         self._senders: OrderedDict[NodeId, _Sender] = OrderedDict()
         self._table = NatTable()
@@ -144,6 +145,10 @@ class PathEngine:
         self._observe_begun = _LONG_AGO
 
     # What this machine says.
+
+    def resume(self, birth: int) -> None:
+        """Say which interface of WireGuard this is (`Opened.birth`), before any path is found."""
+        self._own.birth = birth
 
     def set_local(
         self,
@@ -232,6 +237,7 @@ class PathEngine:
     def expel(self, peer: NodeId, now: float) -> None:
         """The peer is no member any more."""
         self._records.pop(peer, None)
+        self._known.discard(peer)
         self.forget(peer, now)
 
     def forget(self, peer: NodeId, now: float) -> None:
@@ -397,7 +403,11 @@ class PathEngine:
             return None
         kept = self._kept.get(peer)
         if kept is None:
-            kept = self._kept[peer] = _Kept(Pair(peer, self._own, self._sender(peer).credit, now))
+            # Only the first is as it may have been before: whoever is forgotten loses its session.
+            anew = peer in self._known
+            self._known.add(peer)
+            pair = Pair(peer, self._own, self._sender(peer).credit, now, anew=anew)
+            kept = self._kept[peer] = _Kept(pair)
         return kept
 
     def _guest(self, peer: NodeId, now: float) -> _Kept | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from agent.identity.keys import NodeId
 from agent.paths.allowance import Allowance
 from agent.paths.birthday import Turns
 from agent.paths.candidates import Surroundings
-from agent.paths.messages import Candidate, NatKind, Place
+from agent.paths.messages import SESSION_MAX, Candidate, NatKind, Place
 from agent.paths.outputs import Output
 
 # Paths that fail at once, as when a relay or this network does; after so many it is this machine or
@@ -55,8 +56,19 @@ class Own:
     public_hosts: frozenset[str] = frozenset()
     candidates: tuple[Candidate, ...] = ()
     relays: tuple[RelayNode, ...] = ()
+    birth: int = 0  # of WireGuard's interface, which may be older than this agent; 0: nobody said
     turns: Turns = field(default_factory=Turns)
     alarms: Allowance = field(default_factory=lambda: Allowance(ALARMS_PER_S, ALARMS_BURST))
+
+    def first_session(self, peer: NodeId) -> int:
+        """Return the number, up to SESSION_MAX, of WireGuard's first session with a peer.
+
+        An agent that goes on with the interface of a killed one says the same: no session is new.
+        """
+        if not self.birth:
+            return self.rng.randint(1, SESSION_MAX)
+        seed = self.birth.to_bytes(8) + peer.ed25519
+        return int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest()) % SESSION_MAX + 1
 
     def relay_host(self, host: str) -> bool:
         """Say whether an address is that of a relay we know."""

@@ -15,6 +15,7 @@
     the path in use is silent     alarm: ping it each FAST_S, burst at all others, ask rendezvous
      for a timeout, or CALM_S if   where they see us, signal and call
      nothing flows
+    … by its agent alone          keep it while WireGuard receives on it (`tunnel.py`)
     … too long                    move to the best that answers, or to a relay; ask the silent one
                                    each RETRY_S for RETRY_FOR_S
     relayed or nothing            a round (call, burst), in pauses that grow (`rounds.py`)
@@ -62,6 +63,7 @@ from agent.paths.pathmtu import PathMtu
 from agent.paths.rhythm import ACTIVE_S, RETRY_S, Rhythm
 from agent.paths.rounds import Rounds
 from agent.paths.talk import Talk
+from agent.paths.tunnel import Tunnel
 from agent.paths.why import why_not_direct
 
 # Linux makes a state for what comes in unasked, and our own packet to that place then leaves from
@@ -93,14 +95,18 @@ _LONG_AGO = float("-inf")
 class Pair:
     """This node and one peer."""
 
-    def __init__(self, peer: NodeId, own: Own, credit: Credit, now: float) -> None:
+    def __init__(
+        self, peer: NodeId, own: Own, credit: Credit, now: float, *, anew: bool = False
+    ) -> None:
+        """`anew`: there was a pair with the peer before, which was given up."""
         self.peer = peer
         self.wanted = False  # somebody here needs the peer; else the peer needs us
         self._ready = own.id < peer  # WireGuard here takes handshakes of the peer, or begins them
         self._peer_session = 0
         self._renewed_at = _LONG_AGO
         self._own = own
-        self._book = Book(peer, own, credit)
+        self._book = Book(peer, own, credit, anew=anew)
+        self._tunnel = Tunnel()
         self._legs = Legs(peer, own)
         self._talk = Talk()
         self._chance = Chance(peer, own, credit)
@@ -263,6 +269,7 @@ class Pair:
         sent_at = self._book.answered(pong.token, place)
         if sent_at is None:
             return
+        self._agent_heard(now)
         self._in_session(pong.session, now)
         if pong.provisional:
             self._expect(place, now)
@@ -303,6 +310,7 @@ class Pair:
             self._mover.begun(now)
         if self._beginning.seen(session, proved=used is not None and used.proved(now), now=now):
             self._begin_again(now)
+        self._tunnel.seen(rx, endpoint, now)
         on_path = used is not None and endpoint == used.place
         self._rhythm.traffic(rx, tx, on_path, now)
         if used is not None:
@@ -314,6 +322,8 @@ class Pair:
         path = self._book.get(endpoint) or self._book.learn(endpoint, now)
         if used is None and path is not None and path.trusted and not path.failed:
             self._use(path, "WireGuard roamed to it", now)  # a relay over which the peer came
+        elif self._used_again(path, now):
+            return
         elif path is None or path.relay is not None or not path.sound(now):
             if path is not None and path.relay is None and now - path.asked_at > 1.0:
                 path.next_at = min(path.next_at, now)
@@ -397,10 +407,17 @@ class Pair:
     # The rules.
 
     def _hear(self, now: float) -> None:
+        self._agent_heard(now)
         if self._left_at is not None and now - self._left_at > _LEAVING_S:
             self._left_at = None
         if self._left_at is None:
             self._heard = True
+
+    def _agent_heard(self, now: float) -> None:
+        used = self._used
+        if used is not None and self._tunnel.goes_on(used, now):
+            used.heard_again(now)
+        self._tunnel.agent_heard(now)
 
     def _in_session(self, session: int, now: float) -> None:
         """Note which session the peer has with us; 0: it does not say, or has none."""
@@ -476,8 +493,19 @@ class Pair:
         # not get more to do for it.
         if not self._alarmed and (self._rhythm.active(now) or used.silent_for(now) >= CALM_S):
             self._alarm(now)
+        if self._tunnel.goes_on(used, now):
+            return
         if too_silent(self._book, used, receiving=self._rhythm.receiving(now), now=now):
             self._give_up(used, now)
+
+    def _used_again(self, path: Path | None, now: float) -> bool:
+        """Take a path again that was given up, if only the peer's agent is silent on it."""
+        if self._used is not None or path is None or path.relay is not None:
+            return False
+        if not path.failed or not self._tunnel.goes_on(path, now):
+            return False
+        self._use(path, "its agent is silent, its WireGuard goes on", now)
+        return True
 
     def _give_up(self, used: Path, now: float) -> None:
         used.fail(now)

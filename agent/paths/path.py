@@ -145,6 +145,13 @@ class Path:
             penalty = _PENALTY_FIRST_S * 2.0 ** min(len(self.failures) - 2, 10)
             self.penalty_until = now + min(penalty, _PENALTY_MAX_S)
 
+    def heard_again(self, now: float) -> None:
+        """The peer's agent was away for a while, and is back: its silence counts from now."""
+        self.silent_since = None
+        self.unanswered = 0
+        self.failed = False
+        self.next_at = min(self.next_at, now)
+
     def forget(self) -> None:
         """We are on another network: nothing that was proved holds."""
         self.failed = True

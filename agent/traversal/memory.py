@@ -43,6 +43,10 @@ class PathMemory:
             self._places = {}
         self._written = dict(self._places)
 
+    def take(self, places: dict[NodeId, Place]) -> None:
+        """Take places that are newer than those of the file."""
+        self._places |= places
+
     def place(self, node: NodeId) -> Place | None:
         """Return where a member was reached last."""
         return self._places.get(node)

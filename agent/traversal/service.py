@@ -229,11 +229,13 @@ class Traversal:
         """Have signals heard from the control plane's first moment."""
         self._carrier.begin()
 
-    async def start(self, wireguard_port: int) -> None:
+    async def start(self, wireguard_port: int, birth: int = 0) -> None:
         """Begin; WireGuard holds its port. Raises EnvironmentFault where that cannot be shared.
 
-        Then `failed` is true, and WireGuard's endpoints are others' business.
+        Then `failed` is true, and WireGuard's endpoints are others' business. `birth`: of its
+        interface (`Opened`).
         """
+        self._engine.resume(birth)
         try:
             await self._start(wireguard_port)
         except EnvironmentFault as fault:

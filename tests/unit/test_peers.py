@@ -3,7 +3,7 @@
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from agent.identity.keys import NodeId, NodeKey
-from agent.overlay.device import Endpoint, PeerState
+from agent.overlay.device import Endpoint, PeerConfig, PeerState
 from agent.overlay.endpoints import TRY_INTERVAL_S
 from agent.peers import HEARD_LIMIT_S, RATE_WINDOW_S, PeerTable, Wish
 
@@ -191,3 +191,33 @@ def test_one_end_alone_begins_a_session_that_both_get_at_once() -> None:
         peers.observe([PeerState(peer.wireguard_public, FIRST, 1.0, 100, 10)], 1.0)
         (config,) = peers.configs(everyone, 1.0, lambda _: Wish(FIRST, 1))
         assert config.keepalive_s, "both keep it up once it is there"
+
+
+def held_table() -> PeerTable:
+    peers = table(FIRST)
+    held = PeerConfig(A.wireguard_public, SECOND, keepalive_s=15)
+    peers.hold([held, PeerConfig(bytes(32), FIRST)], until=30.0)
+    return peers
+
+
+def test_what_was_adopted_stays_as_it_is_until_a_path_is_found() -> None:
+    peers = held_table()
+    wishes: dict[NodeId, Wish | None] = {A: None}
+    for wish in (None, Wish(passive=True), Wish()):
+        wishes[A] = wish
+        (config,) = peers.configs(everyone, 1.0, wishes.get)
+        assert (config.endpoint, config.keepalive_s, config.order) == (SECOND, 15, 0)
+        assert len(config.allowed_ips) == 2, "its addresses are what its certificate says"
+    wishes[A] = Wish(FIRST, order=1)
+    assert peers.configs(everyone, 2.0, wishes.get)[0].endpoint == FIRST
+    wishes[A] = None
+    (nobody,) = peers.configs(everyone, 3.0, wishes.get)
+    assert nobody.node_public != A.wireguard_public, "it was held only until then"
+
+
+def test_what_was_adopted_is_not_held_for_ever_nor_for_who_is_no_member() -> None:
+    peers = held_table()
+    assert peers.configs(lambda node: False, 1.0, lambda _: None) == []
+    assert peers.configs(everyone, 1.0)[0].endpoint == SECOND, "also without a path engine"
+    assert peers.configs(everyone, 30.0)[0].endpoint == FIRST
+    assert peers.configs(everyone, 1.0)[0].endpoint == FIRST

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,3 +59,10 @@ def test_an_event_socket_without_events_has_none() -> None:
     finally:
         events.close()
         events.close()
+
+
+def test_an_interface_has_an_alias_or_is_not_there() -> None:
+    assert rtnetlink.alias_of("lo") == ""
+    assert rtnetlink.alias_of("covey-none") is None
+    with pytest.raises(OSError):
+        rtnetlink.delete_link("covey-none")

@@ -24,7 +24,8 @@ import pytest
 from pyroute2 import IPRoute
 
 from agent.overlay import links
-from agent.overlay.device import Device, Interface, PeerConfig
+from agent.overlay.alias import Keeping
+from agent.overlay.device import Device, Interface, Opened, PeerConfig
 from agent.overlay.fake import FakeDevice, FakeUnderlay
 from agent.overlay.kernel import KernelDevice
 from agent.overlay.userspace import SOCKET_DIRECTORY, UserspaceDevice
@@ -178,14 +179,19 @@ class Pair:
         return FakeDevice(self.name, self.underlay, HOSTS[side], machine=HOSTS[side])
 
     def open(self, side: int, **changes: Any) -> Any:
-        """Open that side's device."""
+        """Open that side's device and return it."""
+        self.opens(side, **changes)
+        return self.devices[side]
+
+    def opens(self, side: int, **changes: Any) -> Opened:
+        """Open that side's device and return what it came upon."""
         arguments = {
             "private_key": KEYS[side],
             "listen_port": PORTS[side],
             "addresses": ADDRESSES[side],
         }
-        self.devices[side].open(**(arguments | changes))
-        return self.devices[side]
+        opened: Opened = self.devices[side].open(**(arguments | changes))
+        return opened
 
     def peer(self, side: int, **changes: Any) -> PeerConfig:
         """Return the configuration with which the other side knows that side."""
@@ -205,6 +211,11 @@ class Pair:
         first.apply([self.peer(1)])
         second.apply([self.peer(0)])
         return first, second
+
+    def abandon(self, side: int) -> None:
+        """Have that side's agent killed; its device goes on alone, with another one for ours."""
+        self.devices[side].outlive()
+        self.devices[side] = self.device(side)
 
     def ping(self, side: int, address: str, timeout_s: float = 3.0) -> bool:
         """Ping an overlay address from that side."""
@@ -254,7 +265,19 @@ class RealPair(Pair):
 
     def device(self, side: int) -> Any:
         backend = {"kernel": KernelDevice, "userspace": UserspaceDevice}[self.kind]
-        return OnHost(self.hosts[side], backend(self.names[side]))
+        return OnHost(self.hosts[side], backend(self.names[side], Keeping(60.0)))
+
+    def abandon(self, side: int) -> None:
+        device = self.devices[side].device
+        children = [device._afterwards._process]
+        device._afterwards._let_go()
+        if self.kind == "userspace":
+            children.append(device._process._child)
+            device._process._let_go()
+        for child in filter(None, children):
+            child.returncode = 0  # nobody here waits for it any more
+        device._forget()
+        self.devices[side] = self.device(side)
 
     def ping(self, side: int, address: str, timeout_s: float = 3.0) -> bool:
         return self.hosts[side].run(echo, ip_address(address), timeout_s)

@@ -181,14 +181,34 @@ def test_an_interface_of_someone_else_is_not_touched(pair: Any) -> None:
     pair.open(0)
 
 
-def test_a_left_over_of_ours_is_taken_over(pair: Any) -> None:
-    first = pair.open(0)
-    second = pair.device(0)
-    first.apply([pair.peer(1)])
-    second.open(bytes([1]) * 32, 51820, pair_addresses(pair))
-    assert second.peers() == []
+def test_a_left_over_of_ours_is_adopted_with_its_peers(pair: Any) -> None:
+    first, second = pair.up()
+    assert pair.ping(0, B6)
+    (before,) = first.peers()
+    pair.abandon(0)
+    again = pair.devices[0]
+    opened = pair.opens(0)
+    assert opened.adopted
+    assert opened.peers == (pair.peer(1),)
+    assert again.listen_port == 51820
+    again.apply(opened.peers)
+    assert again.peers() == [before]
+    assert pair.ping(1, A4)
+    assert pair.ping(0, B4)
+    again.apply([])
+    assert again.peers() == []
+    again.close()
+    assert pair.left(0) == []
     second.close()
-    first.close()
+
+
+def test_a_left_over_with_another_port_is_made_anew(pair: Any) -> None:
+    pair.up()
+    pair.abandon(0)
+    opened = pair.opens(0, listen_port=51999)
+    assert not opened.adopted
+    assert pair.devices[0].peers() == []
+    pair.devices[0].close()
     assert pair.left(0) == []
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from agent.errors import EnvironmentFault
 from agent.overlay import links, shell
-from agent.overlay.device import Interface, PeerConfig
+from agent.overlay.device import Interface, Opened, PeerConfig
 from agent.overlay.fake import FakeDevice
 from agent.overlay.shell import Overlay
 
@@ -215,10 +215,10 @@ class _Slow(FakeDevice):
 
     def open(
         self, private_key: bytes, listen_port: int, addresses: Sequence[Interface], mtu: int = 1280
-    ) -> None:
+    ) -> Opened:
         self.begun.set()
         assert self.go.wait(10)
-        super().open(private_key, listen_port, addresses, mtu)
+        return super().open(private_key, listen_port, addresses, mtu)
 
 
 async def test_a_cancelled_start_leaves_nothing() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from agent import endpoint as endpoints
 from agent.overlay import uapi
-from agent.overlay.device import PeerState, canonical, parse_endpoint
+from agent.overlay.device import PeerConfig, PeerState, canonical, parse_endpoint
 from agent.overlay.reconcile import RemovePeer, SetPeer
 
 PRIVATE = "e84b5a6d2717c1003a13b431570353dbaca9146cf150c5f8575680feba52027a"
@@ -99,3 +99,17 @@ def test_what_is_no_endpoint(text: str) -> None:
 def test_mapped_addresses_are_ipv4() -> None:
     assert canonical(("::ffff:192.0.2.1", 5)) == ("192.0.2.1", 5)
     assert canonical(("2001:0db8::0001", 5)) == ("2001:db8::1", 5)
+
+
+def test_peers_are_read_as_they_could_have_been_set() -> None:
+    more = ANSWER.replace("%2", "").replace(
+        "allowed_ip=192.168.4.6/32\n", "allowed_ip=192.168.4.6/32\nallowed_ip=fd00::6/128\n"
+    )
+    first, second = uapi.decode(more.encode()).configs
+    assert first == PeerConfig(
+        bytes.fromhex(FIRST), ("abcd:23::33", 51820), (ip_network("192.168.4.4/32"),)
+    )
+    assert second == PeerConfig(
+        bytes.fromhex(SECOND), ("182.122.22.19", 3233),
+        (ip_network("192.168.4.6/32"), ip_network("fd00::6/128")), 111,
+    )  # fmt: skip

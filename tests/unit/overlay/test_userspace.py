@@ -15,17 +15,21 @@ from typing import Any
 import pytest
 
 from agent.errors import EnvironmentFault
-from agent.overlay import links, userspace
+from agent.overlay import alias, links, userspace
 from agent.overlay.auto import AutoDevice
+from agent.overlay.userspace import UserspaceDevice
 
 KEY = bytes([1]) * 32
 ADDRESSES = [ip_interface("fd12:3456:789a::1/48"), ip_interface("10.77.1.1/16")]
+OWN = alias.of(links.public_key(KEY), alias.NOT_KEPT, 7)
 
 _AGENT = """
 import sys, time
 from ipaddress import ip_interface
+from agent.overlay.alias import Keeping
 from agent.overlay.userspace import UserspaceDevice
-UserspaceDevice(sys.argv[1]).open(bytes([1]) * 32, 51820, [ip_interface("fd12:3456:789a::1/48")])
+device = UserspaceDevice(sys.argv[1], Keeping(float(sys.argv[2])))
+device.open(bytes([1]) * 32, 51820, [ip_interface("fd12:3456:789a::1/48")])
 print("open", flush=True)
 time.sleep(60)
 """
@@ -38,20 +42,74 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_agent_leaves_no_process_and_the_next_one_starts(real: Any) -> None:
-    host, name = real.hosts[0], real.names[0]
-    command = [sys.executable, "-c", _AGENT, name]
-    agent = host.run(subprocess.Popen, command, stdout=subprocess.PIPE, text=True)
+def killed_agent(real: Any, seconds: float) -> None:
+    """Have an agent open side 0's device, and kill it."""
+    command = [sys.executable, "-c", _AGENT, real.names[0], str(seconds)]
+    agent = real.hosts[0].run(subprocess.Popen, command, stdout=subprocess.PIPE, text=True)
     with agent:
         assert agent.stdout.readline() == "open\n"
         assert real.left(0) != []
         agent.kill()
         agent.wait(10)
-    # At once, while the old wireguard-go may still be on its way out.
+
+
+def test_what_a_killed_agent_left_goes_after_a_while(real: Any) -> None:
+    killed_agent(real, 0.0)
+    wait_until(lambda: real.left(0) == [])
     real.up()
     assert real.ping(0, "10.77.2.2")
-    real.devices[0].close()
-    wait_until(lambda: real.left(0) == [])
+
+
+def test_what_a_killed_agent_left_is_adopted(
+    real: Any, running: Callable[[str], list[str]]
+) -> None:
+    killed_agent(real, 60.0)
+    (before,) = running(real.names[0])
+    other = real.device(0)
+    with pytest.raises(EnvironmentFault, match="belongs to another Covey node"):
+        other.open(bytes([3]) * 32, 51820, ADDRESSES)
+    elsewhere = UserspaceDevice(real.names[0], alias.Keeping(60.0, "/another/state"))
+    with pytest.raises(EnvironmentFault, match="another state directory"):
+        real.hosts[0].run(elsewhere.open, KEY, 51820, ADDRESSES)
+    first, second = real.up()
+    assert running(real.names[0]) == [before]
+    assert real.shown_addresses(0) == {"fd12:3456:789a::1/48", "10.77.1.1/16"}, "one is new"
+    assert real.ping(0, "10.77.2.2")
+    assert first.device._process.adopted
+    os.kill(int(before), signal.SIGKILL)
+    wait_until(lambda: first.failure() is not None)
+    assert first.failure() == "wireguard-go ended"
+    first.close()
+    assert real.left(0) == []
+    second.close()
+
+
+def test_another_port_is_not_adopted(real: Any, running: Callable[[str], list[str]]) -> None:
+    killed_agent(real, 60.0)
+    before = running(real.names[0])
+    real.open(0, listen_port=51999)
+    assert len(running(real.names[0])) == 1
+    assert running(real.names[0]) != before
+
+
+def test_peers_that_are_adopted_are_not_touched_by_the_same_wish(real: Any) -> None:
+    first, second = real.up()
+    assert real.ping(0, "10.77.2.2")
+    (before,) = first.peers()
+    real.abandon(0)
+    again = real.devices[0]
+    opened = again.open(KEY, 51820, ADDRESSES)
+    assert opened.adopted
+    assert opened.peers == (real.peer(1),)
+    sent: list[bytes] = []
+    request = again.device._request
+    again.device._request = lambda text: (sent.append(text), request(text))[1]
+    again.apply([real.peer(1)])
+    assert [text for text in sent if text.startswith(b"set")] == []
+    assert again.peers() == [before]
+    assert real.ping(1, "10.77.1.1")
+    again.close()
+    second.close()
 
 
 def test_a_process_that_outlived_its_agent_is_ended(
@@ -67,7 +125,7 @@ def test_a_process_that_outlived_its_agent_is_ended(
     try:
         path = userspace.SOCKET_DIRECTORY / f"{name}.sock"
         wait_until(path.exists)
-        host.run(links.claim, name, links.mark(KEY), 1280)
+        host.run(links.claim, name, OWN, 1280)
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(path))
             connection.sendall(f"set=1\nprivate_key={KEY.hex()}\n\n".encode())
@@ -214,3 +272,34 @@ def test_auto_takes_userspace_here_and_passes_everything_on(
     finally:
         host.run(device.close)
     assert device.failure() == "the device is closed"
+
+
+def test_who_waits_for_the_agents_end_is_started_again_if_somebody_ended_it(real: Any) -> None:
+    device = real.open(0)
+    process = device.device._afterwards._process
+    process.kill()
+    process.wait(5)
+    device.refresh()
+    again = device.device._afterwards._process
+    assert again.pid != process.pid
+    assert again.poll() is None
+    device.close()
+    assert again.poll() is not None
+
+
+def test_an_interface_that_was_adopted_is_not_taken_away_by_who_waited(real: Any) -> None:
+    killed_agent(real, 1.0)
+    device = real.open(0)
+    time.sleep(2.5)
+    assert device.failure() is None
+    device.close()
+
+
+def test_clearing_takes_away_what_a_killed_agent_left_and_says_so(real: Any) -> None:
+    killed_agent(real, 60.0)
+    device = real.device(0)
+    assert not device.clear(bytes([3]) * 32), "another node's"
+    assert real.left(0) != []
+    assert device.clear(KEY)
+    assert real.left(0) == []
+    assert not device.clear(KEY)

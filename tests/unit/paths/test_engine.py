@@ -598,7 +598,8 @@ def test_when_everybody_is_slow_few_are_called_in_haste() -> None:
         if int(now * 2) > carried:
             carried = int(now * 2)
             for place, peer in places.items():
-                made.wireguard_seen(peer, place, 50_000 * carried, 50_000 * carried, now)
+                came = 50_000 * min(carried, 12)  # nothing from 6.0 on
+                made.wireguard_seen(peer, place, came, 50_000 * carried, now)
         for output in made.take():
             if isinstance(output, out.SendSignal) and silent and output.signal.call_me:
                 called.append(now)
@@ -611,3 +612,88 @@ def test_when_everybody_is_slow_few_are_called_in_haste() -> None:
     first = [at for at in called if at < 6.0 + 1.0]
     assert 0 < len(first) <= ALARMS_BURST
     assert len(called) > len(first), "the others in their rounds"
+
+
+def flowing(made: PathEngine, start: float, end: float, *, answers: bool, receives: bool) -> int:
+    """Let packets flow on THERE; return how many endpoints were set."""
+    count, at = 0, start
+    while at < end:
+        carried = int(at * 40_000)
+        came = carried if receives else int(start * 40_000)
+        made.wireguard_seen(PEER, THERE, came, carried, at)
+        for _ in range(50):
+            at += 0.01
+            made.tick(at)
+            for output in made.take():
+                count += isinstance(output, out.SetEndpoint)
+                asked = isinstance(output, out.SendProbe) and isinstance(output.probe, Ping)
+                if answers and asked and output.place == THERE:
+                    pong = Pong(output.probe.token, pack(THERE), session=1)
+                    made.probe_received(PEER, THERE, pong, at + 0.005)
+    return count
+
+
+def test_a_peer_whose_agent_alone_is_dead_keeps_its_path_and_its_return_disturbs_nothing() -> None:
+    made = engine(relays=True)
+    made.want(PEER, 1.0)
+    made.signal_received(PEER, signal(THERE), 1.0)
+    prove(made, THERE, 1.0)
+    flowing(made, 2.0, 8.0, answers=True, receives=True)
+    assert flowing(made, 8.0, 70.0, answers=False, receives=True) == 0
+    view = made.describe(PEER, 70.0)
+    assert view is not None
+    assert view.place == THERE
+    assert flowing(made, 70.0, 76.0, answers=True, receives=True) == 0
+    view = made.describe(PEER, 76.0)
+    assert view is not None
+    assert view.place == THERE
+    assert view.path_class is PathClass.PUNCHED
+
+
+def test_a_peer_whose_machine_is_dead_loses_its_path_as_soon_as_before() -> None:
+    made = engine()
+    made.want(PEER, 1.0)
+    made.signal_received(PEER, signal(THERE), 1.0)
+    prove(made, THERE, 1.0)
+    flowing(made, 2.0, 8.0, answers=True, receives=True)
+    flowing(made, 8.0, 11.0, answers=False, receives=False)
+    view = made.describe(PEER, 11.0)
+    assert view is not None
+    assert view.path_class is None
+
+
+def test_a_path_that_was_given_up_is_used_again_if_only_the_agent_is_silent() -> None:
+    """While nothing flows nobody knows, until the next keepalive."""
+    made = engine()
+    made.want(PEER, 1.0)
+    made.signal_received(PEER, signal(THERE), 1.0)
+    prove(made, THERE, 1.0)
+    run(made, 2.0, 40.0)
+    view = made.describe(PEER, 40.0)
+    assert view is not None
+    assert view.path_class is None
+    for at, rx in ((40.0, 0), (41.0, 0), (42.0, 32)):
+        made.wireguard_seen(PEER, THERE, rx, 1000, at)
+    view = made.describe(PEER, 42.0)
+    assert view is not None
+    assert view.place == THERE
+
+
+def test_who_goes_on_with_the_same_interface_says_the_same_session() -> None:
+    def said(birth: int, *, forgotten: bool = False) -> int:
+        made = PathEngine(ME, random.Random(), epoch=1)
+        made.resume(birth)
+        made.need(PEER, 1.0)
+        if forgotten:
+            made.forget(PEER, 1.0)
+            made.need(PEER, 1.0)
+        made.ready([PEER], 1.0)
+        made.probe_received(PEER, THERE, Ping(1, wants=True), 1.0)
+        (pong,) = probes([(1.0, o) for o in made.take()], Pong)
+        assert isinstance(pong.probe, Pong)
+        return pong.probe.session
+
+    assert said(7) == said(7) > 0
+    assert said(7) != said(8)
+    assert said(7) != said(7, forgotten=True), "WireGuard forgot its session with the peer"
+    assert said(0) != said(0), "nobody said which interface it is"
