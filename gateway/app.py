@@ -22,7 +22,7 @@ from aiohttp import web
 from gateway.config import Config
 from gateway.errors import ApiError
 from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
-from gateway.routing import Router, UnknownModel
+from gateway.routing import Router
 from gateway.upstream import Upstream
 from gateway.watch import Source, Watch
 
@@ -101,7 +101,7 @@ class _Gateway:
         for entry in entries:
             if entry["id"] == name:
                 return _json(self._model(entry))
-        raise self._proxy.refusal(name, UnknownModel(tuple(entry["id"] for entry in entries)))
+        raise self._proxy.refusal(name, self._router.missing(name))
 
     async def health(self, _: web.Request) -> web.Response:
         entries = self._router.models(time.monotonic())

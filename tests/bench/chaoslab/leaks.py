@@ -130,8 +130,9 @@ def left_behind(mesh: Storm) -> list[str]:
     found += [str(file) for file in Path("/run/wireguard").iterdir()]
     for name in mesh.lab.machines:
         state = mesh.root / name
-        left = [*state.glob("*.sock"), *state.glob("**/.*.*"), *state.glob("parts/*"),
-                *state.glob("stages/*")]  # fmt: skip
+        left = [*state.glob("*.sock"), *state.glob("**/.*.*")]
+        for kept in ("parts", "stages"):  # weights stay for the next time, under their hash
+            left += [file for file in state.glob(f"{kept}/*") if file.suffix != ".gguf"]
         found += [str(file) for file in left]
     return found
 

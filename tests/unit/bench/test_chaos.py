@@ -44,7 +44,7 @@ WHOLE = {"status": 200, "text": "one two", "finish": "length", "done": True}
         ({"done": False}, "wrong"),
         ({"finish": "", "done": False}, "cut"),
         ({"finish": ""}, "wrong"),
-        ({"text": "one", "finish": "", "done": False, "error": "broken", "is_object": True}, "lost"),
+        ({"text": "one", "finish": "", "error": "broken", "is_object": True}, "lost"),
         ({"text": "on the", "error": "broken", "is_object": True}, "wrong"),
         ({"text": "one", "error": "TransferEncodingError"}, "cut"),
         ({"text": "", "status": 503, "error": "later", "is_object": True}, "refused"),

@@ -465,8 +465,28 @@ async def test_outside_servers_are_found_by_their_list(
     assert (await get(url + "/health"))[1] == {"status": "ok", "models": ["m"]}
 
 
+async def test_a_deployed_model_without_a_head_may_be_asked_for_again(
+    gateway: Any, listed: Any
+) -> None:
+    source = listed()
+    source.deployed = frozenset({"m"})
+    url = await gateway(source=source)
+    status, body, headers = await post(url)
+    assert (status, headers["Retry-After"]) == (503, "2")
+    assert "'m' is ready (it is deployed, and its head" in json.loads(body)["error"]["message"]
+    assert (await get(url + "/v1/models/m"))[0] == 503
+    source.deployed = frozenset()
+    await eventually(lambda: answers_404(url))
+
+
+async def answers_404(url: str) -> bool:
+    return bool((await post(url))[0] == 404)
+
+
 async def test_before_the_first_round_it_is_starting(gateway: Any) -> None:
     class Slow:
+        deployed: frozenset[str] = frozenset()
+
         async def replicas(self) -> list[Replica]:
             await asyncio.sleep(60)
             return []
