@@ -20,7 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from chaoslab import events, leaks, tally
 from chaoslab.answers import Seen
@@ -48,8 +48,10 @@ FILES_GOAL, RSS_GOAL_MIB = 16, 16
 class Chaos:
     """One run: what happens, who sees it."""
 
-    def __init__(self, root: Path, minutes: float, mean_s: float, seed: int, log: TextIO) -> None:
-        self.root, self.seed, self._log = root, seed, log
+    def __init__(
+        self, root: Path, folder: Path, minutes: float, mean_s: float, seed: int, log: TextIO
+    ) -> None:
+        self.root, self.seed, self._folder, self._log = root, seed, folder, log
         self.minutes, self._mean_s = minutes, mean_s
         self._began = time.monotonic()
         self.say("the mesh comes up")
@@ -90,6 +92,18 @@ class Chaos:
             self.watch.stop()
         rows += tally.rows(self.clients.seen, self.events, time.monotonic())
         return rows + end_rows
+
+    def keep_logs(self) -> None:
+        """Copy the logs, and write what is known of events, answers and what agents hold."""
+        for file in [*self.root.glob("*.log"), *self.root.glob("*/agent.log")]:
+            shutil.copyfile(file, self._folder / "-".join(file.relative_to(self.root).parts))
+        told = [asdict(event) | {"roles": sorted(event.roles)} for event in self.events]
+        held = {f"{name} {pid}": [asdict(one) for one in samples]
+                for (name, pid), samples in self.holdings.samples.items()}  # fmt: skip
+        (self._folder / "events.json").write_text(json.dumps(told, indent=1))
+        (self._folder / "held.json").write_text(json.dumps(held, indent=1))
+        seen = "".join(f"{one.line()}\n" for one in self.clients.seen)
+        (self._folder / "seen.jsonl").write_text(seen)
 
     # ------------------------------------------------------------------ the storm
 
@@ -158,11 +172,12 @@ class Chaos:
         if now - self._sampled > SAMPLE_S:
             self._sampled = now
             self.holdings.sample(now)
+            self.keep_logs()
 
     def _note(self, seen: Seen) -> None:
         if seen.end == "ok":
             for event in self.events[-20:]:
-                if not event.answered and seen.began >= event.began:
+                if not event.answered and event.whole and seen.began >= event.whole:
                     event.answered = seen.ended
             return
         self.say(f"  {seen.end}: {seen.status} {seen.error} (asked {seen.ended - seen.began:.2f} s"
@@ -209,6 +224,7 @@ class Chaos:
             row("at the end: engines at work", working, "engines", goal=NODES),
             row("at the end: astray while up", len(strays), "things", goal=0,
                 limit=strays[0] if strays else None),
+            row("cut weights on one disk, most", leaks.weights(self.mesh), "MiB"),
             row("all down: left behind", len(left), "things", goal=0,
                 limit=left[0] if left else None),
         ]  # fmt: skip
@@ -233,21 +249,6 @@ def growth_rows(holdings: leaks.Holdings, settled_s: float) -> list[Row]:
     ]
 
 
-def keep_logs(root: Path, folder: Path, chaos: Chaos | None) -> None:
-    """Copy the logs, and write events and samples."""
-    for file in [*root.glob("*.log"), *root.glob("*/agent.log"), root / "works.json"]:
-        if file.exists():
-            shutil.copyfile(file, folder / "-".join(file.relative_to(root).parts))
-    if chaos is not None:
-        told: list[dict[str, Any]] = [asdict(e) | {"roles": sorted(e.roles)} for e in chaos.events]
-        (folder / "events.json").write_text(json.dumps(told, indent=1))
-        samples = {f"{name} {pid}": [asdict(one) for one in some]
-                   for (name, pid), some in chaos.holdings.samples.items()}  # fmt: skip
-        (folder / "held.json").write_text(json.dumps(samples, indent=1))
-        seen = "".join(f"{one.line()}\n" for one in chaos.clients.seen)
-        (folder / "seen.jsonl").write_text(seen)
-
-
 def main() -> int:
     """Parse flags, run it in a sandbox, print a table and write JSON."""
     flags = parser(__doc__)
@@ -268,13 +269,13 @@ def main() -> int:
     chaos = None
     with (folder / "chaos.log").open("w") as log:
         try:
-            chaos = Chaos(root, minutes, mean_s, arguments.seed, log)
+            chaos = Chaos(root, folder, minutes, mean_s, arguments.seed, log)
             rows = chaos.run()
             rows += growth_rows(chaos.holdings, QUICK_SETTLED_S if quick else SETTLED_S)
         finally:
             if chaos is not None:
                 chaos.mesh.stop()
-            keep_logs(root, folder, chaos)
+                chaos.keep_logs()
     found = conditions(
         quick=quick, model=MODEL, workers=WORKERS, nodes=NODES, streams=STREAMS,
         seed=arguments.seed, minutes=minutes, mean_s_between_events=mean_s,

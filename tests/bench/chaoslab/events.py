@@ -45,6 +45,11 @@ class Event:
         return self.roles != {"other"}
 
     @property
+    def again(self) -> float:
+        """When all was well again; a ring does not notice that the gateway is without an agent."""
+        return self.answered if "gateway" in self.roles else self.whole
+
+    @property
     def may_lose(self) -> bool:
         """Whether answers may be lost by design: those of a head, and all of a lost gateway."""
         return bool(self.roles & {"head", "gateway"}) and not self.kind.endswith("drained")

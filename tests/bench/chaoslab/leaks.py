@@ -137,6 +137,15 @@ def left_behind(mesh: Storm) -> list[str]:
     return found
 
 
+def weights(mesh: Storm) -> float:
+    """Return how many MiB of cut weights the machine with most of them keeps on its disk."""
+    sizes = [
+        sum(file.stat().st_size for file in (mesh.root / name).glob("[ps]*s/*.gguf"))
+        for name in mesh.lab.machines
+    ]
+    return max(sizes) / _MIB
+
+
 def _interfaces(mesh: Storm, up: set[str]) -> list[str]:
     found = []
     for name in mesh.lab.machines:

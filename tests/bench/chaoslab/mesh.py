@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +110,7 @@ class Watch:
     def whole_since(self, moment: float, steady_s: float) -> float | None:
         """Return when the same whole ring began that was there for so long, after a moment."""
         start: Look | None = None
-        for look in list(self.looks):
-            if look.at < moment:
-                continue
+        for look in self.looks[bisect_left(self.looks, moment, key=lambda look: look.at) :]:
             if not look.whole:
                 start = None
             elif start is None or start.ring != look.ring:

@@ -52,7 +52,8 @@ def rows(seen: Sequence[Seen], events: Sequence[Event], end: float) -> list[Row]
             unknown.append(one)
             continue
         blamed.setdefault(event.kind, []).append((one, event))
-        if one.end == "lost" and not event.may_lose:
+        taken_in = one.end == "lost" or one.ended - one.began > _AT_ONCE_S
+        if taken_in and not event.may_lose:
             undesigned.append(one)
     late = [s for s in counts["refused"] if s.ended - s.began > _AT_ONCE_S]
     found += [
@@ -99,13 +100,10 @@ def _of_kind(
         ]  # fmt: skip
         if gaps:
             found.append(row(f"{kind}: longest gap of one that went on", max(gaps), "s"))
-        whole = [e.whole - e.began for e in serving if e.whole]
-        answered = [e.answered - e.began for e in serving if e.answered]
-        for name, moments in (("whole", whole), ("answered", answered)):
-            if moments:
-                found.append(row(f"{kind}: until {name}, median", statistics.median(moments), "s"))
-                found.append(row(f"{kind}: until {name}, longest", max(moments), "s"))
-    never = sum(1 for e in serving if not e.whole)
+        if moments := [e.again - e.began for e in serving if e.again]:
+            found.append(row(f"{kind}: until whole, median", statistics.median(moments), "s"))
+            found.append(row(f"{kind}: until whole, longest", max(moments), "s"))
+    never = sum(1 for e in serving if not e.again)
     failed_to = [event.error for event in times if event.error]
     if never:
         found.append(row(f"{kind}: never whole after it", never, "times", goal=0))
