@@ -23,7 +23,7 @@ from gateway.config import Config
 from gateway.errors import ApiError
 from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
 from gateway.routing import Router
-from gateway.upstream import Upstream
+from gateway.upstream import Upstream, socket_to_replica
 from gateway.watch import Source, Watch
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,9 @@ class _Gateway:
         source = self._make_source() if self._make_source else None
         session = aiohttp.ClientSession(
             # The router's choice bounds the connections to a replica, not the connector.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEP_ALIVE_S, socket_factory=socket_to_replica
+            ),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_SKIPPED_HEADERS,

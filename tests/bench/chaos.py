@@ -49,8 +49,9 @@ class Chaos:
     """One run: what happens, who sees it."""
 
     def __init__(
-        self, root: Path, folder: Path, minutes: float, mean_s: float, seed: int, log: TextIO
-    ) -> None:
+        self, root: Path, folder: Path, minutes: float, mean_s: float, seed: int,
+        kinds: tuple[str, ...], log: TextIO,
+    ) -> None:  # fmt: skip
         self.root, self.seed, self._folder, self._log = root, seed, folder, log
         self.minutes, self._mean_s = minutes, mean_s
         self._began = time.monotonic()
@@ -61,7 +62,7 @@ class Chaos:
         self.holdings = leaks.Holdings(self.mesh)
         self.events: list[Event] = []
         self._chance = random.Random(seed)
-        self._choice = Choice(self._chance)
+        self._choice = Choice(self._chance, kinds)
         self._pool = ThreadPoolExecutor(16)
         self._sampled = 0.0
 
@@ -256,6 +257,8 @@ def main() -> int:
                        help=f"how long ({MINUTES:g}; quick: {QUICK_MINUTES:g})")  # fmt: skip
     flags.add_argument("--seed", type=int, default=1, metavar="N", help="another course of events")
     flags.add_argument("--logs", type=Path, metavar="FOLDER", help="keep all logs here")
+    flags.add_argument("--only", nargs="+", choices=list(events.KINDS), metavar="KIND",
+                       help="these kinds of events alone")  # fmt: skip
     arguments = flags.parse_args()
     if not sandbox.inside():
         return sandbox.run([sys.executable, *sys.argv])
@@ -269,7 +272,8 @@ def main() -> int:
     chaos = None
     with (folder / "chaos.log").open("w") as log:
         try:
-            chaos = Chaos(root, folder, minutes, mean_s, arguments.seed, log)
+            kinds = tuple(arguments.only or events.KINDS)
+            chaos = Chaos(root, folder, minutes, mean_s, arguments.seed, kinds, log)
             rows = chaos.run()
             rows += growth_rows(chaos.holdings, QUICK_SETTLED_S if quick else SETTLED_S)
         finally:

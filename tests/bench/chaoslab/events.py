@@ -119,6 +119,8 @@ KINDS: dict[str, Kind] = {
     "stage's agent killed": Kind("stage", faults.kill_agent, _SHORT, True, True),
     "stage's power lost": Kind("stage", faults.fail_power, _LONG, True, True),
     "owner's agent killed": Kind("owner", faults.kill_agent, _SHORT, True, True),
+    # Longer than what a gateway waits for a machine that may be gone (gateway/upstream.py).
+    "head's power lost": Kind("head", faults.fail_power, (25.0, 60.0), True, True),
     "head's agent killed": Kind("head", faults.kill_agent, _SHORT, True, True),
     "another's agent killed": Kind("other", faults.kill_agent, _SHORT, True, True),
     "another's power lost": Kind("other", faults.fail_power, _LONG, True, True),
@@ -141,13 +143,14 @@ class Choice:
     """Which kind is next, and whom it hits: each kind once before any comes again."""
 
     chance: random.Random
+    kinds: tuple[str, ...] = tuple(KINDS)
     bag: list[str] = field(default_factory=list)
     joined: int = 0
 
     def draw(self) -> str:
         """Return the next kind."""
         if not self.bag:
-            self.bag = list(KINDS)
+            self.bag = list(self.kinds)
             self.chance.shuffle(self.bag)
         return self.bag.pop()
 

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
@@ -463,6 +464,30 @@ async def test_outside_servers_are_found_by_their_list(
     status, body, headers = await post(url)
     assert (status, body, headers["x-covey-replica"]) == (200, b"fine", "ollama")
     assert (await get(url + "/health"))[1] == {"status": "ok", "models": ["m"]}
+
+
+async def test_a_machine_that_is_gone_does_not_keep_its_client_waiting(
+    gateway: Any, upstream: Any, head: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel ends connections that nothing comes back from; nothing here is so silent."""
+    made: list[socket.socket] = []
+
+    def to_replica(address: Any) -> socket.socket:
+        made.append(upstream_module.socket_to_replica(address))
+        return made[-1]
+
+    monkeypatch.setattr(app_module, "socket_to_replica", to_replica)
+    url = await gateway(head("a", await upstream(fine)))
+    assert (await post(url))[0] == 200
+    [opened, *_] = made
+    assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    after, interval, probes = (opened.getsockopt(socket.IPPROTO_TCP, o) for o in options)
+    assert after + interval * probes == upstream_module.GONE_S
+    assert (
+        opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        == 1000 * upstream_module.GONE_S
+    )
 
 
 async def test_a_deployed_model_without_a_head_may_be_asked_for_again(
