@@ -80,8 +80,8 @@ async def ask(
                 _whole(await response.text(), seen)
     except TimeoutError:
         seen.timed_out = True
-    except aiohttp.ClientError as error:
-        seen.error = seen.error or repr(error)
+    except (aiohttp.ClientError, OSError, LookupError, ValueError, TypeError) as error:
+        seen.error, seen.is_object = seen.error or repr(error), False
     seen.ended = time.monotonic()
     seen.judge(work)
     return seen

@@ -22,6 +22,9 @@ MOST_HIT = 2
 MOST_NEWCOMERS = 6
 # A newcomer is left alone for so long: it joins, measures, and may get work.
 NEWCOMER_S = 20.0
+_DRAIN_LIMIT_S = 180.0
+# What could not be put right is tried once more, so that the rest of the run is worth something.
+_AGAIN_S = 15.0
 
 
 @dataclass
@@ -84,7 +87,11 @@ def _drained(mesh: Storm, name: str) -> Undo:
         mesh.agent(name, "drain", "--off")
         mesh.draining.discard(name)
 
-    done = mesh.try_agent(name, "drain", timeout_s=180)
+    try:
+        done = mesh.try_agent(name, "drain", timeout_s=_DRAIN_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        off()
+        raise
     if done.returncode != 0:
         off()
         raise LookupError((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
@@ -173,7 +180,9 @@ class Choice:
             }  # fmt: skip
         if kind.role == "newcomer":
             now = time.monotonic()
-            return {name for name, at in mesh.newcomers.items() if now - at > NEWCOMER_S} - busy
+            return {
+                name for name, at in list(mesh.newcomers.items()) if now - at > NEWCOMER_S
+            } - busy
         if kind.role == "gateway":
             return {mesh.door} - busy
         if len(busy) >= MOST_HIT:
@@ -192,13 +201,18 @@ def live(mesh: Storm, event: Event) -> None:
     try:
         undo = kind.act(mesh, event.name)
         time.sleep(event.lasts_s)
-        undo()
+        try:
+            undo()
+        except (CoveyError, OSError, subprocess.SubprocessError) as error:
+            event.error = str(error)
+            time.sleep(_AGAIN_S)
+            undo()
         if kind.away:
             mesh.status(event.name)
     except LookupError as error:
         event.words = str(error)
     except (CoveyError, OSError, subprocess.SubprocessError) as error:
-        event.error = str(error)
+        event.error = f"{event.error} {error}".strip()
     finally:
         if kind.away:
             mesh.back(event.name)

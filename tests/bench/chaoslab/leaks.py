@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.errors import CoveyError
 from chaoslab.mesh import Storm
 
 _MIB = 2**20
@@ -45,13 +44,7 @@ class Holdings:
 
     def sample(self, now: float) -> None:
         """Take one of each that is there."""
-        processes = {}
-        for name in self._mesh.machines:
-            if name not in self._mesh.hit:
-                with suppress(CoveyError, OSError):
-                    processes[name] = int(self._mesh.status(name)["pid"])
-        processes["gateway"] = self._mesh.gateway_pid
-        for name, pid in processes.items():
+        for name, pid in {**self._mesh.agents(), "gateway": self._mesh.gateway_pid}.items():
             key = (name, pid)
             with suppress(OSError):
                 began = self._began.setdefault(key, now)
@@ -108,8 +101,9 @@ def _is_ours(words: str) -> bool:
 
 def strays(mesh: Storm) -> list[str]:
     """Return processes and interfaces that no agent of the mesh answers for, while all are up."""
-    agents = {int(mesh.status(name)["pid"]) for name in mesh.machines}
-    found = []
+    there = mesh.agents()
+    agents = set(there.values())
+    found = [f"no agent answers on {name}" for name in mesh.machines if name not in there]
     wireguards: dict[int, int] = {}
     for pid, (parent, words) in processes().items():
         if pid in agents or pid == mesh.gateway_pid:

@@ -20,7 +20,7 @@ from failoverlab.ringed import MODEL, NODES, PORT, Ringed
 
 from agent.demo.fleet import engines
 from agent.errors import CoveyError, PeerError
-from chaoslab.answers import Seen
+from chaoslab.answers import LIMIT_S, Seen
 
 WORKERS = 6
 STREAMS = 4
@@ -77,9 +77,17 @@ class Storm(Ringed):
             self.frozen.discard(pid)
         return False
 
+    def agents(self) -> dict[str, int]:
+        """Return the process ids of all agents that answer, by their machines' names."""
+        found = {}
+        for name in self.machines:
+            with suppress(CoveyError, OSError):
+                found[name] = int(self.status(name)["pid"])
+        return found
+
     def engines_at_work(self) -> int:
         """Return how many engines have a model, on all machines."""
-        return sum(len(engines(int(self.status(name)["pid"]))) for name in self.machines)
+        return sum(len(engines(pid)) for pid in self.agents().values())
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ class Watch:
         mesh, at = self._mesh, time.monotonic()
         try:
             found = mesh.deployment()
-        except (CoveyError, LookupError, StopIteration) as error:
+        except (CoveyError, LookupError, StopIteration, OSError, RuntimeError) as error:
             return Look(at, False, ("", 0, frozenset()), f"cannot be asked: {error!r}")
         nodes = frozenset(stage["name"] for stage in found["stages"])
         lacking = nodes & (mesh.hit | mesh.draining)
@@ -173,12 +181,12 @@ class Clients:
                 env=self._mesh.environment(self._mesh.door), output=log,
             )  # fmt: skip
 
-    def end(self) -> None:
-        """Have the last answers come, and end."""
+    def end(self) -> list[Seen]:
+        """Have the last answers come, end, and return what is new."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
-            self._wait(130)
-            self.tail()
+            self._wait(2 * LIMIT_S)
+        return self.tail()
 
     def alive(self) -> bool:
         """Say whether they still ask."""
