@@ -399,20 +399,26 @@ class Rings:
                 await self._announce()
 
     async def _over(self, deployment: Deployment, head: Engine) -> Exception:
-        """Wait until an epoch ends: its head's reason, or that it is to move to more nodes."""
+        """Wait until an epoch ends: its head's reason, or that it is to move to more nodes.
+
+        A head that stands still is ended: its ring cannot tell this node, nor can it.
+        """
+        name = deployment.wish.name
         ended = asyncio.create_task(head.wait_ended())
         again = asyncio.create_task(deployment.again.wait())
-        more = asyncio.create_task(
-            self._regain.look(deployment), name=f"more {deployment.wish.name}"
-        )
+        more = asyncio.create_task(self._regain.look(deployment), name=f"more {name}")
+        deaf = asyncio.create_task(answering.until_deaf(self.state(name).url), name=f"deaf {name}")
         try:
-            await asyncio.wait([ended, again], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([ended, again, deaf], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for wait in (ended, again, more):
+            for wait in (ended, again, more, deaf):
                 if not wait.done():
                     wait.cancel()
         if ended.done():
-            return ended.result() or EngineError(f"the head of {deployment.wish.name} ended")
+            return ended.result() or EngineError(f"the head of {name} ended")
+        if deaf.done():
+            await head.stop(grace_s=0.0)
+            return EngineError(f"the head of {name} stood still, and was ended")
         return _Moves()
 
     async def _announce(self) -> None:

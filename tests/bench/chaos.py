@@ -145,7 +145,7 @@ class Chaos:
         """Say whether an event still counts as one in the way of answers."""
         if not event.serving or event.words:
             return False
-        if time.monotonic() - event.began > PAUSE_LIMIT_S:
+        if time.monotonic() - event.began > max(PAUSE_LIMIT_S, event.lasts_s):
             return False
         return not (event.whole and event.answered)
 

@@ -38,7 +38,7 @@ class FakeHead:
     def revive(self) -> None:
         self.end: asyncio.Future[CoveyError | None] = asyncio.get_running_loop().create_future()
 
-    async def stop(self) -> None:
+    async def stop(self, *, grace_s: float = 8.0) -> None:
         self.is_stopped = True
 
     async def wait_ended(self) -> CoveyError | None:
@@ -152,6 +152,8 @@ class Setup:
         self.drained = asyncio.Event()
         self.slept: list[float] = []
         self.asked_idle: list[str] = []
+        self.deaf: list[str] = []
+        self.stands_still = asyncio.Event()
         self.waits = False
         self.looks = asyncio.Event()
         self.rings = rings.Rings(
@@ -196,7 +198,13 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
         made.asked_idle.append(url)
         return True
 
+    async def until_deaf(url: str) -> None:
+        made.deaf.append(url)
+        await made.stands_still.wait()
+        made.stands_still.clear()
+
     monkeypatch.setattr(rings.answering, "until_idle", until_idle)
+    monkeypatch.setattr(rings.answering, "until_deaf", until_deaf)
     monkeypatch.setattr(rings.asyncio, "sleep", sleep)
     return made
 
@@ -205,6 +213,23 @@ def wish(**changes: Any) -> Wish:
     fields = {"name": "m", "model": bundled.NAME, "nodes": 2, "author": bytes(32),
               "generation": 1, "at": 0}  # fmt: skip
     return Wish(**fields | changes)
+
+
+async def test_a_head_that_stands_still_is_ended_and_made_anew(setup: Setup) -> None:
+    FakeBuild.script = [None, None]
+    await setup.keep(wish())
+    await setup.until("ready")
+    while not setup.deaf:  # noqa: ASYNC110 - it is asked right after
+        await asyncio.sleep(0)
+    assert setup.deaf == ["http://[fd00::1]:7101"]
+    setup.stands_still.set()
+    waiting = await setup.until("waiting")
+    assert FakeBuild.made[0].head.is_stopped
+    assert waiting.error is not None
+    assert "the head of m stood still" in waiting.error["message"]
+    await setup.until("ready")
+    assert len(FakeBuild.made) == 2
+    assert setup.mesh.announced == ["m"]
 
 
 async def test_a_ring_that_answers_is_announced_until_it_is_ended(setup: Setup) -> None:
