@@ -71,8 +71,14 @@ class Kind:
 
 def _frozen(mesh: Storm, name: str) -> Undo:
     pid = mesh.engine(name)
+    thaw = faults.freeze(pid)
     mesh.frozen.add(pid)
-    return faults.freeze_engine(mesh, name)
+
+    def undo() -> None:
+        thaw()
+        mesh.frozen.discard(pid)
+
+    return undo
 
 
 def _down(mesh: Storm, name: str) -> Undo:

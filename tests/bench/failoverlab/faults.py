@@ -24,9 +24,8 @@ def kill_engine(mesh: Ringed, name: str) -> Undo:
     return lambda: None
 
 
-def freeze_engine(mesh: Ringed, name: str) -> Undo:
-    """The engine on a machine stands still."""
-    pid = mesh.engine(name)
+def freeze(pid: int) -> Undo:
+    """An engine stands still."""
     os.kill(pid, signal.SIGSTOP)
 
     def thaw() -> None:
@@ -70,7 +69,7 @@ def _owner(mesh: Ringed) -> str:
 
 FAULTS: dict[str, Callable[[Ringed], Undo]] = {
     "stage killed": lambda mesh: kill_engine(mesh, mesh.stages[0]),
-    "stage frozen": lambda mesh: freeze_engine(mesh, mesh.stages[0]),
+    "stage frozen": lambda mesh: freeze(mesh.engine(mesh.stages[0])),
     "stage cut off": lambda mesh: cut(mesh, mesh.stages[0]),
     "head killed": lambda mesh: kill_engine(mesh, mesh.head),
     "owner killed": lambda mesh: kill_agent(mesh, _owner(mesh)),
