@@ -153,7 +153,7 @@ class Upstream:
 
     def _no_answer(self, replica: Replica, error: Exception) -> Exception:
         """Return what to raise when no answer came: worth another attempt, or out of time."""
-        reason = f"cannot be reached: {error or type(error).__name__}"
+        reason = f"cannot be reached: {str(error) or type(error).__name__}"
         self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
         waited = isinstance(error, aiohttp.SocketTimeoutError)
         if waited and not isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -207,7 +207,7 @@ class Upstream:
             try:
                 chunk = await upstream.content.readany()
             except (aiohttp.ClientError, TimeoutError) as error:
-                reason = f"broke off its answer: {error or type(error).__name__}"
+                reason = f"broke off its answer: {str(error) or type(error).__name__}"
                 _log.warning("answer broke off replica=%s reason=%s", replica.name, reason)
                 self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
                 await _break_off(request, response, replica, end)

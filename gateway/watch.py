@@ -126,7 +126,7 @@ class Watch:
         except _UnhealthyError as error:
             reason = str(error)
         except (aiohttp.ClientError, OSError) as error:
-            reason = f"cannot be reached: {error or type(error).__name__}"
+            reason = f"cannot be reached: {str(error) or type(error).__name__}"
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             reason = f"does not answer as an OpenAI server does: {error}"
         else:

@@ -19,7 +19,7 @@ from yarl import URL
 
 from gateway import app as app_module
 from gateway import upstream as upstream_module
-from gateway.routing import Replica
+from gateway.routing import Replica, Router
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 PATH = "/v1/chat/completions"
@@ -488,6 +488,15 @@ async def test_a_machine_that_is_gone_does_not_keep_its_client_waiting(
         opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         == 1000 * upstream_module.GONE_S
     )
+
+
+def test_an_error_without_words_is_named() -> None:
+    a = Replica("a", "http://a", "mesh", ("m",))
+    router = Router("latency_aware", Random(1))
+    upstream = upstream_module.Upstream(router, None)  # type: ignore[arg-type]  # nothing is sent
+    failed = upstream._no_answer(a, aiohttp.ClientError())
+    assert isinstance(failed, upstream_module.AttemptFailedError)
+    assert failed.reason == "cannot be reached: ClientError"
 
 
 async def test_a_deployed_model_without_a_head_may_be_asked_for_again(
