@@ -22,8 +22,8 @@ from aiohttp import web
 from gateway.config import Config
 from gateway.errors import ApiError
 from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
-from gateway.routing import Router, UnknownModel
-from gateway.upstream import Upstream
+from gateway.routing import Router
+from gateway.upstream import Upstream, socket_to_replica
 from gateway.watch import Source, Watch
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,9 @@ class _Gateway:
         source = self._make_source() if self._make_source else None
         session = aiohttp.ClientSession(
             # The router's choice bounds the connections to a replica, not the connector.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEP_ALIVE_S, socket_factory=socket_to_replica
+            ),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_SKIPPED_HEADERS,
@@ -101,7 +103,7 @@ class _Gateway:
         for entry in entries:
             if entry["id"] == name:
                 return _json(self._model(entry))
-        raise self._proxy.refusal(name, UnknownModel(tuple(entry["id"] for entry in entries)))
+        raise self._proxy.refusal(name, self._router.missing(name))
 
     async def health(self, _: web.Request) -> web.Response:
         entries = self._router.models(time.monotonic())

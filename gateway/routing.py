@@ -28,6 +28,8 @@ EWMA_WEIGHT = 0.3
 FADE_S = 60.0
 COOL_FIRST_S = 1.0
 COOL_MOST_S = 30.0
+# A model whose head died is started elsewhere within some seconds.
+EXPECTED_S = 2.0
 # Errors that may be the request's own fault cool a replica down only when they come in a row.
 ERRORS_IN_A_ROW = 3
 
@@ -73,7 +75,7 @@ class UnknownModel:
 
 @dataclass(frozen=True)
 class NoneUsable:
-    """Replicas of the model exist, but none can be used for another `retry_after_s` seconds."""
+    """The model exists, but no replica of it can be used for another `retry_after_s` seconds."""
 
     retry_after_s: float
     reasons: tuple[str, ...]
@@ -128,6 +130,7 @@ class Router:
         self._random = random
         self._known: dict[str, _Learned] = {}
         self._first_seen: dict[str, float] = {}
+        self._expected: frozenset[str] = frozenset()
         self._turn = 0
 
     def update(self, source: str, replicas: Iterable[Replica], now: float) -> list[str]:
@@ -151,6 +154,10 @@ class Router:
                 known.models = replica.models or known.models
             self._see(replica.models, now)
         return changes
+
+    def expect(self, models: frozenset[str]) -> None:
+        """Take what is deployed: such a model is not unknown while no replica of it is there."""
+        self._expected = models
 
     def replicas(self) -> list[Replica]:
         """Return all replicas, usable or not."""
@@ -185,7 +192,7 @@ class Router:
         """Return the replica for a request, `without` those URLs that it was tried at already."""
         having = [learned for learned in self._known.values() if model in learned.models]
         if not having:
-            return UnknownModel(tuple(sorted(self._models())))
+            return self.missing(model)
         usable = {
             learned.replica.url: learned
             for learned in having
@@ -205,6 +212,12 @@ class Router:
         self._turn += 1
         usable[choice.url].chosen_last = self._turn
         return usable[choice.url].replica
+
+    def missing(self, model: str) -> UnknownModel | NoneUsable:
+        """Return why a model without replicas cannot be used."""
+        if model in self._expected:
+            return NoneUsable(EXPECTED_S, ("it is deployed, and its head does not answer yet",))
+        return UnknownModel(tuple(sorted(self._models())))
 
     def begin(self, url: str) -> None:
         """Note that a request goes to the replica; `end` must follow."""

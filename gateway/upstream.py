@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ _log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 3.0
 # OpenAI's own client waits ten minutes; a long prompt on a slow ring may take minutes.
 SILENCE_TIMEOUT_S = 600.0
+# A machine that is gone closes no connection. Its kernel answers probes even while its engine
+# computes or stands still; where nothing does for so long, the answer is given up.
+GONE_S = 20
+_PROBE_AFTER_S, _PROBE_INTERVAL_S = 5, 3
 # A client that reads nothing for so long is given up, and its replica is free again.
 WRITE_TIMEOUT_S = 60.0
 # An error's body is read before another replica is tried; it is a sentence or two.
@@ -54,6 +59,21 @@ _REQUEST_DROPS = HOP_BY_HOP | {"host", "content-length", "expect"}
 _TIMEOUT = aiohttp.ClientTimeout(
     total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
 )
+
+
+def socket_to_replica(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket whose connection breaks once the other machine is gone for GONE_S."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_INTERVAL_S),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, (GONE_S - _PROBE_AFTER_S) // _PROBE_INTERVAL_S),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE_S),
+    ):
+        made.setsockopt(level, option, value)
+    return made
 
 
 class AttemptFailedError(Exception):
@@ -133,7 +153,7 @@ class Upstream:
 
     def _no_answer(self, replica: Replica, error: Exception) -> Exception:
         """Return what to raise when no answer came: worth another attempt, or out of time."""
-        reason = f"cannot be reached: {error or type(error).__name__}"
+        reason = f"cannot be reached: {str(error) or type(error).__name__}"
         self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
         waited = isinstance(error, aiohttp.SocketTimeoutError)
         if waited and not isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -187,7 +207,7 @@ class Upstream:
             try:
                 chunk = await upstream.content.readany()
             except (aiohttp.ClientError, TimeoutError) as error:
-                reason = f"broke off its answer: {error or type(error).__name__}"
+                reason = f"broke off its answer: {str(error) or type(error).__name__}"
                 _log.warning("answer broke off replica=%s reason=%s", replica.name, reason)
                 self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
                 await _break_off(request, response, replica, end)

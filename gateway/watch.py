@@ -28,7 +28,12 @@ MAX_ANSWER_BYTES = 2**20
 
 
 class Source(Protocol):
-    """Where the replicas of the mesh come from (`AgentSource`, or a test's)."""
+    """Where the replicas of the mesh come from (`AgentSource`, or a test's).
+
+    `deployed` are the models that the mesh shall have, as the last answer said.
+    """
+
+    deployed: frozenset[str]
 
     async def replicas(self) -> list[Replica]:
         """Return them; raises NotRunning when the agent cannot say."""
@@ -108,6 +113,7 @@ class Watch:
         if self._agent_state:
             _log.info("the agent answers")
         self._agent_state = None
+        self._router.expect(self._source.deployed)
         for change in self._router.update("mesh", replicas, time.monotonic()):
             _log.info(change)
 
@@ -120,7 +126,7 @@ class Watch:
         except _UnhealthyError as error:
             reason = str(error)
         except (aiohttp.ClientError, OSError) as error:
-            reason = f"cannot be reached: {error or type(error).__name__}"
+            reason = f"cannot be reached: {str(error) or type(error).__name__}"
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             reason = f"does not answer as an OpenAI server does: {error}"
         else:

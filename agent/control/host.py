@@ -191,7 +191,7 @@ class ControlPlane:
         except BridgeClosed:
             raise self._not_running() from None
         except (GuestFault, TimeoutError) as error:
-            log.error("request failed inside the control plane, protocol=%s: %s", protocol, error)
+            log.error("request failed inside the control plane, protocol=%s: %r", protocol, error)
             raise PeerError(
                 f"the request failed on this side {_who(peer)}",
                 hint="This is a fault of Covey; the log says more.",

@@ -290,6 +290,10 @@ class Deployments:
         """Describe every deployment of the mesh."""
         return await self._board.describe(self._keeper.book.wishes())
 
+    def wished(self) -> list[str]:
+        """Return the names of what shall run, by this node's book; asks nobody."""
+        return [wish.name for wish in self._keeper.book.wishes()]
+
     def engines(self) -> list[dict[str, Any]]:
         """Describe the engines that run here, for `agent status`."""
         return [*self._rings.engines(), *self._stages.engines()]

@@ -78,3 +78,19 @@ def _quota_of(folder: Path) -> float | None:
         return int(quota) / int(period) if quota not in ("max", "-1") else None
     except (OSError, ValueError):
         return None
+
+
+def active_s(pid: int, root: Path = _ROOT) -> float:
+    """Return for how long the threads of a process have run, or waited for a CPU (seconds).
+
+    One that stands still adds nothing to it, one that other work keeps from the CPU does. Infinite
+    where the kernel does not say.
+    """
+    found = 0
+    try:
+        for path in (root / f"proc/{pid}/task").glob("*/schedstat"):
+            ran, waited, *_ = path.read_text().split()
+            found += int(ran) + int(waited)
+    except (OSError, ValueError):
+        return math.inf
+    return found / 1e9 if found else math.inf

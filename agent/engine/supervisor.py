@@ -20,6 +20,7 @@ import msgspec
 
 import agent
 from agent import errors
+from agent.engine.cpus import active_s
 from agent.engine.spec import Command, EngineSpec, Event
 from agent.engine.tail import Tail
 from agent.errors import CoveyError, EngineError
@@ -31,9 +32,11 @@ STOP_TIMEOUT_S = 8.0
 _KILL_TIMEOUT_S = 5.0
 _LINE_BYTES = 1 << 20
 # A head whose process is stopped, or hangs in a driver, holds all that is asked of it, and nobody
-# else says so: of a stage its neighbours do (`watch.py`). Asked twice, since the agent itself may
-# have stood still; an event loop that answers late by seconds is no good head either.
-_LOOK_S, _STILL_S = 2.0, 5.0
+# else says so: of a stage its neighbours do (`watch.py`). It is asked whether it lives; one that
+# does not answer twice, and neither ran nor waited for a CPU meanwhile, stands still. One that is
+# kept from the CPU by other work may take seconds, one that never comes to an answer is none.
+_LOOK_S, _STILL_S, _STILL, _SILENT = 2.0, 3.0, 2, 20
+_RESTS = 0.01
 # llama.cpp's threads spin at every barrier. Where engines share CPUs with anything else, a thread
 # that spins while its peer waits for a CPU made a token of a tiny model take 41 ms instead of 2.
 # numpy's own BLAS threads are never used; each costs memory and start-up time.
@@ -272,22 +275,28 @@ class Engine:
     async def _look_after(self) -> None:
         """Kill a process that stands still, once it has served."""
         await self._ready.wait()
-        ping = msgspec.json.encode(Command(ping=True))
         while not self._stopping:
             await asyncio.sleep(_LOOK_S)
-            for _ in range(2):
-                self._heard.clear()
-                with contextlib.suppress(TimeoutError, EngineError):
-                    async with asyncio.timeout(_STILL_S):
-                        await self._write(ping)
-                        await self._heard.wait()
-                if self._heard.is_set():
-                    break
-            else:
-                self._reason = EngineError(f"{self.name} stood still and was ended.")
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
-                return
+            still = silent = 0
+            before = active_s(self.pid)
+            while not await self._answers():
+                now = active_s(self.pid)
+                rests = 0.0 <= now - before < _RESTS * _STILL_S
+                before, silent, still = now, silent + 1, still + 1 if rests else 0
+                if still >= _STILL or silent >= _SILENT:
+                    self._reason = EngineError(f"{self.name} stood still and was ended.")
+                    with contextlib.suppress(ProcessLookupError):
+                        self._process.kill()
+                    return
+
+    async def _answers(self) -> bool:
+        """Ask whether it lives; return whether anything came in time."""
+        self._heard.clear()
+        with contextlib.suppress(TimeoutError, EngineError):
+            async with asyncio.timeout(_STILL_S):
+                await self._write(msgspec.json.encode(Command(ping=True)))
+                await self._heard.wait()
+        return self._heard.is_set()
 
     def _end(self) -> None:
         self._failed.set()

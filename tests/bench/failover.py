@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from failoverlab.faults import DOOR, FAULTS, MODEL, PORT, Ringed
+from failoverlab.faults import FAULTS
+from failoverlab.ringed import MODEL, PORT, Ringed
 from report import Row, conditions, finish, parser, row
 
 from agent.demo import sandbox
@@ -62,8 +63,8 @@ def ask(mesh: Ringed) -> subprocess.Popen[str]:
     command = [sys.executable, str(CLIENT), f"http://127.0.0.1:{PORT}", MODEL, str(STREAMS),
                str(TOKENS)]  # fmt: skip
     client = subprocess.Popen(
-        mesh.machine(DOOR).command(command), stdout=subprocess.PIPE, text=True,
-        env=mesh.environment(DOOR),
+        mesh.machine(mesh.door).command(command), stdout=subprocess.PIPE, text=True,
+        env=mesh.environment(mesh.door),
     )  # fmt: skip
     if client.stdout is None or client.stdout.readline().strip() != "begun":
         raise SystemExit("the client could not begin")

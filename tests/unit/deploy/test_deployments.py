@@ -322,11 +322,13 @@ async def test_deploy_anywhere_see_it_everywhere_lose_the_owner_end_it_anywhere(
     assert FakeBuild.made == [("m", third.name)], "the ring went on"
 
     assert (await net["door"].see())["owner"] == str(second.id)
+    assert net["door"].up.wished() == ["m"]
     with pytest.raises(MembershipError, match="may not deploy"):
         await net["door"].up.undeploy("m")
     assert await second.up.undeploy("m") == {"name": "m", "phase": "ended"}
     assert third.announced == []
     assert await third.up.describe() == []
+    assert third.up.wished() == []
     with pytest.raises(UsageError, match="not deployed in this mesh"):
         await third.up.undeploy("m")
 

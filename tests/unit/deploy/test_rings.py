@@ -38,7 +38,7 @@ class FakeHead:
     def revive(self) -> None:
         self.end: asyncio.Future[CoveyError | None] = asyncio.get_running_loop().create_future()
 
-    async def stop(self) -> None:
+    async def stop(self, *, grace_s: float = 8.0) -> None:
         self.is_stopped = True
 
     async def wait_ended(self) -> CoveyError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -67,3 +68,17 @@ def test_a_quota_is_told_as_it_is(tmp_path: Path) -> None:
     root = write(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "45000 100000"})
     assert cpus.quota(root) == 0.45
     assert cpus.quota(tmp_path / "nothing") is None
+
+
+def test_how_long_a_process_was_active_is_that_of_all_its_threads(tmp_path: Path) -> None:
+    for thread, said in (("7", "1500000000 500000000 12\n"), ("8", "250000000 0 3\n")):
+        folder = tmp_path / "proc/7/task" / thread
+        folder.mkdir(parents=True)
+        (folder / "schedstat").write_text(said)
+    assert cpus.active_s(7, tmp_path) == pytest.approx(2.25)
+    assert cpus.active_s(9, tmp_path) == math.inf
+    (tmp_path / "proc/7/task/7/schedstat").write_text("nonsense\n")
+    assert cpus.active_s(7, tmp_path) == math.inf
+    before = cpus.active_s(os.getpid())
+    sum(range(10**6))
+    assert cpus.active_s(os.getpid()) > before

@@ -42,6 +42,7 @@ class ListedSource:
 
     def __init__(self, replicas: Sequence[Replica] = (), missing: str = "") -> None:
         self.listed = list(replicas)
+        self.deployed: frozenset[str] = frozenset()
         self.missing = missing
         self.closed = False
 

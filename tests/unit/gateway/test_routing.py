@@ -56,6 +56,20 @@ def test_an_unknown_model_names_the_known_ones() -> None:
     assert made.choose("x", streamed=False, now=0.0) == UnknownModel(("m", "y", "z"))
 
 
+def test_what_is_deployed_is_not_unknown_while_it_has_no_head() -> None:
+    made = router("a")
+    made.expect(frozenset({"m", "late"}))
+    found = made.choose("late", streamed=True, now=0.0)
+    assert isinstance(found, NoneUsable)
+    assert found.retry_after_s > 0
+    assert "is deployed" in found.reasons[0]
+    assert choice(made) == "a"
+    made.update("mesh", [], 1.0)
+    assert "is deployed" in refusal(made).reasons[0]
+    made.expect(frozenset())
+    assert made.choose("m", streamed=True, now=2.0) == UnknownModel(())
+
+
 def test_only_replicas_of_the_model_are_chosen() -> None:
     made = router("a")
     made.update("named", [replica("b", "other", source="named")], 0.0)
