@@ -47,8 +47,11 @@ class LinkChooser:
         for node, until in list(self._passed_over.items()):
             if until <= now or node in linked or node not in others:
                 del self._passed_over[node]
-        # With nobody else left, those passed over are tried again: nothing is lost by it.
-        candidates = others - self._passed_over.keys() or others
+        # With too few others left, those passed over are tried again: nothing is lost by it. Who
+        # slept through a change of the network key gets nobody's link before it has the new key.
+        candidates = others - self._passed_over.keys()
+        again = sorted(others - candidates, key=lambda node: self._passed_over[node])
+        candidates.update(again[: max(0, LINKS - len(candidates))])
         chosen = choice(self._own, candidates)
         self._wanted_since = {node: self._wanted_since.get(node, now) for node in chosen}
         return chosen

@@ -67,6 +67,17 @@ def test_who_cannot_be_linked_is_passed_over_and_tried_again_later() -> None:
     assert stubborn in chooser.choose(others, linked | set(second), PATIENCE_S + PASSED_OVER_S + 2)
 
 
+@given(st.integers(2, 8), st.integers(1, 12))
+def test_there_are_three_links_to_make_whoever_was_passed_over(count: int, rounds: int) -> None:
+    """A node that nobody heard for a while is heard by all of a sudden."""
+    members = nodes(count)
+    chooser = LinkChooser(members[0])
+    for number in range(rounds):
+        now = 0.7 * number * PATIENCE_S
+        chosen = chooser.choose(members[1:], frozenset(), now)
+        assert len(set(chosen)) == min(LINKS, count - 1)
+
+
 def test_with_nobody_else_left_those_passed_over_are_tried() -> None:
     own, other = nodes(2)
     chooser = LinkChooser(own)
