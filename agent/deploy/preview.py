@@ -6,6 +6,8 @@ For `deployments.py`, which answers `agent plan` and `agent deploy`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import msgspec
 
 from agent.api import DeployRequest
 from agent.deploy.asked import asked, model_path
+from agent.deploy.beside import STREAMS
 from agent.deploy.mesh import Mesh
 from agent.deploy.needs import default_context, model_needs
 from agent.deploy.planning import Own, Planning
@@ -22,6 +25,7 @@ from agent.errors import ModelError, UsageError
 from agent.identity.keys import NodeId
 from agent.models import bundled, catalogue
 from agent.placement.inputs import Model
+from agent.placement.results import Plan
 
 
 def wish_of(request: DeployRequest, name: str, own: NodeId, models: Path) -> Wish:
@@ -42,7 +46,7 @@ def wish_of(request: DeployRequest, name: str, own: NodeId, models: Path) -> Wis
         source=own.ed25519 if any(files) else b"", prefer=own.ed25519, author=own.ed25519,
         generation=1, at=0, nodes=request.nodes, context=request.context, engine=request.engine,
         objective=request.objective, least=request.least, only=tuple(request.only),
-        never=tuple(request.never),
+        never=tuple(request.never), rings=request.rings or 1,
     )  # fmt: skip
 
 
@@ -55,6 +59,58 @@ async def preview(wish: Wish, own: Own, mesh: Mesh, models: Path) -> dict[str, A
     planning = Planning(wish, own, mesh, lambda _phase, _words: None)
     found: dict[str, Any] = msgspec.to_builtins(await planning.plan(needs, context))
     return found | {"model": model, "context": context, "objective": wish.objective}
+
+
+@dataclass(frozen=True)
+class Rings:
+    """How several rings of a model would run, the ways with other numbers of them last."""
+
+    model: str
+    context: int
+    ways: Sequence[Sequence[Plan]]
+
+    def settled(self, wish: Wish) -> Wish:
+        """Return the wish with so many rings, and their heads."""
+        first, *others = (NodeId.parse(plan.nodes[0]).ed25519 for plan in self.ways[0])
+        return msgspec.structs.replace(
+            wish, rings=len(self.ways[0]), prefer=first, heads=tuple(others)
+        )
+
+    def described(self, objective: str) -> dict[str, Any]:
+        """Return it as JSON."""
+        plans, *others = self.ways
+        return {
+            "model": self.model, "context": self.context, "objective": objective,
+            "rings": [msgspec.to_builtins(plan) for plan in plans],
+            "tokens_s": sum(plan.tokens_s for plan in plans), "streams": STREAMS,
+            "otherwise": [
+                {"rings": len(way), "tokens_s": sum(plan.tokens_s for plan in way),
+                 "names": [list(dict.fromkeys(s.name for s in plan.stages)) for plan in way]}
+                for way in others
+            ],
+        }  # fmt: skip
+
+
+async def several(
+    wish: Wish, rings: int | None, own: Own, mesh: Mesh, models: Path, *, works: bool
+) -> Rings:  # fmt: skip
+    """Plan so many rings for a wish, or the best number of them (None). Raises CoveyError.
+
+    `works`: this node is a worker.
+    """
+    if wish.engine == "rpc":
+        raise UsageError(
+            "--rings is for Covey's own rings, not for llama.cpp's RPC",
+            hint="Deploy it several times, each with a --name and --tag of its own.",
+        )
+    if wish.source_id is not None and rings is not None:
+        raise UsageError(
+            f"{wish.model} lies on this node alone, and each of {rings} rings needs a head that has"
+            " it"
+        )
+    needs, context, model = await _needs(wish, models)
+    planning = Planning(wish, own, mesh, lambda _phase, _words: None)
+    return Rings(model, context, await planning.ways(needs, context, rings, works=works))
 
 
 async def _needs(wish: Wish, models: Path) -> tuple[Model, int, str]:

@@ -8,7 +8,7 @@ nothing runs there any more.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent.identity.keys import NodeId
@@ -35,12 +35,16 @@ class Phase(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Want:
-    """A deployment that shall be: which node had best be its head, or must be; or shall not be."""
+    """A deployment that shall be: which node had best be its head, or must be; or shall not be.
+
+    `avoid` are nodes that would not have it begin there: they have another ring of the same model.
+    """
 
     name: str
     prefer: NodeId | None = None
     only: NodeId | None = None
     removed: bool = False
+    avoid: frozenset[NodeId] = frozenset()
 
 
 @dataclass
@@ -116,10 +120,15 @@ def best_running(
     )  # fmt: skip
 
 
-def new_head(want: Want, own: NodeId, usable: Callable[[NodeId], bool]) -> NodeId | None:
-    """Return where to start a deployment that runs nowhere; None if no node may be its head now."""
+def new_head(
+    want: Want, own: NodeId, usable: Callable[[NodeId], bool], others: Sequence[NodeId] = ()
+) -> NodeId | None:
+    """Return where to start a deployment that runs nowhere; None if no node may be its head now.
+
+    `others` are the nodes to try where this one is to be avoided, in order.
+    """
     if want.only is not None:
         return want.only if usable(want.only) else None
-    if want.prefer is not None and usable(want.prefer):
-        return want.prefer
-    return own if usable(own) else None
+    wished = [] if want.prefer is None else [want.prefer]
+    tried = [*wished, own, *(others if own in want.avoid else ())]
+    return next((node for node in tried if usable(node)), None)
