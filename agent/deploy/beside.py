@@ -1,11 +1,12 @@
 """One ring of a deployment of several, planned beside the others. A core.
 
-Each node says which rings of the deployment have part of it; it refuses a second one, so rings never
-share a node, whatever their heads have heard. Nodes of a planned ring are its own. Rings without a
-plan (new ones, or such that found no room) are planned with this one, so that nobody takes what
-another needs: each head plans all of them, in the order of their numbers, and keeps its own. Where
-there is not enough for all, those of the highest numbers go without, and a head that waits for
-nodes gives its own to a ring of a lower number. Used by `planning.py`, and `room_for` by who hosts.
+Each node says which rings of the deployment have part of it; it refuses a second one, so rings
+never share a node, whatever their heads have heard. Nodes of a planned ring are its own. Rings
+without a plan (new ones, or such that found no room) are planned with this one, so that nobody
+takes what another needs: each head plans all of them, in the order of their numbers, and keeps its
+own. Where there is not enough for all, those of the highest numbers go without, and a head that
+waits for nodes gives its own to a ring of a lower number.
+Used by `planning.py`, and `room_for` by who hosts.
 """
 
 from __future__ import annotations
@@ -83,16 +84,16 @@ class Others:
         with contextlib.suppress(PeerError, ModelError, UsageError):
             return self._plan(model, free, aims, links, numbers)
         placed: list[int] = []
-        found: Plan | None = None
-        for number in numbers:
-            try:
-                found = self._plan(model, free, aims, links, [*placed, number])
-            except (PeerError, ModelError, UsageError):
-                if number == self.number:
-                    raise
-            else:
+        for number in numbers[: numbers.index(self.number)]:
+            with contextlib.suppress(PeerError, ModelError, UsageError):
+                self._plan(model, free, aims, links, [*placed, number])
                 placed.append(number)
-        assert found is not None  # this ring is one of them, or raised
+        placed.append(self.number)
+        found = self._plan(model, free, aims, links, placed)
+        for number in numbers[numbers.index(self.number) + 1 :]:
+            with contextlib.suppress(PeerError, ModelError, UsageError):
+                found = self._plan(model, free, aims, links, [*placed, number])
+                placed.append(number)
         return found
 
     def _plan(

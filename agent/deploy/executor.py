@@ -17,8 +17,8 @@ from typing import Protocol
 
 from agent.deploy.keeper import BookKeeper
 from agent.deploy.messages import Answer, AskHead, Drop, HeadState, Keep, Request
-from agent.deploy.wish import Wish
 from agent.deploy.ringkey import split
+from agent.deploy.wish import Wish
 from agent.errors import CoveyError, NotRunning, PeerError
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token

@@ -3,7 +3,7 @@
 A ring belongs to its head, the node that first loaded it here; nobody else can change or end it,
 and its head not with an older owner's token after a newer one's. A newer epoch of a ring replaces
 the older one's stages. A stage whose head is silent while it loads is ended, since its memory is
-needed elsewhere. Of a deployment of several rings a node has part in one alone: the stages of another
+needed elsewhere. Of a deployment of several rings a node has part in one alone: stages of another
 are refused. Used by `deployments.py`.
 """
 

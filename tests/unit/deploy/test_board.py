@@ -64,6 +64,7 @@ class Mesh:
 
 WISH: Any = SimpleNamespace(
     name="m", model="m", generation=1, author_id=OWN, source_id=None, engine="ring", draft="",
+    rings=1, keys=("m",),
 )  # fmt: skip
 
 
