@@ -16,6 +16,8 @@ from patience import answer, wait
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, WORKERS, DemoMesh
 
 NAME = "twins"
+# Both deploy, break and wait; on busy cores that takes minutes.
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(autouse=True)
