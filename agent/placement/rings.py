@@ -20,6 +20,10 @@ from agent.placement.results import Plan
 # Rings of at most so many nodes are tried as well, that all may have enough.
 _SMALL = (4, 3, 2, 1)
 
+# So many numbers of rings in a row that make fewer tokens than the best one end the search: streams
+# that cannot be shared out evenly may cost one number something, and not the next.
+_IN_VAIN = 2
+
 
 @dataclass(frozen=True)
 class _Made:
@@ -73,7 +77,7 @@ def ways(
     else:
         found[1] = _best(model, nodes, aims, 1, links)
         counts = list(range(2, most + 1))
-    best = rings or 1
+    best, worse = rings or 1, 0
     for count in counts:
         if count in found:
             continue
@@ -84,9 +88,10 @@ def ways(
                 break
             continue
         if rings is None:
-            if _total(found[count]) <= _total(found[best]):
+            worse = worse + 1 if _total(found[count]) <= _total(found[best]) else 0
+            if worse == _IN_VAIN:
                 break
-            best = count
+            best = best if worse else count
     others = [count for count in (1, best - 1, best + 1) if count in found and count != best]
     return [_explained(found[count]) for count in (best, *dict.fromkeys(others))]
 
