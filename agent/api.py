@@ -36,8 +36,9 @@ MAX_DIGITS = 16
 
 
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/deployments, /v1/plan: what shall run. `model`: a bundled or stored name, or a path.
+    """POST /v1/deployments, /v1/plan: what shall run.
 
+    `model`: a bundled name, that of a model in any member's store (or its id), or a path here.
     `engine` says what spreads it over nodes: Covey's ring, or llama.cpp's RPC. `draft` is a draft
     model, named as `model` is; empty: none. `objective`: what the ring shall be good for; `nodes`
     exactly, or `least` at least; of those with a tag of `only` (if any), and none of `never`.

@@ -20,7 +20,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from agent import __version__, endpoint, enrol
@@ -57,7 +56,6 @@ from agent.lan.beacon import LanBeacon
 from agent.lan.peers import LanPeer
 from agent.membership.store import Membership, StateDir
 from agent.models import messages as model_messages
-from agent.models.fetch import Watch
 from agent.models.service import ModelStore
 from agent.neighbours import TOPIC as RECORDS
 from agent.neighbours import Neighbours
@@ -288,6 +286,10 @@ class Agent:
         )  # fmt: skip
         self._blobs = BlobServer()
         engines = Engines(settings, membership.mesh.id, self._own)
+        self._store = ModelStore(
+            settings, self._company, (membership.mesh.ipv6_prefix, membership.mesh.ipv4_network),
+            lambda: self._deployments.files(),
+        )  # fmt: skip
         self._deployments = Deployments(
             settings, membership.key, membership.certificate.name, membership.mesh.id, engines,
             self._blobs, self._company,
@@ -296,11 +298,7 @@ class Agent:
                 self._neighbours.nodes, self._neighbours.heard, self._traversal.need,
                 self._neighbours.traffic,
             ),
-            stored=self._stored_part,
-        )  # fmt: skip
-        self._store = ModelStore(
-            settings, self._company, (membership.mesh.ipv6_prefix, membership.mesh.ipv4_network),
-            self._deployments.files,
+            stored=self._store.provision,
         )  # fmt: skip
         answers = Answers(
             settings, membership, self._overlay, self._control, self._discovery, self._neighbours,
@@ -389,6 +387,7 @@ class Agent:
         await self._neighbours.enter_discovery()
         if network.mdns:
             await self._lan.start()
+        self._store.load()
         await self._deployments.start(address, network.beat_port)
         await self._store.start()
         await self._api.start()
@@ -714,12 +713,6 @@ class Agent:
         self._presence.heard(peer)
         request = model_messages.decode_request(payload)
         return model_messages.encode(self._store.answer(request))
-
-    async def _stored_part(
-        self, model_id: str, span: tuple[int, int], destination: Path, watch: Watch
-    ) -> object:
-        """Get layers of a stored model for a stage: the store comes up after deployments."""
-        return await self._store.part(model_id, span, destination, watch)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(_quietly(work))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _POLL_S = 0.2
 # One of several rings may wait for a moment, because another was quicker to get a node.
 _RINGS_SETTLE_S = 10.0
+# The header of a model that is not here comes first: some MB, over a slow uplink perhaps.
+_DEPLOY_TIMEOUT_S = 60.0
 
 
 @click.command(short_help="Run a model on the mesh.")
@@ -37,16 +39,18 @@ def deploy(
 ) -> None:
     """Run MODEL (one that `agent pull` stored, a GGUF file, or covey-mini) until it is undeployed.
 
-    `agent plan` says before where and how fast. This node is the ring's head if it is a worker. If
-    it dies, another one becomes the head of covey-mini; a file that only this node has waits until
-    it is back. With --rings several run at once, each with the whole model on nodes of its own, and
-    the gateway shares requests out among them.
+    `agent plan` says before where and how fast. A model that any member has in its store is named
+    as `agent models` lists it: its head is the best of the nodes that have it, and another one if
+    that dies. The head of a file (a path), and of covey-mini, is this node if it is a worker; what
+    only this node has waits until it is back. With --rings several run at once, each with the whole
+    model on nodes of its own, and the gateway shares requests out among them.
     """
     body = asked(model, name, options)
 
     async def start(client: AgentClient) -> list[dict[str, Any]]:
-        timeout_s = {"timeout_s": PLAN_TIMEOUT_S} if options["rings"] != 1 else {}
-        first: dict[str, Any] = await client.post("/v1/deployments", body, **timeout_s)
+        # Links are measured for the plan of several.
+        timeout_s = _DEPLOY_TIMEOUT_S if options["rings"] == 1 else PLAN_TIMEOUT_S
+        first: dict[str, Any] = await client.post("/v1/deployments", body, timeout_s=timeout_s)
         rings, shown, since = [first], "", time.monotonic()
         if first["rings"] > 1:
             rings = await _rings(client, first["name"])

@@ -54,8 +54,8 @@ _OPTIONS = (
                  help="What spreads it over nodes: Covey's ring, or, for models that cannot be "
                  "cut, llama.cpp's own RPC."),
     click.option("--draft", default="",
-                 help="A small model of the same family whose guesses are computed ahead (a stored "
-                 "model, or a GGUF file on this node)."),
+                 help="A small model of the same family whose guesses are computed ahead (a model "
+                 "in any member's store, or a GGUF file on this node)."),
 )  # fmt: skip
 
 
@@ -79,9 +79,9 @@ def asked(model: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
 def plan(model: str, as_json: bool, settings: Config, **options: Any) -> None:
     """Say how MODEL would run on this mesh, how fast, and why; nothing is moved or started.
 
-    MODEL is a stored model, a GGUF file on this node, covey-mini, or a name of `agent catalogue`,
-    which need not be here (llama-3.1-8b, or llama-3.1-8b:Q8_0). Links on which the plan rests are
-    measured if they were not yet.
+    MODEL is a model in this node's or another member's store, a GGUF file on this node, covey-mini,
+    or a name of `agent catalogue`, which need not be here (llama-3.1-8b, or llama-3.1-8b:Q8_0).
+    Links on which the plan rests are measured if they were not yet.
     """
 
     async def look(client: AgentClient) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """What a wish asks of the nodes: the model's file and sizes, the context, the draft model.
 
-Read from the files on this node, before anything is planned. Used by `build.py` and
-`deployments.py`.
+Read from the files on this node, before anything is planned; of a stored model that is not here,
+from its header alone. Used by `build.py`, `succession.py` and `deployments.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.deploy.needs import (
@@ -18,6 +18,7 @@ from agent.deploy.needs import (
     spread_of,
     with_draft,
 )
+from agent.deploy.stored import NoStore, Stored
 from agent.deploy.wish import Wish
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.errors import ModelError, UsageError
@@ -31,6 +32,7 @@ class Asked:
 
     `needs` is what placement takes, with the `draft` model, if there is one; `said` tells of it.
     `model_id` (hex): the model is a stored one, which other members may have too; empty: a file.
+    `here`: `path` is all of it, not its header alone; `draft_here` says so of the draft model.
     """
 
     path: Path
@@ -40,15 +42,32 @@ class Asked:
     draft: Path | None = None
     said: tuple[str, ...] = ()
     model_id: str = ""
+    here: bool = True
+    draft_here: bool = True
 
 
-async def asked(wish: Wish, models: Path) -> Asked:
-    """Read what a wish names; `models` is the store's folder. Raises ModelError, UsageError."""
-    return await asyncio.to_thread(_asked, wish, models)
+async def asked(wish: Wish, models: Path, stored: Stored | None = None) -> Asked:
+    """Read what a wish names; `models` is the store's folder.
+
+    Headers of stored models that are not here are fetched. Raises CoveyError.
+    """
+    stored = stored or NoStore()
+    headers = {one: await stored.header(one) for one in wish.stored_ids}
+    here = {one: stored.path(one) is not None for one in headers}
+    for one in headers:
+        if here[one]:
+            store.mark_used(headers[one])
+    path, draft = headers.get(wish.model_id), headers.get(wish.draft_id)
+    found = await asyncio.to_thread(_asked, wish, models, path, draft)
+    return replace(
+        found, model_id=wish.model_id or found.model_id, here=here.get(wish.model_id, True),
+        draft_here=here.get(wish.draft_id, True),
+    )  # fmt: skip
 
 
-def _asked(wish: Wish, models: Path) -> Asked:
-    path = model_path(wish.model, models)
+def _asked(wish: Wish, models: Path, path: Path | None, draft: Path | None) -> Asked:
+    """Read what a wish names; `path` and `draft` are those of stored models."""
+    path = path or model_path(wish.model, models)
     facts = model_facts(path)
     context = wish.context or default_context(facts)
     in_line = wish.engine == "rpc"
@@ -56,7 +75,7 @@ def _asked(wish: Wish, models: Path) -> Asked:
         facts, context, spread_of(path) if in_line else cuts_of(path), in_line=in_line
     )
     stored_id = store.id_of(models, path)
-    draft = draft_path(wish.draft, facts, models)
+    draft = draft_path(wish.draft, facts, models, draft)
     if draft is None:
         return Asked(path, facts, context, needs, model_id=stored_id)
     needed = draft_bytes(model_facts(draft), context)
@@ -79,8 +98,8 @@ def model_path(model: str, models: Path) -> Path:
         return stored
     if not path.is_file():
         raise ModelError(
-            f"there is no model {model}: it is no file on this node, none of its stored models, and"
-            f" {bundled.NAME} is the only bundled one",
+            f"there is no model {model}: it is no file on this node, no stored model of it or of"
+            f" another member, and {bundled.NAME} is the only bundled one",
             hint="Give the path of a GGUF file, or `agent pull` it; `agent models` lists what is"
             " there.",
         )
@@ -93,8 +112,13 @@ def model_facts(path: Path) -> ModelFacts:
         return model.facts()
 
 
-def draft_path(model: str, facts: ModelFacts, models: Path) -> Path | None:
-    """Return the file of a draft model for the model of `facts`; None for "". Raises CoveyError."""
+def draft_path(
+    model: str, facts: ModelFacts, models: Path, stored: Path | None = None
+) -> Path | None:
+    """Return the file of a draft model for the model of `facts`; None for "".
+
+    `stored`: the draft model is a stored one, and this is its file. Raises CoveyError.
+    """
     if not model:
         return None
     if facts.purpose != "text":
@@ -102,4 +126,4 @@ def draft_path(model: str, facts: ModelFacts, models: Path) -> Path | None:
             f"{facts.name} is for {facts.purpose}: a draft model has nothing to guess there",
             hint="Deploy it without --draft.",
         )
-    return model_path(model, models)
+    return stored or model_path(model, models)

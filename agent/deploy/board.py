@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -45,14 +45,17 @@ class Board:
     """Describes deployments for the local API, and answers other members who ask."""
 
     def __init__(
-        self, own: NodeId, owners: Owners, executor: Executor, rings: Rings, mesh: Mesh, ask: Ask
-    ) -> None:
+        self, own: NodeId, owners: Owners, executor: Executor, rings: Rings, mesh: Mesh, ask: Ask,
+        headless: Callable[[str], CoveyError | None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        """`headless` says why no node may be the head of a deployment that this node owns."""
         self._own = own
         self._owners = owners
         self._executor = executor
         self._rings = rings
         self._mesh = mesh
         self._ask = ask
+        self._headless = headless
         self._cache: dict[NodeId, tuple[float, dict[str, Status]]] = {}
         self._asking = asyncio.Lock()
 
@@ -68,6 +71,8 @@ class Board:
             state = self._executor.state(name, view.head)
             if view.head == self._own:
                 state = self._rings.state(name)
+        elif view.owner == self._own and (error := self._headless(name)) is not None:
+            state = HeadState(name, "waiting", error.line(), error=to_wire(error))
         return Status(
             name, str(view.owner or ""), str(view.head or ""),
             view.token.epoch if view.token else 0, state,
@@ -173,6 +178,7 @@ class Board:
             "number": split(status.name)[1],
             "rings": wish.rings,
             "model": wish.model,
+            "model_id": wish.model_id,
             "engine": wish.engine,
             "draft": wish.draft,
             "generation": wish.generation,

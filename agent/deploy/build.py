@@ -37,12 +37,15 @@ from agent.deploy.parts import Parts
 from agent.deploy.planning import Own, Planning, Progress
 from agent.deploy.ringkey import key_of
 from agent.deploy.stages import ABANDONED_S
+from agent.deploy.stored import NoStore, Stored
 from agent.deploy.wish import Wish
 from agent.engine import cut
 from agent.engine.spec import RpcServer
 from agent.engine.supervisor import Engine
 from agent.errors import CoveyError, EngineError, PeerError
 from agent.identity.keys import NodeId
+from agent.models.fetch import Progress as Fetch
+from agent.models.fetch import Watch
 from agent.ownership.lease import Token
 from agent.placement.results import Plan, Stage
 
@@ -66,7 +69,8 @@ class Build:
         engines: Engines, blobs: BlobServer, parts: Parts, mesh: Mesh, progress: Progress,
         token: Tokens,
         carried: Carried | None = None, without: frozenset[NodeId] = frozenset(),
-        fewer: bool = False, kept: frozenset[NodeId] = frozenset(), number: int = 1,
+        fewer: bool = False, kept: frozenset[NodeId] = frozenset(), stored: Stored | None = None,
+        number: int = 1,
     ) -> None:  # fmt: skip
         """`carried` goes on as the head. Nodes `without` which it can be are left out; `fewer`:
         where not as many nodes are there as were wished for, it is built over those. `kept` are the
@@ -84,6 +88,7 @@ class Build:
         self._progress = progress
         self._token = token
         self._carried = carried
+        self._stored = stored or NoStore()
         self._planning = Planning(
             wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer,
             doubted=carried.lost if carried else None,
@@ -127,10 +132,12 @@ class Build:
     async def up(self) -> Engine:
         """Bring the ring up and return its head, which answers. Raises CoveyError."""
         self._progress("planning", "asking the nodes what they can hold")
-        self._asked_for = wanted = await asked(self._wish, self._settings.models_dir)
+        wanted = await asked(self._wish, self._settings.models_dir, self._stored)
+        self._asked_for = wanted
         self.context = wanted.context
         in_line = self._wish.engine == "rpc"
         self.plan = await self._planning.plan(wanted.needs, wanted.context)
+        self._asked_for = wanted = await self._complete(wanted, self.plan.whole or in_line)
         path, layers = wanted.path, wanted.facts.layers
         if self.plan.whole:
             self._progress("loading", f"loading all {layers} layers here")
@@ -228,6 +235,29 @@ class Build:
             if isinstance(answer, BaseException):
                 _log.info("ring=%s: a node could not be told to stop: %s", self._ring, answer)
 
+    async def _complete(self, wanted: Asked, whole: bool) -> Asked:
+        """Fetch what has to be here as a whole and is not: a draft model, a model that is not cut.
+
+        Of a model that is cut the head takes its own parts alone, as every stage does.
+        """
+        wish = self._wish
+        if whole and not wanted.here:
+            path = await self._stored.whole(wish.model_id, wish.model, self._fetched(wish.model))
+            wanted = replace(wanted, path=path, here=True)
+        if not wanted.draft_here:
+            draft = await self._stored.whole(wish.draft_id, wish.draft, self._fetched(wish.draft))
+            wanted = replace(wanted, draft=draft, draft_here=True)
+        return wanted
+
+    def _fetched(self, what: str) -> Watch:
+        """Return who tells people how far the fetch of `what` is."""
+
+        def watch(fetch: Fetch) -> None:
+            percent = 100 * fetch.done // max(1, fetch.total)
+            self._progress("loading", f"the head fetches {what}: {percent} %")
+
+        return watch
+
     async def _weights(self, wanted: Asked, plan: Plan) -> list[CutFile | StoredLayers]:
         """Return where each stage in the middle gets its layers from.
 
@@ -264,7 +294,7 @@ class Build:
         heard = asyncio.create_task(self._stay_heard(nodes), name=f"stages of {self._ring}")
         try:
             head, *ports = await _all([
-                self._load_head(wanted.path, plan.stages, nodes),
+                self._load_head(wanted, plan.stages, nodes),
                 *(self._load_stage(index, nodes, weights[index - 1]) for index in middle),
             ])  # fmt: skip
         finally:
@@ -307,10 +337,23 @@ class Build:
         await self._mesh.ask(nodes[index], request, _CALL_TIMEOUT_S)
         return await self._until_listening(index, nodes[index])
 
-    async def _load_head(self, path: Path, stages: Sequence[Stage], nodes: Sequence[NodeId]) -> int:
-        parts = await self._cut(path, (stages[0], stages[-1]))
+    async def _head_parts(self, wanted: Asked, stages: Sequence[Stage]) -> list[Path]:
+        """Return the head's own parts: cut here, or fetched from who has the model."""
+        if wanted.here:
+            return [part.path for part in await self._cut(wanted.path, stages)]
+        return [
+            await self._parts.fetch(
+                self._stored, wanted.model_id, (stage.first, stage.last),
+                self._fetched(f"layers {stage.first} to {stage.last - 1}"),
+            )
+            for stage in stages
+        ]  # fmt: skip
+
+    async def _load_head(
+        self, wanted: Asked, stages: Sequence[Stage], nodes: Sequence[NodeId]
+    ) -> int:
         self.head = await self._engines.start_head(
-            [part.path for part in parts],
+            await self._head_parts(wanted, (stages[0], stages[-1])),
             Place(self._ring, self._epoch, 0, len(nodes)), nodes[-1], name=self._wish.name,
             context=self.context, frames=self._settings.engine.frames, draft=self._draft,
             carried=self.head,

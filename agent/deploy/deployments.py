@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from agent.api import DeployRequest
 from agent.config import Config
 from agent.deploy import heads
@@ -55,7 +57,9 @@ from agent.deploy.preview import preview, several, wish_of
 from agent.deploy.ring import ring_id
 from agent.deploy.ringkey import key_of, split
 from agent.deploy.rings import Rings
-from agent.deploy.stages import StageHost, Stored
+from agent.deploy.stages import StageHost
+from agent.deploy.stored import NoStore, Stored
+from agent.deploy.succession import Succession
 from agent.deploy.wish import Wish, check_name
 from agent.deploy.work import work_here
 from agent.errors import CoveyError, MembershipError, NotRunning, UsageError
@@ -96,10 +100,16 @@ class Deployments:
         self._wants: dict[str, Want] = {}
         self._keeper = BookKeeper(settings.state_dir, mesh_id, key, mesh, self._book_changed)
         self._rings = Rings(
-            settings, key.id, name, engines, blobs, mesh, self._rings_changed, self._measured_links
-        )
+            settings, key.id, name, engines, blobs, mesh, self._rings_changed,
+            self._measured_links, stored,
+        )  # fmt: skip
+        self._stored = stored or NoStore()
+        self._succession = Succession(
+            mesh, self._rings.own, self._on_duty, self._stored, settings.models_dir,
+            self._heads_changed,
+        )  # fmt: skip
         self._stages = StageHost(
-            settings.state_dir / "stages", engines, self._drains, stored, self._rings
+            settings.state_dir / "stages", engines, self._drains, self._stored.part, self._rings
         )
         self._engines = engines
         self.hardware = engines.hardware
@@ -119,7 +129,10 @@ class Deployments:
             changed=self._owned_changed,
         )  # fmt: skip
         self._executor = Executor(self._ownership, self._keeper, self._ask)
-        self._board = Board(key.id, self._ownership, self._executor, self._rings, mesh, self._ask)
+        self._board = Board(
+            key.id, self._ownership, self._executor, self._rings, mesh, self._ask,
+            self._succession.error,
+        )  # fmt: skip
         self._news = asyncio.Event()
 
     # ------------------------------------------------------------------ life
@@ -139,6 +152,7 @@ class Deployments:
             asyncio.create_task(self._keeper.follow(), name="deployments compare"),
             asyncio.create_task(self._executor.follow(), name="deployments owned"),
             asyncio.create_task(self._follow_removed(), name="deployments removed"),
+            asyncio.create_task(self._succession.follow(), name="deployments heads"),
         ]
         if self._measures:
             self._tasks.append(asyncio.create_task(self._measuring.run(), name="measuring"))
@@ -186,6 +200,7 @@ class Deployments:
         if self._mesh.draining() != self._draining:
             self._draining = self._mesh.draining()
             self._rings.draining_changed()
+            self._succession.look_soon()
             self._ownership.kick()
 
     async def answer(self, peer: NodeId, request: Request) -> Answer:
@@ -216,8 +231,8 @@ class Deployments:
         """
         self._keeper.require_may_deploy()
         models = self._settings.models_dir
-        wanted = wish_of(request, request.name or "m", self._own, models)
-        found = await asked(wanted, models)
+        wanted = await wish_of(request, request.name or "m", self._own, models, self._stored)
+        found = await asked(wanted, models, self._stored)
         facts = found.facts
         name = request.name or facts.name
         check_name(name, rings=request.rings or 1)
@@ -244,19 +259,19 @@ class Deployments:
                 f"a context of {request.context} tokens was asked for, and {facts.name} was "
                 f"trained for {facts.context}"
             )
-        # The paths as they are now, so that the wish does not depend on where it was typed.
-        wish = wish_of(request, name, self._own, models)
+        wish = msgspec.structs.replace(wanted, name=name)
+        file = wish.model if wish.model.startswith("/") else wish.draft
         if request.rings != 1:
             wish = (await self._several(wish, request.rings)).settled(wish)
             check_name(name, rings=wish.rings)
         if wish.source and self._own not in workers:
             raise MembershipError(
-                f"{found.path} lies on this node, which is no worker, so nobody could be its head",
+                f"{file} lies on this node, which is no worker, so nobody could be its head",
                 hint="Deploy it on a worker that has the file.",
             )
         if wish.source and self._drains():
             raise UsageError(
-                f"{found.path} lies on this node alone, which is draining",
+                f"{file} lies on this node alone, which is draining",
                 hint="`agent drain --off` takes that back; or deploy it on a node that has the file"
                 " too.",
             )
@@ -269,11 +284,11 @@ class Deployments:
     async def plan(self, request: DeployRequest) -> dict[str, Any]:
         """Say how a model would run, before anything moves. Raises CoveyError."""
         models = self._settings.models_dir
-        wish = wish_of(request, request.name or "m", self._own, models)
+        wish = await wish_of(request, request.name or "m", self._own, models, self._stored)
         if request.rings != 1:
-            found = await self._several(wish, request.rings)
-            return found.described(wish.objective)
-        return await preview(wish, await self._rings.own(), self._mesh, models)
+            planned = await self._several(wish, request.rings)
+            return planned.described(wish.objective)
+        return await preview(wish, await self._rings.own(), self._mesh, models, self._stored)
 
     async def undeploy(self, name: str) -> dict[str, Any]:
         """Tell the mesh that a deployment shall end, and wait a little until it has.
@@ -328,15 +343,18 @@ class Deployments:
         )
 
     def files(self) -> dict[Path, str]:
-        """Return the model files of this node that deployments use or wait for, and which do."""
-        wishes = [w for w in self._keeper.book.wishes() if w.source_id == self._own]
-        wishes += self._rings.names().values()
-        return {
-            Path(file).resolve(): wish.name
-            for wish in wishes
-            for file in (wish.model, wish.draft)
-            if file.startswith("/")
-        }
+        """Return the model files of this node that deployments use or wait for, and which do.
+
+        Of stored models every copy counts: its node may be the next head.
+        """
+        wishes = [*self._keeper.book.wishes(), *self._rings.names().values()]
+        found: dict[Path, str] = {}
+        for wish in wishes:
+            files = [self._stored.path(one) for one in wish.stored_ids]
+            if wish.source_id == self._own:
+                files += [Path(one) for one in (wish.model, wish.draft) if one.startswith("/")]
+            found |= {file.resolve(): wish.name for file in files if file is not None}
+        return found
 
     def partners(self) -> set[NodeId]:
         """Return the nodes whose stages form rings with those that run here."""
@@ -345,9 +363,8 @@ class Deployments:
     # ------------------------------------------------------------------ inside
 
     async def _several(self, wish: Wish, rings: int | None) -> PlannedRings:
-        works = any(w.node_id == self._own for w in self._mesh.live_workers(time.time()))
         own, models = await self._rings.own(), self._settings.models_dir
-        return await several(wish, rings, own, self._mesh, models, works=works)
+        return await several(wish, rings, own, self._mesh, models, self._stored)
 
     async def _measured_links(self, nodes: Sequence[NodeId]) -> Sequence[LinkFacts]:
         """Measure this node's links to others, where that is due; return all that are known."""
@@ -447,10 +464,21 @@ class Deployments:
 
     def _read_wants(self) -> None:
         self._wants = {
-            key: Want(key, wish.head_of(number), wish.source_id, wish.removed)
+            key: Want(key, wish.head_of(number), wish.source_id, wish.removed,
+                      self._succession.heads(wish, key))
             for wish in self._keeper.book.entries()
             for number, key in enumerate(wish.keys, 1)
-        }
+        }  # fmt: skip
+
+    def _on_duty(self) -> list[tuple[Wish, str, str]]:
+        """Return the wishes that this node owns, or is to own next, with the ring's key and id."""
+        found = []
+        for wish in self._keeper.book.wishes():
+            for key in wish.keys:
+                view = self._ownership.view(key)
+                if view.owner == self._own or view.deputy:
+                    found.append((wish, key, ring_id(view.head, key) if view.head else ""))
+        return found
 
     def _wanted(self) -> Mapping[str, Want]:
         avoided = self._executor.avoided()
@@ -462,8 +490,13 @@ class Deployments:
             if key in self._wants
         }
 
+    def _heads_changed(self) -> None:
+        self._read_wants()
+        self._ownership.kick()
+
     def _book_changed(self) -> None:
         self._read_wants()
+        self._succession.look_soon()
         self._news.set()
         self._executor.changed()
         self._ownership.kick()

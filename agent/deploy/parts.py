@@ -1,18 +1,22 @@
-"""The parts that this node has cut from its models, for the rings whose head it is.
+"""The parts that this node has of models, for the rings whose head it is.
 
 A part is named by its content: two models may have the same header. What was cut from a file that
-has not changed since is not cut again: a ring that broke is often built as it was.
+has not changed since is not cut again: a ring that broke is often built as it was. Of a stored
+model that is not here, the head's own parts are fetched.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from agent.deploy.stored import Stored
 from agent.engine import cut
 from agent.engine.gguf_file import GgufFile
+from agent.models.fetch import Watch
 
 _Key = tuple[str, int, int, int, int]
 
@@ -24,6 +28,22 @@ class Parts:
         self._folder = folder
         self._lock = threading.Lock()
         self._known: dict[_Key, cut.PartFile] = {}
+        self._fetching: dict[Path, asyncio.Lock] = {}
+
+    async def fetch(
+        self, stored: Stored, model: str, span: tuple[int, int], watch: Watch
+    ) -> Path:  # fmt: skip
+        """Return layers [first, last) = `span` of a stored model (its id), of whoever has it.
+
+        Raises CoveyError; what came by then is used the next time.
+        """
+        path = self._folder / f"{model}-{span[0]}-{span[1]}.gguf"
+        # Two deployments of one model have the same parts. It appears whole or not at all.
+        async with self._fetching.setdefault(path, asyncio.Lock()):
+            if not path.is_file():
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                await stored.part(model, span, path, watch)
+        return path
 
     def cut(self, path: Path, ranges: Sequence[tuple[int, int]], ring: str) -> list[cut.PartFile]:
         """Return a part for each range of layers [first, last), in order.

@@ -40,6 +40,8 @@ _NODES_TIMEOUT_S = 20.0
 _POLL_S = 0.5
 # A plan that rests on guesses is made again with what was measured, which may show another.
 _ROUNDS = 3
+# Who follows a head, and who follows that one: two nodes may die at once.
+_HEADS_MOST = 3
 # For how many answers at once a ring is to be good. A head serves 16; a home has a few.
 _STREAMS: dict[Objective, int] = {"latency": 1, "auto": 4, "throughput": 16}
 
@@ -93,14 +95,15 @@ class Planning:
     `fewer`: where not as many nodes are there as were wished for, the plan is over those, and
     `missing` says how many are not. `kept` are the nodes of the ring as it was, which `ring` names:
     its stages there make room. Who is `doubted`, as its stage was just lost, is hardly waited for.
-    `number`: which of the wish's rings it is; it keeps off the others' nodes (`beside.py`).
+    `number`: which of the wish's rings it is; it keeps off the others' nodes (`beside.py`). The
+    head is this node, or with `heads` one of those.
     """
 
     def __init__(
         self, wish: Wish, own: Own, mesh: Mesh, progress: Progress, *, waits: bool = True,
         without: frozenset[NodeId] = frozenset(), fewer: bool = False,
         kept: frozenset[NodeId] = frozenset(), ring: str = "", doubted: NodeId | None = None,
-        number: int = 1,
+        heads: frozenset[NodeId] | None = None, number: int = 1,
     ) -> None:  # fmt: skip
         self._number = number
         self._others = self._none_told(wish)
@@ -114,6 +117,8 @@ class Planning:
         self._kept = kept
         self._ring = ring
         self._doubted = doubted
+        self._elsewhere = heads is not None
+        self._heads = frozenset({own.node.node} if heads is None else map(str, heads))
         self._draining: dict[str, str] = {}  # names by node
         self._with_others: dict[int, list[str]] = {}  # names by ring
         self._rounds = 0  # of measuring
@@ -123,30 +128,35 @@ class Planning:
         """Return the plan; raises what `agent.placement.plan.plan` raises."""
         found = _Found([self._own.node])
         found.told(self._own.node.node, self._own.links)
-        if not model.uncut:
-            await self._ask(found)
+        if not model.uncut or self._elsewhere:
+            # While answers wait, nobody waits for nodes.
+            wished = max(self._wish.nodes or 1, self._wish.least) if self._waits else 1
+            await self._ask(found, wished)
+            if self._elsewhere:
+                self._drop_idle(found)
         chosen = await self._chosen(model, context, found)
         while not model.in_line and await self._measured([chosen], found):
             chosen = await self._chosen(model, context, found)
         return chosen
 
-    async def ways(
-        self, model: Model, context: int, rings: int | None, *, works: bool
-    ) -> list[list[Plan]]:
+    async def ways(self, model: Model, context: int, rings: int | None) -> list[list[Plan]]:
         """Return how so many rings (None: the best number) would run, and other numbers of them.
 
-        `works`: this node is a worker, and is to be the first one's head. Raises what
-        `agent.placement.rings.ways` raises.
+        Where no `heads` were given any node may be one, and this one is the first ring's; of a file
+        that it alone has, it is the only one. Raises what `agent.placement.rings.ways` raises.
         """
         wish, own = self._wish, self._own.node
         found = _Found([own])
         found.told(own.node, self._own.links)
-        await self._ask(found, rings or 1)
+        await self._ask(found, (rings or 1) * max(wish.nodes or 1, wish.least))
+        self._drop_idle(found)
+        anywhere = not self._elsewhere and wish.source_id is None
         nodes = [
-            replace(node, head_allowed=wish.source_id is None or node is own)
-            for node in found.nodes if works or node is not own
+            replace(node, head_allowed=anywhere or node.node in self._heads)
+            for node in found.nodes
         ]  # fmt: skip
-        first = own.node if works and own.node not in self._draining else ""
+        here = own in found.nodes and own.node not in self._draining
+        first = own.node if here and not self._elsewhere else ""
         aims = shared(Aims(
             wish.objective, context=context, nodes=wish.nodes, least=wish.least, head=first,
             only=frozenset(wish.only), never=frozenset(wish.never),
@@ -165,6 +175,43 @@ class Planning:
         self._rounds += 1
         self._progress("planning", "measuring the links between the nodes")
         return await self._measure(unknown, found)
+
+    async def succession(
+        self, model: Model, context: int, holders: Sequence[frozenset[NodeId]]
+    ) -> list[NodeId]:
+        """Return who had best be the head, then who had if that one were lost, and so on.
+
+        `holders` has for each of the model's files who has it. A node that has all comes first;
+        where none of those can be it, any may that can fetch what it lacks from others.
+        """
+        found = _Found([self._own.node])
+        found.told(self._own.node.node, self._own.links)
+        await self._ask(found, 1)
+        self._drop_idle(found)
+        leaving = {*self._draining, *map(str, self._mesh.draining())}
+        leaving |= self._others.not_ours
+        found.nodes = [node for node in found.nodes if node.node not in leaving]
+        order: list[str] = []
+        while len(order) < _HEADS_MOST:
+            left = [frozenset(map(str, nodes)).difference(order) for nodes in holders]
+            there = frozenset(node.node for node in found.nodes).difference(order)
+            head = ""
+            for heads in (there.intersection(*left), there) if all(left) else ():
+                with contextlib.suppress(PeerError, ModelError, UsageError):
+                    chosen = await self._over(model, context, found, frozenset(order), heads)
+                    head = chosen.stages[0].node
+                    break
+            if not head:
+                break
+            order.append(head)
+        if not order:  # the one with most room says what is wrong, as a head
+            able = frozenset[NodeId].intersection(*holders)
+            roomy = sorted(
+                found.nodes,
+                key=lambda node: (NodeId.parse(node.node) not in able, -node.free_bytes),
+            )
+            order = [node.node for node in roomy[:1]]
+        return [NodeId.parse(node) for node in order]
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -189,12 +236,13 @@ class Planning:
         tries = list(dict.fromkeys((draining | lost, draining, draining - kept)))
         for left_out in tries[:-1]:
             with contextlib.suppress(PeerError, ModelError):
-                return await self._over(model, context, found, left_out)
-        return await self._over(model, context, found, tries[-1])
+                return await self._over(model, context, found, left_out, self._heads)
+        return await self._over(model, context, found, tries[-1], self._heads)
 
     async def _over(
-        self, model: Model, context: int, found: _Found, left_out: frozenset[str]
-    ) -> Plan:
+        self, model: Model, context: int, found: _Found, left_out: frozenset[str],
+        heads: frozenset[str],
+    ) -> Plan:  # fmt: skip
         wish, wished, others = self._wish, self._wish.nodes, self._others
         there = sum(node.node not in left_out | others.not_ours for node in found.nodes)
         self.missing = 0
@@ -203,15 +251,16 @@ class Planning:
         aims = Aims(
             wish.objective, context=context, streams=_STREAMS[wish.objective], nodes=wished,
             least=min(wish.least, there) if self._fewer else wish.least,
-            # The head is the node with the model's file, this one.
-            head=self._own.node.node, only=frozenset(wish.only), never=frozenset(wish.never),
-            without=left_out,
+            head=next(iter(heads)) if len(heads) == 1 else "",
+            only=frozenset(wish.only), never=frozenset(wish.never), without=left_out,
         )  # fmt: skip
+        nodes = [replace(node, head_allowed=node.node in heads) for node in found.nodes]
         # With many nodes it takes a second, in which beats and stages want to be answered.
         links = Links(found.links)
-        if others.rings == 1 or model.uncut:
-            return await asyncio.to_thread(plan, model, found.nodes, aims, links)
+        if others.rings == 1 or model.uncut or heads is not self._heads:
+            return await asyncio.to_thread(plan, model, nodes, aims, links)
         try:
+            # Any node may be the head of another ring.
             return await asyncio.to_thread(
                 others.plan, model, found.nodes, aims, links, first=bool(self._kept)
             )
@@ -221,12 +270,8 @@ class Planning:
                 raise
             raise type(error)(f"{error.message}; {said}", hint=error.hint) from None
 
-    async def _ask(self, found: _Found, rings: int = 1) -> None:
-        """Ask the other workers what they can hold; wait a little for as many as are wished.
-
-        While answers wait, nobody waits for nodes.
-        """
-        wished = rings * max(self._wish.nodes or 1, self._wish.least) if self._waits else 1
+    async def _ask(self, found: _Found, wished: int) -> None:
+        """Ask the other workers what they can hold; wait a little for as many as are wished."""
         deadline = asyncio.get_running_loop().time() + _NODES_TIMEOUT_S
         while True:
             workers = [
@@ -254,6 +299,12 @@ class Planning:
                 return
             self._progress("planning", f"waiting for {lacking} more nodes")
             await asyncio.sleep(_POLL_S)
+
+    def _drop_idle(self, found: _Found) -> None:
+        """Leave this node out if it only plans: it is no worker."""
+        workers = {str(worker.node_id) for worker in self._mesh.live_workers(time.time())}
+        if self._own.node.node not in workers:
+            found.nodes = found.nodes[1:]
 
     async def _all_facts(self, nodes: Sequence[NodeId]) -> dict[NodeId, Facts | None]:
         """Ask all at once; once the others have answered the doubted one has a moment more."""

@@ -43,6 +43,7 @@ from agent.deploy.planning import Measure, Own, node_of
 from agent.deploy.regain import Regain
 from agent.deploy.ring import Deployment, ring_id
 from agent.deploy.ringkey import key_of
+from agent.deploy.stored import Stored
 from agent.deploy.wish import Wish
 from agent.engine.gpu import SURVEY_TIMEOUT_S
 from agent.engine.supervisor import Engine
@@ -73,9 +74,10 @@ class Rings:
     def __init__(
         self, settings: Config, own: NodeId, name: str, engines: Engines, blobs: BlobServer,
         mesh: Mesh, changed: Callable[[], None], measure: Measure | None = None,
+        stored: Stored | None = None,
     ) -> None:  # fmt: skip
         """`changed` is called when a deployment here turns to another phase, comes or goes;
-        `measure` has this node's links measured.
+        `measure` has this node's links measured; `stored` has models by their ids.
         """
         self._settings = settings
         self._own = own
@@ -86,6 +88,7 @@ class Rings:
         self._mesh = mesh
         self._changed = changed
         self._measure = measure
+        self._stored = stored
         self._deployments: dict[str, Deployment] = {}
         self._revision = 0
         self._regain = Regain(mesh)
@@ -389,7 +392,7 @@ class Rings:
             progress=lambda phase, progress: self._to(deployment, phase, progress),
             token=lambda: deployment.token, carried=carried, fewer=deployment.possible,
             without=self._regain.left_out(deployment),
-            kept=deployment.held, number=deployment.number,
+            kept=deployment.held, stored=self._stored, number=deployment.number,
         )  # fmt: skip
         try:
             head = await build.up()

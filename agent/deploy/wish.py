@@ -33,17 +33,21 @@ _Tags = Annotated[
 ]
 # A node id, or nothing.
 _Node = Annotated[bytes, msgspec.Meta(max_length=32)]
+# The id of a stored model (hex), or nothing.
+_Model = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 
 
 class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
     """What shall run, or not (`removed`). Made by `sign`; counts once `check` has passed.
 
-    `model` is a bundled name, or an absolute path on the node `source` (empty: every node has it).
+    `model` is a bundled name, the name of a stored model with that `model_id` (any node may have
+    it, or get it), or an absolute path on the node `source` (empty: neither file is named so).
     `nodes` None: as few as it fits on; `context` 0: the model's own. `prefer` is the node that had
     best be its head (empty: any). `at` is unix seconds, `signature` 64 bytes. `engine` says what
     spreads it over nodes: our ring, or llama.cpp's RPC. `draft` is a draft model, named as `model`
-    is (empty: none). `objective` says what the ring shall be good for, `least` on how many nodes it
-    shall be at least; its nodes have a tag of `only`, where there are any, and none of `never`.
+    is, with `draft_id` (empty: none). `objective` says what the ring shall be good for, `least` on
+    how many nodes it shall be at least; its nodes have a tag of `only`, where there are any, and
+    none of `never`.
     """
 
     version: int = VERSION
@@ -64,6 +68,8 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     least: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
     only: _Tags = ()
     never: _Tags = ()
+    model_id: _Model = ""
+    draft_id: _Model = ""
     rings: Annotated[int, msgspec.Meta(ge=1, le=MOST_RINGS)] = 1
     heads: Annotated[tuple[_Node, ...], msgspec.Meta(max_length=MOST_RINGS - 1)] = ()
 
@@ -74,8 +80,13 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     @property
     def source_id(self) -> NodeId | None:
-        """The only node that has the models' files; None where all are bundled."""
+        """The only node that has the models' files; None where all are bundled or stored."""
         return NodeId(self.source) if self.source else None
+
+    @property
+    def stored_ids(self) -> tuple[str, ...]:
+        """The ids of its stored models: any node that has them, or gets them, may be its head."""
+        return tuple(dict.fromkeys(one for one in (self.model_id, self.draft_id) if one))
 
     @property
     def prefer_id(self) -> NodeId | None:

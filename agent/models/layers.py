@@ -37,14 +37,8 @@ async def fetch_part(
     beside it when this fails, and used the next time. Raises PeerError naming the members,
     ModelError for a cut that cannot be, EnvironmentFault for the disk.
     """
-    manifest = await _manifest(session, holders)
-    members = [
-        HttpOrigin(
-            session, f"{holder.url}/file", networks=networks, tier=0, name=holder.member,
-            tag=Tag(manifest.size),
-        )
-        for holder in holders
-    ]  # fmt: skip
+    manifest = await any_manifest(session, holders)
+    members = _origins(session, manifest, holders, networks)
     header = destination.with_name(f"{destination.name}.header")
     await fetch_tensors(manifest, (), members, header, backoff_s=backoff_s)
     with GgufFile(header) as model:
@@ -62,7 +56,29 @@ async def fetch_part(
         sparse.unlink(missing_ok=True)
 
 
-async def _manifest(session: aiohttp.ClientSession, holders: Sequence[Holder]) -> Manifest:
+async def fetch_header(
+    session: aiohttp.ClientSession, manifest: Manifest, holders: Sequence[Holder], target: Path, *,
+    networks: Networks, backoff_s: float = BACKOFF_S,
+) -> Path:  # fmt: skip
+    """Fetch a model's header to `target`, a sparse file of the model's size. Raises PeerError."""
+    members = _origins(session, manifest, holders, networks)
+    return await fetch_tensors(manifest, (), members, target, backoff_s=backoff_s)
+
+
+def _origins(
+    session: aiohttp.ClientSession, manifest: Manifest, holders: Sequence[Holder],
+    networks: Networks,
+) -> list[HttpOrigin]:  # fmt: skip
+    return [
+        HttpOrigin(
+            session, f"{holder.url}/file", networks=networks, tier=0, name=holder.member,
+            tag=Tag(manifest.size),
+        )
+        for holder in holders
+    ]  # fmt: skip
+
+
+async def any_manifest(session: aiohttp.ClientSession, holders: Sequence[Holder]) -> Manifest:
     """Return the manifest from the first member that gives it; raises PeerError for none."""
     reasons = []
     for holder in holders:

@@ -48,6 +48,7 @@ class Holder:
     member: str
     url: str
     held: Held
+    node: NodeId
 
 
 class Holders:
@@ -69,6 +70,16 @@ class Holders:
 
         `sha256` is what the file's must be, "" for any. Raises ModelError for none, or for two.
         """
+        found = await self.search(text, sha256)
+        if found is None:
+            raise ModelError(
+                f"no member that is there has a model {text}",
+                hint="`agent models` lists what members have; a file's path has a / or .gguf.",
+            )
+        return found
+
+    async def search(self, text: str, sha256: str = "") -> Holder | None:
+        """Return what `find` returns, None where there is none; raises ModelError for two."""
         found = [
             holder for holder in await self.all()
             if holder.held.name == text
@@ -77,17 +88,12 @@ class Holders:
         ]  # fmt: skip
         if sha256:
             found = [holder for holder in found if holder.held.sha256 == sha256]
-        if not found:
-            raise ModelError(
-                f"no member that is there has a model {text}",
-                hint="`agent models` lists what members have; a file's path has a / or .gguf.",
-            )
         if len({holder.held.id for holder in found}) > 1:
             which = ", ".join(f"{h.held.id[:12]} ({h.member})" for h in found[:4])
             raise ModelError(
                 f"members have different models called {text}: {which}", hint="Give one's id."
             )
-        return found[0]
+        return found[0] if found else None
 
     async def _ask(self, node: NodeId) -> list[Holder]:
         host = self._mesh.models_host(node)
@@ -100,7 +106,10 @@ class Holders:
             return []
         base = f"http://{endpoint.join(host, self._port)}/models"
         name = self._mesh.name_of(node)
-        return [Holder(name, f"{base}/{held.id}", held) for held in answer.models if held.complete]
+        return [
+            Holder(name, f"{base}/{held.id}", held, node)
+            for held in answer.models if held.complete
+        ]  # fmt: skip
 
 
 async def fetch_manifest(session: aiohttp.ClientSession, holder: Holder) -> Manifest:

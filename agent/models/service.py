@@ -26,6 +26,7 @@ from agent.models.jobs import EndedError, Job
 from agent.models.listing import listed
 from agent.models.mesh import Holders, Mesh
 from agent.models.messages import AskModels, Models
+from agent.models.provision import Provision
 from agent.models.pull import LIMITS, Limits, Puller
 from agent.models.store import Record, Store
 from agent.models.verification import verify
@@ -54,6 +55,11 @@ class ModelStore:
         self._puller = Puller(
             self._store, self._holders, networks, settings.models.quota_bytes, self._kept, limits
         )
+        self.provision = Provision(
+            self._store, self._holders, settings.state_dir / "headers", networks, limits,
+            self.part, self._pulled,
+        )  # fmt: skip
+        self._loaded = False
         self._jobs: list[Job] = []
         self._numbers = itertools.count(1)
 
@@ -61,9 +67,18 @@ class ModelStore:
 
     async def start(self) -> None:
         """Read the store and go on with what was being fetched. Raises EnvironmentFault."""
-        self._store.load()
+        if not self._loaded:
+            self.load()
         for wanted in self._store.wishes().values():
             self._begin_pull(wanted)
+
+    def load(self) -> None:
+        """Read what is here, which members and deployments may then ask for.
+
+        Raises EnvironmentFault.
+        """
+        self._store.load()
+        self._loaded = True
 
     async def stop(self) -> None:
         """Stop all tasks; what came is kept."""
@@ -206,6 +221,14 @@ class ModelStore:
     def _resumed(self, request: PullRequest) -> Wanted | None:
         """Return what was being fetched under the name that is asked for."""
         return self._store.wishes().get(request.source) if not request.name else None
+
+    async def _pulled(self, request: PullRequest) -> Job:
+        """Begin the pull of a model by its id, or find the one that is on its way."""
+        for job in self._pulls().values():
+            if not job.over and job.wanted is not None and job.wanted.location == request.source:
+                return job
+        answer = await self.pull(request)
+        return self._pulls().get(answer["name"]) or Job(0, "pull", answer["name"], phase="done")
 
     def _pulls(self) -> dict[str, Job]:
         return {job.name: job for job in self._jobs if job.kind == "pull"}

@@ -57,9 +57,14 @@ def find(folder: Path, name: str) -> Path | None:
     path = folder / f"{name}.gguf"
     if not path.is_file():
         return None
-    with contextlib.suppress(OSError):  # a full or read-only disk is no reason not to run it
-        path.with_name(f"{name}.used").touch()
+    mark_used(path)
     return path.resolve()
+
+
+def mark_used(path: Path) -> None:
+    """Note that a stored model (its file) is used now."""
+    with contextlib.suppress(OSError):  # a full or read-only disk is no reason not to run it
+        path.with_suffix(".used").touch()
 
 
 def id_of(folder: Path, path: Path) -> str:

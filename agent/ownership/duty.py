@@ -37,6 +37,8 @@ class Phase(enum.IntEnum):
 class Want:
     """A deployment that shall be: which node had best be its head, or must be; or shall not be.
 
+    `heads`: who may be a new head, the best first; none of them yet where it is empty, and any node
+    where it is None. What runs goes on wherever it is.
     `avoid` are nodes that would not have it begin there: they have another ring of the same model.
     """
 
@@ -44,6 +46,7 @@ class Want:
     prefer: NodeId | None = None
     only: NodeId | None = None
     removed: bool = False
+    heads: tuple[NodeId, ...] | None = None
     avoid: frozenset[NodeId] = frozenset()
 
 
@@ -130,5 +133,8 @@ def new_head(
     if want.only is not None:
         return want.only if usable(want.only) else None
     wished = [] if want.prefer is None else [want.prefer]
-    tried = [*wished, own, *(others if own in want.avoid else ())]
+    if want.heads is not None:
+        tried = [*(node for node in wished if node in want.heads), *want.heads]
+    else:
+        tried = [*wished, own, *(others if own in want.avoid else ())]
     return next((node for node in tried if usable(node)), None)

@@ -73,11 +73,15 @@ class Holding:
 
 @dataclass(frozen=True)
 class View:
-    """Who owns a deployment as far as this node knows now, and its head and token."""
+    """Who owns a deployment as far as this node knows now, and its head and token.
+
+    `deputy`: this node is among those that take over when the owner falls silent.
+    """
 
     owner: NodeId | None = None
     head: NodeId | None = None
     token: Token | None = None
+    deputy: bool = False
 
 
 class Ownership:
@@ -124,11 +128,11 @@ class Ownership:
         duty = self._duties.get(name)
         if duty is not None:
             return View(self._own, duty.main, duty.token(now))
+        told = self._hearsay.told(name, now, FRESH_S)
         token = self.leases.holder(name, now)
         if token is not None:
-            return View(token.owner_id, self._own, token)
-        told = self._hearsay.told(name, now, FRESH_S)
-        return View(told.owner, told.head, told.token) if told else View()
+            return View(token.owner_id, self._own, token, told is not None and told.deputy)
+        return View(told.owner, told.head, told.token, told.deputy) if told else View()
 
     def first(self, name: str, now: float) -> NodeId | None:
         """Return who comes first for a deployment among those who are there."""
@@ -310,7 +314,8 @@ class Ownership:
             elif told or duty.lost or self._ranking.stable_for(now) >= SETTLE_S:
                 # Whoever ran it would have been heard of by now, or is lost.
                 duty.main = new_head(want, self._own, stays, others)
-                if told and told.token and told.head:
+                # Once: nobody may be head for a while.
+                if told and told.token and told.head and told.head != duty.lost:
                     duty.lost, duty.lost_at = told.head, now
         elif best is not None and (
             running[best] is Phase.READY and running.get(duty.main) is not Phase.READY

@@ -14,6 +14,7 @@ import pytest
 from patience import answer, wait
 
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, WORKERS, DemoMesh
+from agent.models import bundled
 
 NAME = "twins"
 # Both deploy, break and wait; on busy cores that takes minutes.
@@ -172,3 +173,27 @@ def test_a_ring_that_has_no_node_left_is_said_and_comes_back(mesh: DemoMesh) -> 
          if d["name"] == "trio" and d["phase"] == "ready" and d["nodes"] == 3), None), 120,
     )  # fmt: skip
     assert trio
+
+
+def test_rings_of_a_stored_model_begin_where_it_is_and_others_fetch_it(mesh: DemoMesh) -> None:
+    file = mesh.root / "stored.gguf"
+    file.write_bytes(bundled.path().read_bytes())
+    mesh.agent("beta", "pull", str(file), "--name", "stored")
+    try:
+        done = mesh.try_agent("beta", "deploy", str(file), "--name", NAME, "--rings", "2")
+        assert done.returncode == 2
+        assert "lies on this node alone, and each of 2 rings needs a head" in done.stderr
+        mesh.ask("alpha", "deploy", "stored", "--name", NAME, "--rings", "2", "--nodes", "1")
+        found = check_apart(mesh, 2)
+        assert "beta" in {one["head_name"] for one in found}
+        heads = {one["head_name"] for one in found}
+        wait(lambda: requests_by_node(mesh).keys() == heads)
+        with asked_all_the_time(mesh, 4) as wrong:
+            wait(lambda: min(requests_by_node(mesh).values()) >= 2)
+        assert not wrong
+        mesh.agent("gamma", "undeploy", NAME)
+        wait(lambda: not rings(mesh))
+    finally:
+        file.unlink()
+        for name in WORKERS:
+            mesh.try_agent(name, "rm", "stored")

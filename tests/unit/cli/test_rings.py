@@ -74,7 +74,7 @@ def test_a_number_or_auto_is_asked_for_and_nothing_else(agent: Agent) -> None:
         path, body, timeout_s = agent.asked[-1]
         assert (path, body["rings"]) == ("/v1/deployments", wanted)
         # Links are measured for the plan of several.
-        assert timeout_s == (10.0 if wanted == 1 else placing.PLAN_TIMEOUT_S)
+        assert (timeout_s < placing.PLAN_TIMEOUT_S) is (wanted == 1)
     for wrong in ("0", "65", "two", "-1", "1.5", "²"):
         done = run(deployments.deploy, "covey-mini", f"--rings={wrong}")
         assert done.exit_code == 2

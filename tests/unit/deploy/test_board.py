@@ -12,7 +12,7 @@ import pytest
 from agent.deploy import board
 from agent.deploy.board import Board
 from agent.deploy.messages import Answer, AskStatus, HeadState, Request, Status, Statuses
-from agent.errors import PeerError
+from agent.errors import CoveyError, PeerError
 from agent.identity.keys import NodeId
 from agent.ownership.owner import View
 
@@ -57,14 +57,17 @@ class Mesh:
         ready = None if self.nothing else HeadState("m", "ready", "")
         return Statuses((Status("m", str(node), str(node), 5, ready),))
 
+    def headless(self, name: str) -> CoveyError:
+        return PeerError("nobody has m")
+
     def board(self) -> Board:
         known: Any = self
-        return Board(OWN, known, known, known, known, self.ask)
+        return Board(OWN, known, known, known, known, self.ask, self.headless)
 
 
 WISH: Any = SimpleNamespace(
     name="m", model="m", generation=1, author_id=OWN, source_id=None, engine="ring", draft="",
-    rings=1, keys=("m",),
+    rings=1, keys=("m",), model_id="",
 )  # fmt: skip
 
 
@@ -100,6 +103,18 @@ async def test_where_nothing_may_run_that_is_said() -> None:
     mesh.leaving = frozenset(mesh.workers)
     [described] = await mesh.board().describe([WISH])
     assert described["error"]["message"] == "every worker that is there is draining"
+
+
+async def test_an_owner_tells_all_why_no_node_may_be_the_head() -> None:
+    mesh = Mesh()
+    mesh.owner = OWN
+    [described] = await mesh.board().describe([WISH])
+    assert (described["phase"], described["progress"]) == ("waiting", "nobody has m.")
+    answer = mesh.board().answer(AskStatus(("m",)))
+    assert answer.statuses[0].state is not None
+    assert answer.statuses[0].state.error == described["error"]
+    mesh.owner = NEW
+    assert mesh.board().status("m").state is None, "another owner's to say"
 
 
 async def test_an_answer_serves_for_a_second() -> None:

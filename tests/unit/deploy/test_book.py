@@ -96,6 +96,20 @@ def test_a_draft_model_is_signed_and_stays_when_a_wish_is_signed_anew() -> None:
     assert (adopted.draft, adopted.author_id) == ("/small.gguf", B.id)
 
 
+def test_stored_models_are_named_by_their_ids() -> None:
+    ids = "ab" * 32, "cd" * 32
+    wish = add(DeploymentBook(MESH), model="mini", model_id=ids[0], draft="mi", draft_id=ids[1])
+    wish.check(MESH)
+    assert Wish.decode(wish.encode()) == wish
+    assert (wish.stored_ids, wish.source_id) == (ids, None)
+    assert add(DeploymentBook(MESH)).stored_ids == ()
+    with pytest.raises(PeerError, match="not signed"):
+        msgspec.structs.replace(wish, model_id=ids[1]).check(MESH)
+    for wrong in ("ab", "AB" * 32, "ab" * 32 + "\n", "../" + "a" * 61):
+        with pytest.raises(PeerError, match="damaged"):
+            Wish.decode(msgspec.structs.replace(wish, model_id=wrong).encode())
+
+
 @pytest.mark.parametrize("name", ["", "x" * 65, "a/b", "a\nb", "a\x1b[31m"])
 def test_names_that_cannot_be_shown_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="cannot name"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -22,9 +23,10 @@ from agent.deploy.planning import Own
 from agent.deploy.wish import Wish
 from agent.engine.cuttable import CutRule
 from agent.engine.gguf_file import GgufFile
-from agent.errors import ModelError, UsageError
+from agent.errors import EngineError, ModelError, UsageError
 from agent.identity.keys import NodeKey
 from agent.models import bundled
+from agent.models.fetch import Progress, Watch
 from agent.ownership.lease import Token
 from agent.placement.inputs import Node
 
@@ -55,7 +57,9 @@ class NobodyElse:
 @pytest.fixture
 def build(tmp_path: Path, cache: str) -> Callable[..., Any]:
     @asynccontextmanager
-    async def started(mesh: Any = None, **changes: Any) -> AsyncIterator[Build]:
+    async def started(
+        mesh: Any = None, stored: Any = None, **changes: Any
+    ) -> AsyncIterator[Build]:  # fmt: skip
         settings, _ = config.load(
             Path("/dev/null"), {}, [f"node.state_dir={tmp_path}", "engine.threads=1", PORTS]
         )
@@ -70,7 +74,7 @@ def build(tmp_path: Path, cache: str) -> Callable[..., Any]:
             Wish(**fields | changes), "ab" * 16, 1, settings=settings, engines=engines,
             own=Own(Node(str(OWN), "box", 2**30)), blobs=None,
             parts=Parts(tmp_path / "parts"), mesh=mesh or NobodyToAsk(),  # type: ignore[arg-type] # see above
-            progress=lambda *_: None, token=lambda: Token(1, bytes(32)),
+            progress=lambda *_: None, token=lambda: Token(1, bytes(32)), stored=stored,
         )  # fmt: skip
         try:
             yield made
@@ -131,6 +135,66 @@ async def test_a_draft_model_that_is_none_is_an_error_of_one_line(build: Any) ->
                 await made.up()
     async with build(draft=bundled.NAME) as made:
         with pytest.raises(UsageError, match="is for embeddings: a draft model has nothing"):
+            await made.up()
+
+
+MINI, DRAFT = "ab" * 32, "cd" * 32
+
+
+class Elsewhere:
+    """Stored models that only other members have: headers first, then what is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fetched: list[str] = []
+
+    def path(self, model_id: str) -> None:
+        return None
+
+    async def header(self, model_id: str) -> Path:
+        """Return the header alone: what llama.cpp would refuse as a model."""
+        with GgufFile(bundled.path()) as model:
+            size, raw = model.size, model.data[: model.data_start]
+        path = self.folder / "mini.gguf"
+        path.write_bytes(raw)
+        os.truncate(path, size)
+        return path
+
+    async def whole(self, model_id: str, name: str, watch: Watch) -> Path:
+        self.fetched.append(name)
+        watch(Progress(1, 2, 1.0))
+        return bundled.path()
+
+
+async def test_what_a_head_must_have_as_a_whole_is_fetched_once_it_is_planned(
+    build: Any, tmp_path: Path
+) -> None:
+    stored = Elsewhere(tmp_path)
+    wish = {"model": "mini", "model_id": MINI, "draft": "small", "draft_id": DRAFT}
+    async with build(
+        **wish, nodes=1, context=128, mesh=NobodyElse(), stored=stored
+    ) as made:  # fmt: skip
+        head = await made.up()
+        assert stored.fetched == ["mini", "small"]
+        assert head.spec.files == (str(bundled.path()),)
+        assert head.spec.draft_file == str(bundled.path())
+        url = f"http://[::1]:{head.http_port}/v1/completions"
+        asked = {"model": "m", "prompt": "one two", "max_tokens": 4, "temperature": 0}
+        async with aiohttp.ClientSession() as session, session.post(url, json=asked) as answer:
+            assert answer.status == 200
+
+
+async def test_a_plan_that_cannot_be_fetches_nothing_but_headers(
+    build: Any, tmp_path: Path
+) -> None:
+    stored = Elsewhere(tmp_path)
+    wish = {"model": "mini", "model_id": MINI}
+    async with build(**wish, mesh=NobodyElse(), stored=stored, context=10**9) as made:
+        with pytest.raises(ModelError, match="MiB"):
+            await made.up()
+    assert stored.fetched == []
+    async with build(**wish) as made:
+        with pytest.raises(EngineError, match="no store of models"):
             await made.up()
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from agent.deploy import build
-from agent.deploy.messages import AskStage, StageState
+from agent.deploy.asked import Asked
+from agent.deploy.messages import AskStage, StageState, StoredLayers
+from agent.deploy.parts import Parts
 from agent.deploy.planning import Own
 from agent.deploy.wish import Wish
+from agent.engine.gguf_file import GgufFile
 from agent.errors import EngineError
 from agent.identity.keys import NodeId, NodeKey
+from agent.models import bundled
+from agent.models.fetch import Progress, Watch
 from agent.placement.inputs import Node
 from agent.placement.results import Plan, Stage
 
@@ -84,3 +90,38 @@ async def test_a_stage_that_says_nothing_is_left_out_and_a_broken_one_is_an_erro
     broken = FakeMesh(den=[StageState(phase="broken", message="it was killed")], attic=[LOADING])
     with pytest.raises(EngineError, match=r"stage 1 on .*: it was killed"):
         await built(broken)._row_types(PLAN, FakeHead())  # type: ignore[arg-type]
+
+
+class FakeStored:
+    """Writes which layers it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    async def part(self, model: str, span: tuple[int, int], path: Path, watch: Watch) -> None:
+        self.asked.append(span)
+        watch(Progress(2, 4, 1.0))
+        path.write_text(f"{model[:2]} {span}")
+
+
+async def test_a_head_without_the_model_fetches_its_own_parts_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    made, stored, said = built(FakeMesh()), FakeStored(), []
+    made._stored, made._parts = stored, Parts(tmp_path / "parts")  # type: ignore[assignment]
+    made._progress = lambda _phase, words: said.append(words)
+    facts = GgufFile(bundled.path())
+    with facts:
+        wanted = Asked(Path("none"), facts.facts(), 64, None, model_id="ab" * 32, here=False)  # type: ignore[arg-type]
+    ends = PLAN.stages[0], PLAN.stages[-1]
+    paths = await made._head_parts(wanted, ends)
+    assert [path.read_text() for path in paths] == ["ab (0, 3)", "ab (9, 12)"]
+    assert said == [
+        "the head fetches layers 0 to 2: 50 %", "the head fetches layers 9 to 11: 50 %",
+    ]  # fmt: skip
+    assert await made._head_parts(wanted, ends) == paths
+    assert stored.asked == [(0, 3), (9, 12)], "what is here is not fetched again"
+    weights = await made._weights(wanted, PLAN)
+    assert [(w.model, w.first, w.last) for w in weights if isinstance(w, StoredLayers)] == [
+        ("ab" * 32, 3, 6), ("ab" * 32, 6, 9),
+    ]  # fmt: skip

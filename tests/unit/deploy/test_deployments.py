@@ -15,7 +15,7 @@ import pytest
 
 from agent import config
 from agent.api import DeployRequest
-from agent.deploy import board, deployments, executor, keeper, messages, rings
+from agent.deploy import board, deployments, executor, keeper, messages, rings, succession
 from agent.deploy.deployments import Deployments
 from agent.deploy.hardware import Hardware
 from agent.deploy.heads import Head
@@ -33,6 +33,7 @@ from agent.placement.results import Plan, Stage
 
 MESH = bytes(range(32))
 NAMES = ("alpha", "beta", "gamma")
+MINI, MINI_ID = "mini", "ab" * 32
 
 
 class FakeHead:
@@ -74,6 +75,32 @@ class FakeBuild:
         """Nothing is left of it."""
 
 
+class FakeStored:
+    """The stores as `node` sees them: `net.stored` has the names of who has each model, by id."""
+
+    def __init__(self, node: "Node") -> None:
+        self.node = node
+
+    def path(self, model_id: str) -> Path | None:
+        here = self.node.name in self.node.net.stored.get(model_id, ())
+        return self.node.state / f"{model_id[:4]}.gguf" if here else None
+
+    async def named(self, text: str, *, mesh: bool = True) -> tuple[str, str] | None:
+        for model_id, names in self.node.net.stored.items():
+            if text == MINI and names and (mesh or self.node.name in names):
+                return MINI, model_id
+        return None
+
+    async def holders(self, model_id: str) -> frozenset[NodeId]:
+        names = self.node.net.stored.get(model_id, ())
+        return frozenset(n.id for n in self.node.net.running() if n.name in names) - {self.node.id}
+
+    async def header(self, model_id: str) -> Path:
+        found = self.path(model_id) or self.node.state / "header.gguf"
+        found.write_bytes(bundled.path().read_bytes())
+        return found
+
+
 async def _nothing() -> None:
     """No engine runs in advance."""
 
@@ -111,7 +138,11 @@ class Node:
             own_address=self.address, hardware=Hardware(settings), logs=self.logs,
             stop=_nothing,
         )  # fmt: skip
-        made = Deployments(settings, self.key, self.name, MESH, engines, Any, self, self._note)  # type: ignore[arg-type] # no blobs are served
+        stored: Any = FakeStored(self)
+        stored.part = None
+        made = Deployments(
+            settings, self.key, self.name, MESH, engines, Any, self, self._note, stored=stored,  # type: ignore[arg-type] # no blobs are served
+        )  # fmt: skip
         await made.start(self.address, self.net.port)
         # The quiet time after a start has tests of its own, on virtual time.
         core = made._ownership._core
@@ -193,6 +224,7 @@ class Net:
             self.port = probe.getsockname()[1]
         self.no_gossip = self.mute = False
         self.draining: frozenset[NodeId] = frozenset()
+        self.stored: dict[str, set[str]] = {}
         self.nodes: dict[str, Node] = {}
         for number, name in enumerate(NAMES, 1):
             self.nodes[name] = Node(self, name, number, ["worker"])
@@ -225,6 +257,8 @@ async def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     monkeypatch.setattr(executor, "_RETRY_S", 0.1)
     monkeypatch.setattr(executor, "_PATIENCE_S", 1.0)
     monkeypatch.setattr(deployments, "_POLL_S", 0.05)
+    monkeypatch.setattr(succession, "_POLL_S", 0.05)
+    monkeypatch.setattr(succession, "_AGAIN_S", 0.1)
     monkeypatch.setattr(board, "CACHED_S", 0.1)
     FakeBuild.made = []
     made = Net(tmp_path)
@@ -337,6 +371,74 @@ async def test_a_file_runs_where_it_lies_or_waits(net: Net, tmp_path: Path) -> N
     await third.start()
     await phase(second, "ready", "file")
     assert {head for _, head in FakeBuild.made} == {third.name}
+
+
+async def head_of(node: Node, *among: Node) -> Node:
+    """Return which of some nodes is the head, once one of them is and answers."""
+
+    async def look() -> Node | None:
+        seen = await node.see()
+        heads = [one for one in among if str(one.id) == seen.get("head")]
+        return heads[0] if heads and seen["phase"] == "ready" else None
+
+    found: Node = await until(look)
+    return found
+
+
+async def test_a_stored_model_runs_on_one_that_has_it_and_then_on_the_next(net: Net) -> None:
+    first, second, third = net.ranked("m")
+    net.stored = {MINI_ID: {second.name, third.name}}
+    planned = await net["door"].up.plan(request(model=MINI))
+    assert planned["stages"][0]["name"] in (second.name, third.name)
+    await first.up.deploy(request(model=MINI))
+    head = await head_of(first, second, third)
+    seen = await net["door"].see()
+    assert (seen["model"], seen["model_id"], seen["source"]) == (MINI, MINI_ID, "")
+    assert [node.name for node in net.nodes.values() if node.up.files()] == sorted(
+        (second.name, third.name)
+    )
+    await head.kill()
+    other = third if head is second else second
+    assert await head_of(first, other) is other
+    assert FakeBuild.made == [("m", head.name), ("m", other.name)]
+    # Where nobody is left that has it, it waits until one is back.
+    await other.kill()
+    gone = await phase(net["door"], "waiting")
+    assert gone["error"]["message"] == (
+        f"no member that is there has the model mini ({MINI_ID[:12]}…)"
+    )
+    await head.start()
+    assert await head_of(first, head) is head
+
+
+async def test_where_no_worker_has_a_stored_model_any_may_fetch_it(net: Net) -> None:
+    first, second, third = net.ranked("m")
+    net.stored = {MINI_ID: {"door"}}
+    await third.up.deploy(request(model=MINI))
+    head = await head_of(third, first, second, third)
+    _drain(net, head.name)
+    others = [node for node in (first, second, third) if node is not head]
+    assert await head_of(third, *others) is not head
+
+    async def left() -> bool:
+        return not await head.up.work()
+
+    await until(left)
+
+
+async def test_a_stored_model_with_a_draft_from_a_file_stays_with_the_file(net: Net) -> None:
+    alpha, beta = net["alpha"], net["beta"]
+    net.stored = {MINI_ID: {"beta"}}
+    small = net.folder / "small.gguf"
+    small.write_bytes(bundled.path().read_bytes())
+    await alpha.up.deploy(request(model=MINI, draft=str(small)))
+    assert await head_of(beta, alpha) is alpha
+    wish = beta.up._keeper.book.find("m")
+    assert wish is not None
+    assert (wish.model_id, wish.draft, wish.source_id) == (MINI_ID, str(small), alpha.id)
+    _drain(net, "alpha")
+    with pytest.raises(UsageError, match=f"{small} lies on this node alone"):
+        await alpha.up.deploy(request(model=MINI, draft=str(small), name="n"))
 
 
 async def test_what_gossip_lost_is_found_when_a_link_comes_up(net: Net) -> None:

@@ -38,10 +38,14 @@ class FakeMesh:
         self.patience: list[float] = []
         self.slow: set[NodeId] = set()
         self.measured: list[tuple[NodeId, NodeId]] = []
-        self.draining: set[NodeId] = set()
+        self.leaving: set[NodeId] = set()
         self.rings: set[str] = set()
         self.deployments: set[str] = set()
         self.here: dict[NodeId, tuple[RingHere, ...]] = {}
+        self.own_drains = self.own_idle = False
+
+    def draining(self) -> frozenset[NodeId]:
+        return frozenset({OWN} if self.own_drains else ())
 
     def live_workers(self, now: float) -> list[Any]:
         return [
@@ -51,7 +55,7 @@ class FakeMesh:
                     name=NAMES.get(node, "box"), tags=self.tags.get(node, ())
                 ),
             )
-            for node in (OWN, *self.free)
+            for node in ((*self.free,) if self.own_idle else (OWN, *self.free))
         ]
 
     def link(self, node: NodeId, to: NodeId) -> LinkFacts:
@@ -77,7 +81,7 @@ class FakeMesh:
         speed = self.speeds.get(node, 0.0)
         return Facts(
             free_bytes=free, cores=1, decode_bytes_s=speed, prefill_flop_s=10 * speed,
-            draining=node in self.draining,
+            draining=node in self.leaving,
             rings=self.here.get(node, ()) if request.deployment else (),
         )  # fmt: skip
 
@@ -85,7 +89,7 @@ class FakeMesh:
 def made(mesh: FakeMesh, nodes: int | None = None, **changes: Any) -> Planning:
     settings = {
         name: changes.pop(name)
-        for name in ("waits", "without", "fewer", "kept", "ring", "doubted", "number")
+        for name in ("waits", "without", "fewer", "kept", "ring", "doubted", "number", "heads")
         if name in changes
     }
     wish = Wish(name="m", model="x", nodes=nodes, author=bytes(32), generation=1, at=0, **changes)
@@ -171,7 +175,7 @@ async def test_what_fits_nowhere_is_said_of_all_nodes() -> None:
 
 async def test_who_is_draining_is_left_out_and_that_is_said() -> None:
     mesh = FakeMesh(den=4 * GIB, attic=GIB)
-    mesh.draining = {DEN}
+    mesh.leaving = {DEN}
     found = made(mesh, 2)
     assert await nodes_of(found) == {"box", "attic"}
     assert found.absent == ("den is draining",)
@@ -187,7 +191,7 @@ async def test_a_new_ring_is_never_placed_on_who_is_draining(
 ) -> None:
     monkeypatch.setattr(planning, "_NODES_TIMEOUT_S", 0.0)
     mesh = FakeMesh(den=4 * GIB, attic=GIB)
-    mesh.draining = {DEN}
+    mesh.leaving = {DEN}
     with pytest.raises(PeerError):
         await nodes_of(made(mesh, 3))
     with pytest.raises(ModelError):
@@ -196,7 +200,7 @@ async def test_a_new_ring_is_never_placed_on_who_is_draining(
 
 async def test_a_ring_that_was_there_stays_only_if_it_cannot_do_without() -> None:
     mesh = FakeMesh(den=4 * GIB, attic=GIB)
-    mesh.draining = {DEN}
+    mesh.leaving = {DEN}
     large = Model((200 * MIB,) * 12, MIB)
     kept = frozenset({DEN})
     assert "den" in await nodes_of(made(mesh, kept=kept, ring="ab", fewer=True), large)
@@ -271,19 +275,90 @@ async def test_a_wish_for_one_ring_asks_nobody_of_others() -> None:
 async def test_ways_are_over_workers_that_stay_and_rest_on_measured_links() -> None:
     mesh = FakeMesh(den=2 * GIB, attic=2 * GIB)
     mesh.carries = dict.fromkeys(permutations((OWN, DEN, ATTIC), 2), LAN)
-    best, *others = await made(mesh).ways(SMALL, 0, 2, works=True)
+    best, *others = await made(mesh).ways(SMALL, 0, 2)
     assert best[0].nodes[0] == str(OWN)
     assert sorted(len(way) for way in others) == [1, 3]
     nodes = [node for plan in best for node in plan.nodes]
     assert len(nodes) == len(set(nodes))
     # This node has no part where it is no worker, nor has one that drains.
-    (alone,), *_ = await made(mesh, 1).ways(SMALL, 0, 1, works=False)
+    mesh.own_idle = True
+    (alone,), *_ = await made(mesh, 1).ways(SMALL, 0, 1)
     assert str(OWN) not in alone.nodes
-    mesh.draining = {DEN}
+    mesh.own_idle = False
+    mesh.leaving = {DEN}
     with pytest.raises(CoveyError):
-        await made(mesh).ways(SMALL, 0, 3, works=True)
-    best, *_ = await made(mesh).ways(SMALL, 0, None, works=True)
+        await made(mesh).ways(SMALL, 0, 3)
+    best, *_ = await made(mesh).ways(SMALL, 0, None)
     assert {node for plan in best for node in plan.nodes} <= {str(OWN), str(ATTIC)}
     # A file that lies on one node alone makes one ring.
-    best, *_ = await made(mesh, source=OWN.ed25519).ways(SMALL, 0, None, works=True)
+    best, *_ = await made(mesh, source=OWN.ed25519).ways(SMALL, 0, None)
     assert len(best) == 1
+    # Of a stored model those are heads that may be.
+    mesh.leaving = set()
+    both, *_ = await made(mesh, heads=frozenset({DEN, ATTIC})).ways(SMALL, 0, 2)
+    assert {plan.nodes[0] for plan in both} == {str(DEN), str(ATTIC)}
+    # A ring that has none yet is to begin where no other one is.
+    mesh.here = {DEN: (RingHere(1, head=True, nodes=(str(DEN),)),)}
+    order = await made(mesh, rings=2, number=2, fewer=True).succession(
+        SMALL, 0, [frozenset({DEN, ATTIC})]
+    )
+    assert order[0] == ATTIC
+    assert DEN not in order
+
+
+async def test_any_of_some_may_be_the_head_and_who_only_plans_is_not_in_it() -> None:
+    mesh = FakeMesh(den=GIB, attic=GIB)
+    mesh.speeds = {DEN: 4e9, ATTIC: 40e9}
+    mesh.own_idle = True
+    both = frozenset({DEN, ATTIC})
+    [stage] = (await made(mesh, heads=both).plan(SMALL, 0)).stages
+    assert stage.name == "attic"
+    stages = (await made(mesh, 2, heads=frozenset({DEN})).plan(SMALL, 0)).stages
+    assert [stage.name for stage in stages] == ["den", "attic", "den"]
+    whole = Model((MIB,) * 12, MIB, uncut="it is for embeddings")
+    [stage] = (await made(mesh, heads=both).plan(whole, 0)).stages
+    assert stage.name == "attic"
+
+
+async def order(
+    mesh: FakeMesh, model: Model, *holders: frozenset[NodeId], **more: Any
+) -> list[Any]:
+    return await made(mesh, fewer=True, **more).succession(model, 0, holders)
+
+
+async def test_who_has_the_model_is_head_in_the_order_of_what_each_would_give() -> None:
+    mesh = FakeMesh(den=2 * GIB, attic=2 * GIB)
+    mesh.speeds = {DEN: 4e9, ATTIC: 40e9}
+    both = frozenset({DEN, ATTIC})
+    assert await order(mesh, LARGE, both) == [ATTIC, DEN]
+    assert await order(mesh, LARGE, both, nodes=2) == [ATTIC, DEN]
+    # Who has all its files comes before who has one of them; the last one is fetched from nobody.
+    assert await order(mesh, LARGE, both, frozenset({DEN})) == [DEN]
+    assert await order(mesh, LARGE, both, frozenset({DEN, OWN})) == [DEN, ATTIC]
+    assert await order(mesh, LARGE, both, never=("x",)) == [ATTIC, DEN]
+
+
+async def test_where_nobody_who_has_it_can_be_head_others_fetch_it() -> None:
+    mesh = FakeMesh(den=2 * GIB, attic=100 * MIB)
+    gate = NodeKey(bytes([9]) * 32).id  # has it, and is no worker
+    assert await order(mesh, LARGE, frozenset({gate})) == [DEN]
+    large_head = Model((MIB,) * 12, 300 * MIB)
+    assert await order(mesh, large_head, frozenset({ATTIC})) == [DEN, OWN]
+    # The one that would be head after the only one that has it has nobody to fetch it from.
+    assert await order(mesh, LARGE, frozenset({DEN})) == [DEN]
+
+
+async def test_who_drains_or_is_no_worker_is_no_head_and_a_model_too_large_is_somebodys() -> None:
+    mesh = FakeMesh(den=GIB, attic=2 * GIB)
+    all_three = frozenset({OWN, DEN, ATTIC})
+    mesh.leaving = {DEN}
+    mesh.own_drains = True
+    assert await order(mesh, SMALL, all_three) == [ATTIC]
+    mesh.leaving = set()
+    mesh.own_drains, mesh.own_idle = False, True
+    assert set(await order(mesh, SMALL, all_three)) == {DEN, ATTIC}
+    huge = Model((900 * MIB,) * 12, MIB)
+    assert await order(mesh, huge, all_three) == [ATTIC], "as a head it says what is missing"
+    assert await order(mesh, huge, frozenset({DEN})) == [DEN]
+    mesh.free = {}
+    assert await order(mesh, SMALL, all_three) == []

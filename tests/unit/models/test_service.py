@@ -23,6 +23,7 @@ from agent.identity.keys import NodeId
 from agent.models import manifest as manifests
 from agent.models import messages, survey
 from agent.models.fetch import Progress
+from agent.models.jobs import Job
 from agent.models.manifest import MIN_PIECE_BYTES
 from agent.models.messages import Models
 from agent.models.pull import Limits
@@ -631,6 +632,76 @@ async def test_a_stage_is_cut_of_its_tensors_alone_from_all_who_have_the_model(
     await two.down()
     with pytest.raises(CoveyError, match="nobody has it"):
         await stage.store.part(model_id, span, tmp_path / "again")
+
+
+async def test_a_model_is_found_by_its_name_or_hash_here_and_at_members(
+    home: Home, model: Path, tmp_path: Path
+) -> None:
+    one, two, asks = [await home.node(name) for name in ("one", "two", "asks")]
+    result = (await one.pull(str(model), name="m"))["result"]
+    named = asks.store.provision.named
+    for text in ("m", result["id"][:12], result["sha256"]):
+        assert await named(text) == ("m", result["id"])
+        assert await one.store.provision.named(text, mesh=False) == ("m", result["id"])
+        assert await named(text, mesh=False) is None
+    assert await named("other") is None
+    assert await asks.store.provision.holders(result["id"]) == {one.id}
+    other = write_model(tmp_path / "other.gguf", layers=3)
+    second = (await two.pull(str(other), name="m"))["result"]
+    with pytest.raises(ModelError, match="different models called m"):
+        await named("m")
+    await asks.pull(second["id"])
+    assert await named("m") == ("m", second["id"]), "its own comes first"
+
+
+async def test_a_models_header_says_all_that_a_plan_needs(home: Home, model: Path) -> None:
+    one, asks = await home.node("one"), await home.node("asks")
+    model_id = (await one.pull(str(model), name="tiny"))["result"]["id"]
+    provision = asks.store.provision
+    header, again = await asyncio.gather(provision.header(model_id), provision.header(model_id))
+    assert header == again
+    assert asked.model_facts(header) == asked.model_facts(model)
+    assert header.stat().st_blocks * 512 < model.stat().st_size / 2, "its tensors are holes"
+    assert provision.path(model_id) is None
+    assert await one.store.provision.header(model_id) == one.folder / "models" / "tiny.gguf"
+    await one.down()
+    assert await provision.header(model_id) == header
+    with pytest.raises(CoveyError, match="no member that is there has the model 0000"):
+        await provision.header("0" * 64)
+
+
+async def test_a_whole_model_is_pulled_under_a_name_that_is_free(home: Home, model: Path) -> None:
+    one, asks = await home.node("one"), await home.node("asks")
+    model_id = (await one.pull(str(model), name="m"))["result"]["id"]
+    (asks.folder / "models" / "m.gguf").write_bytes(b"my own")
+    told: list[Progress] = []
+    path = await asks.store.provision.whole(model_id, "m", told.append)
+    assert path == asks.folder / "models" / f"m-{model_id[:8]}.gguf"
+    assert path.read_bytes() == model.read_bytes()
+    assert told
+    assert await asks.store.provision.whole(model_id, "m") == path
+    assert (asks.folder / "models" / "m.gguf").read_bytes() == b"my own"
+    with pytest.raises(CoveyError, match="no member that is there has a model 0000"):
+        await asks.store.provision.whole("0" * 64, "n")
+
+
+async def test_who_waits_for_a_whole_model_follows_the_pull_that_is_on_its_way(
+    home: Home, model: Path
+) -> None:
+    one, asks = await home.node("one"), await home.node("asks")
+    model_id = (await one.pull(str(model), name="m"))["result"]["id"]
+    begun = await asks.store.pull(PullRequest("m", name="mine"))
+    path = await asks.store.provision.whole(model_id, "m")
+    assert path.name == "mine.gguf"
+    assert len((await asks.store.jobs())["jobs"]) == 1 == begun["job"]
+    await asks.store.remove("mine")
+
+    async def cancelled(_: PullRequest) -> Job:
+        return Job(7, "pull", "m", phase="cancelled")
+
+    asks.store.provision._pull = cancelled
+    with pytest.raises(CoveyError, match="the pull of m was cancelled"):
+        await asks.store.provision.whole(model_id, "m")
 
 
 async def test_members_get_ranges_and_nothing_else(home: Home, model: Path) -> None:

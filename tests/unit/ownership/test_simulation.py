@@ -245,6 +245,30 @@ def test_only_the_node_with_the_file_may_be_the_head() -> None:
     sim.settle(lambda: is_ready(sim), 8)
 
 
+def test_a_lost_head_is_followed_by_the_next_that_may_be_it() -> None:
+    order = node_id(3), node_id(1)
+    sim = running(heads=order)
+    assert sim.heads("m") == [node_id(3)]
+    sim.crash(node_id(3), 1.0)
+    sim.settle(lambda: sim.heads("m") == [node_id(1)] and is_ready(sim), 8)
+    sim.crash(node_id(1), 1.0)
+    sim.run(8)
+    assert sim.heads("m") == [], "nobody else may be"
+    sim.start(node_id(3))
+    sim.settle(lambda: sim.heads("m") == [node_id(3)] and is_ready(sim), 8)
+
+
+def test_nobody_is_head_before_it_is_known_who_may_be_and_what_runs_goes_on() -> None:
+    sim = Sim(FIVE, [Want("m", heads=())], 1)
+    sim.run(10)
+    assert sim.heads("m") == []
+    sim.wants = {"m": Want("m", heads=(node_id(2),))}
+    sim.settle(lambda: sim.heads("m") == [node_id(2)] and is_ready(sim), 8)
+    sim.wants = {"m": Want("m", heads=())}
+    sim.run(8)
+    assert sim.heads("m") == [node_id(2)]
+
+
 def test_what_is_removed_ends_and_is_owned_no_more() -> None:
     sim = running()
     sim.wants = {"m": Want("m", removed=True)}
