@@ -7,4 +7,5 @@ Not for loading or cutting models: agent/engine does that, with any GGUF.
                  │         └────▶ origins (HTTP, files), part file with its journal
                  └──▶ survey ──▶ manifest ──▶ store (records, last use) ◀── service, sharing
     a stage's layers ──▶ layers ──▶ fetch, of those tensors alone
+    a head by a model's id ──▶ provision ──▶ header, layers, or a pull
 """

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from agent.api import PullRequest
-from agent.errors import EngineError, PeerError
+from agent.errors import EngineError, EnvironmentFault, PeerError
 from agent.identity.keys import NodeId
 from agent.models import layers, origins
 from agent.models.fetch import Watch, ignore
@@ -93,7 +93,10 @@ class Provision:
                     f"no member that is there has the model {model_id[:12]}…",
                     hint="It goes on when one that has it is back; `agent models` lists who has.",
                 )
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise EnvironmentFault(f"{folder} cannot be made: {error.strerror}") from None
             target = folder / f"{holders[0].held.name}.gguf"
             async with origins.session(self._limits.silence_s) as session:
                 manifest = await layers.any_manifest(session, holders)
