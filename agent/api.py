@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -24,6 +24,7 @@ from agent.authority.wishes import (
     RevokeWish,
     RotateWish,
 )
+from agent.deploy.ringkey import MOST_RINGS
 from agent.deploy.wish import MAX_NAME_CHARACTERS, EngineKind
 from agent.engine.tail import LINES
 from agent.errors import CoveyError, EnvironmentFault, UsageError, to_wire
@@ -41,6 +42,7 @@ class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `engine` says what spreads it over nodes: Covey's ring, or llama.cpp's RPC. `draft` is a draft
     model, named as `model` is; empty: none. `objective`: what the ring shall be good for; `nodes`
     exactly, or `least` at least; of those with a tag of `only` (if any), and none of `never`.
+    `rings`: so many of that kind, on different nodes; null: as many as are best.
     """
 
     model: str
@@ -53,6 +55,7 @@ class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     least: int = 1
     only: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
+    rings: Annotated[int, msgspec.Meta(ge=1, le=MOST_RINGS)] | None = 1
 
 
 class PullRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

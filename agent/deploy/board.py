@@ -16,6 +16,7 @@ import msgspec
 from agent.deploy.executor import Ask, Executor
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import AskStatus, HeadState, Status, Statuses
+from agent.deploy.ringkey import split
 from agent.deploy.rings import Rings
 from agent.deploy.wish import Wish
 from agent.errors import CoveyError, PeerError, to_wire
@@ -78,9 +79,12 @@ class Board:
         )  # fmt: skip
 
     async def describe(self, wishes: Iterable[Wish]) -> list[dict[str, Any]]:
-        """Describe the deployments, asking owners where this node does not know."""
-        wishes = list(wishes)
-        found = {wish.name: self.status(wish.name) for wish in wishes}
+        """Describe the deployments, asking owners where this node does not know.
+
+        There is one description for each ring.
+        """
+        rings = [(wish, key) for wish in wishes for key in wish.keys]
+        found = {key: self.status(key) for _, key in rings}
         silent: dict[str, NodeId] = {}
         # Whoever is asked may know better whom to ask.
         for _ in range(_HOPS):
@@ -106,7 +110,16 @@ class Board:
                     elif name in statuses and (statuses[name].owner or statuses[name].state):
                         found[name] = statuses[name]
                         silent.pop(name, None)
-        return [self._describe(wish, found[wish.name], silent.get(wish.name)) for wish in wishes]
+        return [
+            self._describe(wish, found[key], silent.get(key), self._besides(wish, key, found))
+            for wish, key in rings
+        ]
+
+    def _besides(self, wish: Wish, key: str, found: Mapping[str, Status]) -> frozenset[str]:
+        """Return the nodes (ids) that have part in other rings of a deployment."""
+        others = [found[other] for other in wish.keys if other != key]
+        stages = [stage.node for status in others if status.state for stage in status.state.stages]
+        return frozenset({*stages, *(status.head for status in others)} - {""})
 
     async def _answers(
         self, ask: Mapping[NodeId, list[str]]
@@ -153,12 +166,17 @@ class Board:
 
     # ------------------------------------------------------------------ as JSON
 
-    def _describe(self, wish: Wish, status: Status, silent: NodeId | None) -> dict[str, Any]:
+    def _describe(
+        self, wish: Wish, status: Status, silent: NodeId | None, besides: frozenset[str]
+    ) -> dict[str, Any]:
         state = status.state
         if state is None or not state.phase:
-            state = self._without_ring(wish, status, silent)
+            state = self._without_ring(wish, status, silent, besides)
         return {
             "name": wish.name,
+            "key": status.name,
+            "number": split(status.name)[1],
+            "rings": wish.rings,
             "model": wish.model,
             "model_id": wish.model_id,
             "engine": wish.engine,
@@ -184,8 +202,13 @@ class Board:
             "stays": state.stays,
         }
 
-    def _without_ring(self, wish: Wish, status: Status, silent: NodeId | None) -> HeadState:
-        """Say why nothing runs yet, or why nothing is known."""
+    def _without_ring(
+        self, wish: Wish, status: Status, silent: NodeId | None, besides: frozenset[str]
+    ) -> HeadState:
+        """Say why nothing runs yet, or why nothing is known.
+
+        `besides` are the nodes of the other rings of its deployment.
+        """
         if silent is not None:
             name = self._name(str(silent))
             return HeadState(wish.name, "unknown", f"its owner, {name}, does not answer")
@@ -209,8 +232,14 @@ class Board:
                 "every worker that is there is draining",
                 hint="`agent drain --off` on one of them takes that back.",
             )
+        elif staying and besides.issuperset(str(node) for node in staying):
+            named = ", ".join(sorted(self._name(node) for node in besides))
+            error = PeerError(
+                f"no worker is left for this ring: the others of {wish.name} have {named}",
+                hint="It is started once there is one; `agent invite` lets more machines join.",
+            )
         elif status.owner == str(self._own):
-            error = self._executor.error(wish.name)
+            error = self._executor.error(status.name)
         if error is not None:
             return HeadState(wish.name, "waiting", error.line(), error=to_wire(error))
         if not status.owner:

@@ -35,6 +35,7 @@ from agent.deploy.messages import (
 )
 from agent.deploy.parts import Parts
 from agent.deploy.planning import Own, Planning, Progress
+from agent.deploy.ringkey import key_of
 from agent.deploy.stages import ABANDONED_S
 from agent.deploy.stored import NoStore, Stored
 from agent.deploy.wish import Wish
@@ -69,10 +70,11 @@ class Build:
         token: Tokens,
         carried: Carried | None = None, without: frozenset[NodeId] = frozenset(),
         fewer: bool = False, kept: frozenset[NodeId] = frozenset(), stored: Stored | None = None,
+        number: int = 1,
     ) -> None:  # fmt: skip
         """`carried` goes on as the head. Nodes `without` which it can be are left out; `fewer`:
         where not as many nodes are there as were wished for, it is built over those. `kept` are the
-        nodes of the epoch before.
+        nodes of the epoch before. `number`: which of the wish's rings it is.
         """
         self._wish = wish
         self._ring = ring
@@ -90,8 +92,9 @@ class Build:
         self._planning = Planning(
             wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer,
             doubted=carried.lost if carried else None,
-            kept=kept, ring=ring if kept else "",
+            kept=kept, ring=ring if kept else "", number=number,
         )  # fmt: skip
+        self._number = number
         self._asked: set[NodeId] = set()
         self._stopping: asyncio.Task[None] | None = None
         self.plan: Plan | None = None
@@ -187,7 +190,7 @@ class Build:
             # What is asked here is whether it fits, on however many nodes.
             msgspec.structs.replace(self._wish, nodes=None),
             replace(self._own, node=replace(self._own.node, free_bytes=free)), self._mesh,
-            lambda *_: None, waits=False, fewer=True, ring=self._ring,
+            lambda *_: None, waits=False, fewer=True, ring=self._ring, number=self._number,
         )  # fmt: skip
         await anew.plan(wanted.needs, wanted.context)
 
@@ -370,6 +373,7 @@ class Build:
                 stages=len(nodes), weights=weights,
                 predecessor=str(nodes[index - 1]), context=self.context,
                 frames=self._settings.engine.frames,
+                key=key_of(self._wish.name, self._number) if self._wish.rings > 1 else "",
             ),
             _CALL_TIMEOUT_S,
         )  # fmt: skip

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from agent.api import DeployRequest
 from agent.config import Config
 from agent.deploy import heads
 from agent.deploy.asked import asked
+from agent.deploy.beside import refused, room_for
 from agent.deploy.blobs import BlobServer
 from agent.deploy.board import Board
 from agent.deploy.engines import Engines
@@ -50,8 +52,10 @@ from agent.deploy.messages import (
     Request,
 )
 from agent.deploy.offers import Offers
-from agent.deploy.preview import preview, wish_of
+from agent.deploy.preview import Rings as PlannedRings
+from agent.deploy.preview import preview, several, wish_of
 from agent.deploy.ring import ring_id
+from agent.deploy.ringkey import key_of, split
 from agent.deploy.rings import Rings
 from agent.deploy.stages import StageHost
 from agent.deploy.stored import NoStore, Stored
@@ -105,7 +109,7 @@ class Deployments:
             self._heads_changed,
         )  # fmt: skip
         self._stages = StageHost(
-            settings.state_dir / "stages", engines, self._drains, self._stored.part
+            settings.state_dir / "stages", engines, self._drains, self._stored.part, self._rings
         )
         self._engines = engines
         self.hardware = engines.hardware
@@ -221,23 +225,30 @@ class Deployments:
     # ------------------------------------------------------------------ the local API
 
     async def deploy(self, request: DeployRequest) -> dict[str, Any]:
-        """Check the model, tell the mesh the wish, and describe it. Raises CoveyError."""
+        """Check the model, tell the mesh the wish, and describe its (first) ring.
+
+        Several rings are planned before, which may take a minute. Raises CoveyError.
+        """
         self._keeper.require_may_deploy()
         models = self._settings.models_dir
         wanted = await wish_of(request, request.name or "m", self._own, models, self._stored)
         found = await asked(wanted, models, self._stored)
         facts = found.facts
         name = request.name or facts.name
-        check_name(name)
+        check_name(name, rings=request.rings or 1)
         workers = {
             member.node_id: member.certificate.name
             for member in self._mesh.members(time.time())
             if "worker" in member.certificate.roles
         }
         away = sorted(workers[node] for node in self._mesh.draining() & workers.keys())
-        if request.nodes is not None and request.nodes > len(workers) - len(away):
+        rings, nodes = request.rings or 1, request.nodes or 1
+        named = request.nodes is not None or rings > 1
+        if named and rings * nodes > len(workers) - len(away):
+            what = f"a ring of {nodes} nodes was" if rings == 1 else f"{rings} rings were"
+            each = f" over {nodes} nodes each" if rings > 1 and nodes > 1 else ""
             raise UsageError(
-                f"a ring of {request.nodes} nodes was asked for, and this mesh has "
+                f"{what} asked for{each}, and this mesh has "
                 f"{len(workers) - len(away)} that could be in it"
                 + "".join(f"; {other} is draining" for other in away),
                 hint="`agent drain --off` takes a node back." if away
@@ -250,6 +261,9 @@ class Deployments:
             )
         wish = msgspec.structs.replace(wanted, name=name)
         file = wish.model if wish.model.startswith("/") else wish.draft
+        if request.rings != 1:
+            wish = (await self._several(wish, request.rings)).settled(wish)
+            check_name(name, rings=wish.rings)
         if wish.source and self._own not in workers:
             raise MembershipError(
                 f"{file} lies on this node, which is no worker, so nobody could be its head",
@@ -264,13 +278,16 @@ class Deployments:
         here = {other.name for other in self._keeper.book.wishes() if other.prefer_id == self._own}
         heads.encode([Head(other, 65535, facts.context, "x" * 8) for other in {*here, name}])
         wish = await self._keeper.add(wish)
-        (described,) = await self._board.describe([wish])
-        return described
+        first_ring, *_ = await self._board.describe([wish])
+        return first_ring
 
     async def plan(self, request: DeployRequest) -> dict[str, Any]:
         """Say how a model would run, before anything moves. Raises CoveyError."""
         models = self._settings.models_dir
         wish = await wish_of(request, request.name or "m", self._own, models, self._stored)
+        if request.rings != 1:
+            planned = await self._several(wish, request.rings)
+            return planned.described(wish.objective)
         return await preview(wish, await self._rings.own(), self._mesh, models, self._stored)
 
     async def undeploy(self, name: str) -> dict[str, Any]:
@@ -282,9 +299,9 @@ class Deployments:
         wish = self._keeper.book.find(name)
         before = await self._board.describe([wish]) if wish and not wish.removed else []
         await self._keeper.remove(name)
-        head = NodeId.parse(before[0]["head"]) if before and before[0]["head"] else None
-        ended = head is None or await self._ends(name, head)
-        return {"name": name, "phase": "ended" if ended else "ending"}
+        heads = {one["key"]: NodeId.parse(one["head"]) for one in before if one["head"]}
+        ended = await asyncio.gather(*(self._ends(key, head) for key, head in heads.items()))
+        return {"name": name, "phase": "ended" if all(ended) else "ending"}
 
     async def describe(self) -> list[dict[str, Any]]:
         """Describe every deployment of the mesh."""
@@ -307,9 +324,9 @@ class Deployments:
         if name and node is None:
             wish = self._keeper.book.find(name)
             if wish is not None and not wish.removed:
-                (one,) = await self._board.describe([wish])
-                found = [one["head"], *(stage["node"] for stage in one["stages"])]
-                nodes |= {NodeId.parse(each) for each in found if each}
+                for one in await self._board.describe([wish]):
+                    found = [one["head"], *(stage["node"] for stage in one["stages"])]
+                    nodes |= {NodeId.parse(each) for each in found if each}
             elif not self._tails(AskLogs(name=name)).tails:
                 raise UsageError(
                     f"{name} is not deployed in this mesh", hint="`agent ps` shows what is."
@@ -324,10 +341,10 @@ class Deployments:
         if not heads_here and not stages_here:
             return []
         live = {worker.node_id for worker in self._mesh.live_workers(time.time())}
+        staying = {str(node) for node in live - self._mesh.draining() - {self._own}}
         return work_here(
-            str(self._own), self._name, heads_here, stages_here, await self.describe(),
-            others=bool(live - self._mesh.draining() - {self._own}),
-        )  # fmt: skip
+            str(self._own), self._name, heads_here, stages_here, await self.describe(), staying
+        )
 
     def files(self) -> dict[Path, str]:
         """Return the model files of this node that deployments use or wait for, and which do.
@@ -348,6 +365,10 @@ class Deployments:
         return {*self._rings.partners(), *self._stages.partners()} - {self._own}
 
     # ------------------------------------------------------------------ inside
+
+    async def _several(self, wish: Wish, rings: int | None) -> PlannedRings:
+        own, models = await self._rings.own(), self._settings.models_dir
+        return await several(wish, rings, own, self._mesh, models, self._stored)
 
     async def _measured_links(self, nodes: Sequence[NodeId]) -> Sequence[LinkFacts]:
         """Measure this node's links to others, where that is due; return all that are known."""
@@ -371,7 +392,7 @@ class Deployments:
             self._check_token(peer, request.name, request.token)
             return self._rings.drop(request.name)
         wish = Wish.decode(request.wish)
-        self._check_token(peer, wish.name, request.token)
+        self._check_token(peer, key_of(wish.name, request.number), request.token)
         known = self._keeper.book.find(wish.name)
         if known is None or known.rank < wish.rank:
             # The owner heard of it first; it is checked as if it had come by gossip.
@@ -379,11 +400,19 @@ class Deployments:
             known = self._keeper.book.find(wish.name)
         if known != wish:
             raise UsageError(f"another wish for {wish.name} counts here")
-        if wish.removed:
+        if wish.removed or request.number > wish.rings:
             raise UsageError(f"{wish.name} shall not run any more")
-        if self._drains() and wish.name not in self._rings.names():
+        key = key_of(wish.name, request.number)
+        if self._drains() and key not in self._rings.names():
             raise UsageError(f"{self._name} is draining", hint="Another worker is to be its head.")
-        return await self._rings.keep(wish, request.token, proven=request.proven)
+        if wish.rings > 1 and key not in self._rings.names():
+            other = room_for(request.number, self._stages.rings_of(wish.name))
+            if other is not None:
+                return HeadState(key, "taken", refused(wish.name, self._name, other).message)
+            await self._rings.make_room(wish.name, request.number)
+        return await self._rings.keep(
+            wish, request.token, proven=request.proven, number=request.number
+        )
 
     def _check_token(self, peer: NodeId, name: str, token: Token) -> None:
         if token.owner_id != peer or not self._ownership.admits(name, token):
@@ -409,18 +438,25 @@ class Deployments:
             return False
 
     async def _follow_removed(self) -> None:
-        """End the rings here whose wishes were taken back, whether their owner says so or not."""
+        """End the rings here whose wishes were taken back, whether their owner says so or not.
+
+        A newer wish may have fewer rings than the one before.
+        """
         while True:
             await self._news.wait()
             self._news.clear()
-            for name, kept in self._rings.names().items():
-                wish = self._keeper.book.find(name)
-                if wish is not None and wish.removed and wish.rank > kept.rank:
-                    await self._rings.end(name)
+            for key, kept in self._rings.names().items():
+                wish = self._keeper.book.find(kept.name)
+                if wish is None or wish.rank <= kept.rank:
+                    continue
+                if wish.removed or split(key)[1] > wish.rings:
+                    await self._rings.end(key)
 
     def _tails(self, request: AskLogs) -> EngineTails:
         members = self._mesh.members(time.time()) if request.name else ()
-        rings = {ring_id(member.node_id, request.name) for member in members}
+        wish = self._keeper.book.find(request.name)
+        keys = wish.keys if wish is not None else (request.name,)
+        rings = {ring_id(member.node_id, key) for member in members for key in keys}
         return EngineTails(tuple(self._logs.tails(request.lines, request.name, rings)))
 
     def _name_of(self, node: NodeId) -> str:
@@ -432,22 +468,31 @@ class Deployments:
 
     def _read_wants(self) -> None:
         self._wants = {
-            wish.name: Want(wish.name, wish.prefer_id, wish.source_id, wish.removed,
-                            self._succession.heads(wish))
+            key: Want(key, wish.head_of(number), wish.source_id, wish.removed,
+                      self._succession.heads(wish, key))
             for wish in self._keeper.book.entries()
+            for number, key in enumerate(wish.keys, 1)
         }  # fmt: skip
 
-    def _on_duty(self) -> list[tuple[Wish, str]]:
-        """Return the wishes that this node owns, or is to own next, with their rings."""
+    def _on_duty(self) -> list[tuple[Wish, str, str]]:
+        """Return the wishes that this node owns, or is to own next, with the ring's key and id."""
         found = []
         for wish in self._keeper.book.wishes():
-            view = self._ownership.view(wish.name)
-            if view.owner == self._own or view.deputy:
-                found.append((wish, ring_id(view.head, wish.name) if view.head else ""))
+            for key in wish.keys:
+                view = self._ownership.view(key)
+                if view.owner == self._own or view.deputy:
+                    found.append((wish, key, ring_id(view.head, key) if view.head else ""))
         return found
 
     def _wanted(self) -> Mapping[str, Want]:
-        return self._wants
+        avoided = self._executor.avoided()
+        if not avoided:
+            return self._wants
+        return self._wants | {
+            key: replace(self._wants[key], avoid=nodes)
+            for key, nodes in avoided.items()
+            if key in self._wants
+        }
 
     def _heads_changed(self) -> None:
         self._read_wants()

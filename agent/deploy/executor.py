@@ -17,8 +17,9 @@ from typing import Protocol
 
 from agent.deploy.keeper import BookKeeper
 from agent.deploy.messages import Answer, AskHead, Drop, HeadState, Keep, Request
+from agent.deploy.ringkey import split
 from agent.deploy.wish import Wish
-from agent.errors import CoveyError, PeerError
+from agent.errors import CoveyError, NotRunning, PeerError
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token
 from agent.ownership.owner import Holding, Phase
@@ -33,6 +34,8 @@ _ADOPT_INTERVAL_S = 10.0
 _PATIENCE_S = 5.0
 # A head that has nothing of what it was told to keep is told again.
 _REPEAT_S = 3.0
+# A node that has part in another ring of a deployment is asked again so much later: that may end.
+AVOID_S = 30.0
 # A wish that nobody could fulfil within this is an old one: what is wrong may pass.
 _YOUNG_S = 60.0
 
@@ -68,7 +71,21 @@ class Executor:
         self._keeper = keeper
         self._ask = ask
         self._cares: dict[str, Care] = {}
+        self._taken: dict[str, dict[NodeId, float]] = {}  # until when, by ring's key
         self._news = asyncio.Event()
+
+    def avoided(self) -> dict[str, frozenset[NodeId]]:
+        """Return the nodes that refused a ring lately as they have part in another, by its key."""
+        now = time.monotonic()
+        found = {}
+        for key, nodes in list(self._taken.items()):
+            for node in [node for node, until in nodes.items() if until < now]:
+                del nodes[node]
+            if nodes:
+                found[key] = frozenset(nodes)
+            else:
+                del self._taken[key]
+        return found
 
     def changed(self) -> None:
         """Say that leases, rings or wishes have changed."""
@@ -125,12 +142,16 @@ class Executor:
                         care.failing_since = time.monotonic()
                     _log.info("deployment name=%s head=%s: %s", name, holding.head, error.line())
                     care.error = error
-                    await asyncio.sleep(_RETRY_S)
+                    if holding.head not in self._taken.get(name, {}):
+                        await asyncio.sleep(_RETRY_S)
             await _wait(care.news)
 
     async def _act(self, name: str, care: Care, holding: Holding) -> None:
         """Command or ask one head if there is reason to. Raises CoveyError."""
-        wish = self._keeper.book.find(name)
+        deployment, number = split(name)
+        wish = self._keeper.book.find(deployment)
+        if wish is not None and number > wish.rings:
+            wish = None  # of a wish before this one
         owned = self._leases.owned().get(name, ())
         if not any(h.head == holding.head for h in owned):
             return
@@ -155,10 +176,14 @@ class Executor:
                     return  # it goes on until the head that is meant answers
             request: Request
             if keep and wish is not None:
-                request = Keep(wish.encode(), holding.token, proven)
+                request = Keep(wish.encode(), holding.token, proven, number)
             else:
                 request = Drop(name, holding.token)
-            care.states[holding.head] = await self._tell(holding.head, request)
+            state = await self._tell(holding.head, request)
+            if state.phase == "taken":
+                self._taken.setdefault(name, {})[holding.head] = time.monotonic() + AVOID_S
+                raise NotRunning(state.progress, hint="Another node is looked for.")
+            care.states[holding.head] = state
             care.told[holding.head], care.told_at = command, time.monotonic()
             return
         await self._state_of(name, care, holding)

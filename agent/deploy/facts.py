@@ -18,10 +18,15 @@ Ask = Callable[[NodeId, Request, float], Awaitable[Answer]]
 """Asks a member, with a timeout in seconds; raises CoveyError."""
 
 
-async def facts_of(ask: Ask, node: NodeId, timeout_s: float, ring: str = "") -> Facts | None:
-    """Return what a node can hold, as if no stage of `ring` were there; None for no answer."""
+async def facts_of(
+    ask: Ask, node: NodeId, timeout_s: float, ring: str = "", deployment: str = ""
+) -> Facts | None:
+    """Return what a node can hold, as if no stage of `ring` were there; None for no answer.
+
+    `deployment`: which of that one's rings are there is asked as well.
+    """
     try:
-        answer = await ask(node, AskFacts(ring), timeout_s)
+        answer = await ask(node, AskFacts(ring, deployment), timeout_s)
     except CoveyError as error:
         _log.info("node %s is left out: %s", node, error.line())
         return None

@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from agent.deploy.book import Summary
+from agent.deploy.ringkey import MOST_RINGS
 from agent.engine.tail import LINE_CHARACTERS
 from agent.engine.tail import LINES as LOG_LINES
 from agent.membership import wire
@@ -48,9 +49,13 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 
 
 class AskFacts(_Message, frozen=True, omit_defaults=True):
-    """What can this node hold? If `ring` is named, as if no stage of that one were there."""
+    """What can this node hold? If `ring` is named, as if no stage of that one were there.
+
+    `deployment`: say also which rings of that one are here.
+    """
 
     ring: str = ""
+    deployment: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class MeasureLinks(_Message, frozen=True):
@@ -72,6 +77,18 @@ class LinkFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     bytes_s: _Rate = 0.0
 
 
+class RingHere(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A ring of the deployment that was asked about has its head here, or a stage.
+
+    `nodes` (ids) are those that it is planned over, as far as is known here: none while its head
+    has no plan.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=1, le=MOST_RINGS)]
+    head: bool = False
+    nodes: Annotated[tuple[_NodeText, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()
+
+
 class Facts(_Message, frozen=True, omit_defaults=True):
     """A node's answer: memory that is free now (bytes), cores, and what was measured of it.
 
@@ -79,7 +96,8 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     arithmetic of prompts; 0: not measured. `measured_at`: when (unix s); `busy`: on a busy machine,
     so that it may be faster. `links`: to the members that it is connected to, as far as known.
     `draining`: it shall hold nothing new. `batches`: what batches of `BATCHES` rows take
-    (`agent.engine.pace`), in times of one row; empty: not measured.
+    (`agent.engine.pace`), in times of one row; empty: not measured. `rings`: those of the
+    deployment that was asked about.
     """
 
     free_bytes: int
@@ -91,6 +109,7 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     links: Annotated[tuple[LinkFacts, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()
     draining: bool = False
     batches: Annotated[tuple[_Rate, ...], msgspec.Meta(max_length=16)] = ()
+    rings: Annotated[tuple[RingHere, ...], msgspec.Meta(max_length=MOST_RINGS)] = ()
 
 
 class CutFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -113,8 +132,11 @@ class StoredLayers(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     size: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
-class LoadStage(_Message, frozen=True):
-    """Get this stage's weights, start an engine on them, and listen for the predecessor."""
+class LoadStage(_Message, frozen=True, omit_defaults=True):
+    """Get this stage's weights, start an engine on them, and listen for the predecessor.
+
+    `key` names the ring where its deployment has several: a node has part in one of them alone.
+    """
 
     ring: str
     token: Token
@@ -125,6 +147,7 @@ class LoadStage(_Message, frozen=True):
     predecessor: str  # node id
     context: int
     frames: FrameType
+    key: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class StartServer(_Message, frozen=True):
@@ -182,15 +205,17 @@ class StageState(_Message, frozen=True):
 # ---------------------------------------------------------------------- owner ↔ head
 
 
-class Keep(_Message, frozen=True):
+class Keep(_Message, frozen=True, omit_defaults=True):
     """Run this wish (a `Wish`'s bytes), or go on running it, by this token.
 
-    `proven`: it was possible before, so that what is wrong now may pass.
+    `proven`: it was possible before, so that what is wrong now may pass. `number`: of its rings,
+    this one. A node that has part in another of them answers with the phase "taken".
     """
 
     wish: bytes
     token: Token
     proven: bool
+    number: Annotated[int, msgspec.Meta(ge=1, le=MOST_RINGS)] = 1
 
 
 class Drop(_Message, frozen=True):

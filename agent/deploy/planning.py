@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from agent.deploy.beside import Others, shared
 from agent.deploy.facts import facts_of
 from agent.deploy.links import MEASURE_LIMIT_S, from_facts
 from agent.deploy.mesh import Mesh
@@ -27,6 +28,7 @@ from agent.identity.keys import NodeId
 from agent.placement.inputs import UNMEASURED, Aims, Link, Links, Model, Node, Objective
 from agent.placement.plan import plan
 from agent.placement.results import Plan
+from agent.placement.rings import ways
 
 _log = logging.getLogger(__name__)
 
@@ -96,15 +98,18 @@ class Planning:
     `fewer`: where not as many nodes are there as were wished for, the plan is over those, and
     `missing` says how many are not. `kept` are the nodes of the ring as it was, which `ring` names:
     its stages there make room. Who is `doubted`, as its stage was just lost, is hardly waited for.
-    The head is this node, or with `heads` one of those.
+    `number`: which of the wish's rings it is; it keeps off the others' nodes (`beside.py`). The
+    head is this node, or with `heads` one of those.
     """
 
     def __init__(
         self, wish: Wish, own: Own, mesh: Mesh, progress: Progress, *, waits: bool = True,
         without: frozenset[NodeId] = frozenset(), fewer: bool = False,
         kept: frozenset[NodeId] = frozenset(), ring: str = "", doubted: NodeId | None = None,
-        heads: frozenset[NodeId] | None = None,
+        heads: frozenset[NodeId] | None = None, number: int = 1,
     ) -> None:  # fmt: skip
+        self._number = number
+        self._others = self._none_told(wish)
         self._wish = wish
         self._own = own
         self._mesh = mesh
@@ -118,6 +123,8 @@ class Planning:
         self._elsewhere = heads is not None
         self._heads = frozenset({own.node.node} if heads is None else map(str, heads))
         self._draining: dict[str, str] = {}  # names by node
+        self._with_others: dict[int, list[str]] = {}  # names by ring
+        self._rounds = 0  # of measuring
         self.missing = 0
 
     async def plan(self, model: Model, context: int) -> Plan:
@@ -131,15 +138,46 @@ class Planning:
             if self._elsewhere:
                 self._drop_idle(found)
         chosen = await self._chosen(model, context, found)
-        for _ in range(_ROUNDS):
-            unknown = self._unknown(chosen, found)
-            if not unknown or not self._waits or model.in_line:
-                break
-            self._progress("planning", "measuring the links between the nodes")
-            if not await self._measure(unknown, found):
-                break
+        while not model.in_line and await self._measured([chosen], found):
             chosen = await self._chosen(model, context, found)
         return chosen
+
+    async def ways(self, model: Model, context: int, rings: int | None) -> list[list[Plan]]:
+        """Return how so many rings (None: the best number) would run, and other numbers of them.
+
+        Where no `heads` were given any node may be one, and this one is the first ring's; of a file
+        that it alone has, it is the only one. Raises what `agent.placement.rings.ways` raises.
+        """
+        wish, own = self._wish, self._own.node
+        found = _Found([own])
+        found.told(own.node, self._own.links)
+        await self._ask(found, (rings or 1) * max(wish.nodes or 1, wish.least))
+        self._drop_idle(found)
+        anywhere = not self._elsewhere and wish.source_id is None
+        nodes = [
+            replace(node, head_allowed=anywhere or node.node in self._heads)
+            for node in found.nodes
+        ]  # fmt: skip
+        here = own in found.nodes and own.node not in self._draining
+        first = own.node if here and not self._elsewhere else ""
+        aims = shared(Aims(
+            wish.objective, context=context, nodes=wish.nodes, least=wish.least, head=first,
+            only=frozenset(wish.only), never=frozenset(wish.never),
+            without=frozenset(self._draining),
+        ), rings or 1)  # fmt: skip
+        while True:
+            made = await asyncio.to_thread(ways, model, nodes, aims, Links(found.links), rings)
+            if not await self._measured(made[0], found):
+                return made
+
+    async def _measured(self, plans: Iterable[Plan], found: _Found) -> bool:
+        """Measure the links on which plans rest; return whether they should be made anew."""
+        unknown = [hop for plan in plans for hop in self._unknown(plan, found)]
+        if not unknown or not self._waits or self._rounds == _ROUNDS:
+            return False
+        self._rounds += 1
+        self._progress("planning", "measuring the links between the nodes")
+        return await self._measure(unknown, found)
 
     async def succession(
         self, model: Model, context: int, holders: Sequence[frozenset[NodeId]]
@@ -154,6 +192,7 @@ class Planning:
         await self._ask(found, 1)
         self._drop_idle(found)
         leaving = {*self._draining, *map(str, self._mesh.draining())}
+        leaving |= self._others.not_ours
         found.nodes = [node for node in found.nodes if node.node not in leaving]
         order: list[str] = []
         while len(order) < _HEADS_MOST:
@@ -181,6 +220,11 @@ class Planning:
     def absent(self) -> tuple[str, ...]:
         """What to tell people of nodes that are missing, or are not to be in it."""
         said = [f"{name} is draining" for name in sorted(self._draining.values())]
+        said += [
+            f"{names} {'is' if len(nodes) == 1 else 'are'} in ring {number}"
+            for number, nodes in sorted(self._with_others.items())
+            for names in [" and ".join(sorted(nodes))]
+        ]
         if self.missing:
             said.append(f"{self._wish.nodes} nodes were asked for, and {self.missing} of them are"
                         " not there; it is built again once they are")  # fmt: skip
@@ -202,8 +246,8 @@ class Planning:
         self, model: Model, context: int, found: _Found, left_out: frozenset[str],
         heads: frozenset[str],
     ) -> Plan:  # fmt: skip
-        wish, wished = self._wish, self._wish.nodes
-        there = sum(node.node not in left_out for node in found.nodes)
+        wish, wished, others = self._wish, self._wish.nodes, self._others
+        there = sum(node.node not in left_out | others.not_ours for node in found.nodes)
         self.missing = 0
         if wished is not None and self._fewer and wished > there:
             self.missing, wished = wished - there, there
@@ -215,7 +259,19 @@ class Planning:
         )  # fmt: skip
         nodes = [replace(node, head_allowed=node.node in heads) for node in found.nodes]
         # With many nodes it takes a second, in which beats and stages want to be answered.
-        return await asyncio.to_thread(plan, model, nodes, aims, Links(found.links))
+        links = Links(found.links)
+        if others.rings == 1 or model.uncut or heads is not self._heads:
+            return await asyncio.to_thread(plan, model, nodes, aims, links)
+        try:
+            # Any node may be the head of another ring.
+            return await asyncio.to_thread(
+                others.plan, model, found.nodes, aims, links, first=bool(self._kept)
+            )
+        except (PeerError, ModelError, UsageError) as error:
+            said = "; ".join(line for line in self.absent if " in ring " in line)
+            if not said:
+                raise
+            raise type(error)(f"{error.message}; {said}", hint=error.hint) from None
 
     async def _ask(self, found: _Found, wished: int) -> None:
         """Ask the other workers what they can hold; wait a little for as many as are wished."""
@@ -228,6 +284,7 @@ class Planning:
             ]
             del found.nodes[1:]
             self._draining.clear()
+            self._others = self._none_told(self._wish)
             told = await self._all_facts([worker.node_id for worker in workers])
             for worker in workers:
                 if (facts := told.get(worker.node_id)) is not None:
@@ -235,10 +292,12 @@ class Planning:
                     node = node_of(worker.node_id, certificate.name, facts, certificate.tags)
                     found.nodes.append(node)
                     found.told(node.node, facts.links)
+                    self._others.told(node.node, facts.rings)
                     if facts.draining:
                         self._draining[node.node] = node.name
+            self._with_others = self._names_by_ring(found.nodes)
             # Who is draining is counted here, for it is not worth waiting until it does not.
-            lacking = wished - len(found.nodes)
+            lacking = wished - sum(n.node not in self._others.not_ours for n in found.nodes)
             if lacking <= 0 or asyncio.get_running_loop().time() > deadline:
                 return
             self._progress("planning", f"waiting for {lacking} more nodes")
@@ -266,7 +325,19 @@ class Planning:
 
     async def _facts(self, node: NodeId) -> Facts | None:
         timeout_s = _FACTS_TIMEOUT_S if self._waits else _FACTS_QUICK_S
-        return await facts_of(self._mesh.ask, node, timeout_s, self._ring)
+        several = self._wish.name if self._wish.rings > 1 else ""
+        return await facts_of(self._mesh.ask, node, timeout_s, self._ring, several)
+
+    def _none_told(self, wish: Wish) -> Others:
+        best = {n: str(head) for n in range(1, wish.rings + 1) if (head := wish.head_of(n))}
+        return Others(self._number, wish.rings, best)
+
+    def _names_by_ring(self, nodes: Iterable[Node]) -> dict[int, list[str]]:
+        found: dict[int, list[str]] = {}
+        for node in nodes:
+            if (number := self._others.planned.get(node.node)) is not None:
+                found.setdefault(number, []).append(node.name)
+        return found
 
     def _unknown(self, chosen: Plan, found: _Found) -> list[tuple[str, str]]:
         """Return the hops of a plan whose bandwidth nobody has measured."""

@@ -5,7 +5,9 @@ For `deployments.py`, which answers `agent plan` and `agent deploy`.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,18 @@ import msgspec
 
 from agent.api import DeployRequest
 from agent.deploy.asked import asked, model_path
+from agent.deploy.beside import STREAMS
 from agent.deploy.mesh import Mesh
 from agent.deploy.needs import default_context, model_needs
 from agent.deploy.planning import Own, Planning
 from agent.deploy.stored import Stored
 from agent.deploy.wish import Wish
 from agent.engine.cuttable import CutRule
-from agent.errors import ModelError, UsageError
+from agent.errors import ModelError, PeerError, UsageError
 from agent.identity.keys import NodeId
 from agent.models import bundled, catalogue
 from agent.placement.inputs import Model
+from agent.placement.results import Plan
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ async def wish_of(
         generation=1, at=0, nodes=request.nodes, context=request.context, engine=request.engine,
         objective=request.objective, least=request.least, only=tuple(request.only),
         never=tuple(request.never), model_id=model.model_id, draft_id=draft.model_id,
+        rings=request.rings or 1,
     )  # fmt: skip
 
 
@@ -91,6 +96,69 @@ async def _heads(wish: Wish, own: Own, mesh: Mesh, stored: Stored) -> frozenset[
         here = {NodeId.parse(own.node.node)} if stored.path(one) is not None else frozenset()
         holders &= await stored.holders(one) | here
     return holders or frozenset(workers)
+
+
+@dataclass(frozen=True)
+class Rings:
+    """How several rings of a model would run, the ways with other numbers of them last."""
+
+    model: str
+    context: int
+    ways: Sequence[Sequence[Plan]]
+
+    def settled(self, wish: Wish) -> Wish:
+        """Return the wish with so many rings, and their heads."""
+        first, *others = (NodeId.parse(plan.nodes[0]).ed25519 for plan in self.ways[0])
+        return msgspec.structs.replace(
+            wish, rings=len(self.ways[0]), prefer=first, heads=tuple(others)
+        )
+
+    def described(self, objective: str) -> dict[str, Any]:
+        """Return it as JSON."""
+        plans, *others = self.ways
+        return {
+            "model": self.model, "context": self.context, "objective": objective,
+            "rings": [msgspec.to_builtins(plan) for plan in plans],
+            "tokens_s": sum(plan.tokens_s for plan in plans), "streams": STREAMS,
+            "otherwise": [
+                {"rings": len(way), "tokens_s": sum(plan.tokens_s for plan in way),
+                 "names": [list(dict.fromkeys(s.name for s in plan.stages)) for plan in way]}
+                for way in others
+            ],
+        }  # fmt: skip
+
+
+async def several(
+    wish: Wish, rings: int | None, own: Own, mesh: Mesh, models: Path, stored: Stored
+) -> Rings:
+    """Plan so many rings for a wish, or the best number of them (None). Raises CoveyError.
+
+    Of a stored model those that have it are the heads where they are enough for that number; else
+    any worker may be one, which fetches what it lacks.
+    """
+    if wish.engine == "rpc":
+        raise UsageError(
+            "--rings is for Covey's own rings, not for llama.cpp's RPC",
+            hint="Deploy it several times, each with a --name and --tag of its own.",
+        )
+    if wish.source_id is not None and rings is not None:
+        raise UsageError(
+            f"{wish.model} lies on this node alone, and each of {rings} rings needs a head that has"
+            " it",
+            hint="`agent pull` it into a store: then any node can be a head.",
+        )
+    needs, context, model = await _needs(wish, models, stored)
+    holders = await _heads(wish, own, mesh, stored)
+
+    async def over(heads: frozenset[NodeId] | None) -> Rings:
+        planning = Planning(wish, own, mesh, lambda _phase, _words: None, heads=heads)
+        return Rings(model, context, await planning.ways(needs, context, rings))
+
+    if rings is not None and holders is not None and len(holders) >= rings:
+        with contextlib.suppress(PeerError, ModelError, UsageError):
+            return await over(holders)
+    workers = {worker.node_id for worker in mesh.live_workers(time.time())} - mesh.draining()
+    return await over(None if holders is None else frozenset(workers))
 
 
 async def _needs(wish: Wish, models: Path, stored: Stored) -> tuple[Model, int, str]:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 
+from agent.deploy.beside import room_for
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import AskFacts, Facts
 from agent.deploy.ring import Deployment
@@ -78,13 +79,16 @@ class Regain:
         """Have a ring that lacks nodes built again once this one says that it can hold a stage."""
         for _ in range(_TRIES):
             try:
-                facts = await self._mesh.ask(node, AskFacts(), _TIMEOUT_S)
+                several = deployment.wish.name if deployment.wish.rings > 1 else ""
+                facts = await self._mesh.ask(node, AskFacts("", several), _TIMEOUT_S)
             except CoveyError as error:
                 _log.info("deployment name=%s node=%s is not ready yet: %s", deployment.wish.name,
                           node, error.line())  # fmt: skip
                 await asyncio.sleep(_PAUSE_S)
             else:
-                if not (isinstance(facts, Facts) and facts.draining):
+                if not isinstance(facts, Facts) or not (
+                    facts.draining or room_for(deployment.number, facts.rings)
+                ):
                     deployment.moves = "more nodes are there; its answers go on over them"
                     deployment.again.set()
                 return

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from agent.deploy.build import Build
 from agent.deploy.carried import Carried, Losses
 from agent.deploy.heads import Head
+from agent.deploy.messages import LINKS_MAX, RingHere
+from agent.deploy.ringkey import key_of
 from agent.deploy.wish import Wish
 from agent.errors import CoveyError
 from agent.identity.keys import NodeId
@@ -24,9 +26,9 @@ _REPORTED = {"ready": Phase.READY, "failed": Phase.FAILED}
 _BROKEN = ("ending", "waiting", "draining", "moving")
 
 
-def ring_id(head: NodeId, name: str) -> str:
-    """Return what stages call the ring of deployment `name` with this head: 16 bytes in hex."""
-    return hashlib.sha256(head.ed25519 + name.encode()).hexdigest()[:32]
+def ring_id(head: NodeId, key: str) -> str:
+    """Return what stages call the ring with this head and key: 16 bytes in hex."""
+    return hashlib.sha256(head.ed25519 + key.encode()).hexdigest()[:32]
 
 
 @dataclass
@@ -36,7 +38,8 @@ class Deployment:
     `possible`: it was once (it ran, or was stored), so whatever is wrong now may pass. `held` are
     the nodes of the last epoch that answered, `answers` says whether the present one does. `stays`
     says why it does not leave nodes that are draining, `moves` why it moves when it does.
-    `ending`: nothing brings it back. `told` is its head as all were told of it last.
+    `ending`: nothing brings it back. `told` is its head as all were told of it last. `number` says
+    which of the wish's rings it is.
     """
 
     wish: Wish
@@ -62,6 +65,20 @@ class Deployment:
     answers: bool = False
     ending: bool = False
     told: Head | None = None
+    number: int = 1
+
+    @property
+    def key(self) -> str:
+        """What it is called among all rings."""
+        return key_of(self.wish.name, self.number)
+
+    @property
+    def here(self) -> RingHere:
+        """What this node tells of it to heads of the other rings of its deployment."""
+        nodes = self.nodes
+        if not nodes and (self.carried is not None or (self.build and self.build.carries)):
+            nodes = self.held  # answers wait, and it is planned again
+        return RingHere(self.number, head=True, nodes=tuple(sorted(map(str, nodes)))[:LINKS_MAX])
 
     @property
     def report(self) -> Report:

@@ -37,11 +37,12 @@ from agent.deploy.carried import Carried
 from agent.deploy.engines import Engines
 from agent.deploy.heads import Head
 from agent.deploy.mesh import Mesh
-from agent.deploy.messages import HeadState
+from agent.deploy.messages import HeadState, RingHere
 from agent.deploy.parts import Parts
 from agent.deploy.planning import Measure, Own, node_of
 from agent.deploy.regain import Regain
 from agent.deploy.ring import Deployment, ring_id
+from agent.deploy.ringkey import key_of
 from agent.deploy.stored import Stored
 from agent.deploy.wish import Wish
 from agent.engine.gpu import SURVEY_TIMEOUT_S
@@ -94,31 +95,38 @@ class Rings:
         self._draining: frozenset[NodeId] = frozenset()
         self._announcing = asyncio.Lock()
 
-    async def keep(self, wish: Wish, token: Token, *, proven: bool) -> HeadState:
-        """Begin to run a wish, or go on; returns how it is. Raises UsageError.
+    async def keep(
+        self, wish: Wish, token: Token, *, proven: bool, number: int = 1
+    ) -> HeadState:  # fmt: skip
+        """Begin to run ring `number` of a wish, or go on; returns how it is. Raises UsageError.
 
         The same wish by a new token is the same ring: nothing is built again. A newer wish of the
         same name replaces an older one. `proven` says that it was possible before.
         """
-        known = self._deployments.get(wish.name)
+        key = key_of(wish.name, number)
+        known = self._deployments.get(key)
         if known is not None and known.wish.rank > wish.rank:
             raise UsageError(f"a newer wish for {wish.name} is kept here already")
         if known is not None and known.phase == "draining":
             if known.wish != wish or not self._resume(known):
-                raise UsageError(f"{wish.name} is being ended here", hint="Try again in a moment.")
+                raise UsageError(f"{key} is being ended here", hint="Try again in a moment.")
             await self._announce()
         if known is None or known.wish != wish:
-            names = {*self._deployments, wish.name}
-            heads.encode([Head(name, 65535, 2**20, "x" * 8) for name in names])
+            names = [d.wish.name for other, d in self._deployments.items() if other != key]
+            heads.encode([Head(name, 65535, 2**20, "x" * 8) for name in (*names, wish.name)])
             if known is not None:
                 await self._end(known)
-            known = self._start(wish, token)
+            known = self._start(wish, token, number)
         known.token = token
-        known.possible |= proven
-        return self.state(wish.name)
+        # Several rings were planned before they were wished for; one that finds no room may yet.
+        known.possible |= proven or wish.rings > 1
+        return self.state(key)
 
     def drop(self, name: str) -> HeadState:
-        """Begin to end a deployment that runs elsewhere; answers that are being written go on."""
+        """Begin to end a ring that runs elsewhere; answers that are being written go on.
+
+        Here and below `name` is the ring's key.
+        """
         known = self._deployments.get(name)
         if known is not None and known.phase != "draining":
             answers = known.phase in ("ready", "moving")
@@ -133,8 +141,21 @@ class Rings:
             await self._end(known)
 
     def names(self) -> dict[str, Wish]:
-        """Return what is kept here, and by which wish."""
+        """Return the keys of what is kept here, and by which wish."""
         return {name: known.wish for name, known in self._deployments.items()}
+
+    def of(self, name: str) -> list[RingHere]:
+        """Return the rings of deployment `name` whose head is here, for the heads of others."""
+        return [d.here for d in self._deployments.values() if d.wish.name == name]
+
+    async def make_room(self, name: str, number: int) -> None:
+        """End the rings of a deployment that have no plan here, but for this one of them."""
+        for deployment in list(self._deployments.values()):
+            if deployment.wish.name == name and deployment.number != number:
+                if deployment.here.nodes:
+                    continue
+                _log.info("deployment name=%s makes room for ring %d", deployment.key, number)
+                await self._end(deployment)
 
     def running(self) -> dict[str, Report]:
         """Return how each is, for its owner."""
@@ -194,7 +215,7 @@ class Rings:
     def engines(self) -> list[dict[str, Any]]:
         """Describe the heads that run here, for `agent status`."""
         return [
-            {"ring": d.ring, "what": f"head of {d.wish.name}", "phase": d.phase,
+            {"ring": d.ring, "what": f"head of {d.key}", "phase": d.phase,
              "head": str(self._own), "message": d.progress,
              "runs_on": d.build.runs_on.get(str(self._own), "") if d.build else ""}
             for d in self._deployments.values()
@@ -206,11 +227,12 @@ class Rings:
 
     # ------------------------------------------------------------------ inside
 
-    def _start(self, wish: Wish, token: Token) -> Deployment:
-        deployment = Deployment(wish, token, ring=ring_id(self._own, wish.name))
-        self._deployments[wish.name] = deployment
+    def _start(self, wish: Wish, token: Token, number: int) -> Deployment:
+        key = key_of(wish.name, number)
+        deployment = Deployment(wish, token, ring=ring_id(self._own, key), number=number)
+        self._deployments[key] = deployment
         self._to(deployment, "planning", "planning")
-        deployment.task = asyncio.create_task(self._keep(deployment), name=wish.name)
+        deployment.task = asyncio.create_task(self._keep(deployment), name=key)
         self._changed()
         return deployment
 
@@ -225,7 +247,7 @@ class Rings:
         idle = deployment.leave is None or deployment.leave.done()
         if idle and self._leaving(deployment) and deployment.build is not None:
             deployment.leave = asyncio.create_task(
-                self._leave(deployment, deployment.build), name=f"leave {deployment.wish.name}"
+                self._leave(deployment, deployment.build), name=f"leave {deployment.key}"
             )
 
     def _leaving(self, deployment: Deployment) -> tuple[str, ...]:
@@ -236,7 +258,7 @@ class Rings:
     async def _leave(self, deployment: Deployment, build: Build) -> None:
         """Have a ring that answers built again without its draining nodes, once it can be."""
         try:
-            url = self.state(deployment.wish.name).url
+            url = self.state(deployment.key).url
             why = await leaving.until_it_may(
                 build, url, lambda: self._leaving(deployment),
                 lambda why: self._stays(deployment, why),
@@ -267,13 +289,13 @@ class Rings:
         try:
             await self._announce()
         except CoveyError as error:
-            _log.info("deployment name=%s stays announced: %s", deployment.wish.name, error.line())
+            _log.info("deployment name=%s stays announced: %s", deployment.key, error.line())
         if answers:
             await asyncio.sleep(UNANNOUNCED_S)
-            url = self.state(deployment.wish.name).url
+            url = self.state(deployment.key).url
             if url and not await answering.until_idle(url, LAST_ANSWERS_S):
                 _log.warning("deployment name=%s is ended with answers being written",
-                             deployment.wish.name)  # fmt: skip
+                             deployment.key)  # fmt: skip
         deployment.ending = True
         if deployment.task is not None:
             deployment.task.cancel()
@@ -281,9 +303,9 @@ class Rings:
         self._forget(deployment)
 
     def _forget(self, deployment: Deployment) -> None:
-        if self._deployments.get(deployment.wish.name) is deployment:
-            del self._deployments[deployment.wish.name]
-            _log.info("deployment name=%s is ended here", deployment.wish.name)
+        if self._deployments.get(deployment.key) is deployment:
+            del self._deployments[deployment.key]
+            _log.info("deployment name=%s is ended here", deployment.key)
             self._changed()
 
     def _to(self, deployment: Deployment, phase: str, progress: str) -> None:
@@ -295,8 +317,7 @@ class Rings:
             self._revise(deployment)
         deployment.phase, deployment.progress = phase, progress
         if moved:
-            _log.info("deployment name=%s epoch=%d %s", deployment.wish.name, deployment.epoch,
-                      phase)  # fmt: skip
+            _log.info("deployment name=%s epoch=%d %s", deployment.key, deployment.epoch, phase)
             self._changed()
 
     def _revise(self, deployment: Deployment) -> None:
@@ -336,7 +357,7 @@ class Rings:
                     return
                 if time.monotonic() - began > _STABLE_S or self._regain.returned(deployment, began):
                     pause_s = _PAUSE_S
-                _log.warning("deployment name=%s epoch=%d broke: %s", deployment.wish.name,
+                _log.warning("deployment name=%s epoch=%d broke: %s", deployment.key,
                              deployment.epoch, error.line())  # fmt: skip
                 deployment.again.clear()
                 if answered and deployment.carried is not None:
@@ -371,7 +392,7 @@ class Rings:
             progress=lambda phase, progress: self._to(deployment, phase, progress),
             token=lambda: deployment.token, carried=carried, fewer=deployment.possible,
             without=self._regain.left_out(deployment),
-            kept=deployment.held, stored=self._stored,
+            kept=deployment.held, stored=self._stored, number=deployment.number,
         )  # fmt: skip
         try:
             head = await build.up()
@@ -405,9 +426,7 @@ class Rings:
         """Wait until an epoch ends: its head's reason, or that it is to move to more nodes."""
         ended = asyncio.create_task(head.wait_ended())
         again = asyncio.create_task(deployment.again.wait())
-        more = asyncio.create_task(
-            self._regain.look(deployment), name=f"more {deployment.wish.name}"
-        )
+        more = asyncio.create_task(self._regain.look(deployment), name=f"more {deployment.key}")
         try:
             await asyncio.wait([ended, again], return_when=asyncio.FIRST_COMPLETED)
         finally:

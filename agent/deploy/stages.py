@@ -3,7 +3,8 @@
 A ring belongs to its head, the node that first loaded it here; nobody else can change or end it,
 and its head not with an older owner's token after a newer one's. A newer epoch of a ring replaces
 the older one's stages. A stage whose head is silent while it loads is ended, since its memory is
-needed elsewhere. Used by `deployments.py`.
+needed elsewhere. Of a deployment of several rings a node has part in one alone: stages of another
+are refused. Used by `deployments.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from agent.deploy import blobs
+from agent.deploy.beside import refused, room_for
 from agent.deploy.engines import Engines, Place
 from agent.deploy.messages import (
     Answer,
@@ -30,12 +32,14 @@ from agent.deploy.messages import (
     CutFile,
     Facts,
     LoadStage,
+    RingHere,
     StageRequest,
     StageState,
     StartServer,
     StopRing,
     StoredLayers,
 )
+from agent.deploy.ringkey import split
 from agent.engine.supervisor import Engine
 from agent.errors import CoveyError, EngineError, MembershipError, NotRunning, UsageError
 from agent.identity.keys import NodeId
@@ -44,6 +48,17 @@ from agent.ownership.fence import Fence
 from agent.ownership.lease import Token
 
 _log = logging.getLogger(__name__)
+
+
+class HeadsHere(Protocol):
+    """The rings whose heads are on this node."""
+
+    def of(self, name: str) -> list[RingHere]:
+        """Return those of a deployment."""
+
+    async def make_room(self, name: str, number: int) -> None:
+        """End those of a deployment that have no plan here, but for this one of them."""
+
 
 Stored = Callable[[str, tuple[int, int], Path, Watch], Awaitable[object]]
 """Writes layers [first, last) of a stored model (its id) as a part; raises CoveyError."""
@@ -77,11 +92,12 @@ class StageHost:
 
     def __init__(
         self, folder: Path, engines: Engines, draining: Callable[[], bool] = lambda: False,
-        stored: Stored | None = None,
+        stored: Stored | None = None, heads: HeadsHere | None = None,
     ) -> None:  # fmt: skip
         """`draining` says whether this node is to hold nothing; `stored` gets layers of stored
-        models, None: there is no store.
+        models, None: there is no store. `heads` are those of this node.
         """
+        self._heads = heads
         self._draining = draining
         self._engines = engines
         self._folder = folder
@@ -95,7 +111,10 @@ class StageHost:
         """Do what a member asks; raises a CoveyError, which reaches that member."""
         match request:
             case AskFacts():
-                return await self._facts(request.ring)
+                facts = await self._facts(request.ring)
+                if not request.deployment:
+                    return facts
+                return msgspec.structs.replace(facts, rings=self.rings_of(request.deployment))
             case LoadStage() | StartServer():
                 return await self._load(peer, request)
             case ConnectStage():
@@ -113,6 +132,18 @@ class StageHost:
                 self._check_token(request.ring, request.token)
                 await self._end(request.ring)
                 return StageState(phase="unknown")
+
+    def rings_of(self, name: str) -> tuple[RingHere, ...]:
+        """Return the rings of a deployment that have a head or a stage on this node."""
+        found = [] if self._heads is None else self._heads.of(name)
+        numbers = {ring.number for ring in found}
+        for stage in self._stages.values():
+            key = stage.request.key if isinstance(stage.request, LoadStage) else ""
+            deployment, number = split(key)
+            if deployment == name and stage.state.phase != "broken" and number not in numbers:
+                numbers.add(number)
+                found.append(RingHere(number, nodes=(str(stage.owner),)))
+        return tuple(found)
 
     def partners(self) -> set[NodeId]:
         """Return the heads and the predecessors of the stages here; their successors call."""
@@ -163,6 +194,8 @@ class StageHost:
             # Planned before its head could know; one that was here may be unable to do without.
             raise NotRunning("this node is draining", hint="Plan anew, without it.")
         self._check_token(request.ring, request.token)
+        if isinstance(request, LoadStage) and request.key:
+            await self._make_room(request.key)
         self._hosted.add(request.ring)
         if any(stage.request.epoch < request.epoch for stage in self._of(request.ring)):
             await self._end(request.ring)
@@ -170,6 +203,14 @@ class StageHost:
         self._stages[request.ring, request.index] = stage
         stage.task = asyncio.create_task(self._run(stage), name=f"stage {request.ring}")
         return stage.state
+
+    async def _make_room(self, key: str) -> None:
+        """Raise where another ring of the same deployment is here to stay; end one that waits."""
+        name, number = split(key)
+        if (ring := room_for(number, self.rings_of(name))) is not None:
+            raise refused(name, "this node", ring)
+        if self._heads is not None:
+            await self._heads.make_room(name, number)
 
     async def _run(self, stage: _Stage) -> None:
         """Bring one stage up and watch it until it ends; its state says how far it is."""

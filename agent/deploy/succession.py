@@ -23,6 +23,7 @@ from pathlib import Path
 from agent.deploy.asked import asked
 from agent.deploy.mesh import Mesh
 from agent.deploy.planning import Own, Planning
+from agent.deploy.ringkey import split
 from agent.deploy.stored import Stored
 from agent.deploy.wish import Wish
 from agent.errors import CoveyError, PeerError
@@ -38,15 +39,16 @@ _AGAIN_S = 3.0
 _KEPT_S = 15.0
 _POLL_S = 0.5
 
-Owned = Callable[[], Iterable[tuple[Wish, str]]]
-"""Returns the wishes that this node owns or is to own next, each with its ring's id ("": none)."""
+Owned = Callable[[], Iterable[tuple[Wish, str, str]]]
+"""Returns the wishes that this node owns or is to own next, by ring: its key and id ("": none)."""
 
 
 @dataclass
 class _Order:
-    """What is known of one wish: who may be head, and when and from what that was found."""
+    """What is known of one ring: who may be head, and when and from what that was found."""
 
     wish: Wish
+    key: str
     heads: tuple[NodeId, ...] = ()
     error: CoveyError | None = None
     seen: frozenset[NodeId] | None = None  # the workers that were there
@@ -72,11 +74,11 @@ class Succession:
         self._orders: dict[str, _Order] = {}
         self._news = asyncio.Event()
 
-    def heads(self, wish: Wish) -> tuple[NodeId, ...] | None:
-        """Return who may be a new head, the best first; None: any node, of what all have."""
+    def heads(self, wish: Wish, key: str) -> tuple[NodeId, ...] | None:
+        """Return who may be a ring's new head, the best first; None: any node, of what all have."""
         if not wish.stored_ids or wish.source:
             return None
-        order = self._orders.get(wish.name)
+        order = self._orders.get(key)
         return order.heads if order is not None and order.wish == wish else ()
 
     def error(self, name: str) -> CoveyError | None:
@@ -113,7 +115,7 @@ class Succession:
     def _begin(self) -> None:
         """Begin to look where that is due; forget what this node does not own."""
         owned = {
-            wish.name: (wish, ring) for wish, ring in self._owned()
+            key: (wish, ring) for wish, key, ring in self._owned()
             if wish.stored_ids and not wish.source
         }  # fmt: skip
         for name in list(self._orders):
@@ -124,7 +126,7 @@ class Succession:
                     order.task.cancel()
                 del self._orders[name]
         for name, (wish, ring) in owned.items():
-            order = self._orders.setdefault(name, _Order(wish))
+            order = self._orders.setdefault(name, _Order(wish, name))
             order.wanted_at = time.monotonic()
             busy = order.task is not None and not order.task.done()
             if not busy and (time.monotonic() >= order.due or self._workers() != order.seen):
@@ -138,20 +140,23 @@ class Succession:
     async def _look(self, order: _Order, ring: str) -> None:
         before = order.heads, order.error
         try:
-            order.heads, order.error = await self._found(order.wish, ring), None
+            order.heads, order.error = await self._found(order, ring), None
+            if not order.heads:  # other rings of its deployment have all nodes
+                order.due = time.monotonic() + _AGAIN_S
         except CoveyError as error:
             order.due = time.monotonic() + _AGAIN_S
             if order.error is None or order.error.message != error.message:
-                _log.warning("deployment name=%s has no head: %s", order.wish.name, error.line())
+                _log.warning("deployment name=%s has no head: %s", order.key, error.line())
                 order.error = error
             order.heads = ()
         if (order.heads, order.error) != before:
-            _log.info("deployment name=%s heads=%s", order.wish.name,
+            _log.info("deployment name=%s heads=%s", order.key,
                       " ".join(map(str, order.heads)))  # fmt: skip
             self._changed()
 
-    async def _found(self, wish: Wish, ring: str) -> tuple[NodeId, ...]:
+    async def _found(self, order: _Order, ring: str) -> tuple[NodeId, ...]:
         """Return who may be head; raises PeerError where nobody has a model, and other errors."""
+        wish = order.wish
         own = await self._own()
         node = NodeId.parse(own.node.node)
         models = {wish.model_id: wish.model, wish.draft_id: wish.draft}
@@ -167,5 +172,8 @@ class Succession:
                     hint="It goes on when one that has it is back; `agent pull` brings it again.",
                 )
         wanted = await asked(wish, self._models, self._stored)
-        planning = Planning(wish, own, self._mesh, lambda *_: None, fewer=True, ring=ring)
+        planning = Planning(
+            wish, own, self._mesh, lambda *_: None, fewer=True, ring=ring,
+            number=split(order.key)[1],
+        )  # fmt: skip
         return tuple(await planning.succession(wanted.needs, wanted.context, holders))

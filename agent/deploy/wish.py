@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from agent.deploy.ringkey import MOST_RINGS, key_of, keys_of
 from agent.errors import PeerError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership import wire
@@ -69,6 +70,8 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     never: _Tags = ()
     model_id: _Model = ""
     draft_id: _Model = ""
+    rings: Annotated[int, msgspec.Meta(ge=1, le=MOST_RINGS)] = 1
+    heads: Annotated[tuple[_Node, ...], msgspec.Meta(max_length=MOST_RINGS - 1)] = ()
 
     @property
     def author_id(self) -> NodeId:
@@ -91,6 +94,18 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
         return NodeId(self.prefer) if self.prefer else None
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """What each of its rings is called."""
+        return keys_of(self.name, self.rings)
+
+    def head_of(self, number: int) -> NodeId | None:
+        """Return the node that had best be the head of ring `number`, from 1."""
+        if number == 1:
+            return self.prefer_id
+        raw = self.heads[number - 2] if number - 2 < len(self.heads) else b""
+        return NodeId(raw) if raw else None
+
+    @property
     def rank(self) -> tuple[int, bytes, bytes]:
         """What decides between two wishes of one name; the higher counts."""
         return self.generation, self.author, self.signature
@@ -103,9 +118,9 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     def check(self, mesh_id: bytes) -> None:
         """Raise PeerError unless its author signed it for this mesh and it makes sense."""
-        if len(self.source) not in (0, 32) or len(self.prefer) not in (0, 32):
+        if any(len(node) not in (0, 32) for node in (self.source, self.prefer, *self.heads)):
             raise PeerError(f"the deployment {self.name!r} names a node that is none")
-        check_name(self.name, PeerError)
+        check_name(self.name, PeerError, self.rings)
         if not self.author_id.verify(self.signature, self._signed_bytes(mesh_id)):
             raise PeerError(f"the deployment {self.name!r} is not signed by its author")
 
@@ -134,10 +149,16 @@ class Wish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
         return later[: said[-1] + 1] if said else ()
 
 
-def check_name(name: str, error: type[PeerError] | type[UsageError] = UsageError) -> None:
-    """Raise `error` for a name that could not stand in a URL's path or a table."""
-    if not 1 <= len(name) <= MAX_NAME_CHARACTERS or "/" in name or not name.isprintable():
+def check_name(
+    name: str, error: type[PeerError] | type[UsageError] = UsageError, rings: int = 1
+) -> None:
+    """Raise `error` for a name that could not stand in a URL's path or a table.
+
+    Of several rings, each one's key has to fit.
+    """
+    most = MAX_NAME_CHARACTERS - len(key_of("", rings))
+    if not 1 <= len(name) <= most or "/" in name or not name.isprintable():
         raise error(
-            f"{name[:80]!r} cannot name a deployment",
-            hint=f"Give it a name (--name) of 1 to {MAX_NAME_CHARACTERS} characters without a /.",
+            f"{name[:80]!r} cannot name a deployment" + (f" of {rings} rings" * (rings > 1)),
+            hint=f"Give it a name (--name) of 1 to {most} characters without a /.",
         )

@@ -8,7 +8,7 @@ nothing runs there any more.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent.identity.keys import NodeId
@@ -39,6 +39,7 @@ class Want:
 
     `heads`: who may be a new head, the best first; none of them yet where it is empty, and any node
     where it is None. What runs goes on wherever it is.
+    `avoid` are nodes that would not have it begin there: they have another ring of the same model.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Want:
     only: NodeId | None = None
     removed: bool = False
     heads: tuple[NodeId, ...] | None = None
+    avoid: frozenset[NodeId] = frozenset()
 
 
 @dataclass
@@ -121,12 +123,18 @@ def best_running(
     )  # fmt: skip
 
 
-def new_head(want: Want, own: NodeId, usable: Callable[[NodeId], bool]) -> NodeId | None:
-    """Return where to start a deployment that runs nowhere; None if no node may be its head now."""
+def new_head(
+    want: Want, own: NodeId, usable: Callable[[NodeId], bool], others: Sequence[NodeId] = ()
+) -> NodeId | None:
+    """Return where to start a deployment that runs nowhere; None if no node may be its head now.
+
+    `others` are the nodes to try where this one is to be avoided, in order.
+    """
     if want.only is not None:
         return want.only if usable(want.only) else None
+    wished = [] if want.prefer is None else [want.prefer]
     if want.heads is not None:
-        return next((node for node in want.heads if usable(node)), None)
-    if want.prefer is not None and usable(want.prefer):
-        return want.prefer
-    return own if usable(own) else None
+        tried = [*(node for node in wished if node in want.heads), *want.heads]
+    else:
+        tried = [*wished, own, *(others if own in want.avoid else ())]
+    return next((node for node in tried if usable(node)), None)

@@ -285,10 +285,13 @@ class Ownership:
 
     def _choose(self, want: Want, duty: Duty, now: float) -> None:
         """Settle which head is meant: one that runs, else a new one."""
+        running = self._running(want.name)
+        others = self._ranking.present(want.name, now) if want.avoid else ()
 
         def usable(node: NodeId) -> bool:
             allowed = want.only is None or node == want.only
-            return allowed and self._ranking.usable(node, now)
+            refuses = node in want.avoid and node not in running
+            return allowed and not refuses and self._ranking.usable(node, now)
 
         def stays(node: NodeId | None) -> bool:
             return node is not None and usable(node) and node not in self._ranking.draining
@@ -297,10 +300,10 @@ class Ownership:
             duty.main = None
             return
         if duty.main is not None and not usable(duty.main):
-            duty.lost, duty.lost_at = duty.main, now
+            if duty.main not in want.avoid:  # nothing was begun where it is refused
+                duty.lost, duty.lost_at = duty.main, now
             self._drop_hold(want.name, duty, duty.main)
             duty.main = None
-        running = self._running(want.name)
         best = best_running(want, running, stays) or best_running(want, running, usable)
         if duty.main is None:
             told = self._hearsay.told(want.name, now, MEMORY_S)
@@ -310,7 +313,7 @@ class Ownership:
                 duty.main = told.head
             elif told or duty.lost or self._ranking.stable_for(now) >= SETTLE_S:
                 # Whoever ran it would have been heard of by now, or is lost.
-                duty.main = new_head(want, self._own, stays)
+                duty.main = new_head(want, self._own, stays, others)
                 # Once: nobody may be head for a while.
                 if told and told.token and told.head and told.head != duty.lost:
                     duty.lost, duty.lost_at = told.head, now
@@ -322,7 +325,7 @@ class Ownership:
         hold = duty.holds.get(duty.main) if duty.main is not None else None
         # Not before its lease is here, and how it is there: what answers is known to be possible.
         if hold is not None and hold.valid(now) and not stays(duty.main):
-            other = best_running(want, running, stays) or new_head(want, self._own, stays)
+            other = best_running(want, running, stays) or new_head(want, self._own, stays, others)
             # What does not run on a node that drains is not begun there.
             duty.main = other or (duty.main if duty.main in running else None)
         if duty.main is not None and duty.main not in duty.holds:

@@ -299,6 +299,7 @@ async def test_a_plan_is_asked_for_as_a_deployment_is(api: Api) -> None:
     assert answer["planned"] == {
         "model": "covey-mini", "name": "", "nodes": None, "context": 0, "engine": "ring",
         "draft": "", "objective": "latency", "least": 2, "only": ["fast"], "never": [],
+        "rings": 1,
     }  # fmt: skip
     with pytest.raises(UsageError, match="objective"):
         await client.post("/v1/plan", {"model": "m", "objective": "luck"})

@@ -67,7 +67,7 @@ class Mesh:
 
 WISH: Any = SimpleNamespace(
     name="m", model="m", generation=1, author_id=OWN, source_id=None, engine="ring", draft="",
-    model_id="",
+    rings=1, keys=("m",), model_id="",
 )  # fmt: skip
 
 

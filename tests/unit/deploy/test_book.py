@@ -219,3 +219,21 @@ def exchange(asks: DeploymentBook, answers: DeploymentBook) -> None:
     for found in given_back:
         assert found is not None
         asks.merge(found, anyone, NOW)
+
+
+def test_rings_are_signed_and_one_alone_leaves_no_trace() -> None:
+    wish = add(DeploymentBook(MESH), rings=3, heads=(B.id.ed25519, b""))
+    wish.check(MESH)
+    assert Wish.decode(wish.encode()) == wish
+    assert wish.keys == ("m", "m/2", "m/3")
+    assert [wish.head_of(n) for n in (1, 2, 3)] == [A.id, B.id, None]
+    for changes in ({"rings": 2}, {"heads": ()}):
+        with pytest.raises(PeerError, match="not signed"):
+            msgspec.structs.replace(wish, **changes).check(MESH)
+    odd = add(DeploymentBook(MESH), rings=2, heads=(b"x",))
+    with pytest.raises(PeerError, match="names a node that is none"):
+        odd.check(MESH)
+    long = add(DeploymentBook(MESH), name="n" * 64, rings=2)
+    with pytest.raises(PeerError, match="of 2 rings"):
+        long.check(MESH)
+    assert add(DeploymentBook(MESH), rings=1, heads=()).encode() == OLD_WISH

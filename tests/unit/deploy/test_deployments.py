@@ -20,7 +20,7 @@ from agent.deploy.deployments import Deployments
 from agent.deploy.hardware import Hardware
 from agent.deploy.heads import Head
 from agent.deploy.logs import Logs
-from agent.deploy.messages import Drop, Keep
+from agent.deploy.messages import Drop, Keep, Placed
 from agent.deploy.ring import ring_id
 from agent.deploy.wish import Wish
 from agent.engine.spec import EngineSpec
@@ -29,6 +29,7 @@ from agent.identity.keys import NodeId, NodeKey
 from agent.models import bundled
 from agent.ownership import headside, owner, rendezvous
 from agent.ownership.lease import Token
+from agent.placement.results import Plan, Stage
 
 MESH = bytes(range(32))
 NAMES = ("alpha", "beta", "gamma")
@@ -782,3 +783,142 @@ async def test_logs_come_from_all_nodes_of_a_deployment(net: Net) -> None:
     await third.up.undeploy("m")
     [one] = (await third.up.logs("m", None, 50))["nodes"]
     assert len(one["tails"]) == 1
+
+
+class PlacedBuild(FakeBuild):
+    """Has a plan: its head's node alone holds the whole model."""
+
+    def __init__(self, wish: Wish, ring: str, epoch: int, **more: Any) -> None:
+        super().__init__(wish, ring, epoch, **more)
+        own = more["own"].node
+        self.plan: Any = Plan((Stage(own.node, own.name, 0, 3),), ())
+        self.placed: tuple[Any, ...] = (Placed(own.node, own.name, 0, 3),)
+
+
+async def _rings(node: Node, name: str = "m") -> list[dict[str, Any]]:
+    return [one for one in await node.up.describe() if one["name"] == name]
+
+
+async def _apart(node: Node, count: int) -> list[dict[str, Any]] | None:
+    found = await _rings(node)
+    answer = [one for one in found if one["phase"] == "ready"]
+    return found if len(answer) == count == len({one["head"] for one in answer}) else None
+
+
+async def test_rings_are_on_nodes_of_their_own_and_outlive_each_other(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rings, "Build", PlacedBuild)
+    monkeypatch.setattr(executor, "AVOID_S", 2.0)
+    alpha, beta, gamma = (net[name] for name in NAMES)
+    begun = await alpha.up.deploy(request(rings=2, nodes=1))
+    assert (begun["key"], begun["number"], begun["rings"]) == ("m", 1, 2)
+    first, second = await until(lambda: _apart(gamma, 2))
+    assert first["head"] == str(alpha.id)
+    assert [one["key"] for one in (first, second)] == ["m", "m/2"]
+    assert alpha.announced == ["m"]
+    [spare] = [n for n in (beta, gamma) if str(n.id) != second["head"]]
+    [other] = {beta.name, gamma.name} - {spare.name}
+
+    # Its node dies: the ring is built on the one that is free, and the other is left alone.
+    built = list(FakeBuild.made)
+    await net[other].kill()
+    _, moved = await until(lambda: _on(alpha, {str(alpha.id), str(spare.id)}))
+    assert moved["head"] == str(spare.id)
+    assert FakeBuild.made == [*built, ("m", spare.name)]
+
+    # That one too: nobody is left for it, which is said, and the other goes on.
+    await spare.kill()
+
+    async def lacks() -> dict[str, Any] | None:
+        _, lost = await _rings(alpha)
+        return lost if lost["error"] else None
+
+    lost = await until(lacks)
+    assert lost["phase"] == "waiting"
+    assert lost["error"]["message"] == (
+        "no worker is left for this ring: the others of m have alpha"
+    )
+    assert (await _rings(alpha))[0]["phase"] == "ready"
+    assert FakeBuild.made == [*built, ("m", spare.name)]
+
+    # Everything survives a restart of who is left, and the lost ring comes back with a node.
+    await alpha.stop()
+    await alpha.start()
+    await spare.start()
+    back = await until(lambda: _apart(alpha, 2))
+    assert {one["head"] for one in back} == {str(alpha.id), str(spare.id)}
+    assert await spare.up.undeploy("m") == {"name": "m", "phase": "ended"}
+    assert alpha.announced == spare.announced == []
+
+
+async def _on(node: Node, heads: set[str]) -> list[dict[str, Any]] | None:
+    found = await _apart(node, 2)
+    return found if found and {one["head"] for one in found} == heads else None
+
+
+async def test_fewer_rings_of_the_same_name_end_what_a_sleeper_still_runs(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rings, "Build", PlacedBuild)
+    alpha = net["alpha"]
+    await alpha.up.deploy(request(rings=3))
+    found = await until(lambda: _apart(alpha, 3))
+    assert {one["owner_name"] for one in found} <= set(NAMES)
+    sleeper = next(net[name] for name in NAMES if str(net[name].id) == found[2]["head"])
+    net.no_gossip = True
+    await alpha.up._keeper.remove("m")
+    await alpha.up.deploy(request())
+    for node in net.running():
+        if node is not alpha:
+            node.up.on_link(alpha.id, True)
+    await until(lambda: _apart(alpha, 1))
+
+    async def ended() -> bool:
+        return "m/3" not in sleeper.up._rings.names()
+
+    await until(ended)
+
+
+async def test_a_node_has_part_in_one_ring_alone(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rings, "Build", PlacedBuild)
+    alpha = net["alpha"]
+    await alpha.up.deploy(request(rings=2))
+    await until(lambda: _apart(alpha, 2))
+    wish = alpha.up._keeper.book.find("m")
+    assert wish is not None
+    monkeypatch.setattr(alpha.up, "_check_token", lambda *_: None)
+    keep = Keep(wish.encode(), Token(1, alpha.id.ed25519), True, 2)
+    state: Any = await alpha.up.answer(alpha.id, keep)
+    assert (state.phase, state.progress) == ("taken", "alpha has part in ring 1 of m")
+    facts: Any = await alpha.up.answer(alpha.id, messages.AskFacts(deployment="m"))
+    [here] = facts.rings
+    assert (here.number, here.head, here.nodes) == (1, True, (str(alpha.id),))
+    facts = await alpha.up.answer(alpha.id, messages.AskFacts())
+    assert facts.rings == ()
+
+
+async def test_rings_that_cannot_be_are_refused_before_anything_is_told(
+    net: Net, tmp_path: Path
+) -> None:
+    alpha = net["alpha"]
+    own = tmp_path / "own.gguf"
+    own.write_bytes(bundled.path().read_bytes())
+    for changes, words in (
+        ({"rings": 4}, "4 rings were asked for, and this mesh has 3"),
+        ({"rings": 2, "nodes": 2}, "2 rings were asked for over 2 nodes each, and this mesh has 3"),
+        ({"rings": 2, "engine": "rpc"}, "for Covey's own rings"),
+        ({"rings": 2, "model": str(own)}, "lies on this node alone, and each of 2 rings"),
+        ({"rings": 2, "name": "n" * 63}, "cannot name a deployment of 2 rings"),
+    ):
+        with pytest.raises(CoveyError, match=words):
+            await alpha.up.deploy(request(**changes))
+    assert await alpha.up.describe() == []
+    planned = await alpha.up.plan(request(rings=2))
+    assert len(planned["rings"]) == 2
+    assert planned["tokens_s"] == sum(ring["tokens_s"] for ring in planned["rings"])
+    assert {1, 3} == {way["rings"] for way in planned["otherwise"]}
+    best = await alpha.up.plan(request(rings=None))
+    assert best["tokens_s"] >= max(way["tokens_s"] for way in best["otherwise"])
+    described = await alpha.up.deploy(request(rings=None))
+    assert described["rings"] == len(best["rings"])

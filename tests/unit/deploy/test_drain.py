@@ -61,8 +61,10 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 
 def described(**changes: Any) -> dict[str, Any]:
-    fields = {"name": "m", "ring": "ab" * 16, "source": "", "model": "covey-mini", "head": "den",
+    fields = {"name": "m", "stages": [], "ring": "ab" * 16, "source": "", "model": "covey-mini",
+              "head": "den",
               "head_name": "den", "phase": "ready", "progress": "answers", "stays": ""}  # fmt: skip
+    changes.setdefault("key", changes.get("name", "m"))
     return fields | changes
 
 
@@ -86,7 +88,7 @@ def test_what_becomes_of_a_head(
     phase: str, deployment: dict[str, Any] | None, others: bool, state: str, stays: bool
 ) -> None:
     all_ = [deployment] if deployment else []
-    [found] = work_here("den", "den", {"m": phase}, [], all_, others=others)
+    [found] = work_here("den", "den", {"m": phase}, [], all_, {"box"} if others else set())
     assert found == {"deployment": "m", "what": "head", "state": state, "stays": stays}
 
 
@@ -94,7 +96,7 @@ def test_what_becomes_of_stages() -> None:
     ring = described(name="trio", head="box", stays="it does not fit without den")
     moves = described(name="duo", head="box", ring="cd" * 16)
     stages = [("ab" * 16, 1), ("cd" * 16, 2), ("ef" * 16, 1)]
-    found = work_here("den", "den", {}, stages, [ring, moves], others=True)
+    found = work_here("den", "den", {}, stages, [ring, moves], {"box"})
     assert [(one["deployment"], one["what"], one["state"], one["stays"]) for one in found] == [
         ("trio", "stage 1", "it does not fit without den", True),
         ("duo", "stage 2", "its head builds it without this node", False),

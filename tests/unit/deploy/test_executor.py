@@ -217,3 +217,29 @@ async def test_what_is_removed_is_dropped(setup: Setup) -> None:
     setup.hold(holding(main=False))
     await setup.until(lambda: setup.asked)
     assert setup.asked[0] == (HEAD, Drop("m", TOKEN))
+
+
+async def test_a_node_with_another_ring_is_avoided_for_a_while(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "AVOID_S", 0.2)
+    setup.answers[HEAD] = HeadState("m", "taken", "den has part in ring 2 of m")
+    setup.hold(holding(Phase.NONE))
+    await setup.until(lambda: setup.executor.avoided() == {"m": frozenset({HEAD})})
+    assert setup.executor.state("m", HEAD) is None
+    setup.holdings = ()
+    await setup.until(lambda: not setup.executor.avoided())
+
+
+async def test_what_belongs_to_no_ring_of_the_wish_is_ended(setup: Setup) -> None:
+    setup.owned = lambda: {"m/3": (holding(),)}  # type: ignore[method-assign] # a ring that was
+    setup.wish = Wish(
+        name="m", model="covey-mini", author=bytes(32), generation=2, at=2**40, rings=2
+    )
+    setup.executor.changed()
+    await setup.until(lambda: setup.asked)
+    assert setup.asked[0] == (HEAD, Drop("m/3", TOKEN))
+    setup.owned = lambda: {"m/2": (holding(),)}  # type: ignore[method-assign] # one that is
+    setup.executor.changed()
+    await setup.until(lambda: len(setup.asked) > 1)
+    assert setup.asked[-1] == (HEAD, Keep(setup.wish.encode(), TOKEN, False, 2))

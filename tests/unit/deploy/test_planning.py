@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import permutations
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from agent.deploy import planning
-from agent.deploy.messages import AskFacts, Facts, LinkFacts, MeasureLinks, Request
+from agent.deploy.messages import AskFacts, Facts, LinkFacts, MeasureLinks, Request, RingHere
 from agent.deploy.planning import Own, Planning
 from agent.deploy.wish import Wish
-from agent.errors import ModelError, PeerError, UsageError
+from agent.errors import CoveyError, ModelError, PeerError, UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.placement.inputs import Model, Node
 
@@ -39,6 +40,8 @@ class FakeMesh:
         self.measured: list[tuple[NodeId, NodeId]] = []
         self.leaving: set[NodeId] = set()
         self.rings: set[str] = set()
+        self.deployments: set[str] = set()
+        self.here: dict[NodeId, tuple[RingHere, ...]] = {}
         self.own_drains = self.own_idle = False
 
     def draining(self) -> frozenset[NodeId]:
@@ -74,17 +77,19 @@ class FakeMesh:
             raise PeerError("it does not answer")
         assert isinstance(request, AskFacts)
         self.rings.add(request.ring)
+        self.deployments.add(request.deployment)
         speed = self.speeds.get(node, 0.0)
         return Facts(
             free_bytes=free, cores=1, decode_bytes_s=speed, prefill_flop_s=10 * speed,
             draining=node in self.leaving,
+            rings=self.here.get(node, ()) if request.deployment else (),
         )  # fmt: skip
 
 
 def made(mesh: FakeMesh, nodes: int | None = None, **changes: Any) -> Planning:
     settings = {
         name: changes.pop(name)
-        for name in ("waits", "without", "fewer", "kept", "ring", "doubted", "heads")
+        for name in ("waits", "without", "fewer", "kept", "ring", "doubted", "number", "heads")
         if name in changes
     }
     wish = Wish(name="m", model="x", nodes=nodes, author=bytes(32), generation=1, at=0, **changes)
@@ -242,6 +247,63 @@ async def test_nothing_is_measured_while_answers_wait_or_where_nobody_can() -> N
     assert mesh.measured == []
     await made(mesh).plan(LARGE, 0)
     assert sorted(mesh.measured) == sorted([(OWN, DEN), (DEN, OWN)])
+
+
+async def test_a_ring_of_several_keeps_off_the_nodes_of_the_others() -> None:
+    mesh = FakeMesh(den=2 * GIB, attic=2 * GIB)
+    mesh.here = {DEN: (RingHere(2, head=True, nodes=(str(DEN),)),)}
+    found = made(mesh, 2, rings=2, number=1)
+    assert await nodes_of(found) == {"box", "attic"}
+    assert found.absent == ("den is in ring 2",)
+    # Who is in another ring is not waited for, and missed.
+    found = made(mesh, 3, rings=2, number=1, fewer=True, kept=frozenset({OWN}))
+    assert await nodes_of(found) == {"box", "attic"}
+    assert found.missing == 1
+    mesh.here |= {ATTIC: (RingHere(3, nodes=(str(ATTIC),)),)}
+    with pytest.raises(ModelError, match="den is in ring 2; attic is in ring 3"):
+        await made(mesh, rings=3, number=1).plan(LARGE, 0)
+
+
+async def test_a_wish_for_one_ring_asks_nobody_of_others() -> None:
+    mesh = FakeMesh(den=GIB)
+    await made(mesh).plan(SMALL, 0)
+    assert mesh.deployments == {""}
+    await made(mesh, rings=2).plan(SMALL, 0)
+    assert mesh.deployments == {"", "m"}
+
+
+async def test_ways_are_over_workers_that_stay_and_rest_on_measured_links() -> None:
+    mesh = FakeMesh(den=2 * GIB, attic=2 * GIB)
+    mesh.carries = dict.fromkeys(permutations((OWN, DEN, ATTIC), 2), LAN)
+    best, *others = await made(mesh).ways(SMALL, 0, 2)
+    assert best[0].nodes[0] == str(OWN)
+    assert sorted(len(way) for way in others) == [1, 3]
+    nodes = [node for plan in best for node in plan.nodes]
+    assert len(nodes) == len(set(nodes))
+    # This node has no part where it is no worker, nor has one that drains.
+    mesh.own_idle = True
+    (alone,), *_ = await made(mesh, 1).ways(SMALL, 0, 1)
+    assert str(OWN) not in alone.nodes
+    mesh.own_idle = False
+    mesh.leaving = {DEN}
+    with pytest.raises(CoveyError):
+        await made(mesh).ways(SMALL, 0, 3)
+    best, *_ = await made(mesh).ways(SMALL, 0, None)
+    assert {node for plan in best for node in plan.nodes} <= {str(OWN), str(ATTIC)}
+    # A file that lies on one node alone makes one ring.
+    best, *_ = await made(mesh, source=OWN.ed25519).ways(SMALL, 0, None)
+    assert len(best) == 1
+    # Of a stored model those are heads that may be.
+    mesh.leaving = set()
+    both, *_ = await made(mesh, heads=frozenset({DEN, ATTIC})).ways(SMALL, 0, 2)
+    assert {plan.nodes[0] for plan in both} == {str(DEN), str(ATTIC)}
+    # A ring that has none yet is to begin where no other one is.
+    mesh.here = {DEN: (RingHere(1, head=True, nodes=(str(DEN),)),)}
+    order = await made(mesh, rings=2, number=2, fewer=True).succession(
+        SMALL, 0, [frozenset({DEN, ATTIC})]
+    )
+    assert order[0] == ATTIC
+    assert DEN not in order
 
 
 async def test_any_of_some_may_be_the_head_and_who_only_plans_is_not_in_it() -> None:

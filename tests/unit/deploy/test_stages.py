@@ -17,6 +17,7 @@ from agent.deploy.messages import (
     CutFile,
     Facts,
     LoadStage,
+    RingHere,
     StageState,
     StartServer,
     StopRing,
@@ -423,4 +424,57 @@ async def test_rings_with_the_same_part_fetch_it_one_after_the_other(
         await host.answer(HEAD, load(ring=ring))
     await until(lambda: _true(all(e["phase"] == "listening" for e in host.engines())))
     assert most == 1
+    await host.stop()
+
+
+class Heads:
+    """The rings of `m` whose heads are here, as a test says."""
+
+    def __init__(self, *here: RingHere) -> None:
+        self.here = list(here)
+        self.turned_out: list[tuple[str, int]] = []
+
+    def of(self, name: str) -> list[RingHere]:
+        return list(self.here) if name == "m" else []
+
+    async def make_room(self, name: str, number: int) -> None:
+        self.turned_out.append((name, number))
+        self.here = [ring for ring in self.here if ring.number == number]
+
+
+async def test_a_node_hosts_one_ring_of_a_deployment_and_says_which(
+    host: stages.StageHost, engines: FakeEngines
+) -> None:
+    await host.answer(HEAD, load(key="m/2"))
+    await phase(host, "listening")
+    other = "cd" * 16
+    with pytest.raises(NotRunning, match="this node has part in ring 2 of m"):
+        await host.answer(HEAD, load(ring=other, key="m"))
+    with pytest.raises(NotRunning, match="part in ring 2"):
+        await host.answer(HEAD, load(ring=other, key="m/3"))
+    facts = await host.answer(OTHER, AskFacts(deployment="m"))
+    assert isinstance(facts, Facts)
+    assert facts.rings == (RingHere(2, nodes=(str(HEAD),)),)
+    # Other deployments have nothing to do with it, nor has a ring whose stage here is over.
+    assert host.rings_of("n") == ()
+    await host.answer(HEAD, StopRing(ring=RING, token=TOKEN))
+    assert host.rings_of("m") == ()
+    await host.answer(HEAD, load(ring=other, key="m"))
+    assert [ring.number for ring in host.rings_of("m")] == [1]
+
+
+async def test_a_head_that_waits_makes_room_for_a_lower_ring_only(
+    tmp_path: Path, engines: FakeEngines
+) -> None:
+    heads = Heads(RingHere(2, head=True))
+    host = stages.StageHost(tmp_path, engines, heads=heads)  # type: ignore[arg-type] # see above
+    with pytest.raises(NotRunning, match="part in ring 2"):
+        await host.answer(HEAD, load(key="m/3"))
+    assert heads.turned_out == []
+    await host.answer(HEAD, load(key="m"))
+    assert heads.turned_out == [("m", 1)]
+    heads.here = [RingHere(2, head=True, nodes=(str(OTHER),))]
+    await host.answer(HEAD, StopRing(ring=RING, token=TOKEN))
+    with pytest.raises(NotRunning, match="part in ring 2"):
+        await host.answer(HEAD, load(key="m", epoch=6))
     await host.stop()

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.deploy import succession
-from agent.deploy.messages import Facts
+from agent.deploy.messages import Facts, RingHere
 from agent.deploy.planning import Own
 from agent.deploy.succession import Succession
 from agent.deploy.wish import Wish
@@ -31,7 +32,8 @@ class World:
     def __init__(self) -> None:
         self.workers = [OWN, DEN, ATTIC]
         self.having: frozenset[NodeId] = frozenset({DEN})
-        self.owned: list[tuple[Wish, str]] = [(WISH, "")]
+        self.owned = [(WISH, "m", "")]
+        self.here: dict[NodeId, tuple[RingHere, ...]] = {}
         self.asked: list[NodeId] = []
         self.questions = self.changes = 0
         self.news = asyncio.Event()
@@ -49,7 +51,8 @@ class World:
 
     async def ask(self, node: NodeId, request: Any, timeout_s: float) -> Facts:
         self.asked.append(node)
-        return Facts(free_bytes=1 << 30, cores=1)
+        rings = self.here.get(node, ()) if request.deployment else ()
+        return Facts(free_bytes=1 << 30, cores=1, rings=rings)
 
     # the stores
 
@@ -101,13 +104,13 @@ async def order(world: World) -> AsyncIterator[Succession]:
 async def test_what_was_found_is_kept_until_a_worker_comes_or_goes(
     world: World, order: Succession
 ) -> None:
-    assert order.heads(WISH) == (), "nobody is, until it is known"
-    await until(lambda: order.heads(WISH) == (DEN,))
+    assert order.heads(WISH, "m") == (), "nobody is, until it is known"
+    await until(lambda: order.heads(WISH, "m") == (DEN,))
     await asyncio.sleep(0.1)
     assert (world.questions, world.changes) == (1, 1)
     world.having = frozenset({DEN, ATTIC})
     world.workers = [OWN, ATTIC]
-    await until(lambda: order.heads(WISH) == (ATTIC, OWN))
+    await until(lambda: order.heads(WISH, "m") == (ATTIC, OWN))
     assert world.questions == 2
     order.look_soon()
     await until(lambda: world.questions == 3)
@@ -116,10 +119,10 @@ async def test_what_was_found_is_kept_until_a_worker_comes_or_goes(
 async def test_files_and_what_all_have_are_no_business_of_it(world: World) -> None:
     plain = Wish(name="p", model="covey-mini", author=bytes(32), generation=1, at=0)
     file = Wish(name="f", model="/x", source=bytes(32), author=bytes(32), generation=1, at=0)
-    world.owned = [(plain, ""), (file, "")]
+    world.owned = [(plain, "m", ""), (file, "m", "")]
     order = made(world)
-    assert order.heads(plain) is None
-    assert order.heads(file) is None
+    assert order.heads(plain, "m") is None
+    assert order.heads(file, "m") is None
     order._begin()
     await asyncio.sleep(0)
     assert (world.questions, order._orders) == (0, {})
@@ -137,20 +140,34 @@ async def test_where_nobody_has_it_that_is_said_until_somebody_has(
     await until(lambda: world.questions > 3)
     assert world.changes == changes, "the same again is no news"
     world.having = frozenset({ATTIC})
-    await until(lambda: order.heads(WISH) == (ATTIC,))
+    await until(lambda: order.heads(WISH, "m") == (ATTIC,))
     assert order.error("m") is None
 
 
 async def test_it_is_known_on_for_a_while_when_an_owner_falls_silent(
     world: World, order: Succession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await until(lambda: order.heads(WISH) == (DEN,))
+    await until(lambda: order.heads(WISH, "m") == (DEN,))
     world.owned = []
     await asyncio.sleep(0.1)
-    assert order.heads(WISH) == (DEN,)
+    assert order.heads(WISH, "m") == (DEN,)
     monkeypatch.setattr(succession, "_KEPT_S", 0.0)
-    await until(lambda: order.heads(WISH) == ())
+    await until(lambda: order.heads(WISH, "m") == ())
     newer = Wish(name="m", model="mini", model_id=ID, author=bytes(32), generation=2, at=0)
-    world.owned = [(newer, "")]
-    await until(lambda: order.heads(newer) == (DEN,))
-    assert order.heads(WISH) == (), "another wish"
+    world.owned = [(newer, "m", "")]
+    await until(lambda: order.heads(newer, "m") == (DEN,))
+    assert order.heads(WISH, "m") == (), "another wish"
+
+
+async def test_each_ring_has_an_order_without_the_nodes_of_the_others(
+    world: World, order: Succession
+) -> None:
+    two = msgspec.structs.replace(WISH, rings=2)
+    world.having = frozenset({DEN, ATTIC})
+    world.here = {DEN: (RingHere(1, head=True, nodes=(str(DEN),)),)}
+    world.owned = [(two, "m", ""), (two, "m/2", "")]
+    await until(lambda: order.heads(two, "m/2") == (ATTIC, OWN))
+    await until(lambda: DEN in (order.heads(two, "m") or ()))
+    world.here |= {ATTIC: (RingHere(3, nodes=(str(ATTIC),)),)}
+    order.look_soon()
+    await until(lambda: order.heads(two, "m/2") == (OWN,))

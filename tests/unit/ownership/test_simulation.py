@@ -320,3 +320,35 @@ def sim_rank(sim: Sim, node: object) -> int:
     from agent.ownership import rendezvous
 
     return rendezvous.order("m", sim.nodes).index(node)  # type: ignore[arg-type] # a node id
+
+
+def test_a_new_head_is_none_of_those_that_refuse_and_one_that_runs_stays() -> None:
+    owner = Sim(FIVE, [Want("m")], 1).first("m")
+    free = next(node_id(n) for n in range(FIVE) if node_id(n) != owner)
+    others = frozenset(node_id(n) for n in range(FIVE)) - {free}
+    sim = Sim(FIVE, [Want("m", prefer=owner, avoid=others)], 1)
+    sim.settle(lambda: is_ready(sim), 10)
+    assert sim.heads("m") == [free]
+    # Where it runs it is not refused, and nobody who would refuse takes it over.
+    sim.wants = {"m": Want("m", prefer=owner, avoid=others | {free})}
+    sim.run(5)
+    assert sim.heads("m") == [free]
+    sim.crash(free)
+    sim.run(8)
+    assert sim.heads("m") == []
+    assert sim.owners("m") == []
+    back = next(iter(others - {owner}))
+    sim.wants = {"m": Want("m", prefer=owner, avoid=others - {back})}
+    sim.settle(lambda: is_ready(sim), 10)
+    assert sim.heads("m") == [back]
+
+
+def test_a_head_that_drains_leaves_for_one_that_does_not_refuse() -> None:
+    sim = running(prefer=node_id(0))
+    (head,) = sim.heads("m")
+    first = sim.first("m")
+    free = next(node_id(n) for n in range(FIVE) if node_id(n) not in (head, first))
+    avoid = frozenset(node_id(n) for n in range(FIVE)) - {free, head}
+    sim.wants = {"m": Want("m", prefer=head, avoid=avoid)}
+    sim.drain(head)
+    sim.settle(lambda: is_ready(sim) and sim.heads("m") == [free], 20)

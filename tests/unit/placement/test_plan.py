@@ -15,7 +15,7 @@ from agent.errors import CoveyError, ModelError, PeerError, UsageError
 from agent.placement.inputs import OVERHEAD, Aims, Link, Links, Model, Node
 from agent.placement.plan import plan
 from agent.placement.results import Plan
-from agent.placement.rings import plan_rings
+from agent.placement.rings import plan_rings, ways
 
 # pytest's importlib mode does not put a test's folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -480,6 +480,21 @@ def test_rings_share_nodes_and_streams() -> None:
     )
     assert len(free) > 1
     assert sum(ring.tokens_s for ring in free) > one.tokens_s
+    # Those that have to be heads are, and nobody else takes them before.
+    named = plan_rings(
+        model(), nodes, Aims("throughput", context=4096, streams=9), 2, everywhere(LAN), ["c", "a"]
+    )
+    assert [ring.nodes[0] for ring in named] == ["c", "a"]
+    best, *others = ways(
+        model(), nodes, Aims("throughput", context=4096, streams=9), everywhere(DSL)
+    )
+    assert [ring.nodes for ring in best] == [ring.nodes for ring in free]
+    assert all(
+        sum(ring.tokens_s for ring in way) <= sum(ring.tokens_s for ring in best) for way in others
+    )
+    assert {len(way) for way in others} <= {1, len(best) - 1, len(best) + 1}
+    given = ways(model(), nodes, Aims("throughput", context=4096), everywhere(DSL), 3)
+    assert [len(way) for way in given] == [3, 1, 2], "four do not fit"
     with pytest.raises(UsageError, match="4 nodes cannot make 5 rings"):
         plan_rings(model(), nodes, Aims(), 5)
     with pytest.raises(CoveyError):
