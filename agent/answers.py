@@ -183,8 +183,8 @@ class Answers:
         return {"members": [m | {"draining": m["node"] in draining} for m in found["members"]]}
 
     async def replicas(self) -> dict[str, Any]:
-        """List the heads that discovery knows."""
-        return {"replicas": self._company.heads}
+        """List the heads that discovery knows, and the deployments that shall run."""
+        return {"replicas": self._company.heads, "deployed": self._deployments.wished()}
 
     async def deployments(self) -> dict[str, Any]:
         """Describe the mesh's deployments."""

@@ -30,6 +30,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 class _Answer(msgspec.Struct, frozen=True):
     replicas: list[_Entry]
+    deployed: list[str] = []
 
 
 class AgentSource:
@@ -37,6 +38,7 @@ class AgentSource:
 
     def __init__(self, socket: Path) -> None:
         self._client = AgentClient(socket)
+        self._deployed: frozenset[str] = frozenset()
 
     async def replicas(self) -> list[Replica]:
         """Return the heads that the mesh announces; raises NotRunning when the agent cannot say."""
@@ -49,6 +51,7 @@ class AgentSource:
                 f"the agent's list of replicas is not understood: {error}",
                 hint="Agent and gateway must be of the same release.",
             ) from error
+        self._deployed = frozenset(answer.deployed)
         return [
             Replica(
                 name=_NOT_IN_NAMES.sub("-", entry.name) or "unnamed",
@@ -59,6 +62,10 @@ class AgentSource:
             )
             for entry in answer.replicas
         ]
+
+    def deployed(self) -> frozenset[str]:
+        """Return the models that the mesh is to run, by the last answer of the agent."""
+        return self._deployed
 
     async def aclose(self) -> None:
         """Close the connection to the agent."""

@@ -273,6 +273,10 @@ class Deployments:
         """Describe every deployment of the mesh."""
         return await self._board.describe(self._keeper.book.wishes())
 
+    def wished(self) -> list[str]:
+        """Return the names of the deployments that shall run."""
+        return sorted(wish.name for wish in self._keeper.book.wishes())
+
     def engines(self) -> list[dict[str, Any]]:
         """Describe the engines that run here, for `agent status`."""
         return [*self._rings.engines(), *self._stages.engines()]

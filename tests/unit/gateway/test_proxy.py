@@ -471,6 +471,9 @@ async def test_before_the_first_round_it_is_starting(gateway: Any) -> None:
             await asyncio.sleep(60)
             return []
 
+        def deployed(self) -> frozenset[str]:
+            return frozenset()
+
         async def aclose(self) -> None:
             pass
 
