@@ -104,6 +104,8 @@ def ps(as_json: bool, settings: Config) -> None:
     ]  # fmt: skip
     table(["name", "phase", "nodes", "owner", "epoch", "head", "url", "state"], rows)
     for deployment in answer["deployments"]:
+        if deployment.get("gain"):
+            click.echo(f"{deployment['name']}: {deployment['gain']}")
         for line in picture(deployment["stages"]):
             click.echo(line)
 

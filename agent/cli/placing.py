@@ -83,6 +83,8 @@ def plan(model: str, as_json: bool, settings: Config, **options: Any) -> None:
         click.echo(line)
     for reason in found["reasons"]:
         click.echo(reason)
+    for one in found.get("running", ()):
+        click.echo(f"{one['name']} runs it: {one['gain'] or 'no ring is known that is better'}")
     if found["memory"]:
         click.echo()
         table(["node", "needs", "free"], [

@@ -254,7 +254,10 @@ class Deployments:
         """Say how a model would run, before anything moves. Raises CoveyError."""
         models = self._settings.models_dir
         wish = wish_of(request, request.name or "m", self._own, models)
-        return await preview(wish, await self._rings.own(), self._mesh, models)
+        found = await preview(wish, await self._rings.own(), self._mesh, models)
+        same = [other for other in self._keeper.book.wishes() if other.model == wish.model]
+        running = await self._board.describe(same)
+        return found | {"running": [{"name": one["name"], "gain": one["gain"]} for one in running]}
 
     async def undeploy(self, name: str) -> dict[str, Any]:
         """Tell the mesh that a deployment shall end, and wait a little until it has.

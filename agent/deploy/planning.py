@@ -44,6 +44,9 @@ _STREAMS: dict[Objective, int] = {"latency": 1, "auto": 4, "throughput": 16}
 Progress = Callable[[str, str], None]
 """Called with the phase and a sentence for people."""
 
+Weigh = Callable[[Model, Sequence[Node], Aims, Links], Plan]
+"""Chooses a plan, as `agent.placement.plan.plan` does."""
+
 Measure = Callable[[Sequence[NodeId]], Awaitable[Sequence[LinkFacts]]]
 """Measures this node's links to others where that is due, and returns all that are known."""
 
@@ -97,6 +100,7 @@ class Planning:
         self, wish: Wish, own: Own, mesh: Mesh, progress: Progress, *, waits: bool = True,
         without: frozenset[NodeId] = frozenset(), fewer: bool = False,
         kept: frozenset[NodeId] = frozenset(), ring: str = "", doubted: NodeId | None = None,
+        weigh: Weigh = plan,
     ) -> None:  # fmt: skip
         self._wish = wish
         self._own = own
@@ -108,6 +112,7 @@ class Planning:
         self._kept = kept
         self._ring = ring
         self._doubted = doubted
+        self._weigh = weigh
         self._draining: dict[str, str] = {}  # names by node
         self.missing = 0
 
@@ -165,7 +170,7 @@ class Planning:
             without=left_out,
         )  # fmt: skip
         # With many nodes it takes a second, in which beats and stages want to be answered.
-        return await asyncio.to_thread(plan, model, found.nodes, aims, Links(found.links))
+        return await asyncio.to_thread(self._weigh, model, found.nodes, aims, Links(found.links))
 
     async def _ask(self, found: _Found) -> None:
         """Ask the other workers what they can hold; wait a little for as many as are wished.
