@@ -19,12 +19,15 @@ from agent.demo.mesh import GATEWAY, GATEWAY_PORT, MODEL, DemoMesh
 from agent.engine import speeds
 from agent.engine.speeds import CPU, Speed, Speeds
 
+# Minutes in which nothing moves are what is tested here.
+pytestmark = pytest.mark.timeout(500)
+
 NAME, HEAD, LATE = "mover", "beta", "delta"
 OTHERS = (("duo", 2), ("trio", 3))
 # A ring is left alone for its first minute, and a gain is seen for three quarters of one.
-LOOKED_AT_S, MOVED_S = 75.0, 150.0
-# Bytes a second: a layer of the model takes milliseconds or seconds.
-FAST, SLOW = 8e9, 2e7
+LOOKED_AT_S, MOVED_S = 90.0, 200.0
+# Bytes a second. A layer takes a slow node so long that links do not count.
+FAST, SLOW, SLOWER = 8e9, 2e6, 5e5
 
 
 def has_measured(mesh: DemoMesh, name: str, bytes_s: float) -> None:
@@ -40,7 +43,7 @@ def mover(mesh: DemoMesh) -> Iterator[dict[str, Any]]:
     """A ring of two, of which one is slow. The mesh is left as it was, its figures forgotten."""
     for name, _ in OTHERS:
         mesh.agent("alpha", "undeploy", name)
-    for name, bytes_s in ((HEAD, FAST), ("alpha", 1.1 * SLOW), ("gamma", SLOW)):
+    for name, bytes_s in ((HEAD, FAST), ("alpha", SLOW), ("gamma", SLOWER)):
         has_measured(mesh, name, bytes_s)
     begun = mesh.ask(HEAD, "deploy", MODEL, "--name", NAME, "--nodes", "2",
                      "--objective", "latency")  # fmt: skip
@@ -98,11 +101,11 @@ def streaming(mesh: DemoMesh) -> Iterator[tuple[list[str], list[str]]]:
 
 def test_a_small_gain_moves_nothing(mesh: DemoMesh, mover: dict[str, Any]) -> None:
     assert names(mover) == {HEAD, "alpha"}
-    has_measured(mesh, "gamma", 1.2 * SLOW)  # a tenth faster than alpha
+    has_measured(mesh, "gamma", 1.1 * SLOW)
     time.sleep(LOOKED_AT_S)
     found = state(mesh)
     assert (found["epoch"], found["stages"]) == (mover["epoch"], mover["stages"])
-    assert found["gain"] == "" or found["gain"].endswith("that is not worth a move")
+    assert found["gain"].endswith("% fewer ms a token; that is not worth a move")
 
 
 def test_a_better_node_is_used_without_an_error_in_a_stream(

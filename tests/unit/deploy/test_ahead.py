@@ -76,7 +76,9 @@ class FakeMesh:
         return StageState(**answer)
 
 
-async def fetched(mesh: FakeMesh, within_s: float = 5.0, nodes: tuple[NodeId, ...] = (ONE,)) -> None:
+async def fetched(
+    mesh: FakeMesh, within_s: float = 5.0, nodes: tuple[NodeId, ...] = (ONE,)
+) -> None:
     await fetch_all(mesh, "r", lambda: TOKEN, dict.fromkeys(nodes, FILE), within_s)  # type: ignore[arg-type] # as far as it is used
 
 

@@ -130,7 +130,7 @@ class Watched:
     async def until(self, what: Callable[[], bool]) -> None:
         assert self.task is not None
         async with asyncio.timeout(LIMIT_S):
-            while not what() and not self.task.done():
+            while not what() and not self.task.done():  # noqa: ASYNC110  # it is polled
                 await asyncio.sleep(0.005)
         assert what(), self.said
 
