@@ -20,6 +20,7 @@ import msgspec
 
 import agent
 from agent import errors
+from agent.engine.silence import Known
 from agent.engine.spec import Command, EngineSpec, Event
 from agent.engine.tail import Tail
 from agent.errors import CoveyError, EngineError
@@ -72,6 +73,8 @@ class Engine:
         self.rows = ""
         self.runs_on = ""
         self.stats: dict[str, float] = {}
+        # Hears what the engine learns of its links, by overlay address.
+        self.heard: Callable[[dict[str, Known]], None] = lambda links: None
         self._process = process
         self._tail = Tail()
         self._listening = asyncio.Event()
@@ -285,6 +288,9 @@ class Engine:
                 log.error("%s wrote what is no event: %s", self.name, error)
 
     def _on_event(self, event: Event) -> None:
+        if event.event == "heard":  # every few seconds; whatever its ring is
+            self.heard(event.links)
+            return
         log.info(
             "event name=%s pid=%d event=%s message=%s",
             self.name,
