@@ -84,7 +84,7 @@ def plan(model: str, as_json: bool, settings: Config, **options: Any) -> None:
     for reason in found["reasons"]:
         click.echo(reason)
     for one in found.get("running", ()):
-        click.echo(f"{one['name']} runs it: {one['gain'] or 'no ring is known that is better'}")
+        click.echo(f"{one['name']} runs it: {one['gain'] or 'no better ring is known'}")
     if found["memory"]:
         click.echo()
         table(["node", "needs", "free"], [

@@ -160,6 +160,7 @@ class Gains:
             )
         except CoveyError as error:
             self._says(deployment, f"{words}; it stays: {error.line()}")
+            deployment.moving.forget()
             return False
         self._says(deployment, f"{words}; moves when idle")
         await answering.until_idle(url, _IDLE_WITHIN_S)
