@@ -183,7 +183,7 @@ class Answers:
         return {"members": [m | {"draining": m["node"] in draining} for m in found["members"]]}
 
     async def replicas(self) -> dict[str, Any]:
-        """List the heads that discovery knows, and what is deployed, be there a head or not."""
+        """List the heads that discovery knows, and the deployments that shall run."""
         return {"replicas": self._company.heads, "deployed": self._deployments.wished()}
 
     async def deployments(self) -> dict[str, Any]:

@@ -146,6 +146,20 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_timeout_s: Annotated[float, "Seconds that a stage may take to fetch and load."] = 600.0
 
 
+class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When rings that run, and whose head is this node, are placed anew."""
+
+    move: Annotated[
+        Literal["auto", "never"], "auto: a ring moves when others would be at least a fifth faster "
+        "and that pays for moving; never: only when a node is lost, comes back or drains."
+    ] = "auto"  # fmt: skip
+    horizon_tokens: Annotated[
+        Annotated[int, msgspec.Meta(ge=1)],
+        "Tokens within which a gain has to pay for the weights that are fetched and the pause: "
+        "about what a ring makes in a day.",
+    ] = 50_000
+
+
 class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where models are kept, and where they come from."""
 
@@ -169,6 +183,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: Node = Node()
     network: Network = Network()
     engine: Engine = Engine()
+    placement: Placement = Placement()
     models: Models = Models()
 
     @property
@@ -219,7 +234,8 @@ def _ports(key: str, value: str, example: str) -> range:
 
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
-    "node": Node, "network": Network, "engine": Engine, "models": Models,
+    "node": Node, "network": Network, "engine": Engine, "placement": Placement,
+    "models": Models,
 }  # fmt: skip
 
 
@@ -364,5 +380,6 @@ def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
         node=Node(**sections["node"]),
         network=Network(**sections["network"]),
         engine=Engine(**sections["engine"]),
+        placement=Placement(**sections["placement"]),
         models=Models(**sections["models"]),
     )

@@ -30,7 +30,6 @@ class _Entry(msgspec.Struct, frozen=True):
 
 class _Answer(msgspec.Struct, frozen=True):
     replicas: list[_Entry]
-    # Older agents do not say it.
     deployed: list[str] = []
 
 
@@ -39,13 +38,10 @@ class AgentSource:
 
     def __init__(self, socket: Path) -> None:
         self._client = AgentClient(socket)
-        self.deployed: frozenset[str] = frozenset()
+        self._deployed: frozenset[str] = frozenset()
 
     async def replicas(self) -> list[Replica]:
-        """Return the heads that the mesh announces, and note what is deployed.
-
-        Raises NotRunning when the agent cannot say.
-        """
+        """Return the heads that the mesh announces; raises NotRunning when the agent cannot say."""
         try:
             answer = msgspec.convert(await self._client.get("/v1/replicas"), _Answer)
         except CoveyError as error:
@@ -55,7 +51,7 @@ class AgentSource:
                 f"the agent's list of replicas is not understood: {error}",
                 hint="Agent and gateway must be of the same release.",
             ) from error
-        self.deployed = frozenset(answer.deployed)
+        self._deployed = frozenset(answer.deployed)
         return [
             Replica(
                 name=_NOT_IN_NAMES.sub("-", entry.name) or "unnamed",
@@ -66,6 +62,10 @@ class AgentSource:
             )
             for entry in answer.replicas
         ]
+
+    def deployed(self) -> frozenset[str]:
+        """Return the models that the mesh is to run, by the last answer of the agent."""
+        return self._deployed
 
     async def aclose(self) -> None:
         """Close the connection to the agent."""

@@ -22,15 +22,13 @@ from aiohttp import web
 from gateway.config import Config
 from gateway.errors import ApiError
 from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
-from gateway.routing import Router
-from gateway.upstream import Upstream, socket_to_replica
+from gateway.routing import Router, UnknownModel
+from gateway.upstream import Upstream, connector
 from gateway.watch import Source, Watch
 
 _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 * 2**20
-# Shorter than any server keeps an idle connection, so that none is used as it is being closed.
-KEEP_ALIVE_S = 15.0
 _SKIPPED_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -69,16 +67,14 @@ class _Gateway:
         """Hold the connections and the watch as long as the application runs."""
         source = self._make_source() if self._make_source else None
         session = aiohttp.ClientSession(
-            # The router's choice bounds the connections to a replica, not the connector.
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=KEEP_ALIVE_S, socket_factory=socket_to_replica
-            ),
+            connector=connector(),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_SKIPPED_HEADERS,
         )
         self._watch = Watch(self._router, session, source, self._config.replicas)
-        self._proxy = Proxy(self._router, self._watch, Upstream(self._router, session))
+        upstream = Upstream(self._router, session)
+        self._proxy = Proxy(self._router, self._watch, upstream, self._config.wait_s)
         task = asyncio.create_task(self._watch.run())
         try:
             yield
@@ -103,7 +99,7 @@ class _Gateway:
         for entry in entries:
             if entry["id"] == name:
                 return _json(self._model(entry))
-        raise self._proxy.refusal(name, self._router.missing(name))
+        raise self._proxy.refusal(name, UnknownModel(tuple(entry["id"] for entry in entries)))
 
     async def health(self, _: web.Request) -> web.Response:
         entries = self._router.models(time.monotonic())

@@ -64,6 +64,14 @@ def main() -> None:
     help="How a replica is chosen.  [default: latency_aware]",
 )
 @click.option(
+    "--wait",
+    "wait_s",
+    envvar="COVEY_GATEWAY_WAIT_S",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long a request waits for the next head when the only one is lost.  [default: 30]",
+)
+@click.option(
     "--drain",
     "drain_s",
     envvar="COVEY_GATEWAY_DRAIN_S",

@@ -31,6 +31,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     socket: Annotated[str, "The local agent's unix socket; empty: where the agent puts it."] = ""
     replicas: Annotated[dict[str, str], "Outside OpenAI servers: name to URL."] = {}
     strategy: Annotated[Strategy, "How a replica is chosen."] = "latency_aware"
+    wait_s: Annotated[
+        float, msgspec.Meta(ge=0), "Seconds that a request waits for the next head of a model when "
+        "the only one is lost; 0: not at all."
+    ] = 30.0  # fmt: skip
     json_logs: Annotated[bool, "Log JSON objects, one a line."] = False
     drain_s: Annotated[
         float, msgspec.Meta(ge=0), "Seconds that running requests get at the end."

@@ -1,7 +1,16 @@
 """From a client's request to an answer: read it, let the router choose, try, and try elsewhere.
 
 A shell, used by `app.py`; one attempt is `upstream.py`. Another replica is tried only while the
-client has not got a byte, and only when there was no connection or the answer was a 5xx.
+client has not got a byte, and only when there was no connection or the answer was a 5xx. When a
+model's only head is lost, or its ring is being replaced, its requests wait here for the next one:
+
+| a request | then |
+|---|---|
+| had an answer's first byte passed on | the stream ends with an error, whatever comes next |
+| was sent to a head that is gone, or says 503 as its ring is replaced | it goes to the next one |
+| comes while there is no head, of a model that answered of late | the same |
+| was refused by a head that is ready (too many wait there) | the refusal is the answer |
+| lost `MAX_ATTEMPTS` heads, or waits for longer than `wait_s` | 503 |
 """
 
 from __future__ import annotations
@@ -23,7 +32,12 @@ from gateway.watch import Watch
 _log = logging.getLogger(__name__)
 
 BODY_TIMEOUT_S = 60.0
+# It might be the request itself that a head dies of: it does not go through all of them.
 MAX_ATTEMPTS = 3
+# Each holds its body, 16 MiB at most, and a client.
+MAX_WAITING = 256
+# A waiting request looks at least so often; what it waits for is mostly told.
+_LOOK_S = 0.5
 RETRY_AFTER_MOST_S = 30
 # An agent that starts takes a few seconds until it serves its socket.
 RETRY_AFTER_AGENT_S = 5
@@ -40,33 +54,50 @@ _decode = msgspec.json.Decoder(_Body).decode
 class Proxy:
     """Serves the requests whose JSON body names a model."""
 
-    def __init__(self, router: Router, watch: Watch, upstream: Upstream) -> None:
+    def __init__(self, router: Router, watch: Watch, upstream: Upstream, wait_s: float) -> None:
         self._router = router
         self._watch = watch
         self._upstream = upstream
+        self._wait_s = wait_s
+        self._waiting = 0
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one request; raises ApiError for what the gateway answers itself."""
         ask = _ask(request, await _read(request))
         tried: set[str] = set()
         failed: AttemptFailedError | None = None
-        for _ in range(MAX_ATTEMPTS):
+        refused: Replica | None = None
+        sent, deadline = 0, math.inf
+        while sent < MAX_ATTEMPTS:
             chosen = self._router.choose(
                 ask.model, streamed=ask.streamed, now=time.monotonic(), without=frozenset(tried)
             )
-            if not isinstance(chosen, Replica):
-                if failed is None:
-                    raise self.refusal(ask.model, chosen)
-                break
-            try:
-                return await self._upstream.attempt(ask, chosen)
-            except AttemptFailedError as error:
-                failed = error
+            if isinstance(chosen, Replica):
+                try:
+                    return await self._upstream.attempt(ask, chosen)
+                except AttemptFailedError as error:
+                    failed = error
+                sent += failed.sent
                 tried.add(chosen.url)
                 _log.warning(
                     "attempt failed model=%s replica=%s reason=%s",
-                    ask.model, chosen.name, error.reason,
+                    ask.model, chosen.name, failed.reason,
                 )  # fmt: skip
+                if failed.answer is not None and failed.answer.status == 503:
+                    refused = chosen
+                continue
+            if refused is not None:
+                # Its ring may be replaced just now, or it has too much to do.
+                await self._watch.check(refused)
+                refused = None
+                continue
+            deadline = min(deadline, time.monotonic() + self._wait_s)
+            if not self._may_wait(chosen, deadline):
+                if failed is None:
+                    raise self.refusal(ask.model, chosen)
+                break
+            await self._wait(deadline)
+            tried.clear()
         assert failed is not None  # noqa: S101  # the loop ends only after a failed attempt
         if failed.answer is not None:
             return failed.answer
@@ -76,6 +107,18 @@ class Proxy:
             hint="Try again.",
             retry_after_s=1,
         )
+
+    def _may_wait(self, outcome: UnknownModel | NoneUsable, deadline: float) -> bool:
+        awaited = isinstance(outcome, NoneUsable) and outcome.awaited
+        return awaited and self._waiting < MAX_WAITING and time.monotonic() < deadline
+
+    async def _wait(self, deadline: float) -> None:
+        """Wait until there may be another head."""
+        self._waiting += 1
+        try:
+            await self._watch.news(min(_LOOK_S, max(0.0, deadline - time.monotonic())))
+        finally:
+            self._waiting -= 1
 
     def refusal(self, model: str, outcome: UnknownModel | NoneUsable) -> ApiError:
         """Return why no replica can be chosen for `model`."""

@@ -5,8 +5,12 @@ Used by `watch.py` (which replicas there are, checks) and `proxy.py` (choices, w
 
     usable = its last check did not fail (none yet counts as usable), and it is not cooling down
     cooling down: after what `fault` says, 1, 2, 4 … 30 s with each fault in a row
-                  a passed check ends it if the replica could not be reached, else only time or
-                  a served request does: a replica that fails requests passes checks all the same
+                  a passed check ends it if the replica could not be reached, or was found not to
+                  be ready, else only time or a served request does: a replica that fails requests
+                  passes checks all the same
+
+    awaited = a model that the mesh is to run, that answered of late, and whose heads are all gone,
+              out of reach or not ready: the next head is on its way
 
 A fault never counts as a short answer time, so an error never looks like low load.
 """
@@ -28,10 +32,10 @@ EWMA_WEIGHT = 0.3
 FADE_S = 60.0
 COOL_FIRST_S = 1.0
 COOL_MOST_S = 30.0
-# A model whose head died is started elsewhere within some seconds.
-EXPECTED_S = 2.0
 # Errors that may be the request's own fault cool a replica down only when they come in a row.
 ERRORS_IN_A_ROW = 3
+# A lost head has a successor within seconds, or not soon: a model that is large takes minutes.
+LATELY_S = 60.0
 
 
 class Fault(enum.Enum):
@@ -68,17 +72,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class UnknownModel:
-    """No replica has the model; these are known."""
+    """No replica has the model, and none is to have it; these are known."""
 
     known: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class NoneUsable:
-    """The model exists, but no replica of it can be used for another `retry_after_s` seconds."""
+    """Replicas of the model exist, but none can be used for another `retry_after_s` seconds.
+
+    `awaited`: see the module; a request may well wait.
+    """
 
     retry_after_s: float
     reasons: tuple[str, ...]
+    awaited: bool = False
 
 
 @dataclass
@@ -98,6 +106,11 @@ class _Learned:
 
     def usable(self, now: float) -> bool:
         return self.check is not False and now >= self.cool_until
+
+    @property
+    def up(self) -> bool:
+        """Whether it is there and ready as far as known, and at most refuses some requests."""
+        return self.check is not False and self.cooling_for is not Fault.UNREACHABLE
 
     def predicted_s(self, streamed: bool, now: float) -> float:
         seconds, at = self.first_byte_s.get(streamed, (UNMEASURED_S, now))
@@ -130,7 +143,8 @@ class Router:
         self._random = random
         self._known: dict[str, _Learned] = {}
         self._first_seen: dict[str, float] = {}
-        self._expected: frozenset[str] = frozenset()
+        self._deployed: frozenset[str] = frozenset()
+        self._well_at: dict[str, float] = {}  # by model: when a head of it was last seen well
         self._turn = 0
 
     def update(self, source: str, replicas: Iterable[Replica], now: float) -> list[str]:
@@ -155,9 +169,10 @@ class Router:
             self._see(replica.models, now)
         return changes
 
-    def expect(self, models: frozenset[str]) -> None:
-        """Take what is deployed: such a model is not unknown while no replica of it is there."""
-        self._expected = models
+    def deployed(self, models: Iterable[str]) -> None:
+        """Take the models that the mesh is to run, whether a head of them answers now or not."""
+        self._deployed = frozenset(models)
+        self._well_at = {m: at for m, at in self._well_at.items() if m in self._deployed}
 
     def replicas(self) -> list[Replica]:
         """Return all replicas, usable or not."""
@@ -169,12 +184,15 @@ class Router:
         if learned is None:
             return False
         news = learned.check is not True
+        # One that was not ready when it refused has a ring again.
+        recovered = learned.check is False or learned.cooling_for is Fault.UNREACHABLE
         learned.check, learned.reason = True, ""
-        if learned.cooling_for is Fault.UNREACHABLE:
+        if recovered:
             learned.cool_until, learned.cooling_for = -math.inf, None
         if models is not None:
             learned.models = models
             self._see(models, now)
+        self._well(learned, now)
         return news
 
     def check_failed(self, url: str, reason: str) -> bool:
@@ -191,8 +209,11 @@ class Router:
     ) -> Replica | UnknownModel | NoneUsable:
         """Return the replica for a request, `without` those URLs that it was tried at already."""
         having = [learned for learned in self._known.values() if model in learned.models]
+        awaited = self._awaited(model, having, now)
+        if not having and model in self._deployed:
+            return NoneUsable(COOL_FIRST_S, ("it is deployed, and has no head now",), awaited)
         if not having:
-            return self.missing(model)
+            return UnknownModel(tuple(sorted(self._models())))
         usable = {
             learned.replica.url: learned
             for learned in having
@@ -201,7 +222,8 @@ class Router:
         if not usable:
             cooling = [x.cool_until - now for x in having if x.check is not False]
             reasons = tuple(f"{x.replica.name}: {x.reason or 'tried already'}" for x in having)
-            return NoneUsable(max(min(cooling, default=COOL_FIRST_S), COOL_FIRST_S), reasons)
+            wait_s = max(min(cooling, default=COOL_FIRST_S), COOL_FIRST_S)
+            return NoneUsable(wait_s, reasons, awaited)
         choice = self._strategy(
             [
                 Candidate(url, x.predicted_s(streamed, now), x.in_flight, x.chosen_last)
@@ -212,12 +234,6 @@ class Router:
         self._turn += 1
         usable[choice.url].chosen_last = self._turn
         return usable[choice.url].replica
-
-    def missing(self, model: str) -> UnknownModel | NoneUsable:
-        """Return why a model without replicas cannot be used."""
-        if model in self._expected:
-            return NoneUsable(EXPECTED_S, ("it is deployed, and its head does not answer yet",))
-        return UnknownModel(tuple(sorted(self._models())))
 
     def begin(self, url: str) -> None:
         """Note that a request goes to the replica; `end` must follow."""
@@ -236,6 +252,7 @@ class Router:
         if learned is None:
             return
         learned.faults, learned.cool_until, learned.cooling_for = 0, -math.inf, None
+        self._well(learned, now)
         before = learned.first_byte_s.get(streamed)
         if before is not None:
             seconds = before[0] + EWMA_WEIGHT * (seconds - before[0])
@@ -296,6 +313,14 @@ class Router:
 
     def _models(self) -> set[str]:
         return {model for learned in self._known.values() for model in learned.models}
+
+    def _awaited(self, model: str, having: Iterable[_Learned], now: float) -> bool:
+        at = self._well_at.get(model, -math.inf)
+        return now - at < LATELY_S and not any(learned.up for learned in having)
+
+    def _well(self, learned: _Learned, now: float) -> None:
+        for model in self._deployed.intersection(learned.models):
+            self._well_at[model] = now
 
     def _see(self, models: Iterable[str], now: float) -> None:
         for model in models:

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -29,10 +30,11 @@ _log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 3.0
 # OpenAI's own client waits ten minutes; a long prompt on a slow ring may take minutes.
 SILENCE_TIMEOUT_S = 600.0
-# A machine that is gone closes no connection. Its kernel answers probes even while its engine
-# computes or stands still; where nothing does for so long, the answer is given up.
-GONE_S = 20
-_PROBE_AFTER_S, _PROBE_INTERVAL_S = 5, 3
+# A head's machine that is switched off closes nothing: TCP's probes find out, while it is silent
+# anyway. A path that is replaced costs some seconds, so 17 s are never a fault of the path.
+PROBE_AFTER_S, PROBE_EACH_S, PROBES = 5, 3, 4
+# Shorter than any server keeps an idle connection, so that none is used as it is being closed.
+IDLE_S = 15.0
 # A client that reads nothing for so long is given up, and its replica is free again.
 WRITE_TIMEOUT_S = 60.0
 # An error's body is read before another replica is tried; it is a sentence or two.
@@ -61,29 +63,21 @@ _TIMEOUT = aiohttp.ClientTimeout(
 )
 
 
-def socket_to_replica(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Return a socket whose connection breaks once the other machine is gone for GONE_S."""
-    family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    for level, option, value in (
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER_S),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_INTERVAL_S),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, (GONE_S - _PROBE_AFTER_S) // _PROBE_INTERVAL_S),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE_S),
-    ):
-        made.setsockopt(level, option, value)
-    return made
-
-
 class AttemptFailedError(Exception):
-    """Nothing has reached the client yet; `answer` is the replica's own error, if it gave one."""
+    """Nothing has reached the client yet; `answer` is the replica's own error, if it gave one.
 
-    def __init__(self, replica: Replica, reason: str, answer: web.Response | None = None) -> None:
+    `sent`: the request may have reached it.
+    """
+
+    def __init__(
+        self, replica: Replica, reason: str, answer: web.Response | None = None, *,
+        sent: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(reason)
         self.replica = replica
         self.reason = reason
         self.answer = answer
+        self.sent = sent
 
 
 @dataclass(frozen=True)
@@ -160,7 +154,8 @@ class Upstream:
             return ApiError(
                 f"{replica.name} did not answer within {SILENCE_TIMEOUT_S:.0f} s", status=504
             )
-        return AttemptFailedError(replica, reason)
+        sent = not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        return AttemptFailedError(replica, reason, sent=sent)
 
     async def _failed(
         self, replica: Replica, upstream: aiohttp.ClientResponse
@@ -242,6 +237,24 @@ async def _break_off(
     elif request.transport is not None:
         # Without its last chunk, or short of its length, it is an error to every client.
         request.transport.abort()
+
+
+def connector() -> aiohttp.TCPConnector:
+    """Return what makes the connections to replicas."""
+    # The router's choice bounds the connections to a replica, not the connector.
+    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=_socket)
+
+
+def _socket(info: tuple[Any, ...]) -> socket.socket:
+    """Return a socket whose peer is known to be gone although it said nothing."""
+    made = socket.socket(*info[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_AFTER_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_EACH_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+    lost_ms = 1000 * (PROBE_AFTER_S + PROBES * PROBE_EACH_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, lost_ms)
+    return made
 
 
 def forwarded(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 import aiohttp
@@ -28,15 +29,13 @@ MAX_ANSWER_BYTES = 2**20
 
 
 class Source(Protocol):
-    """Where the replicas of the mesh come from (`AgentSource`, or a test's).
-
-    `deployed` are the models that the mesh shall have, as the last answer said.
-    """
-
-    deployed: frozenset[str]
+    """Where the replicas of the mesh come from (`AgentSource`, or a test's)."""
 
     async def replicas(self) -> list[Replica]:
         """Return them; raises NotRunning when the agent cannot say."""
+
+    def deployed(self) -> frozenset[str]:
+        """Return the models that shall run, with a head or without, as of the last answer."""
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -73,6 +72,7 @@ class Watch:
         self._session = session
         self._source = source
         self._agent_state: str | None = ""
+        self._news = asyncio.Event()
         self.first_round_done = asyncio.Event()
         now = time.monotonic()
         router.update("named", [Replica(name, url, "named") for name, url in named.items()], now)
@@ -81,6 +81,12 @@ class Watch:
     def agent_missing(self) -> str | None:
         """Why the agent does not say what the mesh has; None if it does or is not asked."""
         return self._agent_state or None
+
+    async def news(self, timeout_s: float) -> None:
+        """Wait until replicas may have come or be ready, so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
 
     async def run(self) -> None:
         """Do a round a second until cancelled."""
@@ -97,7 +103,7 @@ class Watch:
         await self._ask_agent()
         async with asyncio.TaskGroup() as group:
             for replica in self._router.replicas():
-                group.create_task(self._check(replica))
+                group.create_task(self.check(replica))
 
     async def _ask_agent(self) -> None:
         if self._source is None:
@@ -113,11 +119,17 @@ class Watch:
         if self._agent_state:
             _log.info("the agent answers")
         self._agent_state = None
-        self._router.expect(self._source.deployed)
+        self._router.deployed(self._source.deployed())
         for change in self._router.update("mesh", replicas, time.monotonic()):
             _log.info(change)
+        self._tell()
 
-    async def _check(self, replica: Replica) -> None:
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def check(self, replica: Replica) -> None:
+        """Ask a replica whether it is ready, and tell the router."""
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 models = await self._ask(replica)
@@ -132,6 +144,7 @@ class Watch:
         else:
             if self._router.check_passed(replica.url, models, time.monotonic()):
                 _log.info("ready replica=%s models=%s", replica.name, models or replica.models)
+            self._tell()
             return
         if self._router.check_failed(replica.url, reason):
             _log.warning("not ready replica=%s reason=%s", replica.name, reason)

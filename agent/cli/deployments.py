@@ -148,6 +148,8 @@ def ps(as_json: bool, settings: Config) -> None:
     for deployment in answer["deployments"]:
         if deployment["rings"] > 1 and deployment["stages"]:
             click.echo(f"{_title(deployment)}:")
+        if deployment.get("gain"):
+            click.echo(f"{_title(deployment)}: {deployment['gain']}")
         for line in picture(deployment["stages"]):
             click.echo(line)
 

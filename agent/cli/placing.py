@@ -124,6 +124,8 @@ def _show(found: dict[str, Any], *, alternatives: bool = True) -> None:
         click.echo(line)
     for reason in found["reasons"]:
         click.echo(reason)
+    for one in found.get("running", ()):
+        click.echo(f"{one['name']} runs it: {one['gain'] or 'no better ring is known'}")
     if found["memory"]:
         click.echo()
         table(["node", "needs", "free"], [

@@ -200,6 +200,7 @@ class Board:
             "url": state.url if state.phase == "ready" else "",
             "error": state.error,
             "stays": state.stays,
+            "gain": state.gain,
         }
 
     def _without_ring(

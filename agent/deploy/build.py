@@ -70,11 +70,12 @@ class Build:
         token: Tokens,
         carried: Carried | None = None, without: frozenset[NodeId] = frozenset(),
         fewer: bool = False, kept: frozenset[NodeId] = frozenset(), stored: Stored | None = None,
-        number: int = 1,
+        number: int = 1, plan: Plan | None = None,
     ) -> None:  # fmt: skip
         """`carried` goes on as the head. Nodes `without` which it can be are left out; `fewer`:
         where not as many nodes are there as were wished for, it is built over those. `kept` are the
-        nodes of the epoch before. `number`: which of the wish's rings it is.
+        nodes of the epoch before. `number`: which of the wish's rings it is. `plan`: as it is to
+        be, where that is decided.
         """
         self._wish = wish
         self._ring = ring
@@ -97,7 +98,7 @@ class Build:
         self._number = number
         self._asked: set[NodeId] = set()
         self._stopping: asyncio.Task[None] | None = None
-        self.plan: Plan | None = None
+        self.plan = plan
         self.context = 0
         self.head: Engine | None = carried.engine if carried else None
         self.runs_on: dict[str, str] = {}  # by node id, of what has loaded
@@ -136,7 +137,8 @@ class Build:
         self._asked_for = wanted
         self.context = wanted.context
         in_line = self._wish.engine == "rpc"
-        self.plan = await self._planning.plan(wanted.needs, wanted.context)
+        if self.plan is None:
+            self.plan = await self._planning.plan(wanted.needs, wanted.context)
         self._asked_for = wanted = await self._complete(wanted, self.plan.whole or in_line)
         path, layers = wanted.path, wanted.facts.layers
         if self.plan.whole:
@@ -148,6 +150,8 @@ class Build:
         elif in_line:
             await self._spread(self.plan, path)
         else:
+            if not wanted.model_id:
+                self._progress("cutting", f"cutting {layers} layers")
             weights = await self._weights(wanted, self.plan)
             await self._load(wanted, self.plan, weights)
         if self.head is None:
@@ -179,6 +183,24 @@ class Build:
     def carriable(self) -> bool:
         """Whether its head can go on over another epoch, with its answers."""
         return self._wish.engine != "rpc"
+
+    @property
+    def asked_for(self) -> Asked | None:
+        """What is built, once it is known."""
+        return self._asked_for
+
+    async def cut_ahead(self, plan: Plan) -> dict[NodeId, CutFile | StoredLayers]:
+        """Cut what another plan's stages need while this epoch goes on. Raises CoveyError.
+
+        Returns where each of its nodes but the head gets its weights.
+        """
+        wanted = self._asked_for
+        if wanted is None or plan.whole:
+            return {}
+        weights = await self._weights(wanted, plan)
+        await self._cut(wanted.path, (plan.stages[0], plan.stages[-1]))
+        nodes = [NodeId.parse(stage.node) for stage in plan.stages[1:-1]]
+        return dict(zip(nodes, weights, strict=True))
 
     async def check_without_draining(self) -> None:
         """Raise ModelError, PeerError or UsageError where no ring of nodes that stay would do."""
@@ -270,7 +292,6 @@ class Build:
                              sum(wanted.facts.layer_bytes[stage.first : stage.last]))
                 for stage in middle
             ]  # fmt: skip
-        self._progress("cutting", f"cutting {wanted.facts.layers} layers")
         parts = await self._cut(wanted.path, plan.stages)
         source = endpoint.join(self._engines.own_address, self._settings.network.overlay_port)
         for part in parts[1:-1]:

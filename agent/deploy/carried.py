@@ -37,6 +37,10 @@ class Losses:
         """Note that a node's stage was lost."""
         self._found[node] = (*self._found.get(node, ()), now)[-2:]
 
+    def since(self, moment: float) -> bool:
+        """Say whether any node lost a stage after a moment."""
+        return any(at > moment for times in self._found.values() for at in times)
+
     def repeated(self, now: float, came: Callable[[NodeId], float]) -> frozenset[NodeId]:
         """Return the nodes that lost two of late, and are not there anew since; `came` says when.
 

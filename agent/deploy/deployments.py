@@ -288,7 +288,12 @@ class Deployments:
         if request.rings != 1:
             planned = await self._several(wish, request.rings)
             return planned.described(wish.objective)
-        return await preview(wish, await self._rings.own(), self._mesh, models, self._stored)
+        found = await preview(wish, await self._rings.own(), self._mesh, models, self._stored)
+        model = wish.model_id or wish.model
+        wishes = self._keeper.book.wishes()
+        same = [other for other in wishes if (other.model_id or other.model) == model]
+        running = await self._board.describe(same)
+        return found | {"running": [{"name": one["name"], "gain": one["gain"]} for one in running]}
 
     async def undeploy(self, name: str) -> dict[str, Any]:
         """Tell the mesh that a deployment shall end, and wait a little until it has.
@@ -308,8 +313,8 @@ class Deployments:
         return await self._board.describe(self._keeper.book.wishes())
 
     def wished(self) -> list[str]:
-        """Return the names of what shall run, by this node's book; asks nobody."""
-        return [wish.name for wish in self._keeper.book.wishes()]
+        """Return the names of the deployments that shall run."""
+        return sorted(wish.name for wish in self._keeper.book.wishes())
 
     def engines(self) -> list[dict[str, Any]]:
         """Describe the engines that run here, for `agent status`."""

@@ -20,6 +20,7 @@ from agent.deploy.hardware import Hardware
 from agent.deploy.logs import Logs
 from agent.deploy.messages import FrameType
 from agent.deploy.spare import Spare
+from agent.engine.silence import Known
 from agent.engine.spec import EngineSpec, Role, RpcServer
 from agent.engine.supervisor import Engine
 from agent.errors import EngineError, EnvironmentFault, ModelError
@@ -32,6 +33,8 @@ _log = logging.getLogger(__name__)
 _IN_RINGS: tuple[Role, ...] = ("head", "stage")
 # The ring itself comes first; then whether it still wants a spare engine is looked at so often.
 _SPARE_AFTER_S, _SPARE_INTERVAL_S = 1.0, 5.0
+# What is known of as many neighbours is handed on to new engines.
+_LINKS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Engines:
         self._spare = Spare()
         self._sparing: asyncio.Task[None] | None = None
         self.logs = Logs()
+        self._links: dict[str, Known] = {}  # by overlay address
 
     def address(self, node: NodeId) -> str:
         """Return a node's overlay address, computed from its id."""
@@ -140,8 +144,19 @@ class Engines:
             listen=self.own_address, port=port, predecessor=self.address(predecessor),
             threads=engine.threads, flash_attention=engine.flash_attention,
             silence_s=engine.frame_timeout_s, least_silence_s=engine.frame_timeout_least_s,
-            cache=self._cache(),
+            cache=self._cache(), links=dict(self._links),
         )  # fmt: skip
+
+    def _made(self, engine: Engine) -> None:
+        engine.heard = self._hear
+        self.logs.add(engine)
+
+    def _hear(self, links: dict[str, Known]) -> None:
+        """Keep what an engine learned of links, for those that come after it."""
+        for address, known in links.items():
+            self._links.pop(address, None)  # the newest last
+            self._links[address] = known
+        self._links = dict(list(self._links.items())[-_LINKS_KEPT:])
 
     async def _started(self, spec: EngineSpec, carried: Engine | None) -> Engine:
         """Start an engine, or have one that runs go on by this spec, where it serves HTTP now."""
@@ -179,7 +194,7 @@ class Engines:
         timeout_s = self._settings.engine.load_timeout_s
         try:
             return await Engine.start(
-                spec, load_timeout_s=timeout_s, made=self.logs.add, spare=self._spare.take()
+                spec, load_timeout_s=timeout_s, made=self._made, spare=self._spare.take()
             )
         except (EngineError, ModelError) as error:
             if not spec.gpu_layers:
@@ -187,7 +202,7 @@ class Engines:
             _log.warning("%s is tried on the CPU, since on the GPU: %s", spec.title, error.line())
         engine = await Engine.start(
             msgspec.structs.replace(spec, gpu_layers=0), load_timeout_s=timeout_s,
-            made=self.logs.add,
+            made=self._made,
         )  # fmt: skip
         engine.runs_on += ", since it did not start on the GPU"
         return engine

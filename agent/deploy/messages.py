@@ -2,9 +2,9 @@
 
     to                 requests                                          answers
     --                 --------                                          -------
-    a stage's host     AskFacts, MeasureLinks, LoadStage, StartServer,   Facts, StageState
-                       ConnectStage, AskStage, StopRing (from the
-                       ring's head)
+    a stage's host     AskFacts, MeasureLinks, FetchAhead, LoadStage,    Facts, StageState
+                       StartServer, ConnectStage, AskStage, StopRing
+                       (from the ring's head)
     a head             Keep, Drop (from the owner), AskHead              HeadState
     any worker         AskLogs                                           EngineTails
     an owner           AskStatus                                         Statuses
@@ -132,6 +132,17 @@ class StoredLayers(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     size: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
+class FetchAhead(_Message, frozen=True):
+    """Get these weights, for a stage that may come; asked again, say how far that is.
+
+    Its answer's phase is "fetching", "ready" once they are there, or "broken".
+    """
+
+    ring: str
+    token: Token
+    weights: CutFile | StoredLayers
+
+
 class LoadStage(_Message, frozen=True, omit_defaults=True):
     """Get this stage's weights, start an engine on them, and listen for the predecessor.
 
@@ -246,7 +257,8 @@ class HeadState(_Message, frozen=True, omit_defaults=True):
 
     `revision` grows with each change; `wish` is the author and generation that it runs, `token` the
     last one that commanded it, `error` the fields of `agent.errors.to_wire`. `stays` says why it
-    does not leave nodes of it that are draining.
+    does not leave nodes of it that are draining, `gain` whether a better ring is known, and why it
+    has not moved there, or that it has.
     """
 
     name: str
@@ -263,6 +275,7 @@ class HeadState(_Message, frozen=True, omit_defaults=True):
     url: str = ""
     error: dict[str, str] | None = None
     stays: str = ""
+    gain: str = ""
 
 
 # ---------------------------------------------------------------------- anyone ↔ any worker
@@ -357,7 +370,7 @@ class BookWishes(_Message, frozen=True):
     wishes: tuple[bytes, ...]
 
 
-StageRequest = AskFacts | LoadStage | StartServer | ConnectStage | AskStage | StopRing
+StageRequest = AskFacts | FetchAhead | LoadStage | StartServer | ConnectStage | AskStage | StopRing
 HeadRequest = Keep | Drop | AskHead
 Request = (
     MeasureLinks | StageRequest | HeadRequest | AskLogs | AskStatus | CompareBook | ExchangeBook

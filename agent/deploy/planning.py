@@ -50,6 +50,9 @@ _STREAMS: dict[Objective, int] = {"latency": 1, "auto": 4, "throughput": 16}
 Progress = Callable[[str, str], None]
 """Called with the phase and a sentence for people."""
 
+Weigh = Callable[[Model, Sequence[Node], Aims, Links], Plan]
+"""Chooses a plan, as `agent.placement.plan.plan` does."""
+
 Measure = Callable[[Sequence[NodeId]], Awaitable[Sequence[LinkFacts]]]
 """Measures this node's links to others where that is due, and returns all that are known."""
 
@@ -106,7 +109,7 @@ class Planning:
         self, wish: Wish, own: Own, mesh: Mesh, progress: Progress, *, waits: bool = True,
         without: frozenset[NodeId] = frozenset(), fewer: bool = False,
         kept: frozenset[NodeId] = frozenset(), ring: str = "", doubted: NodeId | None = None,
-        heads: frozenset[NodeId] | None = None, number: int = 1,
+        heads: frozenset[NodeId] | None = None, number: int = 1, weigh: Weigh = plan,
     ) -> None:  # fmt: skip
         self._number = number
         self._others = self._none_told(wish)
@@ -122,6 +125,7 @@ class Planning:
         self._doubted = doubted
         self._elsewhere = heads is not None
         self._heads = frozenset({own.node.node} if heads is None else map(str, heads))
+        self._weigh = weigh
         self._draining: dict[str, str] = {}  # names by node
         self._with_others: dict[int, list[str]] = {}  # names by ring
         self._rounds = 0  # of measuring
@@ -261,7 +265,7 @@ class Planning:
         # With many nodes it takes a second, in which beats and stages want to be answered.
         links = Links(found.links)
         if others.rings == 1 or model.uncut or heads is not self._heads:
-            return await asyncio.to_thread(plan, model, nodes, aims, links)
+            return await asyncio.to_thread(self._weigh, model, nodes, aims, links)
         try:
             # Any node may be the head of another ring.
             return await asyncio.to_thread(

@@ -20,6 +20,7 @@ from agent.errors import CoveyError
 from agent.identity.keys import NodeId
 from agent.ownership.lease import Token
 from agent.ownership.owner import Phase, Report
+from agent.placement.moving import Moving
 from agent.placement.results import Plan
 
 _REPORTED = {"ready": Phase.READY, "failed": Phase.FAILED}
@@ -37,7 +38,9 @@ class Deployment:
 
     `possible`: it was once (it ran, or was stored), so whatever is wrong now may pass. `held` are
     the nodes of the last epoch that answered, `answers` says whether the present one does. `stays`
-    says why it does not leave nodes that are draining, `moves` why it moves when it does.
+    says why it does not leave nodes that are draining, `moves` why it moves when it does, `planned`
+    where to if that is decided. `gain` says whether a better ring is known, `moving` judges it,
+    `moved` says what it moved for last.
     `ending`: nothing brings it back. `told` is its head as all were told of it last. `number` says
     which of the wish's rings it is.
     """
@@ -61,6 +64,10 @@ class Deployment:
     leave: asyncio.Task[None] | None = None
     stays: str = ""
     moves: str = ""
+    planned: Plan | None = None
+    gain: str = ""
+    moved: str = ""
+    moving: Moving = field(default_factory=Moving)
     held: frozenset[NodeId] = frozenset()
     answers: bool = False
     ending: bool = False

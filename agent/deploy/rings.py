@@ -13,9 +13,9 @@
 A new epoch is a new build: frames and stages of an older one are dropped. When a ring breaks its
 head lives on, and its answers with it: they wait, and go on over the next epoch, which is built at
 once, without the node that was lost and over fewer than were wished for if need be. It moves in the
-same way when a node of it drains. The deployment's owner says what to keep, with a token that this
-node granted; a ring goes on while no owner says anything. Whether a token counts is for the caller
-to check.
+same way when a node of it drains, and for a gain (`gain.py`). The deployment's owner says what to
+keep, with a token that this node granted; a ring goes on while no owner says anything. Whether a
+token counts is for the caller to check.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from agent.deploy.blobs import BlobServer
 from agent.deploy.build import Build
 from agent.deploy.carried import Carried
 from agent.deploy.engines import Engines
+from agent.deploy.gain import Gains
 from agent.deploy.heads import Head
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import HeadState, RingHere
@@ -92,6 +93,7 @@ class Rings:
         self._deployments: dict[str, Deployment] = {}
         self._revision = 0
         self._regain = Regain(mesh)
+        self._gains = Gains(settings.placement, mesh, self.own, self._gain)
         self._draining: frozenset[NodeId] = frozenset()
         self._announcing = asyncio.Lock()
 
@@ -176,6 +178,7 @@ class Rings:
             ring=known.ring, epoch=known.epoch, context=built.context if built else 0,
             stages=built.placed if built else (), reasons=built.reasons if built else (), url=url,
             error=to_wire(known.error) if known.error else None, stays=known.stays,
+            gain=known.gain,
         )  # fmt: skip
 
     def draining_changed(self) -> None:
@@ -189,6 +192,7 @@ class Rings:
     def came(self, node: NodeId) -> None:
         """Hear that a node is there (again): what waits and lacks it is built at once."""
         self._regain.came(node)
+        self._gains.came()
         for deployment in self._deployments.values():
             if deployment.phase == "waiting" and deployment.lacks(node):
                 deployment.again.set()
@@ -272,6 +276,12 @@ class Rings:
     def _stays(self, deployment: Deployment, why: str) -> None:
         if deployment.stays != why:
             deployment.stays = why
+            self._revise(deployment)
+            self._changed()
+
+    def _gain(self, deployment: Deployment, words: str) -> None:
+        if deployment.gain != words:
+            deployment.gain = words
             self._revise(deployment)
             self._changed()
 
@@ -386,13 +396,14 @@ class Rings:
         began = time.monotonic()
         own = await self.own(deployment.carried)
         carried, deployment.carried = deployment.carried, None
+        planned, deployment.planned = deployment.planned, None
         build = deployment.build = Build(
             deployment.wish, deployment.ring, deployment.epoch, settings=self._settings, own=own,
             engines=self._engines, blobs=self._blobs, parts=self._parts, mesh=self._mesh,
             progress=lambda phase, progress: self._to(deployment, phase, progress),
             token=lambda: deployment.token, carried=carried, fewer=deployment.possible,
             without=self._regain.left_out(deployment),
-            kept=deployment.held, stored=self._stored, number=deployment.number,
+            kept=deployment.held, stored=self._stored, number=deployment.number, plan=planned,
         )  # fmt: skip
         try:
             head = await build.up()
@@ -405,10 +416,12 @@ class Rings:
             self._leave_draining(deployment)
             for node in self._regain.since(began):  # while it was built without that one
                 self._regain.begin(deployment, node)
-            raise await self._over(deployment, head)
+            raise await self._over(deployment, build, head)
         except (CoveyError, _Moves) as over:
             if (lost := build.lost) is not None and not isinstance(over, _Moves):
                 deployment.losses.add(lost, time.monotonic())
+            if not isinstance(over, _Moves):
+                deployment.planned = None  # it was meant for the ring as it was
             if deployment.phase != "draining":
                 deployment.carried = build.carry()
             raise
@@ -422,15 +435,19 @@ class Rings:
             if deployment.carried is None:
                 await self._announce()
 
-    async def _over(self, deployment: Deployment, head: Engine) -> Exception:
+    async def _over(self, deployment: Deployment, build: Build, head: Engine) -> Exception:
         """Wait until an epoch ends: its head's reason, or that it is to move to more nodes."""
         ended = asyncio.create_task(head.wait_ended())
         again = asyncio.create_task(deployment.again.wait())
         more = asyncio.create_task(self._regain.look(deployment), name=f"more {deployment.key}")
+        gain = asyncio.create_task(
+            self._gains.follow(deployment, build, self.state(deployment.key).url),
+            name=f"gain {deployment.key}",
+        )
         try:
             await asyncio.wait([ended, again], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for wait in (ended, again, more):
+            for wait in (ended, again, more, gain):
                 if not wait.done():
                     wait.cancel()
         if ended.done():

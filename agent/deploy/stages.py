@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import msgspec
 
 from agent.deploy import blobs
+from agent.deploy.ahead import Ahead, SoFar
 from agent.deploy.beside import refused, room_for
 from agent.deploy.engines import Engines, Place
 from agent.deploy.messages import (
@@ -31,6 +32,7 @@ from agent.deploy.messages import (
     ConnectStage,
     CutFile,
     Facts,
+    FetchAhead,
     LoadStage,
     RingHere,
     StageRequest,
@@ -106,6 +108,7 @@ class StageHost:
         self._fetching: dict[str, asyncio.Lock] = {}  # by SHA-256
         self._hosted: set[str] = set()  # rings that were here, since the agent is up
         self._fence = Fence()
+        self._ahead: dict[str, Ahead] = {}  # by ring
 
     async def answer(self, peer: NodeId, request: StageRequest) -> Answer:
         """Do what a member asks; raises a CoveyError, which reaches that member."""
@@ -115,6 +118,8 @@ class StageHost:
                 if not request.deployment:
                     return facts
                 return msgspec.structs.replace(facts, rings=self.rings_of(request.deployment))
+            case FetchAhead():
+                return await self._fetch_ahead(peer, request)
             case LoadStage() | StartServer():
                 return await self._load(peer, request)
             case ConnectStage():
@@ -131,6 +136,7 @@ class StageHost:
                     self._check_owner(stage, peer)
                 self._check_token(request.ring, request.token)
                 await self._end(request.ring)
+                await self._end_ahead(request.ring)
                 return StageState(phase="unknown")
 
     def rings_of(self, name: str) -> tuple[RingHere, ...]:
@@ -168,6 +174,8 @@ class StageHost:
         """End every stage."""
         for ring in {ring for ring, _ in self._stages}:
             await self._end(ring)
+        for ring in list(self._ahead):
+            await self._end_ahead(ring)
 
     async def _facts(self, ring: str) -> Facts:
         """Return what this node can hold, as if no stage of `ring` were here."""
@@ -177,6 +185,19 @@ class StageHost:
             free = self._engines.hardware.free_without(pids)
             facts = msgspec.structs.replace(facts, free_bytes=free)
         return msgspec.structs.replace(facts, draining=self._draining())
+
+    async def _fetch_ahead(self, peer: NodeId, request: FetchAhead) -> StageState:
+        for stage in self._of(request.ring):
+            self._check_owner(stage, peer)
+        self._check_weights(peer, request.weights)
+        if self._draining():
+            raise NotRunning("this node is draining", hint="Plan anew, without it.")
+        self._check_token(request.ring, request.token)
+        known = self._ahead.get(request.ring)
+        if known is None or known.weights != request.weights or known.broken:
+            await self._end_ahead(request.ring)
+            known = self._ahead[request.ring] = Ahead(request.weights, self._weights)
+        return known.state
 
     async def _load(self, peer: NodeId, request: LoadStage | StartServer) -> StageState:
         for stage in self._of(request.ring):
@@ -188,7 +209,7 @@ class StageHost:
                 )
         state = StageState(phase="loading")
         if isinstance(request, LoadStage):
-            self._check_file(peer, request)
+            self._check_weights(peer, request.weights)
             state = StageState(phase="fetching", total=request.weights.size)
         if self._draining() and request.ring not in self._hosted:
             # Planned before its head could know; one that was here may be unable to do without.
@@ -199,6 +220,7 @@ class StageHost:
         self._hosted.add(request.ring)
         if any(stage.request.epoch < request.epoch for stage in self._of(request.ring)):
             await self._end(request.ring)
+        await self._end_ahead(request.ring)
         stage = _Stage(peer, request, state)
         self._stages[request.ring, request.index] = stage
         stage.task = asyncio.create_task(self._run(stage), name=f"stage {request.ring}")
@@ -241,28 +263,33 @@ class StageHost:
 
     async def _start(self, stage: _Stage, request: LoadStage, place: Place) -> Engine:
         """Get the weights of a stage and load them."""
-        if isinstance(request.weights, CutFile):
-            path = await self._fetch(stage, request.weights)
-        else:
-            path = await self._layers(stage, request.weights)
+        path = await self._weights(
+            request.weights,
+            lambda done, total: self._set(stage, "fetching", done=done, total=total),
+        )
         self._set(stage, "loading")
         return await self._engines.start_stage(
             path, place, NodeId.parse(request.predecessor), context=request.context,
             frames=request.frames,
         )  # fmt: skip
 
-    async def _fetch(self, stage: _Stage, file: CutFile) -> Path:
+    async def _weights(self, wanted: CutFile | StoredLayers, so_far: SoFar) -> Path:
+        if isinstance(wanted, CutFile):
+            return await self._fetch(wanted, so_far)
+        return await self._layers(wanted, so_far)
+
+    async def _fetch(self, file: CutFile, so_far: SoFar) -> Path:
         """Fetch the file that the head has cut."""
         path = self._folder / f"{file.sha256}.gguf"
         # Rings of one model have the same parts, and move at the same time.
         async with self._fetching.setdefault(file.sha256, asyncio.Lock()):
             await blobs.fetch(
                 f"{file.source}/stage/{file.sha256}", path, file.size, file.sha256,
-                lambda done: self._set(stage, "fetching", done=done),
+                lambda done: so_far(done, file.size),
             )  # fmt: skip
         return path
 
-    async def _layers(self, stage: _Stage, wanted: StoredLayers) -> Path:
+    async def _layers(self, wanted: StoredLayers, so_far: SoFar) -> Path:
         """Cut layers out of the model if it is here, or fetch them alone from all who have it."""
         path = self._folder / f"{wanted.model}-{wanted.first}-{wanted.last}.gguf"
         # It appears whole or not at all.
@@ -273,9 +300,7 @@ class StageHost:
             span = wanted.first, wanted.last
             await self._stored(
                 wanted.model, span, path,
-                lambda progress: self._set(
-                    stage, "fetching", done=progress.done, total=progress.total
-                ),
+                lambda progress: so_far(progress.done, progress.total),
             )  # fmt: skip
         return path
 
@@ -301,6 +326,11 @@ class StageHost:
         stage.connected.set()
         return stage.state
 
+    async def _end_ahead(self, ring: str) -> None:
+        ahead = self._ahead.pop(ring, None)
+        if ahead is not None:
+            await ahead.stop()
+
     async def _end(self, ring: str) -> None:
         for key in [key for key in self._stages if key[0] == ring]:
             stage = self._stages.pop(key)
@@ -323,8 +353,7 @@ class StageHost:
     def _of(self, ring: str) -> list[_Stage]:
         return [stage for (name, _), stage in self._stages.items() if name == ring]
 
-    def _check_file(self, peer: NodeId, request: LoadStage) -> None:
-        weights = request.weights
+    def _check_weights(self, peer: NodeId, weights: CutFile | StoredLayers) -> None:
         if isinstance(weights, StoredLayers):
             if not _SHA256.fullmatch(weights.model) or weights.first >= weights.last:
                 raise UsageError("a stored model's layers are named by its id and their numbers")

@@ -25,7 +25,9 @@ from agent.engine.pipeline import Pipeline, PipelineStats, RingPipeline, WholePi
 from agent.engine.place import blamed
 from agent.engine.serve.app import make_app
 from agent.engine.serve.site import serve
+from agent.engine.silence import Known
 from agent.engine.spec import EngineSpec, Event
+from agent.engine.watch import Heard
 from agent.errors import CoveyError, ModelError
 
 if TYPE_CHECKING:
@@ -193,8 +195,12 @@ class _HeadProcess:
             if joined is None:
                 raise _Stopped
             first, last = loaded.contexts
-            pipeline = RingPipeline(first, last, member, *joined)
+            heard = Heard(spec.links, self._tell_links)
+            pipeline = RingPipeline(first, last, member, *joined, heard)
         self._start(self._head, pipeline, loaded)
+
+    def _tell_links(self, links: dict[str, Known]) -> None:
+        self._channel.emit(Event("heard", links=links))
 
     def _start(self, head: Head, pipeline: Pipeline, loaded: Loaded) -> None:
         self._stats.append(pipeline.stats)

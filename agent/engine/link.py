@@ -70,6 +70,7 @@ class Inlet:
         self._socket = connection
         self._member = member
         self.stage = member.predecessor
+        self.address = address
         self.name = stage_name(self.stage, address)
         self._decoder = Decoder(member.limits, self.name)
         self._waiting: deque[Message] = deque()
@@ -190,6 +191,7 @@ class Outlet:
         self._socket = connection
         self._member = member
         self.stage = member.successor
+        self.address = address
         self.name = stage_name(self.stage, address)
         self._sent = -math.inf
         self._voice = Voice(connection)

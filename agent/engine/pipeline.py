@@ -20,7 +20,7 @@ from agent.engine.frames import Frame, Ints
 from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.llama import Context
 from agent.engine.turns import Batch
-from agent.engine.watch import Watch
+from agent.engine.watch import NOTHING, Heard, Watch
 from agent.errors import PeerError
 
 # The watch wakes whoever waits when there is a reason.
@@ -142,8 +142,10 @@ class RingPipeline:
     """The first part here, the stages in between elsewhere, the last part here."""
 
     def __init__(
-        self, first: Context, last: Context, member: Membership, inlet: Inlet, outlet: Outlet
-    ) -> None:
+        self, first: Context, last: Context, member: Membership, inlet: Inlet, outlet: Outlet,
+        heard: Heard = NOTHING,
+    ) -> None:  # fmt: skip
+        """`heard`: what is known of its links."""
         self.context = last
         self.stats = PipelineStats()
         # One batch in each process keeps them all at work.
@@ -154,7 +156,7 @@ class RingPipeline:
         self._inlet = inlet
         self._outlet = outlet
         self._pending: deque[Batch] = deque()
-        self._watch = Watch(member, inlet, outlet)
+        self._watch = Watch(member, inlet, outlet, heard)
         self._watch.start()
 
     @property

@@ -34,6 +34,7 @@ _PR_SET_PDEATHSIG = 1
 def run_stage(spec: EngineSpec, found: Means, channel: Channel) -> None:
     """Be a middle stage until told to stop; raises CoveyError when it fails or the ring breaks."""
     from agent.engine.stage import Stage
+    from agent.engine.watch import Heard
 
     try:
         loaded = Loaded(spec, found)
@@ -56,7 +57,8 @@ def run_stage(spec: EngineSpec, found: Means, channel: Channel) -> None:
         return
     inlet, outlet = joined
     channel.emit(Event("ready", rows=str(outlet.types)))
-    stage = Stage(loaded.contexts[0], member, inlet, outlet)
+    heard = Heard(spec.links, lambda links: channel.emit(Event("heard", links=links)))
+    stage = Stage(loaded.contexts[0], member, inlet, outlet, heard)
     try:
         stage.run(STDIN, channel.poll)
     except CoveyError as error:

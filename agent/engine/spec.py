@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from agent.engine.frames import RowType, stage_name
-from agent.engine.silence import LEAST_S
+from agent.engine.silence import LEAST_S, Known
 from agent.errors import ConfigError
 
 Role = Literal["whole", "head", "stage", "rpc-server"]
@@ -53,6 +53,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     how long the neighbours may take to come, once `connect` was said.
     `drafts` says whether guesses from what was said before fill the ring (batching.py), and
     `draft_file` is a draft model that makes more of them (draft_model.py), or empty.
+    `links` is what is known of links to other nodes from before (silence.py), by overlay address.
     `cache` is a folder where the result of the self-test is kept; empty: it is not kept.
     """
 
@@ -82,6 +83,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     draft_file: str = ""
     cache: str = ""
     servers: tuple[RpcServer, ...] = ()
+    links: dict[str, Known] = {}
 
     @property
     def rows(self) -> RowType | None:
@@ -164,12 +166,13 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     `listening` (loaded; `port` for the predecessor, `http_port`), `ready` (serving), `failed` (did
     not start, or cannot regroup and is as it was) and `broken` (its ring is gone; a head waits for
     `regroup`) with `kind`, `message` and `hint` of the error and in `lost` the stage that is to
-    blame, -1: unknown; `stats` with counts and seconds; `alive`. `rows` says in which type rows
-    leave a ready stage, and why; `runs_on` with what a loaded engine computes. `regroups` counts
-    the commands of that name which had been taken when what is told came about.
+    blame, -1: unknown; `stats` with counts and seconds; `heard` with what is known of its `links`;
+    `alive`. `rows` says in which type rows leave a ready stage, and why; `runs_on` with what a
+    loaded engine computes. `regroups` counts the commands of that name which had been taken when
+    what is told came about.
     """
 
-    event: Literal["listening", "ready", "failed", "broken", "stats", "alive"]
+    event: Literal["listening", "ready", "failed", "broken", "stats", "heard", "alive"]
     port: int = 0
     http_port: int = 0
     load_s: float = 0.0
@@ -182,3 +185,4 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     lost: int = -1
     regroups: int = 0
     stats: dict[str, float] = {}
+    links: dict[str, Known] = {}

@@ -137,8 +137,13 @@ def measure(cache: Path, threads: int = 0) -> Speeds:
         except EngineError as error:
             log.warning("%s", error.line())
     speeds = Speeds(tuple(found), time.time())
-    selftest.keep(_path(cache, gpus), msgspec.json.encode(speeds))
+    keep(cache, gpus, speeds)
     return speeds
+
+
+def keep(cache: Path, gpus: Sequence[Device], speeds: Speeds) -> None:
+    """Keep what was measured here, for `kept`."""
+    selftest.keep(_path(cache, gpus), msgspec.json.encode(speeds))
 
 
 def described(speed: Speed) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from agent.engine.frames import Frame
 from agent.engine.link import Inlet, Membership, Outlet
 from agent.engine.llama import Context
-from agent.engine.watch import Watch
+from agent.engine.watch import NOTHING, Heard, Watch
 from agent.errors import CoveyError
 
 # The watch wakes whoever waits when there is a reason.
@@ -38,8 +38,13 @@ class StageStats:
 class Stage:
     """A part of the model between an inlet and an outlet."""
 
-    def __init__(self, context: Context, member: Membership, inlet: Inlet, outlet: Outlet) -> None:
+    def __init__(
+        self, context: Context, member: Membership, inlet: Inlet, outlet: Outlet,
+        heard: Heard = NOTHING,
+    ) -> None:  # fmt: skip
+        """`heard`: what is known of its links."""
         self._context = context
+        self._heard = heard
         self._member = member
         self._inlet = inlet
         self._outlet = outlet
@@ -52,7 +57,7 @@ class Stage:
         Raises Lost when a neighbour is gone or silent, EngineError when llama.cpp fails, PeerError
         for nonsense; the neighbours have then been told.
         """
-        watch = Watch(self._member, self._inlet, self._outlet)
+        watch = Watch(self._member, self._inlet, self._outlet, self._heard)
         watch.start()
         try:
             self._run(control, stopped)

@@ -21,6 +21,7 @@ import msgspec
 import agent
 from agent import errors
 from agent.engine.cpus import active_s
+from agent.engine.silence import Known
 from agent.engine.spec import Command, EngineSpec, Event
 from agent.engine.tail import Tail
 from agent.errors import CoveyError, EngineError
@@ -79,12 +80,14 @@ class Engine:
         self.rows = ""
         self.runs_on = ""
         self.stats: dict[str, float] = {}
+        # Hears what the engine learns of its links, by overlay address.
+        self.heard: Callable[[dict[str, Known]], None] = lambda links: None
         self._process = process
         self._tail = Tail()
         self._listening = asyncio.Event()
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
-        self._heard = asyncio.Event()
+        self._lives = asyncio.Event()
         self._reason: CoveyError | None = None
         self._failed = asyncio.Event()
         self._stopping = False
@@ -291,12 +294,12 @@ class Engine:
 
     async def _answers(self) -> bool:
         """Ask whether it lives; return whether anything came in time."""
-        self._heard.clear()
+        self._lives.clear()
         with contextlib.suppress(TimeoutError, EngineError):
             async with asyncio.timeout(_STILL_S):
                 await self._write(msgspec.json.encode(Command(ping=True)))
-                await self._heard.wait()
-        return self._heard.is_set()
+                await self._lives.wait()
+        return self._lives.is_set()
 
     def _end(self) -> None:
         self._failed.set()
@@ -325,8 +328,10 @@ class Engine:
                 log.error("%s wrote what is no event: %s", self.name, error)
 
     def _on_event(self, event: Event) -> None:
-        self._heard.set()
-        if event.event == "alive":
+        self._lives.set()
+        if event.event == "heard":  # every few seconds; whatever its ring is
+            self.heard(event.links)
+        if event.event in ("heard", "alive"):
             return
         log.info(
             "event name=%s pid=%d event=%s message=%s",

@@ -20,10 +20,12 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from agent.engine.frames import stage_name
 from agent.engine.link import Inlet, Lost, Membership, Outlet
-from agent.engine.silence import Silence
+from agent.engine.silence import Known, Silence
 from agent.errors import CoveyError, EngineError, PeerError
 
 log = logging.getLogger(__name__)
@@ -35,12 +37,27 @@ _PUNCTUAL_S = 0.05
 # With so much unread the predecessor may have no room for a ping: Linux begins with 64 KiB.
 _FULL_BYTES = 32 << 10
 _CLOSE_TIMEOUT_S = 5.0
+# A process that is killed has told what it learned until then.
+_TELL_S = 10.0
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What is known of links from before, by the neighbour's address, and who hears what is now."""
+
+    known: Mapping[str, Known] = field(default_factory=dict)
+    tell: Callable[[dict[str, Known]], None] = lambda _: None
+
+
+NOTHING = Heard()
 
 
 class Watch:
     """Watches over one stage's neighbours from `start` to `close`."""
 
-    def __init__(self, member: Membership, inlet: Inlet, outlet: Outlet) -> None:
+    def __init__(
+        self, member: Membership, inlet: Inlet, outlet: Outlet, heard: Heard = NOTHING
+    ) -> None:
         now = time.monotonic()
         self._member = member
         self._inlet = inlet
@@ -48,8 +65,10 @@ class Watch:
         self._turn_s = member.ping_s / _TURNS_PER_PING
         since = max(now, inlet.patient_until)
         bounds = member.least_s, member.silence_s, member.ping_s
-        self._before = Silence(*bounds, since)
-        self._behind = Silence(*bounds, now)
+        self._before = Silence(*bounds, since, heard.known.get(inlet.address))
+        self._behind = Silence(*bounds, now, heard.known.get(outlet.address))
+        self._heard = heard
+        self._tells_at = now + _TELL_S
         self._arrived = inlet.arrived()[0]
         self._beats_at = now
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -67,6 +86,7 @@ class Watch:
         self._thread.join(_CLOSE_TIMEOUT_S)
         os.close(self._stop)
         self._stop = -1
+        self._tell_known()
 
     def tell(self, error: CoveyError) -> None:
         """Say both ways round the ring why it is broken, and where; from any thread."""
@@ -123,6 +143,19 @@ class Watch:
                 self._inlet.ping()
             self._outlet.ping()
             self._judge(now)
+            if now >= self._tells_at:
+                self._tells_at = now + _TELL_S
+                self._tell_known()
+
+    def _tell_known(self) -> None:
+        """Say what is known of both links; they may lead to the same neighbour."""
+        found: dict[str, Known] = {}
+        for neighbour, silence in ((self._inlet, self._before), (self._outlet, self._behind)):
+            if (known := silence.known) is not None:
+                other = found.get(neighbour.address)
+                found[neighbour.address] = known.together(other) if other else known
+        if found:
+            self._heard.tell(found)
 
     def _excuse(self, late_s: float, now: float) -> None:
         if late_s > _PUNCTUAL_S:

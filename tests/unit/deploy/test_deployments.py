@@ -724,6 +724,18 @@ async def test_where_all_drain_it_goes_on(net: Net) -> None:
     assert found["error"]["message"] == "every worker that is there is draining"
 
 
+async def test_what_shall_run_is_known_everywhere_and_a_plan_says_what_runs(net: Net) -> None:
+    first, second, third = net.ranked("m")
+    assert second.up.wished() == []
+    await third.up.deploy(request())
+    await phase(first, "ready")
+    assert [node.up.wished() for node in (first, second, third)] == [["m"]] * 3
+    found = await second.up.plan(request())
+    assert found["running"] == [{"name": "m", "gain": ""}]
+    await second.up.undeploy("m")
+    assert second.up.wished() == []
+
+
 async def test_a_plan_has_links_measured_and_the_catalogue_asks_all(net: Net) -> None:
     alpha, beta = net["alpha"], net["beta"]
     asked: list[list[NodeId]] = []

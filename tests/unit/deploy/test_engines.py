@@ -12,6 +12,7 @@ from agent import config
 from agent.deploy import engines
 from agent.deploy.engines import Engines, Place
 from agent.deploy.spare import Spare
+from agent.engine.silence import Known
 from agent.engine.spec import EngineSpec
 from agent.engine.supervisor import Engine, spawn
 from agent.errors import EngineError, EnvironmentFault
@@ -129,6 +130,24 @@ async def test_what_the_operator_says_of_engines_gets_to_each_of_them(
     await few.start_stage(Path("x"), PLACE, OTHER, context=64, frames="q8")
     assert [spec.role for spec in specs] == ["whole", "head", "stage"]
     assert {(spec.threads, spec.flash_attention) for spec in specs} == {(3, wanted)}
+
+
+async def test_what_engines_learn_of_links_is_handed_on(
+    few: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few.logs, "add", lambda _: None)
+    engine: Any = FakeEngine(EngineSpec(role="stage", files=("x",)))
+    few._made(engine)
+    assert few._in_ring("stage", [], PLACE, OTHER, 1, 64, "f32").links == {}
+    bad, worse = Known(9, 0.5, 1.0, 1.0), Known(19, 0.6, 1.0, 2.0)
+    engine.heard({"one": bad, "other": bad})
+    engine.heard({"one": worse})
+    spec = few._in_ring("stage", [], PLACE, OTHER, 1, 64, "f32")
+    assert spec.links == {"one": worse, "other": bad}
+    engine.heard({str(n): bad for n in range(63)})
+    links = few._in_ring("head", [], PLACE, OTHER, 1, 64, "f32").links
+    assert len(links) == 64
+    assert "one" in links and "other" not in links, "the one heard of last longest ago"
 
 
 class OnGpus(FakeEngine):

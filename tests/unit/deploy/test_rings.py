@@ -60,6 +60,7 @@ class FakeBuild:
         self.wish, self.ring, self.epoch = wish, ring, epoch
         self.carried: Carried | None = more["carried"]
         self.without, self.fewer, self.kept = more["without"], more["fewer"], more["kept"]
+        self.planned: Plan | None = more["plan"]
         self.token: Callable[[], Token] = more["token"]
         self.context, self.reasons = 64, ("rows leave box as f32",)
         self.plan: Plan | None = None
@@ -568,6 +569,51 @@ async def test_a_ring_leaves_a_node_that_drains_with_its_answers(setup: Setup) -
     assert setup.mesh.asked == [NodeId(bytes([7]) * 32)]
     await setup.until("ready")
     assert FakeBuild.made[2].head is head
+    await setup.rings.stop()
+
+
+async def test_a_ring_that_moves_for_a_gain_is_built_as_was_decided(setup: Setup) -> None:
+    FakeBuild.script = [None, None, EngineError("a stage did not load"), None]
+    await setup.keep(wish())
+    await setup.until("ready")
+    head = FakeBuild.made[0].head
+    head.alive = True
+    deployment = setup.rings._deployments["m"]
+    plan = Plan((Stage("n", "n", 0, 1),), ())
+
+    def moves() -> None:
+        deployment.planned, deployment.moves = plan, "31 % fewer ms a token over other nodes"
+        deployment.again.set()
+
+    moves()
+    second = await _made(2)
+    await setup.until("ready")
+    assert second.planned is plan
+    assert second.carried is not None and second.carried.engine is head
+    # It cannot be built so, or breaks before it moves: then it is planned anew.
+    moves()
+    await _made(4)
+    await setup.until("ready")
+    assert [one.planned for one in FakeBuild.made] == [None, plan, plan, None]
+    assert FakeBuild.made[3].head is head
+    deployment.planned = plan
+    FakeBuild.script = [None]
+    head.end.set_result(EngineError("a stage is gone"))
+    await _made(5)
+    assert FakeBuild.made[4].planned is None
+    await setup.rings.stop()
+
+
+async def test_what_is_known_of_a_better_ring_is_told(setup: Setup) -> None:
+    FakeBuild.script = [None]
+    await setup.keep(wish())
+    revision = (await setup.until("ready")).revision
+    deployment = setup.rings._deployments["m"]
+    for _ in range(2):
+        setup.rings._gain(deployment, "a better ring is known: 31 % fewer ms a token")
+    found = setup.rings.state("m")
+    assert found.gain == "a better ring is known: 31 % fewer ms a token"
+    assert found.revision == revision + 1
     await setup.rings.stop()
 
 

@@ -16,6 +16,7 @@ from agent.deploy.messages import (
     ConnectStage,
     CutFile,
     Facts,
+    FetchAhead,
     LoadStage,
     RingHere,
     StageState,
@@ -214,6 +215,70 @@ async def test_a_ring_belongs_to_who_loaded_it(host: stages.StageHost) -> None:
         with pytest.raises(MembershipError, match="belongs to"):
             await host.answer(OTHER, request)
     assert (await phase(host, "listening")).port
+
+
+async def test_weights_are_fetched_ahead_and_nothing_runs(
+    host: stages.StageHost, engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, fetched = asyncio.Event(), []
+
+    async def fetch(
+        url: str, target: Path, size: int, sha256: str, progress: Callable[[int], None]
+    ) -> None:
+        progress(size // 2)
+        fetched.append(sha256)
+        await step.wait()
+
+    monkeypatch.setattr(stages.blobs, "fetch", fetch)
+    request = FetchAhead(ring=RING, token=TOKEN, weights=FILE)
+
+    async def there() -> StageState:
+        state = await host.answer(HEAD, request)
+        assert isinstance(state, StageState)
+        return state
+
+    async def half() -> bool:
+        return (await there()).done == FILE.size // 2
+
+    assert (await there()).phase == "fetching"
+    await until(half)
+    other = CutFile("11" * 32, 10, FILE.source)  # the ring is planned otherwise by now
+    await host.answer(HEAD, FetchAhead(ring=RING, token=TOKEN, weights=other))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    await there()
+    step.set()
+
+    async def ready() -> bool:
+        return (await there()).phase == "ready"
+
+    await until(ready)
+    assert fetched == [FILE.sha256, other.sha256, FILE.sha256]
+    assert host.engines() == []
+    assert host.running() == []
+    await host.answer(HEAD, StopRing(ring=RING, token=TOKEN))
+    assert (await there()).phase == "fetching", "it was forgotten with its ring"
+    await host.stop()
+
+
+async def test_who_may_not_load_may_not_fetch_ahead(
+    host: stages.StageHost, engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MembershipError, match="overlay address only"):
+        await host.answer(OTHER, FetchAhead(ring=RING, token=TOKEN, weights=FILE))
+    with pytest.raises(UsageError, match="SHA-256"):
+        bad = CutFile("../x", 10, FILE.source)
+        await host.answer(HEAD, FetchAhead(ring=RING, token=TOKEN, weights=bad))
+    await host.answer(HEAD, load(token=NEW))
+    with pytest.raises(UsageError, match="newer owner"):
+        await host.answer(HEAD, FetchAhead(ring=RING, token=OLD, weights=FILE))
+    with pytest.raises(MembershipError, match="belongs to"):
+        own = CutFile("00" * 32, 10, f"http://[{address(OTHER)}]:7070")
+        await host.answer(OTHER, FetchAhead(ring=RING, token=NEW, weights=own))
+    await host.stop()
+    drains = stages.StageHost(Path("/nowhere"), engines, lambda: True)  # type: ignore[arg-type] # the fake above
+    with pytest.raises(NotRunning, match="draining"):
+        await drains.answer(HEAD, FetchAhead(ring=RING, token=TOKEN, weights=FILE))
 
 
 @pytest.mark.parametrize("source", ["http://192.0.2.1:80", f"http://[{address(OTHER)}]:7070", ""])

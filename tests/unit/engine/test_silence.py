@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.engine.silence import LEAST_S, Silence
+from agent.engine.silence import LEAST_S, Known, Silence
 
 MOST_S = 30.0
 PING_S = 0.2
@@ -148,3 +148,65 @@ def test_who_lives_behind_a_link_that_loses_much_is_rarely_taken_to_be_lost() ->
     assert false_alarms(0.01, 300, 1000) == 0
     assert false_alarms(0.05, 300, 1000) <= 3
     assert false_alarms(0.2, 300, 1000) <= 15
+
+
+# ------------------------------------------------------------------ from one ring to the next
+
+
+def next_ring(known: Known | None, since: float) -> Silence:
+    """Return a new ring's silence on a link that is known, after the neighbour's first word."""
+    silence = Silence(LEAST_S, MOST_S, PING_S, since, known)
+    assert silence.bound_s() == MOST_S, "the neighbour has not come yet"
+    silence.heard(since)
+    return silence
+
+
+FRESH_S = next_ring(None, 0.0).bound_s()
+
+
+def test_a_link_that_was_late_is_given_time_in_the_next_ring_too() -> None:
+    bad, now = after((KNOWN, PING_S), (60, 0.6))
+    after_it = next_ring(bad.known, now + 5)
+    assert after_it.bound_s() > 2 * FRESH_S
+    assert after_it.bound_s() <= bad.bound_s()
+    # It learns on from there: a minute in time, and it is one like the others.
+    for _ in range(2 * KNOWN):
+        now += PING_S
+        after_it.heard(now + 5)
+    assert after_it.bound_s() < FRESH_S
+
+
+def test_a_link_that_was_good_has_to_show_it_anew() -> None:
+    good, now = after((KNOWN, PING_S))
+    assert good.bound_s() < FRESH_S
+    assert next_ring(good.known, now + 1).bound_s() == FRESH_S
+
+
+def test_what_is_long_ago_is_forgotten() -> None:
+    bad, now = after((KNOWN, 0.6), (1, 5.0))
+    bounds = [next_ring(bad.known, now + later).bound_s() for later in (1, 60, 300, 1200, 6 * 3600)]
+    assert bounds == sorted(bounds, reverse=True)
+    assert bounds[0] >= 14.9  # three times the gap
+    assert bounds[-1] == FRESH_S
+
+
+@given(gaps, st.floats(0.0, 1e4))
+def test_nothing_that_is_known_makes_a_new_ring_less_patient(
+    found: list[float], later_s: float
+) -> None:
+    silence, now = after(*((1, gap) for gap in found))
+    assert next_ring(silence.known, now + later_s).bound_s() >= FRESH_S
+
+
+@given(st.lists(gaps, min_size=2, max_size=2))
+def test_a_neighbour_on_both_sides_is_as_late_as_its_later_side_at_most(
+    found: list[list[float]],
+) -> None:
+    one, other = (after(*((1, gap) for gap in each))[0].known for each in found)
+    if one is None or other is None:
+        assert min(len(each) for each in found) < 2
+        return
+    both = one.together(other)
+    assert min(one.late, other.late) - 1e-9 <= both.late <= max(one.late, other.late) + 1e-9
+    assert both.gap_s == max(one.gap_s, other.gap_s)
+    assert both.words == one.words + other.words

@@ -21,6 +21,7 @@ from ring_processes import RING, running, specs
 from agent.engine import frames, supervisor
 from agent.engine.cut import origin
 from agent.engine.gguf_file import GgufFile
+from agent.engine.silence import Known
 from agent.engine.spec import EngineSpec
 from agent.engine.supervisor import Engine
 from agent.errors import ConfigError, EngineError, EnvironmentFault, ModelError
@@ -103,14 +104,20 @@ async def test_two_nodes_answer_as_llama_cpp_and_stop_cleanly_when_asked(
 ) -> None:
     path = models()
     parts = rings.cut(path, tmp_path, (5, 9))
+    learned: list[dict[str, Known]] = []
     async with running(specs(parts, cache)) as engines:
         expected = rings.answer(path, TEXT, COUNT)
+        for engine in engines:
+            engine.heard = learned.append
         for _ in range(2):
             assert await complete(engines[0], TEXT) == expected
         assert all(not engine.ended for engine in engines)
         # Loopback is fast enough for exact rows, and each engine says so.
         assert all(re.fullmatch(r"f32 \([\d,]+ Mbit/s\)", engine.rows) for engine in engines)
         assert {engine.runs_on for engine in engines} == {"1 CPU thread"}
+        await asyncio.sleep(4.0)  # for some pings: fewer than two tell nothing
+    # Each has its neighbour on both sides, and says at its end what it learned of it.
+    assert [known.keys() for known in learned] == [{"127.0.0.1"}] * 2
     # The head went first, so the stage has lost it: the daemon knows that it asked for this.
     assert await engines[0].wait_ended() is None
     for engine in engines:

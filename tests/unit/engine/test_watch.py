@@ -31,9 +31,10 @@ from agent.engine.frames import (
 )
 from agent.engine.link import Inlet, Lost, Membership, Outlet
 from agent.engine.pipeline import RingPipeline
+from agent.engine.silence import Known
 from agent.engine.stage import Stage
 from agent.engine.turns import Batch
-from agent.engine.watch import Watch
+from agent.engine.watch import NOTHING, Heard, Watch
 from agent.errors import CoveyError, EngineError
 
 N_EMBD = 64
@@ -260,14 +261,17 @@ def test_a_dead_stage_is_told_past_one_that_computes() -> None:
 class Watched:
     """A stage's two connections under watch, whose neighbours the test plays."""
 
-    def __init__(self, silence_s: float = SILENCE_S) -> None:
+    def __init__(
+        self, silence_s: float = SILENCE_S, heard: Heard = NOTHING,
+        addresses: tuple[str, str] = ("", ""),
+    ) -> None:  # fmt: skip
         self.before, inner = tcp()
         outer, self.after = tcp()
         for end in (self.before, self.after):
             end.settimeout(PATIENCE_S)
-        self.inlet = Inlet(inner, member(1, 3, silence_s), "")
-        self.outlet = Outlet(outer, member(1, 3, silence_s), "")
-        self.watch = Watch(member(1, 3, silence_s), self.inlet, self.outlet)
+        self.inlet = Inlet(inner, member(1, 3, silence_s), addresses[0])
+        self.outlet = Outlet(outer, member(1, 3, silence_s), addresses[1])
+        self.watch = Watch(member(1, 3, silence_s), self.inlet, self.outlet, heard)
         self.watch.start()
         self._decoders = {end: Decoder(LIMITS, "it") for end in (self.before, self.after)}
 
@@ -304,6 +308,25 @@ def watched() -> Iterator[Watched]:
     made = Watched()
     yield made
     made.close()
+
+
+def test_what_is_learned_of_links_is_told_and_what_was_known_counts() -> None:
+    told: list[dict[str, Known]] = []
+    late = Known(300.0, 0.9, 0.1, time.monotonic())
+    made = Watched(30.0, Heard({"fd00::1": late}, told.append), ("fd00::1", "fd00::2"))
+    try:
+        for _ in range(4):
+            made.before.sendall(encode_ping(Ping(5)))
+            time.sleep(0.05)
+        assert made.watch._before.bound_s() > 10
+        assert told == []
+    finally:
+        made.close()
+    (found,) = told
+    assert found.keys() == {"fd00::1"}, "nothing was heard of the other"
+    assert 0.8 < found["fd00::1"].late < 0.9
+    made.watch.close()
+    assert len(told) == 1
 
 
 def test_both_neighbours_are_pinged(watched: Watched) -> None:

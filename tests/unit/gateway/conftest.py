@@ -42,7 +42,7 @@ class ListedSource:
 
     def __init__(self, replicas: Sequence[Replica] = (), missing: str = "") -> None:
         self.listed = list(replicas)
-        self.deployed: frozenset[str] = frozenset()
+        self.wished = {model for replica in replicas for model in replica.models}
         self.missing = missing
         self.closed = False
 
@@ -50,6 +50,9 @@ class ListedSource:
         if self.missing:
             raise NotRunning(self.missing, hint="Start it with `agent up`.")
         return self.listed
+
+    def deployed(self) -> frozenset[str]:
+        return frozenset(self.wished)
 
     async def aclose(self) -> None:
         self.closed = True

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import io
 import json
-import socket
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
@@ -19,7 +18,7 @@ from yarl import URL
 
 from gateway import app as app_module
 from gateway import upstream as upstream_module
-from gateway.routing import Replica, Router
+from gateway.routing import Replica
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 PATH = "/v1/chat/completions"
@@ -466,64 +465,14 @@ async def test_outside_servers_are_found_by_their_list(
     assert (await get(url + "/health"))[1] == {"status": "ok", "models": ["m"]}
 
 
-async def test_a_machine_that_is_gone_does_not_keep_its_client_waiting(
-    gateway: Any, upstream: Any, head: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel ends connections that nothing comes back from; nothing here is so silent."""
-    made: list[socket.socket] = []
-
-    def to_replica(address: Any) -> socket.socket:
-        made.append(upstream_module.socket_to_replica(address))
-        return made[-1]
-
-    monkeypatch.setattr(app_module, "socket_to_replica", to_replica)
-    url = await gateway(head("a", await upstream(fine)))
-    assert (await post(url))[0] == 200
-    [opened, *_] = made
-    assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-    after, interval, probes = (opened.getsockopt(socket.IPPROTO_TCP, o) for o in options)
-    assert after + interval * probes == upstream_module.GONE_S
-    assert (
-        opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-        == 1000 * upstream_module.GONE_S
-    )
-
-
-def test_an_error_without_words_is_named() -> None:
-    a = Replica("a", "http://a", "mesh", ("m",))
-    router = Router("latency_aware", Random(1))
-    upstream = upstream_module.Upstream(router, None)  # type: ignore[arg-type]  # nothing is sent
-    failed = upstream._no_answer(a, aiohttp.ClientError())
-    assert isinstance(failed, upstream_module.AttemptFailedError)
-    assert failed.reason == "cannot be reached: ClientError"
-
-
-async def test_a_deployed_model_without_a_head_may_be_asked_for_again(
-    gateway: Any, listed: Any
-) -> None:
-    source = listed()
-    source.deployed = frozenset({"m"})
-    url = await gateway(source=source)
-    status, body, headers = await post(url)
-    assert (status, headers["Retry-After"]) == (503, "2")
-    assert "'m' is ready (it is deployed, and its head" in json.loads(body)["error"]["message"]
-    assert (await get(url + "/v1/models/m"))[0] == 503
-    source.deployed = frozenset()
-    await eventually(lambda: answers_404(url))
-
-
-async def answers_404(url: str) -> bool:
-    return bool((await post(url))[0] == 404)
-
-
 async def test_before_the_first_round_it_is_starting(gateway: Any) -> None:
     class Slow:
-        deployed: frozenset[str] = frozenset()
-
         async def replicas(self) -> list[Replica]:
             await asyncio.sleep(60)
             return []
+
+        def deployed(self) -> frozenset[str]:
+            return frozenset()
 
         async def aclose(self) -> None:
             pass

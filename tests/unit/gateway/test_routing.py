@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gateway.routing import (
     COOL_MOST_S,
     FADE_S,
+    LATELY_S,
     STRATEGIES,
     Candidate,
     Fault,
@@ -54,20 +55,6 @@ def test_an_unknown_model_names_the_known_ones() -> None:
     made = router("a")
     made.update("named", [replica("b", "z", "y", source="named")], 0.0)
     assert made.choose("x", streamed=False, now=0.0) == UnknownModel(("m", "y", "z"))
-
-
-def test_what_is_deployed_is_not_unknown_while_it_has_no_head() -> None:
-    made = router("a")
-    made.expect(frozenset({"m", "late"}))
-    found = made.choose("late", streamed=True, now=0.0)
-    assert isinstance(found, NoneUsable)
-    assert found.retry_after_s > 0
-    assert "is deployed" in found.reasons[0]
-    assert choice(made) == "a"
-    made.update("mesh", [], 1.0)
-    assert "is deployed" in refusal(made).reasons[0]
-    made.expect(frozenset())
-    assert made.choose("m", streamed=True, now=2.0) == UnknownModel(())
 
 
 def test_only_replicas_of_the_model_are_chosen() -> None:
@@ -232,6 +219,46 @@ def test_an_update_keeps_what_was_learned_and_drops_what_is_gone() -> None:
     made.end("http://a")  # it ended after its replica was gone
     made.fault("http://a", Fault.ERROR, "x", 2.0)
     measured(made, "a", 1.0)
+
+
+def lost(made: Router, now: float) -> bool:
+    """Say whether a lost model is worth waiting for."""
+    return refusal(made, now).awaited
+
+
+def test_a_model_whose_only_head_was_well_of_late_is_awaited() -> None:
+    made = router("a")
+    made.deployed(["m"])
+    made.check_failed("http://a", "loading")
+    assert not lost(made, 0.0)  # it never answered
+    made.check_passed("http://a", None, 10.0)
+    made.check_failed("http://a", "broken")
+    assert lost(made, 10.0 + LATELY_S - 1)
+    assert not lost(made, 10.0 + LATELY_S)
+    made.first_byte("http://a", 0.1, streamed=True, now=80.0)
+    made.fault("http://a", Fault.UNREACHABLE, "gone", 80.0)
+    assert lost(made, 80.0)
+    made.update("mesh", [], 81.0)
+    assert refusal(made, 81.0).reasons == ("it is deployed, and has no head now",)
+    assert lost(made, 81.0)
+    made.deployed([])
+    assert made.choose("m", streamed=True, now=81.0) == UnknownModel(())
+    made.deployed(["m"])  # another one of the same name
+    assert not lost(made, 81.0)
+
+
+def test_a_head_that_is_ready_and_refuses_is_not_awaited() -> None:
+    made = router("a", "b")
+    made.deployed(["m"])
+    for name in "ab":
+        made.check_passed(f"http://{name}", None, 0.0)
+    made.fault("http://a", Fault.REFUSED, "answered with status 503", 0.0)
+    made.fault("http://b", Fault.UNREACHABLE, "gone", 0.0)
+    assert not lost(made, 0.1)
+    made.check_failed("http://a", "its ring is replaced")
+    assert lost(made, 0.2)
+    made.check_passed("http://a", None, 0.3)
+    assert choice(made, 0.3) == "a"  # whatever it said it would take
 
 
 def test_round_robin_is_fair_also_when_replicas_come_and_go() -> None:
