@@ -393,6 +393,11 @@ class Context:
         view: Rows = np.ctypeslib.as_array(found, (self.weights.n_vocab,))
         return view
 
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether `logits` are kept here, and llama.cpp itself has but the last row's."""
+        return self._logits is not None
+
     def pooled(self, sequence: int, width: int) -> Rows:
         """Return the vector (width) of a sequence of the last batch; a view until the next."""
         found = llama_cpp.llama_get_embeddings_seq(self.handle, sequence)

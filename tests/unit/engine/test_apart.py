@@ -15,9 +15,14 @@ from hypothesis import strategies as st
 
 from agent.engine.apart import ROWS_MAX, Apart
 from agent.engine.cut import write_part
+from agent.engine.generation import GenerationRequest, Sampling, Token
+from agent.engine.generator import Generator, Job
 from agent.engine.gguf_file import GgufFile
 from agent.engine.llama import Context, Weights
+from agent.engine.vocabulary import Vocabulary
 from agent.errors import EngineError
+
+GREEDY = Sampling(temperature=0.0)
 
 rows_of = st.integers(2, ROWS_MAX - 1)
 times = st.floats(0.001, 10.0)
@@ -145,6 +150,52 @@ def test_parts_say_the_same_both_ways(tmp_path: Path, name: str) -> None:
     half = len(said) // 2
     for one, other in zip(said[:half], said[half:], strict=True):
         np.testing.assert_allclose(one, other, atol=0.01)
+
+
+@pytest.mark.parametrize("boundaries", [(), (5,)])
+def test_who_is_served_together_says_what_each_says_alone(
+    models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    boundaries: tuple[int, ...],
+) -> None:  # fmt: skip
+    path = models(forgetful=True)
+    samplings = [
+        GREEDY, Sampling(temperature=0.9, seed=7), Sampling(temperature=0.8, seed=3, min_p=0.1),
+        replace(GREEDY, grammar='root ::= ("a" | "b" | "c" | " ")+'),
+    ]  # fmt: skip
+    with rings.pipeline(path, tmp_path, boundaries) as pipeline:
+        alone = [
+            rings.generated(pipeline, path, rings.prompt(20, n), 24, sampling)[0]
+            for n, sampling in enumerate(samplings)
+        ]
+    monkeypatch.setattr(rings, "LIMITS", replace(rings.LIMITS, rows_apart=True))
+    counts: list[int] = []
+
+    def always(self: Apart, rows: int) -> bool:
+        if 1 < rows < ROWS_MAX:
+            counts.append(rows)
+        return 1 < rows < ROWS_MAX
+
+    monkeypatch.setattr(Apart, "wanted", always)
+    weights = Weights(path)
+    try:
+        with rings.pipeline(path, tmp_path, boundaries) as pipeline:
+            generator = Generator(
+                pipeline,
+                Vocabulary(weights),
+                context=rings.N_CTX,
+                n_batch=rings.N_BATCH,
+                slots=rings.SLOTS,
+                sequences=rings.SEQUENCES,
+            )
+            said: list[list[Token]] = [[] for _ in samplings]
+            for n, sampling in enumerate(samplings):
+                request = GenerationRequest(rings.prompt(20, n), 24, sampling)
+                generator.add(Job(request, said[n].append))
+            generator.run()
+    finally:
+        weights.close()
+    assert [[token.id for token in tokens] for tokens in said] == alone
+    assert counts
 
 
 def test_a_full_cache_is_told_both_ways(models: Callable[..., Path]) -> None:
