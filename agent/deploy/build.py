@@ -163,6 +163,7 @@ class Build:
             self._stopping = asyncio.create_task(self._stop(left), name=f"left {self._ring}")
         if not self.plan.whole and not in_line:
             self._rows = await self._row_types(self.plan, self.head)
+        await self._parts.use(self._ring, [Path(file) for file in self.head.spec.files])
         return self.head
 
     @property
@@ -246,6 +247,7 @@ class Build:
             await asyncio.wait([self._stopping])
         if self.head is not None:
             await self.head.stop()
+        self._parts.leave(self._ring)
         await self._stop(self._asked)
 
     async def _stop(self, nodes: Iterable[NodeId]) -> None:

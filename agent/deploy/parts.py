@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from agent.deploy import pruning
 from agent.deploy.stored import Stored
 from agent.engine import cut
 from agent.engine.gguf_file import GgufFile
@@ -30,6 +31,7 @@ class Parts:
         self._lock = threading.Lock()
         self._known: dict[_Key, cut.PartFile] = {}
         self._fetching: dict[Path, asyncio.Lock] = {}
+        self._used: dict[str, frozenset[Path]] = {}  # by ring
 
     async def fetch(
         self, stored: Stored, model: str, span: tuple[int, int], watch: Watch
@@ -45,6 +47,20 @@ class Parts:
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 await stored.part(model, span, path, watch)
         return path
+
+    async def use(self, ring: str, files: Collection[Path]) -> None:
+        """Note which parts a ring has loaded here; of those that none has, the oldest go."""
+        self._used[ring] = frozenset(files)
+        used = frozenset[Path]().union(*self._used.values())
+        await asyncio.to_thread(self._prune, used)
+
+    def leave(self, ring: str) -> None:
+        """Note that a ring has nothing loaded here any more."""
+        self._used.pop(ring, None)
+
+    def _prune(self, used: Collection[Path]) -> None:
+        with self._lock:
+            pruning.prune(self._folder, used)
 
     def cut(self, path: Path, ranges: Sequence[tuple[int, int]], ring: str) -> list[cut.PartFile]:
         """Return a part for each range of layers [first, last), in order.

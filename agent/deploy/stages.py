@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from agent.deploy import blobs
+from agent.deploy import blobs, pruning
 from agent.deploy.ahead import Ahead, SoFar
 from agent.deploy.beside import refused, room_for
 from agent.deploy.engines import Engines, Place
@@ -84,6 +84,7 @@ class _Stage:
     request: LoadStage | StartServer
     state: StageState
     engine: Engine | None = None
+    file: Path | None = None
     task: asyncio.Task[None] | None = None
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     asked_at: float = field(default_factory=time.monotonic)
@@ -238,6 +239,7 @@ class StageHost:
         """Bring one stage up and watch it until it ends; its state says how far it is."""
         request = stage.request
         place = Place(request.ring, request.epoch, request.index, request.stages)
+        pruned: asyncio.Task[None] | None = None
         try:
             if isinstance(request, LoadStage):
                 stage.engine = await self._start(stage, request, place)
@@ -248,6 +250,8 @@ class StageHost:
                 await self._wait_connected(stage)
             await stage.engine.wait_ready()
             self._set(stage, "ready", port=stage.engine.port, rows=stage.engine.rows)
+            used = {other.file for other in self._stages.values() if other.file is not None}
+            pruned = asyncio.create_task(asyncio.to_thread(pruning.prune, self._folder, used))
             raise await stage.engine.wait_ended() or EngineError("the engine was stopped")
         except CoveyError as error:
             _log.warning("stage ring=%s index=%d broke: %s", request.ring, request.index,
@@ -256,6 +260,8 @@ class StageHost:
         finally:
             if stage.engine is not None:
                 await stage.engine.stop(grace_s=_STOP_GRACE_S)
+            if pruned is not None:
+                await pruned
         await asyncio.sleep(_BROKEN_KEPT_S)
         key = request.ring, request.index
         if self._stages.get(key) is stage:
@@ -268,6 +274,7 @@ class StageHost:
             lambda done, total: self._set(stage, "fetching", done=done, total=total),
         )
         self._set(stage, "loading")
+        stage.file = path
         return await self._engines.start_stage(
             path, place, NodeId.parse(request.predecessor), context=request.context,
             frames=request.frames,
