@@ -81,6 +81,10 @@ async def test_the_next_question_of_a_conversation_computes_what_is_new_alone(
             first = head.generate(request())
             said = await collected(first)
             assert first.timings.reused == 0
+            # What batches take is measured while nobody asks, and that is rows as well.
+            async with asyncio.timeout(30):
+                while not head._thread._generator.measured:  # noqa: ASYNC110 - nobody tells of it
+                    await asyncio.sleep(0.01)
             rows = pipeline.stats.rows
             following = (*PROMPT, *said, *rings.prompt(20, seed=9))
             second = head.generate(request(prompt=following))
