@@ -22,7 +22,7 @@ ENDS = ("ok", "refused", "denied", "lost", "wrong", "cut", "hung")
 LIMIT_S = 120.0
 # Where the second likeliest token is nearer than this (nat), other sums of the same numbers may
 # choose it: a batch of other rows is enough. An answer is asked for up to the first such place.
-MARGIN = 0.02
+MARGIN = 0.1
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ KINDS: dict[str, Kind] = {
     "stage's engine frozen": Kind("stage", _frozen, (2.0, 20.0)),
     "head's engine killed": Kind("head", faults.kill_engine),
     "head's engine frozen": Kind("head", _frozen, (2.0, 20.0)),
-    # Longer than its agent waits for a head that stands still (agent/deploy/answering.py).
+    # Longer than its agent waits for a head that stands still (agent/engine/supervisor.py).
     "head's engine frozen for long": Kind("head", _frozen, (90.0, 100.0)),
     "stage's agent killed": Kind("stage", faults.kill_agent, _SHORT, True, True),
     "stage's power lost": Kind("stage", faults.fail_power, _LONG, True, True),

@@ -104,25 +104,31 @@ def strays(mesh: Storm) -> list[str]:
     there = mesh.agents()
     agents = set(there.values())
     found = [f"no agent answers on {name}" for name in mesh.machines if name not in there]
-    wireguards: dict[int, int] = {}
+    wireguards = dict.fromkeys(mesh.machines, 0)
     for pid, (parent, words) in processes().items():
+        machine = words.rpartition("covey-")[2]
         if pid in agents or pid == mesh.gateway_pid:
             continue
-        if parent not in agents:
+        if "wireguard-go" in words and machine in wireguards:  # it may be older than its agent
+            wireguards[machine] += 1
+        elif parent not in agents:
             found.append(f"process {pid} (parent {parent}): {words}")
-        elif "wireguard-go" in words:
-            wireguards[parent] = wireguards.get(parent, 0) + 1
-    found += [f"agent {agent} has {wireguards.get(agent, 0)} wireguard-go"
-              for agent in agents if wireguards.get(agent) != 1]  # fmt: skip
+    found += [f"{name} has {count} wireguard-go" for name, count in wireguards.items()
+              if count != 1]  # fmt: skip
     return found + _interfaces(mesh, up=set(mesh.machines))
 
 
 def left_behind(mesh: Storm) -> list[str]:
-    """Return what is still there after every agent has been told to end."""
+    """Return what is still there after every agent has been told to end.
+
+    Machines that are gone for good were never told anything.
+    """
     found = [f"process {pid}: {words}" for pid, (_, words) in processes().items()]
     found += _interfaces(mesh, up=set())
-    found += [str(file) for file in Path("/run/wireguard").iterdir()]
-    for name in mesh.lab.machines:
+    gone = {f"covey-{name}" for name in set(mesh.lab.machines) - set(mesh.machines)}
+    sockets = Path("/run/wireguard").iterdir()
+    found += [str(file) for file in sockets if file.stem not in gone]
+    for name in mesh.machines:
         state = mesh.root / name
         left = [*state.glob("*.sock"), *state.glob("**/.*.*")]
         for kept in ("parts", "stages"):  # weights stay for the next time, under their hash
