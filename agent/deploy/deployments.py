@@ -97,6 +97,7 @@ class Deployments:
         self._draining: frozenset[NodeId] = frozenset()
         self._mesh = mesh
         self._tasks: list[asyncio.Task[None]] = []
+        self._avoided: dict[str, frozenset[NodeId]] = {}  # by ring's key
         self._wants: dict[str, Want] = {}
         self._keeper = BookKeeper(settings.state_dir, mesh_id, key, mesh, self._book_changed)
         self._rings = Rings(
@@ -491,6 +492,11 @@ class Deployments:
 
     def _wanted(self) -> Mapping[str, Want]:
         avoided = self._executor.avoided()
+        if avoided != self._avoided:
+            if any(nodes - self._avoided.get(key, frozenset()) for key, nodes in avoided.items()):
+                # Another ring has that node meanwhile: the order of heads did not know of it.
+                self._succession.look_soon()
+            self._avoided = avoided
         if not avoided:
             return self._wants
         return self._wants | {

@@ -12,7 +12,7 @@ WORKERS = {"alpha", "beta", "gamma"}
 def test_lines_come_from_all_nodes_of_a_ring(mesh: DemoMesh) -> None:
     def whole() -> bool:
         deployed = mesh.get("alpha", "/v1/deployments")["deployments"]
-        return any(one["name"] == "trio" and len(one["stages"]) == 3 for one in deployed)
+        return any(one["name"] == "trio" and one["nodes"] == 3 for one in deployed)
 
     wait(whole, 120)
     said = mesh.agent("door", "logs", "trio").splitlines()
