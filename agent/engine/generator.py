@@ -79,6 +79,13 @@ class _Course:
     drafter: Drafter | None
     measuring: Measuring
     flying: deque[tuple[Turn, float]] = field(default_factory=deque)
+    scheduling_s: float = 0.0
+    noted_s: float = 0.0
+
+    def ours_s(self) -> float:
+        """Return what our own code has taken since this was asked last (CPU seconds)."""
+        before, self.noted_s = self.noted_s, self.pipeline.stats.own_s + self.scheduling_s
+        return self.noted_s - before
 
 
 class Generator:
@@ -150,7 +157,9 @@ class Generator:
         """
         self.sweep()
         course = self._here
+        began = time.thread_time()
         turn = course.schedule.next(len(course.flying))
+        course.scheduling_s += time.thread_time() - began
         if turn is not None:
             self._submit(course, turn)
         elif course.drafter is not None and course.drafter.step(
@@ -248,10 +257,11 @@ class Generator:
                 self._sample(course, answer, row)
         if course.drafter is not None:
             course.drafter.returned()
-        rows = len(turn.batch.tokens)
+        rows, ours_s = len(turn.batch.tokens), course.ours_s()
         # Where all rows are marked nobody has a prompt.
         if rows == len(turn.wanted) and useful is None:
-            course.schedule.pace.took(rows, own_s, time.perf_counter() - began)
+            sampling_s = time.perf_counter() - began
+            course.schedule.pace.took(rows, own_s, sampling_s, ours_s)
         for work in turn.works:
             answer = self._answers[work]
             answer.flying -= 1

@@ -3,9 +3,11 @@
 A token of one answer needs the one before, so each answer is in one batch at a time, and comes
 round again when that batch is back. With `n` answers in `k` batches of `b` = ⌈n/k⌉ rows each:
 
-    round = max(k · own(b) + n · sample,   what this process has to compute in a round
-                k · stage(b),              what the slowest other one has to
-                own(b) + away(b))          how long a batch alone is on its way
+    round = max(k · (own(b) + ours) + n · sample,   what this process has to do in a round
+                k · (stage(b) + ours),              what the slowest other one has to
+                own(b) + ours + away(b))            how long a batch alone is on its way
+
+with what our own code takes for a batch, of one row or of eight, as `ours`.
 
 Small batches fill the ring while frames travel; large ones share the reading of the weights. How
 much sharing is worth depends on the CPU: where two rows take three times as long as one, eight
@@ -134,6 +136,7 @@ class Pace:
         self.links_s = 0.0  # what an empty batch was away for
         self._level = 1.0
         self._sample_s = 0.0
+        self._ours_s = 0.0
         self._last: tuple[int, Split] | None = None
         # A choice holds for a while: to make one takes longer than to make a batch.
         self._chosen: dict[tuple[int, int, int, int, int], Split] = {}
@@ -147,12 +150,16 @@ class Pace:
         self._last = None
         self._chosen.clear()
 
-    def took(self, rows: int, own_s: float, sampling_s: float) -> None:
-        """Take what a batch of decoding rows took in this process's parts, and to choose tokens."""
+    def took(self, rows: int, own_s: float, sampling_s: float, ours_s: float = 0.0) -> None:
+        """Take what a batch of decoding rows took in this process's parts, and to choose tokens.
+
+        `ours_s`: what our own code took for it, however many rows it has.
+        """
         expected = self._at(rows)[0] if self._measured else 0.0
         if expected > 0.0:
             self._level += _NEWEST * (own_s / expected - self._level)
         self._sample_s += _NEWEST * (sampling_s / rows - self._sample_s)
+        self._ours_s += _NEWEST * (ours_s - self._ours_s)
         self._noted()
 
     def drafted(self, rows: int, seconds: float) -> None:
@@ -258,7 +265,7 @@ class Pace:
         if self._depth == 1:
             return 1
         own, _, stage = self._costs(rows)
-        busiest = max(own + rows * self._sample_s, stage)
+        busiest = max(own + rows * self._sample_s, stage) + self._ours_s
         return max(1, int(self.round_s(rows, Split(1, rows)) / busiest))
 
     def round_s(self, tokens: float, split: Split, drafting_s: float = 0.0) -> float:
@@ -267,6 +274,8 @@ class Pace:
         `drafting_s`: what making its guesses takes.
         """
         own, away, stage = self._costs(split.rows)
+        # A stage's own code takes for a batch about what this one's does.
+        own, stage = own + self._ours_s, stage + self._ours_s
         busy = split.batches * own + tokens * self._sample_s + drafting_s
         alone = own + away + self.links_s + split.rows * self._sample_s
         return max(busy, split.batches * stage, alone + drafting_s / split.batches)

@@ -136,7 +136,7 @@ def test_two_rings_share_requests_and_one_serves_while_the_other_is_gone(mesh: D
 def test_a_ring_that_has_no_node_left_is_said_and_comes_back(mesh: DemoMesh) -> None:
     done = mesh.try_agent("alpha", "deploy", "covey-mini", "--name", NAME, "--rings", "4")
     assert done.returncode == 2
-    assert "3 nodes cannot make 4 rings" in done.stderr
+    assert "4 rings" in done.stderr
     mesh.ask("alpha", "deploy", "covey-mini", "--name", NAME, "--rings", "3")
     before = check_apart(mesh, 3)
     lost = next(one for one in before if one["head_name"] == "gamma")

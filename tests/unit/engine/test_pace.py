@@ -150,6 +150,14 @@ def test_a_busier_machine_moves_all_sizes_and_so_leaves_the_split() -> None:
     assert pace.split(8, 512) == Split(8, 1)
 
 
+def test_where_rows_cost_the_same_alone_they_share_what_our_own_code_takes() -> None:
+    pace = learnt(2, each, 0.0005)
+    assert pace.split(8, SLOTS).batches * pace.split(8, SLOTS).rows == 8
+    for _ in range(200):
+        pace.took(1, each(1), 0.0, 0.002)
+    assert pace.split(8, SLOTS) == Split(2, 4)
+
+
 def test_dear_sampling_is_the_heads_own_work() -> None:
     cheap, dear = learnt(2, shared, 0.0), learnt(2, shared, 0.0, sample_s=0.050)
     assert dear.round_s(8, Split(2, 4)) - cheap.round_s(8, Split(2, 4)) > 7 * 0.050
