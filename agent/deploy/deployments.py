@@ -493,10 +493,9 @@ class Deployments:
     def _wanted(self) -> Mapping[str, Want]:
         avoided = self._executor.avoided()
         if avoided != self._avoided:
-            if any(nodes - self._avoided.get(key, frozenset()) for key, nodes in avoided.items()):
-                # Another ring has that node meanwhile: the order of heads did not know of it.
-                self._succession.look_soon()
             self._avoided = avoided
+            for key, nodes in avoided.items():
+                self._succession.refused(key, nodes)
         if not avoided:
             return self._wants
         return self._wants | {

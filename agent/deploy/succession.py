@@ -54,6 +54,7 @@ class _Order:
     seen: frozenset[NodeId] | None = None  # the workers that were there
     due: float = 0.0
     wanted_at: float = 0.0  # when this node last had to know
+    refusing: frozenset[NodeId] = frozenset()  # who would not be head, for it is in another ring
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
@@ -92,6 +93,17 @@ class Succession:
             order.due = 0.0
         self._news.set()
 
+    def refused(self, key: str, nodes: frozenset[NodeId]) -> None:
+        """Hear which nodes would not be a ring's head, since another ring has them.
+
+        Its order was made before that began there. It is made anew though nobody may own the ring
+        for a moment: who owned it had nobody left to be its head.
+        """
+        order = self._orders.get(key)
+        if order is not None and not nodes.isdisjoint(order.heads):
+            order.refusing, order.due = nodes, 0.0
+            self._news.set()
+
     async def follow(self) -> None:
         """Keep the orders up to date; runs until it is cancelled."""
         try:
@@ -125,7 +137,11 @@ class Succession:
                 if order.task is not None:
                     order.task.cancel()
                 del self._orders[name]
-        for name, (wish, ring) in owned.items():
+        again = {
+            name: (order.wish, "") for name, order in self._orders.items()
+            if order.refusing and name not in owned
+        }  # fmt: skip
+        for name, (wish, ring) in (owned | again).items():
             order = self._orders.setdefault(name, _Order(wish, name))
             order.wanted_at = time.monotonic()
             busy = order.task is not None and not order.task.done()
@@ -141,7 +157,10 @@ class Succession:
         before = order.heads, order.error
         try:
             order.heads, order.error = await self._found(order, ring), None
-            if not order.heads:  # other rings of its deployment have all nodes
+            if order.refusing.isdisjoint(order.heads):
+                order.refusing = frozenset()
+            # Other rings of its deployment have all nodes, or do not say yet which.
+            if not order.heads or order.refusing:
                 order.due = time.monotonic() + _AGAIN_S
         except CoveyError as error:
             order.due = time.monotonic() + _AGAIN_S

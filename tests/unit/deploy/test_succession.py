@@ -171,3 +171,21 @@ async def test_each_ring_has_an_order_without_the_nodes_of_the_others(
     world.here |= {ATTIC: (RingHere(3, nodes=(str(ATTIC),)),)}
     order.look_soon()
     await until(lambda: order.heads(two, "m/2") == (OWN,))
+
+
+async def test_a_head_that_another_ring_has_is_left_out_though_nobody_owns_the_ring_for_a_moment(
+    world: World, order: Succession
+) -> None:
+    two = msgspec.structs.replace(WISH, rings=2)
+    world.owned = [(two, "m/2", "")]
+    await until(lambda: order.heads(two, "m/2") == (DEN,))
+    world.owned = []
+    order.refused("m/2", frozenset({ATTIC}))
+    await asyncio.sleep(0.05)
+    assert world.questions == 1, "that one was never meant"
+    order.refused("m/2", frozenset({DEN}))
+    await until(lambda: world.questions > 2)  # it does not say yet that it has another ring
+    assert order.heads(two, "m/2") == (DEN,)
+    world.here = {DEN: (RingHere(1, head=True, nodes=(str(DEN),)),)}
+    await until(lambda: DEN not in order.heads(two, "m/2"))
+    assert order.heads(two, "m/2")
