@@ -8,7 +8,8 @@
 
 A head that is lost is followed by the next of the order at once; then the order is made anew. The
 owner may be lost with it, so its deputies have an order as well. Used by `deployments.py`. What it
-costs: two questions to each member when a worker came or went, and every LOOK_INTERVAL_S.
+costs: two questions to each member when a worker came or went, and every LOOK_INTERVAL_S, or more
+often while there is no head.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 # When a worker came or went it is looked at once; this is for who pulled or removed the model.
 LOOK_INTERVAL_S = 120.0
+# A ring without a head waits for nothing but a better order.
+_HEADLESS_S = 10.0
 # While nobody has the model, or something went wrong.
 _AGAIN_S = 3.0
 # An owner that fell silent has no deputies for a moment: what those know is for then.
@@ -146,7 +149,8 @@ class Succession:
             order.wanted_at = time.monotonic()
             busy = order.task is not None and not order.task.done()
             if not busy and (time.monotonic() >= order.due or self._workers() != order.seen):
-                order.seen, order.due = self._workers(), time.monotonic() + LOOK_INTERVAL_S
+                pause_s = LOOK_INTERVAL_S if ring else _HEADLESS_S
+                order.seen, order.due = self._workers(), time.monotonic() + pause_s
                 order.task = asyncio.create_task(self._look(order, ring), name=f"heads of {name}")
 
     def _workers(self) -> frozenset[NodeId]:

@@ -183,7 +183,10 @@ def test_rings_of_a_stored_model_begin_where_it_is_and_others_fetch_it(mesh: Dem
         done = mesh.try_agent("beta", "deploy", str(file), "--name", NAME, "--rings", "2")
         assert done.returncode == 2
         assert "lies on this node alone, and each of 2 rings needs a head" in done.stderr
-        mesh.ask("alpha", "deploy", "stored", "--name", NAME, "--rings", "2", "--nodes", "1")
+        mesh.ask("alpha", "deploy", "stored", "--name", NAME, "--rings", "2", "--nodes", "1",
+                 "--no-wait")  # fmt: skip
+        # The second ring's owner may have to be refused by beta before it knows better.
+        wait(lambda: [one["phase"] for one in rings(mesh)] == ["ready"] * 2, 240)
         found = check_apart(mesh, 2)
         assert "beta" in {one["head_name"] for one in found}
         heads = {one["head_name"] for one in found}
