@@ -161,7 +161,8 @@ async def test_a_cancelled_answer_stops_frees_the_ring_and_the_next_is_exact(
             async with asyncio.timeout(5):
                 for each in (long, *more):
                     await each.aclose()
-            assert pipeline.in_flight == 0
+                while pipeline.in_flight:  # noqa: ASYNC110 - a batch that is measured may be
+                    await asyncio.sleep(0.01)
             assert long.timings.generated < 400
             with pytest.raises(ValueError, match="not ended by itself"):
                 _ = long.finish
