@@ -58,9 +58,9 @@ class Sampler:
 
         Raises UsageError when the grammar allows none, or takes too long.
         """
-        if self._grammar is None and not context.keeps_logits:
-            return int(llama_cpp.llama_sampler_sample(self._chain, context.handle, row))
         if self._grammar is None:
+            if not context.keeps_logits:
+                return int(llama_cpp.llama_sampler_sample(self._chain, context.handle, row))
             self._candidates.fill(context.logits(row))
             token = self._candidates.choose(self._chain)
             llama_cpp.llama_sampler_accept(self._chain, token)

@@ -282,7 +282,8 @@ class Engine:
             await asyncio.sleep(_LOOK_S)
             still = silent = 0
             before = active_s(self.pid)
-            while not await self._answers():
+            # One that is told to stop hears nothing more, and may take a while to end.
+            while not await self._answers() and not self._stopping:
                 now = active_s(self.pid)
                 rests = 0.0 <= now - before < _RESTS * _STILL_S
                 before, silent, still = now, silent + 1, still + 1 if rests else 0
