@@ -112,8 +112,11 @@ class Gains:
         self, deployment: Deployment, build: Build, weighed: _Weighed
     ) -> tuple[Verdict, Gain | None]:
         """Plan again with what is known now, and say what comes of it."""
-        settled = self._settled(deployment)
-        found = await self._gain(deployment, build, weighed) if settled else None
+        found = None
+        if why := self._unsettled(deployment):
+            _log.info("deployment name=%s is not compared: %s", deployment.wish.name, why)
+        else:
+            found = await self._gain(deployment, build, weighed)
         if found is None:
             deployment.moving.forget()
             return Verdict(False, ""), None
@@ -139,15 +142,20 @@ class Gains:
             return None
         return weighed.found
 
-    def _settled(self, deployment: Deployment) -> bool:
-        """Say whether nothing else is to be done with a ring, so that it may move for a gain."""
+    def _unsettled(self, deployment: Deployment) -> str:
+        """Say what is to be done with a ring, so that it may not move for a gain; "" for nothing."""
         build = deployment.build
-        return (
-            deployment.phase == "ready" and build is not None and not build.missing
-            and build.carriable and not deployment.again.is_set()
-            and not self._mesh.draining() & deployment.nodes
-            and not deployment.losses.since(time.monotonic() - _TROUBLE_S)
-        )  # fmt: skip
+        if deployment.phase != "ready" or build is None or deployment.again.is_set():
+            return "it is being built"
+        if build.missing:
+            return "it runs without nodes that were asked for"
+        if not build.carriable:
+            return "llama.cpp's RPC cannot go on over other nodes"
+        if self._mesh.draining() & deployment.nodes:
+            return "a node of it drains"
+        if deployment.losses.since(time.monotonic() - _TROUBLE_S):
+            return f"it lost a stage within {_TROUBLE_S / 60:.0f} minutes"
+        return ""
 
     async def _moved(
         self, deployment: Deployment, build: Build, url: str, weighed: _Weighed, found: Gain

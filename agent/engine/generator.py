@@ -106,6 +106,7 @@ class Generator:
         self._n_batch, self._slots, self._sequences = n_batch, slots, sequences
         self._guess = guess
         self._answers: dict[Work, _Answer] = {}
+        self._said: list[tuple[Job, Token]] = []
         self._course: _Course | None = self._begun(pipeline, draft)
 
     def _begun(self, pipeline: Pipeline, draft: DraftModel | None) -> _Course:
@@ -160,6 +161,10 @@ class Generator:
         began = time.thread_time()
         turn = course.schedule.next(len(course.flying))
         course.scheduling_s += time.thread_time() - began
+        # Who hears a token works on it, perhaps on the same CPU: where others compute as well, their
+        # next batch goes first, and it is heard while they do.
+        if turn is None or course.pipeline.depth == 1:
+            self._tell()
         if turn is not None:
             self._submit(course, turn)
         elif course.drafter is not None and course.drafter.step(
@@ -196,6 +201,7 @@ class Generator:
 
         No batch comes back. Who was there each time that a pipeline broke ends with the error.
         """
+        self._tell()
         self._course = None
         for answer in list(self._answers.values()):
             answer.losses += error is not None and answer.flying > 0
@@ -221,6 +227,7 @@ class Generator:
 
     def fail(self, error: CoveyError) -> None:
         """End all jobs with an error; no batch comes back any more."""
+        self._tell()
         for answer in list(self._answers.values()):
             answer.flying = 0
             if answer.over:
@@ -281,7 +288,8 @@ class Generator:
             return
         answer.generated += 1
         answer.losses = 0
-        answer.job.deliver(self._told(course.pipeline.context, answer.job.request, token, row))
+        told = self._told(course.pipeline.context, answer.job.request, token, row)
+        self._said.append((answer.job, told))
         course.schedule.sampled(answer.work, token)
         if answer.work.length == answer.work.limit:
             self._end(answer, Finish.LENGTH)
@@ -295,7 +303,14 @@ class Generator:
         likely = tuple(Likely(vocabulary.label(other), chance) for other, chance in likeliest)
         return Token(token, piece, own, likely)
 
+    def _tell(self) -> None:
+        """Deliver the tokens that were sampled."""
+        for job, token in self._said:
+            job.deliver(token)
+        self._said.clear()
+
     def _end(self, answer: _Answer, finish: Finish | CoveyError | None) -> None:
+        self._tell()
         now = time.perf_counter()
         began = now if answer.began is None else answer.began
         first = now if answer.first is None else answer.first

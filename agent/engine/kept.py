@@ -19,8 +19,9 @@ from agent.engine.frames import Ints
 # A multiplication of attention, of f16 values one row at a time, takes as long as so many of
 # weights in a prompt's batch (docs/benchmarks.md). Flash attention looks at the mask first.
 _DEAR, _DEAR_MASKED_FIRST = 4.0, 0.7
-# How much the newest counts among what was used or not, and the least share of the patience left.
-_NEWEST, _SHARE_LEAST = 1 / 16, 1 / 16
+# How much the newest counts among what was used or not, what is taken for likely before anything
+# is known, and the least share of the patience left.
+_NEWEST, _USED_FIRST, _SHARE_LEAST = 1 / 8, 1 / 2, 1 / 16
 
 
 def patience(layer_weights: float, n_embd: int, *, flash_attention: bool) -> int:
@@ -53,7 +54,7 @@ class KeptSequences:
         self._patience = patience
         self._found: list[Kept] = []
         self._rows = 0
-        self._used_share = 1.0
+        self._used_share = _USED_FIRST
 
     def __iter__(self) -> Iterator[Kept]:
         return iter(self._found)

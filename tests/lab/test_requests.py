@@ -37,7 +37,7 @@ def head(mesh: DemoMesh) -> Iterator[int]:
 
 
 def ask(mesh: DemoMesh, *, stream: bool) -> subprocess.CompletedProcess[str]:
-    body = {"model": NAME, "temperature": 0, "max_tokens": 150, "ignore_eos": True,
+    body = {"model": NAME, "temperature": 0, "max_tokens": 400, "ignore_eos": True,
             "messages": [{"role": "user", "content": "What is 27 + 15?"}],
             "stream": stream}  # fmt: skip
     url = f"http://127.0.0.1:{GATEWAY_PORT}/v1/chat/completions"

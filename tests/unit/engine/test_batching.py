@@ -355,7 +355,7 @@ def test_a_prefix_goes_once_it_has_cost_the_others_what_it_could_save() -> None:
 
 
 def test_a_prefix_that_is_used_stays() -> None:
-    ring = Ring(patience=150)
+    ring = Ring(patience=300)
     prompt = list(range(100))
     for n in range(6):
         work = ring.add(prompt, 105)

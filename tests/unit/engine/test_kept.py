@@ -19,7 +19,7 @@ def kept(number: int) -> Kept:
 
 
 def test_the_one_that_was_not_used_for_longest_goes_first_and_in_its_time() -> None:
-    found = KeptSequences(100)
+    found = KeptSequences(200)  # a half of which counts before anything is known
     one, other = kept(1), kept(2)
     found.add(one)
     found.computed(60)
@@ -30,7 +30,9 @@ def test_the_one_that_was_not_used_for_longest_goes_first_and_in_its_time() -> N
     assert found.overdue() is one
     found.remove(one)
     assert found.overdue() is None
-    found.computed(60)
+    found.computed(47)
+    assert found.overdue() is None
+    found.computed(1)
     assert found.overdue() is other
 
 
