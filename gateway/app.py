@@ -21,6 +21,7 @@ from aiohttp import web
 
 from gateway.config import Config
 from gateway.errors import ApiError
+from gateway.gate import Gate
 from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
 from gateway.routing import Router, UnknownModel
 from gateway.upstream import Upstream, connector
@@ -74,7 +75,11 @@ class _Gateway:
         )
         self._watch = Watch(self._router, session, source, self._config.replicas)
         upstream = Upstream(self._router, session)
-        self._proxy = Proxy(self._router, self._watch, upstream, self._config.wait_s)
+        config = self._config
+        self._proxy = Proxy(
+            self._router, self._watch, upstream, Gate(config.queue, config.queue_wait_s),
+            wait_s=config.wait_s, per_replica=config.per_replica,
+        )  # fmt: skip
         task = asyncio.create_task(self._watch.run())
         try:
             yield
