@@ -199,11 +199,12 @@ def _in_time(ask: Ask, chosen: Picked) -> None:
     left_s = ask.until - time.monotonic()
     if left_s <= 0:
         raise ApiError("The request's deadline has passed", status=504)
-    if chosen.predicted_s is not None and chosen.predicted_s > left_s:
+    if chosen.soonest_s is not None and chosen.soonest_s > left_s:
+        predicted_s = chosen.attempt.expected_s
         raise ApiError(
             f"The deadline cannot be met: {left_s:.2f} s are left, and the first byte is predicted"
-            f" after {chosen.predicted_s:.2f} s",
+            f" after {predicted_s:.2f} s",
             status=503,
             hint="Give it longer with x-covey-deadline-ms, or come again when less is going on.",
-            retry_after_s=max(math.ceil(chosen.predicted_s - left_s), 1),
+            retry_after_s=max(math.ceil(predicted_s - left_s), 1),
         )

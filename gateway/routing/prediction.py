@@ -41,6 +41,9 @@ LEVEL_S = 30.0
 # An answer is overdue when it is later than predicted by three times the usual relative error,
 # within bounds, and by what a busy machine or a lost packet costs.
 LATE, LATE_LEAST, LATE_MOST, LATE_S = 3.0, 0.25, 3.0, 0.05
+# Whoever cannot wait is refused only when an answer has never been as early; whole answers, whose
+# length nobody knows, vary much.
+EARLY, EARLY_MOST = 2.0, 0.9
 # Below so many answers a law is a guess and nobody is refused for it.
 FEW = 5
 
@@ -106,6 +109,11 @@ class Prediction:
         """Return after how many seconds an answer that was predicted so is overdue."""
         usual = self._kinds[streamed].law.usual
         return predicted_s * (1 + min(max(LATE * usual, LATE_LEAST), LATE_MOST)) + LATE_S
+
+    def soonest_s(self, streamed: bool, predicted_s: float) -> float:
+        """Return before how many seconds an answer that was predicted so hardly ever comes."""
+        usual = self._kinds[streamed].law.usual
+        return predicted_s * (1 - min(EARLY * usual, EARLY_MOST))
 
     def fade(self, streamed: bool, now: float) -> float:
         """Return what to multiply a prediction with that is compared with others'."""

@@ -18,7 +18,7 @@ FORGET_S = 300.0
 RIDGE = 0.02
 # Errors beyond three times the usual one weigh less the larger they are (Huber).
 OUTLIER = 3.0
-_USUAL_WEIGHT = 0.1
+_USUAL_WEIGHT, _USUAL_LEAST = 0.1, 0.02
 # Each sweep goes on from where the last sample's ended; at the beginning much changes at once.
 _SWEEPS, _SWEEPS_FIRST, _FIRST = 2, 8, 32
 _TINY = 1e-9
@@ -60,8 +60,9 @@ class Regression:
         error = abs(y - expected) / level
         if self.samples > len(x) and error > OUTLIER * self.usual:
             weight *= OUTLIER * self.usual / error
-        self.usual += _USUAL_WEIGHT * (min(error, OUTLIER * self.usual) - self.usual)
-        self.usual = max(self.usual, 0.02)
+            error = OUTLIER * self.usual
+        self.usual += max(_USUAL_WEIGHT, 1 / (self.samples + 1)) * (error - self.usual)
+        self.usual = max(self.usual, _USUAL_LEAST)
         silent_s = now - self._at if self.samples else 0.0
         self._add(x, y, weight, FORGET * math.exp(-max(silent_s, 0.0) / FORGET_S))
         self._at = now

@@ -85,13 +85,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Picked:
-    """The choice for a request: who, when its first byte is predicted, and the reason in words.
+    """The choice for a request: who, when its first byte comes, and the reason in words.
 
-    `predicted_s` is None as long as nobody has measured the replica.
+    Before `soonest_s` it hardly ever comes; None: too little is known of the replica.
     """
 
     replica: Replica
-    predicted_s: float | None
+    soonest_s: float | None
     route: str
     attempt: Attempt
 

@@ -39,7 +39,7 @@ from gateway.routing.tokens import BytesPerToken, Usage
 # A lost head has a successor within seconds, or not soon: a model that is large takes minutes.
 LATELY_S = 60.0
 # How much a conversation's last replica may be worse than the best and still get it.
-AFFINITY = 0.8
+AFFINITY = 0.7
 MOST_SESSIONS = 10_000
 # A choice that is good for the first byte and bad for all that follows is none: a wait for so
 # many tokens counts as much as one for the first byte.
@@ -330,4 +330,5 @@ def _picked(x: Learned, attempt: Attempt, strategy: str, session: str, counts: s
         counts,
     )
     route = "; ".join(filter(None, said))
-    return Picked(x.replica, attempt.expected_s if known else None, route, attempt)
+    soonest_s = x.prediction.soonest_s(attempt.need.streamed, attempt.expected_s)
+    return Picked(x.replica, soonest_s if known else None, route, attempt)

@@ -76,7 +76,7 @@ def main() -> int:
         table += rows(case, found)
         for way in ways:
             means = [statistics.fmean(figures) for figures in zip(*found[way], strict=True)]
-            print(f"{case.name:>16} {way:>18} " + " ".join(f"{mean:8.3f}" for mean in means))
+            print(f"{case.name:>16} {way:>20} " + " ".join(f"{mean:8.3f}" for mean in means))
     missed = sum(r["met"] is False for r in table)
     table.append(row("figures in which a peer is better", missed, "", goal=0))
     finish("routing", conditions(seeds=seeds, first_seed=flags.first_seed), table, flags.json)

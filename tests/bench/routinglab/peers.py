@@ -5,7 +5,9 @@
   time to the first byte, as in a proxy that streams;
 * Prequal (Wydrowski and others, NSDI 2024): three probes for each request, a pool of 16, hot-cold
   lexicographic rule with the 0.84 quantile of requests in flight, probes older than a second are
-  thrown away, a used probe counts one request more, the oldest and the worst leave in turn.
+  thrown away, a used probe counts one request more, the oldest and the worst leave in turn; and its
+  synchronous mode, in which a request waits for its own probes (here they take no time): with few
+  replicas and few requests a second that serves it better.
 
 All of them leave a replica out after five 5xx in a row, for 30 s times how often that came, at
 most half of them at a time: Envoy's outlier detection as shipped.
@@ -47,7 +49,12 @@ class Chooser(Protocol):
         """Note that it has left, with a whole answer or not."""
 
 
-Probe = Callable[[int, Callable[[int, float], None]], None]
+class Probe(Protocol):
+    """Ask a replica for its requests in flight and its latency, by messages or at once."""
+
+    def __call__(
+        self, replica: int, answered: Callable[[int, float], None], at_once: bool = False
+    ) -> None: ...
 
 
 class Peer:
@@ -196,7 +203,7 @@ class Prequal(Peer):
         self._pool.remove(worst)
 
 
-class PrequalSync(Prequal):
+class SynchronousPrequal(Prequal):
     def pick(self, there: Sequence[int], now: float) -> int:
         self._pool = []
         self._now = now
@@ -218,5 +225,5 @@ PEERS: dict[str, type[Peer]] = {
     "power of two": PowerOfTwo,
     "peak EWMA": PeakEwma,
     "Prequal": Prequal,
-    "Prequal sync": PrequalSync,
+    "Prequal, synchronous": SynchronousPrequal,
 }

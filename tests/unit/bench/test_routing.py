@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 BENCHES = Path(__file__).parents[2] / "bench"
-WAYS = ["Covey", "round robin", "least connections", "power of two", "peak EWMA", "Prequal"]
+WAYS = ["Covey", "round robin", "least connections", "power of two", "peak EWMA", "Prequal",
+        "Prequal, synchronous"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,10 @@ def trained(*names: str, tokens_s: float = 0.001) -> tuple[Router, float]:
 def test_the_time_to_the_first_byte_is_predicted_from_the_prompt(size: int) -> None:
     made, now = trained("a")
     need = replace(ASK, prompt_bytes=size)
-    assert picked(made, need, now).predicted_s == pytest.approx(law(need, 0.001), rel=0.15)
+    one = picked(made, need, now)
+    assert one.attempt.expected_s == pytest.approx(law(need, 0.001), rel=0.15)
+    assert one.soonest_s is not None
+    assert one.attempt.expected_s / 2 < one.soonest_s < one.attempt.expected_s
 
 
 def test_a_prompt_that_waits_before_it_counts() -> None:
@@ -160,19 +163,17 @@ def test_a_replica_that_is_overdue_gets_no_more_before_it_answers() -> None:
 
 def test_a_client_that_leaves_a_late_replica_is_learned_from_and_never_makes_it_fast() -> None:
     made, now = trained("a")
-    before = picked(made, ASK, now).predicted_s
-    assert before is not None
+    before = picked(made, ASK, now).attempt.expected_s
     left = picked(made, ASK, now)
     made.begin("http://a", left.attempt, now)
     made.end("http://a", left.attempt, now + 0.01)
-    assert picked(made, ASK, now).predicted_s == pytest.approx(before)
+    assert picked(made, ASK, now).attempt.expected_s == pytest.approx(before)
     waiting = [picked(made, ASK, now) for _ in range(8)]
     for one in waiting:
         made.begin("http://a", one.attempt, now)
     for one in waiting:
         made.end("http://a", one.attempt, now + 30)
-    after = picked(made, ASK, now + 31).predicted_s
-    assert after is not None and after > 3 * before
+    assert picked(made, ASK, now + 31).attempt.expected_s > 3 * before
 
 
 def test_who_cannot_hold_the_prompt_is_not_asked_unless_nobody_can() -> None:
