@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import islice
 from typing import Any
 
 from gateway.routing.breaker import Breaker, State
@@ -14,6 +15,8 @@ from gateway.routing.prediction import Prediction, load
 from gateway.routing.prefixes import Prefixes, covered_bytes
 from gateway.routing.replicas import Attempt, Fault, Need, Replica
 
+# So many of those that wait longest tell whether a replica is overdue.
+OLDEST = 4
 # Slow for the breaker: so many times what the others would have taken, and by so much.
 SLOW = 8.0
 SLOW_S = 1.0
@@ -47,6 +50,7 @@ class Learned:
         self._waiting: dict[Attempt, None] = {}
         self._waiting_k = 0.0
         self._front_since = -math.inf
+        self._answered_at = -math.inf
 
     def usable(self, now: float) -> bool:
         """Say whether a request may go there: its last check did not fail, it does not cool."""
@@ -94,11 +98,15 @@ class Learned:
 
     def late_s(self, now: float) -> float:
         """Return by how many seconds an answer is overdue: whoever comes next waits longer."""
-        oldest = next(iter(self._waiting), None)
-        if oldest is None:
-            return 0.0
-        due_s = self.prediction.due_s(oldest.need.streamed, oldest.expected_s)
-        return max(now - oldest.begun - due_s, 0.0)
+        late_s = 0.0
+        for attempt in islice(self._waiting, OLDEST):
+            due_s = self.prediction.due_s(attempt.need.streamed, attempt.expected_s)
+            since = attempt.begun
+            if not attempt.need.streamed:
+                # Its answer may just be long: as long as others are answered, nothing stands still.
+                since = max(since, self._answered_at)
+            late_s = max(late_s, now - since - due_s)
+        return late_s
 
     def begin(self, attempt: Attempt | None, now: float) -> None:
         """Note that a request goes here."""
@@ -132,6 +140,7 @@ class Learned:
         x = (attempt.load[0], uncached_k, *attempt.load[2:])
         self.prediction.first_byte(streamed, x, seconds, now)
         attempt.first_at, attempt.in_flight = now, self.in_flight
+        self._answered_at = now
         if attempt in self._waiting:
             self._gone(attempt, now)
         others_s = attempt.others_s

@@ -161,6 +161,20 @@ def test_a_replica_that_is_overdue_gets_no_more_before_it_answers() -> None:
     assert stuck.attempt.expected_s == pytest.approx(1.05, rel=0.2)
 
 
+def test_one_long_answer_is_not_taken_for_a_replica_that_stands_still() -> None:
+    made, now = trained("a", "b")
+    whole = replace(ASK, streamed=False)
+    long = picked(made, whole, now, without=frozenset({"http://b"}))
+    made.begin("http://a", long.attempt, now)
+    for number in range(10):
+        served(made, "a", ASK, 1.05, now + 2 * number)
+        served(made, "b", ASK, 1.05, now + 2 * number)
+    assert picked(made, ASK, now + 19.2, without=frozenset({"http://b"})).attempt.late_s == 0
+    stuck = picked(made, ASK, now + 20, without=frozenset({"http://b"}))
+    made.begin("http://a", stuck.attempt, now + 20)
+    assert picked(made, ASK, now + 25, without=frozenset({"http://b"})).attempt.late_s > 2
+
+
 def test_a_client_that_leaves_a_late_replica_is_learned_from_and_never_makes_it_fast() -> None:
     made, now = trained("a")
     before = picked(made, ASK, now).attempt.expected_s
