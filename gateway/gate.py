@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from gateway.admission import Admission, Place, State
 from gateway.errors import ApiError
@@ -23,11 +22,10 @@ class Gate:
         self._queues: dict[str, Admission] = {}
         self._woken: dict[Place, asyncio.Event] = {}
 
-    @asynccontextmanager
-    async def place(
+    async def enter(
         self, model: str, client: str, priority: int, until: float, limit: Callable[[], int]
-    ) -> AsyncIterator[None]:
-        """Hold a place of the model; `until` is on the clock of time.monotonic.
+    ) -> Place:
+        """Return a place of the model, to be left; `until` is on the clock of time.monotonic.
 
         Raises ApiError: 429 when the queue is full, 503 after `longest_s`, 504 at `until`.
         """
@@ -35,17 +33,25 @@ class Gate:
         if queue is None:
             queue = self._queues[model] = Admission(self._most_waiting)
         place = queue.ask(client, time.monotonic(), limit(), priority)
-        try:
-            if place.state is not State.RUNNING:
-                await self._wait(queue, place, until)
-            else:
-                self._tell(queue)
-            yield
-        finally:
-            queue.leave(place, time.monotonic(), limit())
+        if place.state is State.RUNNING:
             self._tell(queue)
-            if not queue.running and not queue.waiting and self._queues.get(model) is queue:
-                del self._queues[model]
+            return place
+        try:
+            await self._wait(queue, place, until)
+        except BaseException:
+            self.leave(model, place, limit)
+            raise
+        return place
+
+    def leave(self, model: str, place: Place, limit: Callable[[], int]) -> None:
+        """Give a place back."""
+        queue = self._queues.get(model)
+        if queue is None:  # the place was refused, and all others are gone since
+            return
+        queue.leave(place, time.monotonic(), limit())
+        self._tell(queue)
+        if not queue.running and not queue.waiting:
+            del self._queues[model]
 
     async def _wait(self, queue: Admission, place: Place, until: float) -> None:
         begun = time.monotonic()

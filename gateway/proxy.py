@@ -21,6 +21,7 @@ import asyncio
 import logging
 import math
 import time
+from functools import partial
 from random import Random
 
 import msgspec
@@ -73,10 +74,12 @@ class Proxy:
         ask = _ask(request, await _read(request))
         self._budget.request()
         who = client(request.headers, request.remote)
-        async with self._gate.place(
-            ask.model, who, ask.priority, ask.until, lambda: self._limit(ask.model)
-        ):
+        limit = partial(self._limit, ask.model)
+        place = await self._gate.enter(ask.model, who, ask.priority, ask.until, limit)
+        try:
             return await self._serve(ask)
+        finally:
+            self._gate.leave(ask.model, place, limit)
 
     def _limit(self, model: str) -> int:
         """Return how many requests of a model may run now; while it has no replica, a replica's."""

@@ -117,8 +117,9 @@ class Upstream:
         A response that broke off half-way is returned as well: it was ended so that the client
         sees it.
         """
-        left_s = None if ask.until == math.inf else max(ask.until - time.monotonic(), 0.0)
-        bound = asyncio.timeout(left_s)
+        if ask.until == math.inf:
+            return await self._attempt(ask, picked, None)
+        bound = asyncio.timeout(max(ask.until - time.monotonic(), 0.0))
         try:
             async with bound:
                 return await self._attempt(ask, picked, bound)
@@ -130,7 +131,7 @@ class Upstream:
             ) from None
 
     async def _attempt(
-        self, ask: Ask, picked: Picked, bound: asyncio.Timeout
+        self, ask: Ask, picked: Picked, bound: asyncio.Timeout | None
     ) -> web.StreamResponse:
         replica = picked.replica
         begun = time.monotonic()
@@ -152,15 +153,18 @@ class Upstream:
                 except (aiohttp.ClientError, OSError) as error:
                     status = type(error).__name__
                     raise self._no_answer(replica, error) from error
-                if bound.expired():
-                    await asyncio.sleep(0)  # where the cancellation that is on its way arrives
-                bound.reschedule(None)
+                if bound is not None:
+                    if bound.expired():
+                        await asyncio.sleep(0)  # where the cancellation that is on its way arrives
+                    bound.reschedule(None)
                 now = time.monotonic()
                 if upstream.status < 400:  # a refusal is fast, but tells nothing of speed
                     self._router.first_byte(
                         replica.url, now - begun, streamed=ask.need.streamed, now=now,
                         attempt=picked.attempt,
                     )  # fmt: skip
+                    # To learn takes a moment, in which the first byte had better be on its way.
+                    asyncio.get_running_loop().call_soon(self._router.settle)
                 elif upstream.status in _LACKS:
                     self._router.lacks(replica.url, ask.need.kind, now)
                 return await self._pass_on(ask.request, picked, upstream, first)
@@ -257,8 +261,14 @@ class Upstream:
         return response
 
     def _answered(self, attempt: Attempt, status: int, end: bytes, chunks: int) -> None:
+        """Have the router learn from an answer that came whole, when its end has been passed on."""
+        now = time.monotonic()
+
+        def learn() -> None:
+            self._router.answered(attempt, usage(end), chunks, now)
+
         if status < 400:
-            self._router.answered(attempt, usage(end), chunks, time.monotonic())
+            asyncio.get_running_loop().call_soon(learn)
 
 
 async def _write(request: web.Request, response: web.StreamResponse, chunk: bytes) -> bool:

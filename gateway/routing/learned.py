@@ -51,6 +51,7 @@ class Learned:
         self._waiting_k = 0.0
         self._front_since = -math.inf
         self._answered_at = -math.inf
+        self._samples: list[tuple[Attempt, float, float]] = []
 
     def usable(self, now: float) -> bool:
         """Say whether a request may go there: its last check did not fail, it does not cool."""
@@ -134,11 +135,8 @@ class Learned:
         self.breaker.left()
 
     def first_byte(self, attempt: Attempt, seconds: float, now: float) -> None:
-        """Learn from an answer that has begun."""
-        streamed = attempt.need.streamed
-        uncached_k = self._prove(attempt, seconds, now)
-        x = (attempt.load[0], uncached_k, *attempt.load[2:])
-        self.prediction.first_byte(streamed, x, seconds, now)
+        """Note an answer that has begun; `settle` learns from it."""
+        self._samples.append((attempt, seconds, now))
         attempt.first_at, attempt.in_flight = now, self.in_flight
         self._answered_at = now
         if attempt in self._waiting:
@@ -149,6 +147,14 @@ class Learned:
         else:
             self.breaker.served(now)
 
+    def settle(self) -> None:
+        """Learn from the answers since the last time; it is done before anything is predicted."""
+        samples, self._samples = self._samples, []
+        for attempt, seconds, now in samples:
+            uncached_k = self._prove(attempt, seconds, now)
+            x = (attempt.load[0], uncached_k, *attempt.load[2:])
+            self.prediction.first_byte(attempt.need.streamed, x, seconds, now)
+
     def fault(self, fault: Fault, reason: str, now: float, retry_after_s: float = 0.0) -> None:
         """Note a fault; a replica that breaks off may come back with an empty cache."""
         if self.breaker.fault(fault, now, retry_after_s):
@@ -158,6 +164,7 @@ class Learned:
 
     def view(self, now: float) -> dict[str, Any]:
         """Return its entry of `Router.view`."""
+        self.settle()
         breaker = self.breaker
         return {
             "name": self.replica.name,

@@ -151,6 +151,7 @@ class Router:
             reasons = tuple(f"{x.replica.name}: {x.said or 'tried already'}" for x in having)
             wait_s = max(min(cooling, default=COOL_FIRST_S), COOL_FIRST_S)
             return NoneUsable(wait_s, reasons, awaited)
+        self.settle()
         tokens = self._tokens(need)
         fitting = self._fitting(need, tokens, usable, now)
         ordinary = self._ordinary(need.streamed, having)
@@ -198,7 +199,10 @@ class Router:
         self, url: str, seconds: float, *, streamed: bool, now: float,
         attempt: Attempt | None = None,
     ) -> None:  # fmt: skip
-        """Note that the replica began to answer after `seconds`: it serves requests."""
+        """Note that the replica began to answer after `seconds`: it serves requests.
+
+        What that says of its speed is learned by `settle`, when the byte has been passed on.
+        """
         learned = self._known.get(url)
         if learned is None:
             return
@@ -206,6 +210,11 @@ class Router:
             attempt = learned.attempt(Need("", streamed), 0.0, now - seconds, None)
         learned.first_byte(attempt, seconds, now)
         self._well(learned, now)
+
+    def settle(self) -> None:
+        """Learn from what was noted; the next choice does it if nobody did before."""
+        for learned in self._known.values():
+            learned.settle()
 
     def answered(self, attempt: Attempt, usage: Usage, chunks: int, now: float) -> None:
         """Note the end of an answer that came whole, in so many chunks.
