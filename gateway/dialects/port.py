@@ -1,7 +1,8 @@
 """What a dialect is: an API that clients speak, in terms of OpenAI's, which replicas speak.
 
-A protocol, kept by the modules beside it and used by `translation.py`. All of it is a core: time
-is an argument, and what is unique in an answer comes from the replica's own identifiers.
+A core: a protocol, kept by the modules beside it, which are cores too, and used by
+`translation.py`. Time is an argument, and what is unique in an answer comes from the replica's
+own identifiers.
 
     client ── body ──▶ Dialect.ask ── Translated.body ──▶ replica
     client ◀─ bytes ── Reader ◀─ objects of OpenAI's ── replica
