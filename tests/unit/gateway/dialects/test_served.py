@@ -154,7 +154,7 @@ async def test_a_comment_shows_that_the_replica_works(
 @BOTH
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_replica_that_fails_is_not_the_last(
-    upstream: Any, gateway: Any, head: Any, hi: Any, path: str, stream: bool
+    upstream: Any, gateway: Any, head: Any, hi: Any, events: Any, path: str, stream: bool
 ) -> None:
     well = streaming(hi.stream()) if stream else answering(json.dumps(hi.whole()).encode())
     for sick in (
@@ -168,8 +168,12 @@ async def test_a_replica_that_fails_is_not_the_last(
             strategy="round_robin",
         )  # fmt: skip
         for _ in range(2):
-            status, _, headers = await post(url, path, stream=stream)
+            status, body, headers = await post(url, path, stream=stream)
             assert (status, headers["x-covey-replica"]) == (200, "well")
+            if stream:
+                assert events(body)[-1]["type"] == LAST[path]
+            else:
+                assert text_of(path, json.loads(body)) == "Hi there"
 
 
 @BOTH
@@ -224,6 +228,26 @@ async def test_an_error_event_ends_the_stream_at_once(
     assert (status, b"The ring broke" in body) == (200, True)
     assert events(body)[-1]["type"] == FAILED[path]
     never.set()
+
+
+async def test_a_connection_is_used_again_after_a_stream(
+    upstream: Any, gateway: Any, head: Any, hi: Any
+) -> None:
+    peers: list[Any] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        peers.append(request.transport.get_extra_info("peername"))
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(hi.stream())
+        await asyncio.sleep(0.02)  # the end comes a moment after [DONE]
+        return response
+
+    url = await gateway(head("a", await upstream(handler)))
+    for _ in range(2):
+        await post(url, MESSAGES, stream=True)
+    assert peers[0] == peers[1]
 
 
 @BOTH
