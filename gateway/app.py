@@ -20,6 +20,8 @@ import msgspec
 from aiohttp import web
 
 from gateway.config import Config
+from gateway.dialects.port import Dialect
+from gateway.dialects.served import DIALECTS
 from gateway.errors import ApiError
 from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
 from gateway.routing import Router, UnknownModel
@@ -43,6 +45,9 @@ def make_app(config: Config, make_source: Callable[[], Source] | None) -> web.Ap
     app.router.add_post("/v1/completions", gateway.forward)
     app.router.add_post("/v1/embeddings", gateway.forward)
     app.router.add_post("/v1/rerank", gateway.forward)
+    for path in DIALECTS:
+        app.router.add_post(path, gateway.translate)
+    app.router.add_route("*", "/v1/responses/{id:resp_.+}", gateway.not_kept)
     app.router.add_get("/v1/models", gateway.models)
     app.router.add_get("/v1/models/{id:.+}", gateway.model)
     app.router.add_get("/health", gateway.health)
@@ -88,6 +93,16 @@ class _Gateway:
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
         return await self._proxy.handle(request)
+
+    async def translate(self, request: web.Request) -> web.StreamResponse:
+        return await self._proxy.handle(request, DIALECTS[request.path])
+
+    async def not_kept(self, _: web.Request) -> web.Response:
+        raise ApiError(
+            "Responses are not kept here, whatever `store` says",
+            status=404,
+            hint="Keep them yourself and send them again as `input`.",
+        )
 
     async def models(self, _: web.Request) -> web.Response:
         models = [self._model(entry) for entry in self._router.models(time.monotonic())]
@@ -137,7 +152,7 @@ class _Gateway:
 
 @web.middleware
 async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Turn whatever a handler raises into OpenAI's error form."""
+    """Turn whatever a handler raises into OpenAI's error form, or that of the path's dialect."""
     allowed = None
     try:
         return await handler(request)
@@ -154,15 +169,25 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     except Exception:
         _log.exception("internal error path=%s", request.path)
         refusal = ApiError("internal error", status=500)
-    response = _json(refusal.body(), refusal)
+    response = _refused(refusal, DIALECTS.get(request.path))
     if allowed is not None:
         response.headers["Allow"] = allowed
     return response
 
 
+def _refused(error: ApiError, dialect: Dialect | None) -> web.Response:
+    if dialect is None:
+        return _json(error.body(), error)
+    return _response(dialect.error(error.status, error.line(), error.kind), error)
+
+
 def _json(body: dict[str, Any], error: ApiError | None = None) -> web.Response:
+    return _response(msgspec.json.encode(body), error)
+
+
+def _response(body: bytes, error: ApiError | None) -> web.Response:
     response = web.Response(
-        body=msgspec.json.encode(body),
+        body=body,
         status=error.status if error else 200,
         content_type="application/json",
     )

@@ -1,5 +1,7 @@
 """One attempt at one replica: send the request as it came, pass the answer on as it comes.
 
+Those of a request in another API than OpenAI's go through its translation (`dialects/`).
+
 A shell, used by `proxy.py`, which decides about the next attempt. What came of the attempt is
 told to the router here. A task that is cancelled here (its client left) closes the connection to
 the replica, which frees the ring.
@@ -22,8 +24,10 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from gateway.dialects.translation import Garbled, Translation
 from gateway.errors import ApiError
 from gateway.routing import Fault, Replica, Router
+from gateway.translating import TranslatedContent, translate_headers
 
 _log = logging.getLogger(__name__)
 
@@ -82,12 +86,16 @@ class AttemptFailedError(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """A request as it is forwarded, and what its body says of model and stream."""
+    """A request as it is forwarded, and what its body says of model and stream.
+
+    `translation` is there for one in a dialect, and for one attempt only.
+    """
 
     request: web.Request
     body: bytes
     model: str
     streamed: bool
+    translation: Translation | None = None
 
 
 class Upstream:
@@ -115,18 +123,28 @@ class Upstream:
             async with upstream:
                 status = upstream.status
                 if upstream.status >= 500:
-                    raise await self._failed(replica, upstream)
+                    raise await self._failed(replica, upstream, ask.translation)
+                content = (
+                    TranslatedContent(upstream, ask.translation)
+                    if ask.translation
+                    else upstream.content
+                )
                 try:
                     # Some servers send their status line long before they have a token.
-                    first = await upstream.content.readany()
+                    first = await content.readany()
                 except (aiohttp.ClientError, OSError) as error:
                     status = type(error).__name__
                     raise self._no_answer(replica, error) from error
-                if upstream.status < 400:  # a refusal is fast, but tells nothing of speed
+                except Garbled as error:
+                    status = "garbled"
+                    self._router.fault(replica.url, Fault.ERROR, str(error), time.monotonic())
+                    raise AttemptFailedError(replica, str(error)) from error
+                # A refusal is fast and so is counting, but they tell nothing of speed.
+                if upstream.status < 400 and (ask.translation is None or ask.translation.answers):
                     now = time.monotonic()
                     seconds = now - begun
                     self._router.first_byte(replica.url, seconds, streamed=ask.streamed, now=now)
-                return await self._pass_on(ask.request, replica, upstream, first)
+                return await self._pass_on(ask, replica, upstream, content, first)
         finally:
             self._router.end(replica.url)
             _log.info(
@@ -136,11 +154,16 @@ class Upstream:
 
     async def _send(self, ask: Ask, replica: Replica) -> aiohttp.ClientResponse:
         body = ask.body
+        path = ask.request.raw_path
+        headers = forwarded(ask.request.headers, _REQUEST_DROPS)
+        if ask.translation is not None:
+            path = ask.translation.path
+            translate_headers(headers)
         return await self._session.request(
             ask.request.method,
-            URL(replica.url + ask.request.raw_path, encoded=True),
+            URL(replica.url + path, encoded=True),
             data=body if len(body) <= _ONE_PIECE_BYTES else io.BytesIO(body),
-            headers=forwarded(ask.request.headers, _REQUEST_DROPS),
+            headers=headers,
             allow_redirects=False,
             timeout=_TIMEOUT,
         )
@@ -158,7 +181,7 @@ class Upstream:
         return AttemptFailedError(replica, reason, sent=sent)
 
     async def _failed(
-        self, replica: Replica, upstream: aiohttp.ClientResponse
+        self, replica: Replica, upstream: aiohttp.ClientResponse, translation: Translation | None
     ) -> AttemptFailedError:
         reason = f"answered with status {upstream.status}"
         wait_s = upstream.headers.get("Retry-After", "")
@@ -175,6 +198,9 @@ class Upstream:
             return AttemptFailedError(replica, f"{reason} and broke off")
         headers = _answer_headers(replica, upstream)
         headers.popall("Content-Length", None)
+        if translation is not None:
+            body = translation.error(upstream.status, body)
+            headers["Content-Type"] = "application/json"
         answer = web.Response(
             status=upstream.status, reason=upstream.reason, body=body, headers=headers
         )
@@ -182,30 +208,37 @@ class Upstream:
 
     async def _pass_on(
         self,
-        request: web.Request,
+        ask: Ask,
         replica: Replica,
         upstream: aiohttp.ClientResponse,
+        content: aiohttp.StreamReader | TranslatedContent,
         chunk: bytes,
     ) -> web.StreamResponse:
         """Return the response, `chunk` being the first of the answer; raises nothing any more."""
+        request = ask.request
         headers = _answer_headers(replica, upstream)
         status, reason = upstream.status, upstream.reason
-        if upstream.content_length == len(chunk) > 0:
+        at_once = upstream.content_length == len(chunk) > 0
+        if isinstance(content, TranslatedContent):
+            at_once = not content.streamed
+            headers.popall("Content-Length", None)
+            headers["Content-Type"] = content.type
+        if at_once:
             # It is there in whole: head and body leave in one piece, which saves a third of the
             # time that a small answer costs.
-            headers.popall("Content-Length")
+            headers.popall("Content-Length", None)
             return web.Response(status=status, reason=reason, headers=headers, body=chunk)
         response = web.StreamResponse(status=status, reason=reason, headers=headers)
         end = b""
         while await _write(request, response, chunk) and chunk:
             end = (end + chunk)[-2:]
             try:
-                chunk = await upstream.content.readany()
+                chunk = await content.readany()
             except (aiohttp.ClientError, TimeoutError) as error:
                 reason = f"broke off its answer: {str(error) or type(error).__name__}"
                 _log.warning("answer broke off replica=%s reason=%s", replica.name, reason)
                 self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
-                await _break_off(request, response, replica, end)
+                await _break_off(ask, response, replica, end)
                 break
         return response
 
@@ -224,13 +257,15 @@ async def _write(request: web.Request, response: web.StreamResponse, chunk: byte
     return True
 
 
-async def _break_off(
-    request: web.Request, response: web.StreamResponse, replica: Replica, end: bytes
-) -> None:
+async def _break_off(ask: Ask, response: web.StreamResponse, replica: Replica, end: bytes) -> None:
     """End a broken answer so that nobody takes it for a whole one."""
+    request = ask.request
     between_events = response.content_type == "text/event-stream" and end in (b"", b"\n\n")
-    if between_events and response.content_length is None:
-        error = ApiError(f"{replica.name} broke off its answer", status=502)
+    error = ApiError(f"{replica.name} broke off its answer", status=502)
+    if ask.translation is not None:  # whose bytes are whole events always
+        if await _write(request, response, ask.translation.broken(error.message, error.kind)):
+            await _write(request, response, b"")
+    elif between_events and response.content_length is None:
         event = b"data: %s\n\n" % msgspec.json.encode(error.body())
         if await _write(request, response, event):
             await _write(request, response, b"")

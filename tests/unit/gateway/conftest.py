@@ -86,7 +86,7 @@ Gateway = Callable[..., Awaitable[str]]
 
 @pytest.fixture
 def upstream(runners: list[web.AppRunner]) -> Upstream:
-    """Serve a handler for both completion paths, with a model `m`, and return its URL."""
+    """Serve a handler for /v1 and /tokenize, with a model `m`, and return its URL."""
 
     async def start(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> str:
         async def fine(_: web.Request) -> web.Response:
@@ -96,6 +96,7 @@ def upstream(runners: list[web.AppRunner]) -> Upstream:
         app.router.add_get("/health", fine)
         app.router.add_get("/v1/models", fine)
         app.router.add_post("/v1/{path:.*}", handler)
+        app.router.add_post("/tokenize", handler)
         return await _up(app, runners)
 
     return start
