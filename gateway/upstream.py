@@ -22,6 +22,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from gateway.attached import KEY, METER
 from gateway.errors import ApiError
 from gateway.routing import Fault, Replica, Router
 
@@ -58,6 +59,8 @@ HOP_BY_HOP = frozenset(
     }
 )
 _REQUEST_DROPS = HOP_BY_HOP | {"host", "content-length", "expect"}
+# A key of this gateway is nobody else's business; what is no key of its own passes.
+_KEYED_REQUEST_DROPS = _REQUEST_DROPS | {"authorization", "x-api-key", "api-key"}
 _TIMEOUT = aiohttp.ClientTimeout(
     total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
 )
@@ -140,7 +143,10 @@ class Upstream:
             ask.request.method,
             URL(replica.url + ask.request.raw_path, encoded=True),
             data=body if len(body) <= _ONE_PIECE_BYTES else io.BytesIO(body),
-            headers=forwarded(ask.request.headers, _REQUEST_DROPS),
+            headers=forwarded(
+                ask.request.headers,
+                _KEYED_REQUEST_DROPS if KEY in ask.request else _REQUEST_DROPS,
+            ),
             allow_redirects=False,
             timeout=_TIMEOUT,
         )
@@ -190,6 +196,10 @@ class Upstream:
         """Return the response, `chunk` being the first of the answer; raises nothing any more."""
         headers = _answer_headers(replica, upstream)
         status, reason = upstream.status, upstream.reason
+        meter = request.get(METER)
+        if meter is not None:
+            meter.begin(upstream.headers.get("Content-Encoding", ""))
+            meter.feed(chunk)
         if upstream.content_length == len(chunk) > 0:
             # It is there in whole: head and body leave in one piece, which saves a third of the
             # time that a small answer costs.
@@ -207,6 +217,8 @@ class Upstream:
                 self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
                 await _break_off(request, response, replica, end)
                 break
+            if meter is not None:
+                meter.feed(chunk)
         return response
 
 
