@@ -34,6 +34,9 @@ HEARTBEAT_S = 60.0
 # Requests that wait for a lease ask for a round at once, but not for a thousand a second.
 LEAST_PAUSE_S = 0.05
 LEASE_WAIT_S = 5.0
+# More than the store's own limits (`database.BUSY_S`, and that to connect): who is behind it then
+# is a server that stands still.
+ANSWER_S = 12.0
 RETRY_AFTER_STORE_S = 5
 
 _T = TypeVar("_T")
@@ -211,5 +214,9 @@ class Accounts:
         self._told_at = now.steady
 
     async def _beside(self, call: Callable[[], _T]) -> _T:
-        """Run a call of the store in its thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        """Run a call of the store in its thread; one that takes too long ends with StoreAway."""
+        future = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        done, _ = await asyncio.wait([future], timeout=ANSWER_S)
+        if not done:
+            self._store.abort()
+        return await future

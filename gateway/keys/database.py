@@ -7,6 +7,7 @@ next transaction.
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -49,6 +50,9 @@ class Database(Protocol):
 
     def execute(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run one statement inside of a transaction, and return its rows."""
+
+    def abort(self) -> None:
+        """Make what runs in another thread end with StoreAway, now."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -124,6 +128,11 @@ class Sqlite:
         """Run one statement, and return its rows."""
         assert self._connection is not None  # noqa: S101  # inside of a transaction
         return self._connection.execute(sql, parameters).fetchall()
+
+    def abort(self) -> None:
+        """Interrupt the statement that runs, if any."""
+        if self._connection is not None:
+            self._connection.interrupt()
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -203,6 +212,13 @@ class Postgres:
         cursor = self._connection.execute(sql.replace("?", "%s"), parameters)
         rows: list[Row] = cursor.fetchall() if cursor.description else []
         return rows
+
+    def abort(self) -> None:
+        """Shut the connection's socket: a server that stands still ends nothing."""
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection, if there is one."""

@@ -197,6 +197,8 @@ class Ledger:
                 # What is given back may be another gateway's before this one hears of it.
                 lease.returning = max(0, lease.granted - tokens)
                 lease.granted -= lease.returning
+            # What is missed from now on is asked for next time, whatever comes of this.
+            account.missing = 0
         return Due([self._totals[where] for where in self._unreported], wants)
 
     def done(self, due: Due, grants: Iterable[Grant], now: Instant) -> None:
@@ -211,7 +213,6 @@ class Ledger:
             lease = account.leases[day]
             lease.granted, lease.others, lease.returning = granted, others, 0
             lease.full = granted < wanted[key_id, day]
-            account.missing = 0
         yesterday = day_of(now.unix - _DAY_S)
         for where in [w for w in self._totals if w[1] < yesterday and w not in self._unreported]:
             del self._totals[where]

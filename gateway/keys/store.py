@@ -56,6 +56,10 @@ class Store:
         """Return False when it is known that nobody has made it yet."""
         return self._database.there()
 
+    def abort(self) -> None:
+        """Make a call that runs in another thread end with StoreAway, now."""
+        self._database.abort()
+
     def close(self) -> None:
         """Close the connection; the next call makes a new one."""
         self._database.close()

@@ -72,6 +72,14 @@ class Cluster:
             self._process.wait()
             self._process = None
 
+    def backends(self, database: str) -> list[int]:
+        """Return the processes that serve connections to a database."""
+        import psycopg
+
+        query = "SELECT pid FROM pg_stat_activity WHERE datname = %s"
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            return [pid for (pid,) in connection.execute(query, (database,))]
+
     def create(self, database: str) -> str:
         """Make a database and return its URL."""
         import psycopg

@@ -180,6 +180,28 @@ def test_what_was_to_go_back_is_used_only_if_it_surely_did_not_go(perhaps_done: 
     assert isinstance(ledger.admit(key, 5, 5, at(IDLE_S)), Refusal if perhaps_done else Held)
 
 
+def test_what_is_counted_while_a_report_is_on_its_way_is_told_next() -> None:
+    ledger, store, key = Ledger(), FakeStore(1000), Key("k", "n")
+    ledger.settle(held(ledger.admit(key, 1, 1, at(0))), "m", Tokens(1, 2), at(0))
+    due = ledger.due(at(1))
+    ledger.settle(held(ledger.admit(key, 1, 1, at(1))), "m", Tokens(3, 4), at(1))
+    ledger.done(due, store.exchange("a", due), at(2))
+    assert ledger.unreported == 1
+    lend(ledger, store, at(3))
+    assert (ledger.unreported, store.total()) == (0, 10)
+
+
+def test_what_is_missed_while_a_grant_is_on_its_way_is_asked_for_next() -> None:
+    ledger, store = Ledger(), FakeStore(1000)
+    key = Key("k", "n", tokens_per_day=1000)
+    ledger.admit(key, 5, 5, at(0))
+    due = ledger.due(at(0))
+    assert isinstance(ledger.admit(key, 200, 200, at(0)), Refusal)
+    ledger.done(due, store.exchange("a", due), at(0))
+    lend(ledger, store, at(0))
+    held(ledger.admit(key, 200, 200, at(0)))
+
+
 def test_old_days_are_forgotten_once_they_are_told() -> None:
     ledger, store = Ledger(), FakeStore(1000)
     key = Key("k", "n", tokens_per_day=1000)
@@ -200,9 +222,8 @@ def test_old_days_are_forgotten_once_they_are_told() -> None:
     assert all(not account.leases for account in ledger._accounts.values())
 
 
-def told(ledger: Ledger, store: FakeStore, name: str, now: Instant, fault: str) -> None:
-    """Exchange; the store may be away before, or its answer be lost."""
-    due = ledger.due(now)
+def told(ledger: Ledger, store: FakeStore, name: str, due: Due, now: Instant, fault: str) -> None:
+    """Exchange what was due; the store may be away before, or its answer be lost."""
     if fault == "before":
         ledger.failed(due, perhaps_done=False)
         return
@@ -230,6 +251,7 @@ def test_a_quota_is_one_quota_whatever_fails(
     store, key = FakeStore(limit), Key("k", "n", tokens_per_day=limit)
     ledgers = {name: Ledger() for name in "abc"}
     running: dict[str, list[Held]] = {name: [] for name in "abc"}
+    on_its_way: dict[str, Due] = {}
     clock, spent, requests = 0.0, 0, 0
     for name, what, needed, more, fault in events:
         ledger, now = ledgers[name], at(clock)
@@ -246,13 +268,20 @@ def test_a_quota_is_one_quota_whatever_fails(
             spent += cost
             requests += 1
         elif what == "tell":
-            told(ledger, store, name, now, fault)
+            # Requests come and go while a report is on its way.
+            due = on_its_way.pop(name, None)
+            if due is None:
+                on_its_way[name] = ledger.due(now)
+            else:
+                told(ledger, store, name, due, now, fault)
         elif what == "wait":
             clock += more
         in_flight = sum(one.tokens for ones in running.values() for one in ones)
         assert spent + in_flight <= limit
     for name, ledger in ledgers.items():
-        told(ledger, store, name, at(clock), "")
+        if name in on_its_way:
+            told(ledger, store, name, on_its_way[name], at(clock), "after")
+        told(ledger, store, name, ledger.due(at(clock)), at(clock), "")
         assert ledger.unreported == 0
     assert store.total() == spent
     assert sum(row.requests for row in store.rows.values()) == requests

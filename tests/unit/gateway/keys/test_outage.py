@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -148,6 +150,26 @@ async def test_killed_again_and_again_in_the_middle(
         await until(lambda a=accounts: a.view()["unreported"] == 0)  # type: ignore[misc]
     assert await asyncio.to_thread(used, opened(address)) == spent
     assert spent["k1"] <= 2000 and spent["k2"] > 50
+
+
+async def test_a_server_that_stands_still_is_left(
+    cluster: Any, new_address: Callable[[str], str], opened: Opened, start: Start,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(module, "ANSWER_S", 0.3)
+    address = new_address("postgres")
+    accounts = await start(address)
+    await spend(accounts, FREE, 5)
+    await until(lambda: accounts.view()["unreported"] == 0)
+    [standing] = await asyncio.to_thread(cluster.backends, address.split("/")[3].split("?")[0])
+    os.kill(standing, signal.SIGSTOP)
+    try:
+        await until(lambda: "go on with what they have leased" in caplog.text)
+        await spend(accounts, FREE, 6)  # another connection, to a server process of its own
+        await until(lambda: accounts.view()["unreported"] == 0)
+    finally:
+        os.kill(standing, signal.SIGCONT)
+    assert await asyncio.to_thread(used, opened(address)) == {"k2": 11}
 
 
 async def test_two_gateways_share_one_quota(
