@@ -23,6 +23,10 @@ _COUNT = re.compile(
     rb'"(prompt_tokens|input_tokens|prompt_eval_count|completion_tokens|output_tokens|eval_count'
     rb'|cache_creation_input_tokens|cache_read_input_tokens)"\s*:\s*(\d{1,12})\b'
 )
+# Where an object or, in Ollama's, a line with counts is to be found.
+_OBJECT, _OLLAMA = b'"usage"', b'eval_count"'
+# The last object may be null, or one that counts a part: so many are looked at.
+_LOOKS = 8
 _TIMING = re.compile(rb'"(cache_n|prompt_n|predicted_n)"\s*:\s*(\d{1,12})\b')
 _UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
 _PROMPT = ("prompt_tokens", "input_tokens", "prompt_eval_count")
@@ -49,7 +53,7 @@ class Meter:
     def __init__(self) -> None:
         self.fed = 0
         self._head = b""
-        self._tail = b""
+        self._tail = bytearray()
         self._events = 0
         self._inflate: zlib._Decompress | None = None
 
@@ -76,16 +80,18 @@ class Meter:
         if len(self._head) < HEAD_BYTES:
             self._head += data[: HEAD_BYTES - len(self._head)]
         self._events += data.count(b"\n\n")
-        self._tail = data[-TAIL_BYTES:] if len(data) >= TAIL_BYTES else self._tail + data
+        self._tail += data if len(data) <= TAIL_BYTES else data[-TAIL_BYTES:]
         if len(self._tail) > 2 * TAIL_BYTES:  # cut seldom, not with each small chunk
-            self._tail = self._tail[-TAIL_BYTES:]
+            del self._tail[:-TAIL_BYTES]
 
     def tokens(self) -> Tokens | None:
         """Return what the answer says that it cost, or None if it does not say."""
-        # In a stream of Anthropic's the prompt is counted in the first event, the rest in the last.
-        first, last = _counts(self._head), _counts(self._tail)
-        prompt = last.prompt if last.prompt is not None else first.prompt
-        completion = last.completion if last.completion is not None else first.completion
+        prompt, completion = _counts(self._tail)
+        if prompt is None or completion is None:
+            # In a stream of Anthropic's the prompt is counted in the first event, the rest last.
+            first = _counts(self._head)
+            prompt = prompt if prompt is not None else first.prompt
+            completion = completion if completion is not None else first.completion
         if prompt is None and completion is None:
             return _timed(self._tail)
         return Tokens(prompt or 0, completion or 0)
@@ -100,20 +106,34 @@ def of_prompt(body_bytes: int) -> int:
     return max(1, body_bytes // BYTES_PER_TOKEN)
 
 
-def _counts(data: bytes) -> _Counts:
-    """Return the last counts in `data`: with each one the former are made up."""
-    found = {name.decode(): int(number) for name, number in _COUNT.findall(data)}
-    prompt = next((found[name] for name in _PROMPT if name in found), None)
-    if prompt is not None:
-        prompt += sum(found.get(name, 0) for name in _CACHED)
-    return _Counts(prompt, next((found[name] for name in _COMPLETION if name in found), None))
+def _counts(data: bytes | bytearray) -> _Counts:
+    """Return the last counts in `data`, going back from its end: most of it is never looked at."""
+    prompt = completion = None
+    end = len(data)
+    line = data.rfind(_OLLAMA)
+    begin = data.rfind(b"\n", 0, line) + 1 if line >= 0 else data.rfind(_OBJECT)
+    for _ in range(_LOOKS):
+        if begin < 0 or (prompt is not None and completion is not None):
+            break
+        found = {name.decode(): int(number) for name, number in _COUNT.findall(data, begin, end)}
+        if prompt is None:
+            prompt = next((found[name] for name in _PROMPT if name in found), None)
+            if prompt is not None:
+                prompt += sum(found.get(name, 0) for name in _CACHED)
+        if completion is None:
+            completion = next((found[name] for name in _COMPLETION if name in found), None)
+        end, begin = begin, data.rfind(_OBJECT, 0, begin)
+    return _Counts(prompt, completion)
 
 
-def _timed(data: bytes) -> Tokens | None:
+def _timed(data: bytes | bytearray) -> Tokens | None:
     """Return the sum over the answers (`n`) whose last event, with its timings, is in `data`."""
+    at = data.find(b'"predicted_n"')
+    if at < 0:
+        return None
     prompt = completion = 0
     seen = False
-    for event in data.split(b"\n\n"):
+    for event in data[max(0, data.rfind(b"\n\n", 0, at)) :].split(b"\n\n"):
         found = {name: int(number) for name, number in _TIMING.findall(event)}
         # With timings_per_token every event has them, and only the last has them all.
         if b"predicted_n" in found and not _UNFINISHED.search(event):

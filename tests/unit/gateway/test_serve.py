@@ -119,6 +119,9 @@ async def test_it_is_open_to_others_only_with_a_key(
     url = (await address(process)).replace("0.0.0.0", "127.0.0.1")
     async with aiohttp.ClientSession() as session:
         assert await served(session, url) == 401
+        for size, status in ((15_000, 200), (17_000, 400)):  # max_header_bytes is 16 KiB
+            async with session.get(url + "/health", headers={"X": "x" * size}) as answer:
+                assert answer.status == status
         assert await served(session, url, Authorization=f"Bearer {secret}") == 200
     shown = await asyncio.to_thread(
         CliRunner().invoke, main, ["status", "--listen", url.removeprefix("http://")]
