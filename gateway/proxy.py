@@ -34,7 +34,6 @@ from gateway.watch import Watch
 
 _log = logging.getLogger(__name__)
 
-BODY_TIMEOUT_S = 60.0
 # It might be the request itself that a head dies of: it does not go through all of them.
 MAX_ATTEMPTS = 3
 # Each holds its body, 16 MiB at most, and a client.
@@ -63,7 +62,7 @@ class Proxy:
         self._router = router
         self._watch = watch
         self._upstream = upstream
-        self._wait_s = wait_s
+        self.wait_s = wait_s
         self._waiting = 0
 
     async def handle(
@@ -73,7 +72,7 @@ class Proxy:
 
         Raises ApiError for what the gateway answers itself.
         """
-        body = await _read(request)
+        body = await request.read()
         ask = await _translated(request, body, dialect) if dialect else _ask(request, body)
         tried: set[str] = set()
         failed: AttemptFailedError | None = None
@@ -104,7 +103,7 @@ class Proxy:
                 await self._watch.check(refused)
                 refused = None
                 continue
-            deadline = min(deadline, time.monotonic() + self._wait_s)
+            deadline = min(deadline, time.monotonic() + self.wait_s)
             if not self._may_wait(chosen, deadline):
                 if failed is None:
                     raise self.refusal(ask.model, chosen)
@@ -157,18 +156,6 @@ class Proxy:
             param="model",
             code="model_not_found",
         )
-
-
-async def _read(request: web.Request) -> bytes:
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await request.read()
-    except TimeoutError:
-        raise ApiError(
-            f"The request's body did not arrive within {BODY_TIMEOUT_S:.0f} s", status=408
-        ) from None
-    except web.RequestPayloadError as error:
-        raise ApiError(f"The request's body cannot be read: {error}", status=400) from error
 
 
 async def _translated(request: web.Request, body: bytes, dialect: Dialect) -> Ask:

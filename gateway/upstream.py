@@ -24,6 +24,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from gateway.attached import KEY, METER
 from gateway.dialects.translation import Garbled, Translation
 from gateway.errors import ApiError
 from gateway.routing import Fault, Replica, Router
@@ -62,6 +63,8 @@ HOP_BY_HOP = frozenset(
     }
 )
 _REQUEST_DROPS = HOP_BY_HOP | {"host", "content-length", "expect"}
+# A key of this gateway is nobody else's business; what is no key of its own passes.
+_KEYED_REQUEST_DROPS = _REQUEST_DROPS | {"authorization", "x-api-key", "api-key"}
 _TIMEOUT = aiohttp.ClientTimeout(
     total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
 )
@@ -155,7 +158,8 @@ class Upstream:
     async def _send(self, ask: Ask, replica: Replica) -> aiohttp.ClientResponse:
         body = ask.body
         path = ask.request.raw_path
-        headers = forwarded(ask.request.headers, _REQUEST_DROPS)
+        drops = _KEYED_REQUEST_DROPS if KEY in ask.request else _REQUEST_DROPS
+        headers = forwarded(ask.request.headers, drops)
         if ask.translation is not None:
             path = ask.translation.path
             translate_headers(headers)
@@ -219,10 +223,15 @@ class Upstream:
         headers = _answer_headers(replica, upstream)
         status, reason = upstream.status, upstream.reason
         at_once = upstream.content_length == len(chunk) > 0
+        encoding = upstream.headers.get("Content-Encoding", "")
         if isinstance(content, TranslatedContent):
-            at_once = not content.streamed
+            at_once, encoding = not content.streamed, ""
             headers.popall("Content-Length", None)
             headers["Content-Type"] = content.type
+        meter = request.get(METER)
+        if meter is not None:
+            meter.begin(encoding)
+            meter.feed(chunk)
         if at_once:
             # It is there in whole: head and body leave in one piece, which saves a third of the
             # time that a small answer costs.
@@ -240,6 +249,8 @@ class Upstream:
                 self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
                 await _break_off(ask, response, replica, end)
                 break
+            if meter is not None:
+                meter.feed(chunk)
         return response
 
 

@@ -17,6 +17,7 @@ from gateway import watch
 from gateway.app import make_app
 from gateway.config import Config
 from gateway.errors import NotRunning
+from gateway.keys.store import Store
 from gateway.routing import Replica
 
 
@@ -107,10 +108,13 @@ def gateway(runners: list[web.AppRunner]) -> Gateway:
     """Serve a gateway whose first round of checks is done, and return its URL."""
 
     async def start(
-        *replicas: Replica, source: ListedSource | None = None, wait: bool = True, **config: Any
-    ) -> str:
+        *replicas: Replica, source: ListedSource | None = None, wait: bool = True,
+        store: Store | None = None, **config: Any,
+    ) -> str:  # fmt: skip
         source = source or ListedSource(replicas)
-        url = await _up(make_app(Config(**config), lambda: source), runners)
+        settings = Config(**config)
+        app = make_app(settings, lambda: source, store, require_keys=settings.require_keys or False)
+        url = await _up(app, runners)
         if wait:
             async with aiohttp.ClientSession() as session:
                 while True:

@@ -288,7 +288,7 @@ def words(path: str, body: bytes) -> tuple[str, str]:
 
 @pytest.mark.parametrize("path", [MESSAGES, COUNT, RESPONSES])
 async def test_errors_have_the_form_of_their_path(
-    upstream: Any, gateway: Any, head: Any, path: str, monkeypatch: pytest.MonkeyPatch
+    upstream: Any, gateway: Any, head: Any, path: str
 ) -> None:
     refusal = b'{"error":{"message":"no","type":"invalid_request_error","code":null}}'
     replica = await upstream(answering(refusal, 400, **{"Retry-After": "9"}))
@@ -305,10 +305,9 @@ async def test_errors_have_the_form_of_their_path(
     async with aiohttp.ClientSession() as session, session.get(url + path) as answer:
         assert (answer.status, answer.headers["Allow"]) == (405, "POST")
         assert "does not take GET" in words(path, await answer.read())[1]
-    monkeypatch.setattr(app_module, "MAX_BODY_BYTES", 100)
-    url = await gateway(head("a", replica))
-    status, body, _ = await post(url, path, metadata={"a": "x" * 100})
-    assert (status, "larger than 100 bytes" in words(path, body)[1]) == (413, True)
+    url = await gateway(head("a", replica), max_body_bytes=1024)
+    status, body, _ = await post(url, path, metadata={"a": "x" * 1024})
+    assert (status, "larger than 1024 bytes" in words(path, body)[1]) == (413, True)
 
 
 @BOTH
