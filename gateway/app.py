@@ -19,31 +19,59 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from gateway.config import Config
+from gateway.bounds import Bounds, note_answer
+from gateway.config import Config, reloaded
+from gateway.dialects.port import Dialect
+from gateway.dialects.served import DIALECTS
 from gateway.errors import ApiError
 from gateway.gate import Gate
+from gateway.keys.accounts import Accounts
+from gateway.keys.guard import Guard
+from gateway.keys.store import Store
 from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
-from gateway.routing import Router, UnknownModel
+from gateway.routing import Replica, Router, UnknownModel
 from gateway.upstream import Upstream, connector
 from gateway.watch import Source, Watch
 
 _log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 16 * 2**20
 _SKIPPED_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(config: Config, make_source: Callable[[], Source] | None) -> web.Application:
-    """Return the application; `make_source` is called in the running loop, None: no agent."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors])
-    gateway = _Gateway(config, make_source)
+def make_app(
+    config: Config,
+    make_source: Callable[[], Source] | None,
+    store: Store | None = None,
+    *,
+    require_keys: bool = False,
+) -> web.Application:
+    """Return the application; `make_source` is called in the running loop, None: no agent.
+
+    `store`: where keys and usage are, None: nowhere, and none are required. `require_keys` is the
+    configuration's, decided (`keys.start`). `app[GATEWAY].reload` takes another configuration.
+    """
+    accounts = Accounts(store) if store is not None else None
+    guard = Guard(accounts, required=require_keys) if accounts is not None else None
+    gateway = Gateway(config, make_source, accounts, guard)
+    keyed = (guard.identify, gateway.bounds.serve, guard.count) if guard is not None else None
+    app = web.Application(
+        client_max_size=config.max_body_bytes,
+        middlewares=[_errors, *(keyed or (gateway.bounds.serve,))],
+    )
+    app[GATEWAY] = gateway
+    app.on_response_prepare.append(note_answer)
+    if guard is not None:
+        app.on_response_prepare.append(guard.headers)
     app.cleanup_ctx.append(gateway.live)
     app.router.add_post("/v1/chat/completions", gateway.forward)
     app.router.add_post("/v1/completions", gateway.forward)
     app.router.add_post("/v1/embeddings", gateway.forward)
     app.router.add_post("/v1/rerank", gateway.forward)
+    for path in DIALECTS:
+        app.router.add_post(path, gateway.translate)
+    app.router.add_route("*", "/v1/responses/{id:resp_.+}", gateway.not_kept)
     app.router.add_get("/v1/models", gateway.models)
     app.router.add_get("/v1/models/{id:.+}", gateway.model)
     app.router.add_get("/health", gateway.health)
@@ -51,15 +79,24 @@ def make_app(config: Config, make_source: Callable[[], Source] | None) -> web.Ap
     return app
 
 
-class _Gateway:
+class Gateway:
     """The handlers; `live` gives them what needs a running loop."""
 
     _proxy: Proxy
     _watch: Watch
 
-    def __init__(self, config: Config, make_source: Callable[[], Source] | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        make_source: Callable[[], Source] | None,
+        accounts: Accounts | None,
+        guard: Guard | None,
+    ) -> None:
         self._config = config
         self._make_source = make_source
+        self._accounts = accounts
+        self._guard = guard
+        self.bounds = Bounds(config)
         self._router = Router(config.strategy, Random())  # noqa: S311  # a choice, not a secret
         # The router's clock does not go back; clients want unix seconds.
         self._unix_offset = time.time() - time.monotonic()
@@ -81,6 +118,7 @@ class _Gateway:
             wait_s=config.wait_s, per_replica=config.per_replica,
         )  # fmt: skip
         task = asyncio.create_task(self._watch.run())
+        counting = asyncio.create_task(self._accounts.run()) if self._accounts else None
         try:
             yield
         finally:
@@ -90,15 +128,47 @@ class _Gateway:
             if source is not None:
                 await source.aclose()
             await session.close()
+            if self._accounts is not None and counting is not None:
+                await self._accounts.aclose(counting)
+
+    def reload(self, config: Config, *, require_keys: bool) -> tuple[list[str], list[str]]:
+        """Take what a running gateway can of `config`; see `config.reloaded` for what is returned.
+
+        Requests that run end as they began.
+        """
+        self._config, taken, fixed = reloaded(self._config, config)
+        self.bounds.config = self._config
+        self._proxy.wait_s = self._config.wait_s
+        if self._guard is not None:
+            self._guard.required = require_keys
+        named = [Replica(name, url, "named") for name, url in self._config.replicas.items()]
+        for change in self._router.update("named", named, time.monotonic()):
+            _log.info(change)
+        return taken, fixed
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
+        """Serve a request by a replica."""
         return await self._proxy.handle(request)
 
+    async def translate(self, request: web.Request) -> web.StreamResponse:
+        """Serve a request in another API than OpenAI's by a replica."""
+        return await self._proxy.handle(request, DIALECTS[request.path])
+
+    async def not_kept(self, _: web.Request) -> web.Response:
+        """Say that there is no Response to be got."""
+        raise ApiError(
+            "Responses are not kept here, whatever `store` says",
+            status=404,
+            hint="Keep them yourself and send them again as `input`.",
+        )
+
     async def models(self, _: web.Request) -> web.Response:
+        """Tell which models there are."""
         models = [self._model(entry) for entry in self._router.models(time.monotonic())]
         return _json({"object": "list", "data": models})
 
     async def model(self, request: web.Request) -> web.Response:
+        """Tell of one model."""
         name = request.match_info["id"]
         entries = self._router.models(time.monotonic())
         for entry in entries:
@@ -107,6 +177,7 @@ class _Gateway:
         raise self._proxy.refusal(name, UnknownModel(tuple(entry["id"] for entry in entries)))
 
     async def health(self, _: web.Request) -> web.Response:
+        """Tell whether any model can be used."""
         entries = self._router.models(time.monotonic())
         usable = [entry["id"] for entry in entries if entry["usable"]]
         if usable:
@@ -125,6 +196,9 @@ class _Gateway:
                 "agent": "not asked"
                 if not self._make_source
                 else self._watch.agent_missing or "ok",
+                "keys": {"required": self._guard.required, **self._accounts.view()}
+                if self._guard and self._accounts
+                else None,
                 "replicas": self._router.view(time.monotonic()),
             }
         )
@@ -142,7 +216,7 @@ class _Gateway:
 
 @web.middleware
 async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Turn whatever a handler raises into OpenAI's error form."""
+    """Turn whatever a handler raises into OpenAI's error form, or that of the path's dialect."""
     allowed = None
     try:
         return await handler(request)
@@ -152,27 +226,42 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
         texts = {
             404: f"There is no {request.path} here",
             405: f"{request.path} does not take {request.method}",
-            413: f"The request's body is larger than {MAX_BODY_BYTES} bytes",
+            413: f"The request's body is larger than {request.client_max_size} bytes",
         }
         refusal = ApiError(texts.get(error.status, error.reason), status=error.status)
         allowed = error.headers.get("Allow")
     except Exception:
         _log.exception("internal error path=%s", request.path)
         refusal = ApiError("internal error", status=500)
-    response = _json(refusal.body(), refusal)
+    response = _refused(refusal, DIALECTS.get(request.path))
     if allowed is not None:
         response.headers["Allow"] = allowed
     return response
 
 
+def _refused(error: ApiError, dialect: Dialect | None) -> web.Response:
+    if dialect is None:
+        return _json(error.body(), error)
+    return _response(dialect.error(error.status, error.line(), error.kind), error)
+
+
+GATEWAY = web.AppKey("gateway", Gateway)
+
+
 def _json(body: dict[str, Any], error: ApiError | None = None) -> web.Response:
+    return _response(msgspec.json.encode(body), error)
+
+
+def _response(body: bytes, error: ApiError | None) -> web.Response:
     response = web.Response(
-        body=msgspec.json.encode(body),
+        body=body,
         status=error.status if error else 200,
         content_type="application/json",
     )
     if error is not None and error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if error is not None and error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 

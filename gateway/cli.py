@@ -1,9 +1,13 @@
-"""The `gateway` command: `serve` and `status`. Every fault is one line and an exit status."""
+"""The `gateway` command: `serve`, `status`, and what `keys/commands.py` adds.
+
+Every fault is one line and an exit status.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,10 +16,11 @@ import msgspec
 from rich.console import Console
 
 from gateway import config as configuration
+from gateway import config_file, logs, serve, status
 from gateway import listen as listening
-from gateway import logs, serve, status
 from gateway.agent_source import AgentSource, default_socket
-from gateway.errors import EnvironmentFault, GatewayError
+from gateway.errors import GatewayError
+from gateway.keys import commands, start
 
 
 class _Commands(click.Group):
@@ -102,6 +107,27 @@ def main() -> None:
     help="How long running requests may go on after SIGTERM.  [default: 30]",
 )
 @click.option(
+    "--store",
+    envvar="COVEY_GATEWAY_STORE",
+    metavar="PATH|URL",
+    help="Where keys and usage are kept: a path, sqlite:///PATH or postgresql://…"
+    "  [default: gateway.db in the gateway's state folder]",
+)
+@click.option(
+    "--require-keys/--no-require-keys",
+    default=None,
+    envvar="COVEY_GATEWAY_REQUIRE_KEYS",
+    help="Whether every request needs a key.  [default: where others can reach the gateway]",
+)
+@click.option(
+    "--tls-cert", envvar="COVEY_GATEWAY_TLS_CERT", metavar="PATH",
+    help="A PEM file with the certificate and its chain; looked at again when it changes.",
+)  # fmt: skip
+@click.option(
+    "--tls-key", envvar="COVEY_GATEWAY_TLS_KEY", metavar="PATH",
+    help="A PEM file with the certificate's private key.",
+)  # fmt: skip
+@click.option(
     "--config",
     "file",
     envvar="COVEY_GATEWAY_CONFIG",
@@ -116,13 +142,20 @@ def serve_command(
     fd: int | None, file: Path | None, replicas: tuple[str, ...], **flags: Any
 ) -> None:
     """Serve OpenAI's API in front of the mesh's replicas until SIGTERM."""
-    named = configuration.parse_replicas(replicas)
-    config = configuration.load(_text(file), str(file), {**flags, "replicas": named})
+    flags["replicas"] = configuration.parse_replicas(replicas)
+
+    def read() -> configuration.Config:
+        return config_file.read(file, flags)
+
+    config = read()
     sockets = listening.open_sockets(config.listen, fd, os.environ)
     logs.set_up(json=config.json_logs)
     agent = Path(config.socket) if config.socket else default_socket(os.environ)
+    store = commands.open_store(config)
+    start.check(config, sockets, store, time.time())
+    store.close()
     try:
-        asyncio.run(serve.run(config, sockets, lambda: AgentSource(agent)))
+        asyncio.run(serve.run(config, sockets, lambda: AgentSource(agent), store, read))
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise GatewayError("stopped before running requests had ended") from None
 
@@ -147,13 +180,5 @@ def status_command(listen: str, as_json: bool) -> None:
         Console().print(status.table(answer))
 
 
-def _text(file: Path | None) -> str:
-    if file is None:
-        return ""
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnvironmentFault(
-            f"the configuration file {file} cannot be read: {getattr(error, 'strerror', error)}",
-            hint="Check --config and COVEY_GATEWAY_CONFIG.",
-        ) from error
+main.add_command(commands.keys)
+main.add_command(commands.usage)

@@ -1,6 +1,6 @@
 """The gateway's configuration: one type, and what its texts mean.
 
-A core, used by `cli.py`. Precedence, strongest first: command-line flags, environment
+A core, used by `config_file.py`. Precedence, strongest first: command-line flags, environment
 (`COVEY_GATEWAY_LISTEN`, …), file (TOML, `--config`), default.
 """
 
@@ -51,6 +51,52 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_s: Annotated[
         float, msgspec.Meta(ge=0), "Seconds that running requests get at the end."
     ] = 30.0
+    store: Annotated[
+        str, "Where keys and usage are kept: a path, sqlite:///PATH, or postgresql://… when "
+        "several gateways share them; empty: a file in the gateway's state folder."
+    ] = ""  # fmt: skip
+    require_keys: Annotated[
+        bool | None, "Whether every request needs a key; not set: where it listens on more than "
+        "the loopback."
+    ] = None  # fmt: skip
+    tls_cert: Annotated[str, "A PEM file with the certificate and its chain; empty: no TLS."] = ""
+    tls_key: Annotated[str, "A PEM file with the certificate's private key."] = ""
+    max_body_bytes: Annotated[
+        int, msgspec.Meta(ge=1), "Bytes that a request's body may have."
+    ] = 16 * 2**20  # fmt: skip
+    max_header_bytes: Annotated[
+        int, msgspec.Meta(ge=1024), "Bytes that a request's first line, and each header, may have."
+    ] = 16 * 2**10  # fmt: skip
+    body_timeout_s: Annotated[
+        float, msgspec.Meta(gt=0), "Seconds within which a request's body must have arrived."
+    ] = 60.0  # fmt: skip
+    request_timeout_s: Annotated[
+        float, msgspec.Meta(ge=0), "Seconds that a request may take to its answer's end; 0: any."
+    ] = 0.0  # fmt: skip
+    max_requests: Annotated[
+        int, msgspec.Meta(ge=0), "Requests that may be served at once, waiting ones too; 0: any."
+    ] = 4096  # fmt: skip
+
+
+# What a running gateway takes from its configuration file when it is told to read it again.
+LIVE = frozenset(
+    {"replicas", "wait_s", "require_keys", "tls_cert", "tls_key", "body_timeout_s",
+     "request_timeout_s", "max_requests"}
+)  # fmt: skip
+
+
+def reloaded(old: Config, new: Config) -> tuple[Config, list[str], list[str]]:
+    """Return what is in force when `new` is read while `old` runs, and which settings changed.
+
+    First those that are in force now, then those that need a restart; TLS itself is one of them.
+    """
+    changed = [
+        name for name in Config.__struct_fields__ if getattr(old, name) != getattr(new, name)
+    ]
+    live = LIVE if bool(old.tls_cert) == bool(new.tls_cert) else LIVE - {"tls_cert", "tls_key"}
+    taken = [name for name in changed if name in live]
+    config = msgspec.structs.replace(old, **{name: getattr(new, name) for name in taken})
+    return config, taken, [name for name in changed if name not in live]
 
 
 def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
@@ -77,6 +123,8 @@ def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
         same = [name for name, other in replicas.items() if other == url]
         if len(same) > 1:
             raise UsageFault(f"the replicas {' and '.join(same)} have the same URL {url}")
+    if bool(config.tls_cert) != bool(config.tls_key):
+        raise UsageFault("tls_cert and tls_key belong together", hint="Set both, or neither.")
     return msgspec.structs.replace(config, replicas=replicas)
 
 

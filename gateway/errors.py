@@ -66,12 +66,22 @@ class ApiError(GatewayError):
         self.code = code
         self.retry_after_s = retry_after_s
 
+    @property
+    def type(self) -> str:
+        """OpenAI's kind of error."""
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    @property
+    def kind(self) -> str:
+        """The most that OpenAI has a word for: the code, or else the type."""
+        return self.code or self.type
+
     def body(self) -> dict[str, Any]:
         """Return OpenAI's error object."""
         return {
             "error": {
                 "message": self.line(),
-                "type": "invalid_request_error" if self.status < 500 else "server_error",
+                "type": self.type,
                 "param": self.param,
                 "code": self.code,
             }

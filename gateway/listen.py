@@ -38,11 +38,12 @@ def open_sockets(
     return _bound(*parse_listen(listen))
 
 
-def address(sock: socket.socket) -> str:
+def address(sock: socket.socket, scheme: str = "http") -> str:
     """Return where the socket listens, as a URL or a path."""
     name = sock.getsockname()
     if isinstance(name, tuple):
-        return f"http://[{name[0]}]:{name[1]}" if ":" in name[0] else f"http://{name[0]}:{name[1]}"
+        host = f"[{name[0]}]" if ":" in name[0] else name[0]
+        return f"{scheme}://{host}:{name[1]}"
     return f"unix:{os.fsdecode(name)}"
 
 

@@ -19,30 +19,50 @@ async def ask(listen: str) -> dict[str, Any]:
     host, port = parse_listen(listen)
     # A gateway that listens on every address is asked on the loopback.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # not bound here
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(url + "/gateway/status") as answer,
-        ):
-            if answer.status != 200:
-                raise NotRunning(
-                    f"what listens on {listen} is no gateway, or not for this machine"
-                    f" (status {answer.status})",
-                    hint="Name the gateway's address with --listen.",
-                )
-            status: dict[str, Any] = await answer.json()
-            return status
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise NotRunning(
-            f"no gateway answers on {listen}", hint="Start it with `gateway serve`."
-        ) from error
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        try:
+            return await _ask(session, f"http://{place}", listen)
+        except aiohttp.ClientConnectorError as error:
+            raise _none(listen) from error
+        except (aiohttp.ClientError, OSError, ValueError):
+            pass  # it may speak TLS
+        try:
+            # Its certificate is for the name that clients use, not for this machine's loopback;
+            # what is asked holds no secret, and nothing is told it but the question.
+            return await _ask(session, f"https://{place}", listen, ssl=False)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _none(listen) from error
+
+
+async def _ask(
+    session: aiohttp.ClientSession, url: str, listen: str, *, ssl: bool = True
+) -> dict[str, Any]:
+    async with session.get(url + "/gateway/status", ssl=ssl) as answer:
+        if answer.status != 200:
+            raise NotRunning(
+                f"what listens on {listen} is no gateway, or not for this machine"
+                f" (status {answer.status})",
+                hint="Name the gateway's address with --listen.",
+            )
+        status: dict[str, Any] = await answer.json()
+        return status
+
+
+def _none(listen: str) -> NotRunning:
+    return NotRunning(f"no gateway answers on {listen}", hint="Start it with `gateway serve`.")
 
 
 def heading(status: dict[str, Any]) -> str:
-    """Return the line above the table."""
-    return f"strategy: {status['strategy']}   agent: {status['agent']}"
+    """Return the lines above the table."""
+    lines = [f"strategy: {status['strategy']}   agent: {status['agent']}"]
+    keys = status.get("keys")
+    if keys:
+        needed = "required" if keys["required"] else "not required"
+        lines.append(f"keys: {needed}, {keys['active_keys']} valid   "
+                     f"store: {keys['store']} ({keys['state']})")  # fmt: skip
+    return "\n".join(lines)
 
 
 def table(status: dict[str, Any]) -> Table:

@@ -1,5 +1,7 @@
 """One attempt at one replica: send the request as it came, pass the answer on as it comes.
 
+Those of a request in another API than OpenAI's go through its translation (`dialects/`).
+
 A shell, used by `proxy.py`, which decides about the next attempt. What came of the attempt is
 told to the router here. A task that is cancelled here (its client left) closes the connection to
 the replica, which frees the ring.
@@ -23,9 +25,12 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from gateway.attached import KEY, METER
+from gateway.dialects.translation import Garbled, Translation
 from gateway.errors import ApiError
 from gateway.routing import Attempt, Fault, Need, Picked, Replica, Router
 from gateway.routing.tokens import TAIL_BYTES, usage
+from gateway.translating import TranslatedContent, translate_headers
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +68,8 @@ HOP_BY_HOP = frozenset(
     }
 )
 _REQUEST_DROPS = HOP_BY_HOP | {"host", "content-length", "expect"}
+# A key of this gateway is nobody else's business; what is no key of its own passes.
+_KEYED_REQUEST_DROPS = _REQUEST_DROPS | {"authorization", "x-api-key", "api-key"}
 _TIMEOUT = aiohttp.ClientTimeout(
     total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
 )
@@ -89,7 +96,8 @@ class AttemptFailedError(Exception):
 class Ask:
     """A request as it is forwarded, what it needs, and until when its first byte has to be there.
 
-    `until` is on the clock of time.monotonic, and may be infinite.
+    `until` is on the clock of time.monotonic, and may be infinite; `translation` is there for one
+    in a dialect, and for one attempt only.
     """
 
     request: web.Request
@@ -97,6 +105,7 @@ class Ask:
     need: Need
     until: float = math.inf
     priority: int = 0
+    translation: Translation | None = None
 
     @property
     def model(self) -> str:
@@ -147,18 +156,28 @@ class Upstream:
                 status = upstream.status
                 if upstream.status >= 500:
                     raise await self._failed(ask, picked, upstream)
+                content = (
+                    TranslatedContent(upstream, ask.translation)
+                    if ask.translation
+                    else upstream.content
+                )
                 try:
                     # Some servers send their status line long before they have a token.
-                    first = await upstream.content.readany()
+                    first = await content.readany()
                 except (aiohttp.ClientError, OSError) as error:
                     status = type(error).__name__
                     raise self._no_answer(replica, error) from error
+                except Garbled as error:
+                    status = "garbled"
+                    self._router.fault(replica.url, Fault.ERROR, str(error), time.monotonic())
+                    raise AttemptFailedError(replica, str(error)) from error
                 if bound is not None:
                     if bound.expired():
                         await asyncio.sleep(0)  # where the cancellation that is on its way arrives
                     bound.reschedule(None)
                 now = time.monotonic()
-                if upstream.status < 400:  # a refusal is fast, but tells nothing of speed
+                # A refusal is fast and so is counting, but they tell nothing of speed.
+                if upstream.status < 400 and (ask.translation is None or ask.translation.answers):
                     self._router.first_byte(
                         replica.url, now - begun, streamed=ask.need.streamed, now=now,
                         attempt=picked.attempt,
@@ -167,7 +186,7 @@ class Upstream:
                     asyncio.get_running_loop().call_soon(self._router.settle)
                 elif upstream.status in _LACKS:
                     self._router.lacks(replica.url, ask.need.kind, now)
-                return await self._pass_on(ask.request, picked, upstream, first)
+                return await self._pass_on(ask, picked, upstream, content, first)
         finally:
             self._router.end(replica.url, picked.attempt, time.monotonic())
             _log.info(
@@ -177,11 +196,17 @@ class Upstream:
 
     async def _send(self, ask: Ask, replica: Replica) -> aiohttp.ClientResponse:
         body = ask.body
+        path = ask.request.raw_path
+        drops = _KEYED_REQUEST_DROPS if KEY in ask.request else _REQUEST_DROPS
+        headers = forwarded(ask.request.headers, drops)
+        if ask.translation is not None:
+            path = ask.translation.path
+            translate_headers(headers)
         return await self._session.request(
             ask.request.method,
-            URL(replica.url + ask.request.raw_path, encoded=True),
+            URL(replica.url + path, encoded=True),
             data=body if len(body) <= _ONE_PIECE_BYTES else io.BytesIO(body),
-            headers=forwarded(ask.request.headers, _REQUEST_DROPS),
+            headers=headers,
             allow_redirects=False,
             timeout=_TIMEOUT,
         )
@@ -220,6 +245,9 @@ class Upstream:
             return AttemptFailedError(replica, f"{reason} and broke off")
         headers = _answer_headers(picked, upstream)
         headers.popall("Content-Length", None)
+        if ask.translation is not None:
+            body = ask.translation.error(upstream.status, body)
+            headers["Content-Type"] = "application/json"
         answer = web.Response(
             status=upstream.status, reason=upstream.reason, body=body, headers=headers
         )
@@ -227,19 +255,30 @@ class Upstream:
 
     async def _pass_on(
         self,
-        request: web.Request,
+        ask: Ask,
         picked: Picked,
         upstream: aiohttp.ClientResponse,
+        content: aiohttp.StreamReader | TranslatedContent,
         chunk: bytes,
     ) -> web.StreamResponse:
         """Return the response, `chunk` being the first of the answer; raises nothing any more."""
-        replica = picked.replica
+        request, replica = ask.request, picked.replica
         headers = _answer_headers(picked, upstream)
         status, reason = upstream.status, upstream.reason
-        if upstream.content_length == len(chunk) > 0:
+        at_once = upstream.content_length == len(chunk) > 0
+        encoding = upstream.headers.get("Content-Encoding", "")
+        if isinstance(content, TranslatedContent):
+            at_once, encoding = not content.streamed, ""
+            headers.popall("Content-Length", None)
+            headers["Content-Type"] = content.type
+        meter = request.get(METER)
+        if meter is not None:
+            meter.begin(encoding)
+            meter.feed(chunk)
+        if at_once:
             # It is there in whole: head and body leave in one piece, which saves a third of the
             # time that a small answer costs.
-            headers.popall("Content-Length")
+            headers.popall("Content-Length", None)
             self._answered(picked.attempt, status, chunk, 1)
             return web.Response(status=status, reason=reason, headers=headers, body=chunk)
         response = web.StreamResponse(status=status, reason=reason, headers=headers)
@@ -251,13 +290,15 @@ class Upstream:
             end = (end + chunk)[-TAIL_BYTES:] if len(chunk) < TAIL_BYTES else chunk[-TAIL_BYTES:]
             chunks += 1
             try:
-                chunk = await upstream.content.readany()
+                chunk = await content.readany()
             except (aiohttp.ClientError, TimeoutError) as error:
                 reason = f"broke off its answer: {str(error) or type(error).__name__}"
                 _log.warning("answer broke off replica=%s reason=%s", replica.name, reason)
                 self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
-                await _break_off(request, response, replica, end[-2:])
+                await _break_off(ask, response, replica, end[-2:])
                 break
+            if meter is not None:
+                meter.feed(chunk)
         return response
 
     def _answered(self, attempt: Attempt, status: int, end: bytes, chunks: int) -> None:
@@ -285,13 +326,15 @@ async def _write(request: web.Request, response: web.StreamResponse, chunk: byte
     return True
 
 
-async def _break_off(
-    request: web.Request, response: web.StreamResponse, replica: Replica, end: bytes
-) -> None:
+async def _break_off(ask: Ask, response: web.StreamResponse, replica: Replica, end: bytes) -> None:
     """End a broken answer so that nobody takes it for a whole one."""
+    request = ask.request
     between_events = response.content_type == "text/event-stream" and end in (b"", b"\n\n")
-    if between_events and response.content_length is None:
-        error = ApiError(f"{replica.name} broke off its answer", status=502)
+    error = ApiError(f"{replica.name} broke off its answer", status=502)
+    if ask.translation is not None:  # whose bytes are whole events always
+        if await _write(request, response, ask.translation.broken(error.message, error.kind)):
+            await _write(request, response, b"")
+    elif between_events and response.content_length is None:
         event = b"data: %s\n\n" % msgspec.json.encode(error.body())
         if await _write(request, response, event):
             await _write(request, response, b"")

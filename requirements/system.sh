@@ -31,6 +31,9 @@ done
 # fastecdsa, which libp2p needs, has no wheel for every Python and is then compiled against GMP.
 [ -e /usr/include/gmp.h ] || [ -n "$(find /usr/include -maxdepth 2 -name gmp.h 2>/dev/null)" ] ||
     missing="$missing libgmp-dev"
+# Debian keeps the server's programs off the PATH.
+[ -n "$(find /usr/lib/postgresql -maxdepth 3 -name postgres 2>/dev/null)" ] ||
+    command -v postgres >/dev/null 2>&1 || missing="$missing postgresql"
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv python3-dev"
 
 [ -n "$missing" ] || exit 0

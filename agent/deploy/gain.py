@@ -98,7 +98,12 @@ class Gains:
         await _pause(asyncio.Event(), _SETTLED_S)
         while True:
             news = self._news
-            verdict, found = await self._look(deployment, build, weighed)
+            try:
+                verdict, found = await self._look(deployment, build, weighed)
+            except Exception:  # it is looked again; the ring itself has nothing
+                _log.exception("deployment name=%s could not be compared", deployment.wish.name)
+                deployment.moving.forget()
+                verdict, found = Verdict(False, ""), None
             if verdict.moves and found is not None and self._move == "auto":
                 if await self._moved(deployment, build, url, weighed, found):
                     return
@@ -143,7 +148,7 @@ class Gains:
         return weighed.found
 
     def _unsettled(self, deployment: Deployment) -> str:
-        """Say what is to be done with a ring, so that it may not move for a gain; "" for nothing."""
+        """Say why a ring may not move for a gain now; "" where it may."""
         build = deployment.build
         if deployment.phase != "ready" or build is None or deployment.again.is_set():
             return "it is being built"

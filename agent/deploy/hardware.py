@@ -76,7 +76,7 @@ class Hardware:
             prefill_flop_s=speed.prefill_flop_s if speed else 0.0,
             measured_at=known.at if known and speed else 0.0,
             busy=speed is not None and speed.busy, links=self.links(),
-            batches=speed.batches if speed else (),
+            batches=speed.batches if speed else (), attended_s=speed.attended_s if speed else 0.0,
         )  # fmt: skip
 
     @property

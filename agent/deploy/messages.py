@@ -96,8 +96,8 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     arithmetic of prompts; 0: not measured. `measured_at`: when (unix s); `busy`: on a busy machine,
     so that it may be faster. `links`: to the members that it is connected to, as far as known.
     `draining`: it shall hold nothing new. `batches`: what batches of `BATCHES` rows take
-    (`agent.engine.pace`), in times of one row; empty: not measured. `rings`: those of the
-    deployment that was asked about.
+    (`agent.engine.pace`), in times of one row; empty: not measured. `attended_s`: multiplications
+    of attention a second, 0: not known. `rings`: those of the deployment that was asked about.
     """
 
     free_bytes: int
@@ -109,6 +109,7 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     links: Annotated[tuple[LinkFacts, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()
     draining: bool = False
     batches: Annotated[tuple[_Rate, ...], msgspec.Meta(max_length=16)] = ()
+    attended_s: _Rate = 0.0
     rings: Annotated[tuple[RingHere, ...], msgspec.Meta(max_length=MOST_RINGS)] = ()
 
 

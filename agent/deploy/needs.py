@@ -57,15 +57,16 @@ def model_needs(
     """
     # A tied model's output matrix is its embedding, but the head's two parts each hold a copy.
     head_bytes = facts.embedding_bytes + facts.output_bytes + facts.shared_bytes
-    cache = facts.kv_bytes_per_token
+    cache, attended = facts.kv_bytes_per_token, facts.attended_per_token
     if facts.purpose != "text":
         # Nothing is kept of a text. A batch has a mask, and llama.cpp's room for what it never asks
         # for: a number for each word at each token, computed as well where a model could make text.
         words = facts.n_vocab * (1 if only_encodes(facts.architecture) else 2)
-        cache, head_bytes = 0, head_bytes + 4 * context * (context + words)
+        cache, attended = 0, 0
+        head_bytes += 4 * context * (context + words)
     model = Model(
         facts.layer_bytes, head_bytes, kv_bytes=cache, output_bytes=facts.output_bytes,
-        row_bytes=4 * facts.n_embd,
+        row_bytes=4 * facts.n_embd, attended=attended,
     )  # fmt: skip
     if isinstance(cuts, str):
         hint = "" if in_line or facts.purpose != "text" else _RPC_HINT

@@ -63,6 +63,7 @@ def node_of(node: NodeId, name: str, facts: Facts, tags: Iterable[str] = ()) -> 
         str(node), name, facts.free_bytes, frozenset(tags),
         decode_bytes_s=facts.decode_bytes_s or None, prefill_flop_s=facts.prefill_flop_s or None,
         batches=facts.batches if len(facts.batches) == len(BATCHES) else (),
+        attended_s=facts.attended_s or None,
     )  # fmt: skip
 
 

@@ -282,6 +282,8 @@ class Rings:
     def _gain(self, deployment: Deployment, words: str) -> None:
         if deployment.gain != words:
             deployment.gain = words
+            if words:
+                _log.info("deployment name=%s %s", deployment.key, words)
             self._revise(deployment)
             self._changed()
 

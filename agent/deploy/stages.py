@@ -106,7 +106,7 @@ class StageHost:
         self._folder = folder
         self._stored = stored
         self._stages: dict[tuple[str, int], _Stage] = {}
-        self._fetching: dict[str, asyncio.Lock] = {}  # by SHA-256
+        self._fetching: dict[Path, asyncio.Lock] = {}
         self._hosted: set[str] = set()  # rings that were here, since the agent is up
         self._fence = Fence()
         self._ahead: dict[str, Ahead] = {}  # by ring
@@ -289,7 +289,7 @@ class StageHost:
         """Fetch the file that the head has cut."""
         path = self._folder / f"{file.sha256}.gguf"
         # Rings of one model have the same parts, and move at the same time.
-        async with self._fetching.setdefault(file.sha256, asyncio.Lock()):
+        async with self._fetching.setdefault(path, asyncio.Lock()):
             await blobs.fetch(
                 f"{file.source}/stage/{file.sha256}", path, file.size, file.sha256,
                 lambda done: so_far(done, file.size),
@@ -299,16 +299,17 @@ class StageHost:
     async def _layers(self, wanted: StoredLayers, so_far: SoFar) -> Path:
         """Cut layers out of the model if it is here, or fetch them alone from all who have it."""
         path = self._folder / f"{wanted.model}-{wanted.first}-{wanted.last}.gguf"
-        # It appears whole or not at all.
-        if not path.is_file():
-            if self._stored is None:
-                raise EngineError("this node has no store of models to take layers from")
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            span = wanted.first, wanted.last
-            await self._stored(
-                wanted.model, span, path,
-                lambda progress: so_far(progress.done, progress.total),
-            )  # fmt: skip
+        # It appears whole or not at all. A stage may be asked for while it is fetched ahead.
+        async with self._fetching.setdefault(path, asyncio.Lock()):
+            if not path.is_file():
+                if self._stored is None:
+                    raise EngineError("this node has no store of models to take layers from")
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                span = wanted.first, wanted.last
+                await self._stored(
+                    wanted.model, span, path,
+                    lambda progress: so_far(progress.done, progress.total),
+                )  # fmt: skip
         return path
 
     async def _wait_connected(self, stage: _Stage) -> None:

@@ -213,6 +213,8 @@ class Schedule:
         if not rows.count:
             return None
         self._kept.computed(rows.count)
+        if self._depth > 1:
+            self.pace.rounds.sent(decoding, None if prompts or split.guesses else split)
         turn = rows.turn(self._operations)
         self._operations = []
         return turn

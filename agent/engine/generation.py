@@ -196,15 +196,23 @@ class Model(Served, Protocol):
         """The text of the end-of-sequence token; empty where there is none."""
         ...
 
-    def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
+    def tokenize(self, text: str, *, special: bool, around: bool = True) -> tuple[int, ...]:
         """Return the token ids of `text`, with the BOS that the model's metadata asks for.
 
         `special` parses control tokens such as `<|im_start|>` in the text; else they are text.
+        `around` False leaves out all that the metadata asks for around a text.
         """
         ...
 
     def detokenize(self, ids: tuple[int, ...]) -> bytes:
         """Return the raw bytes that the tokens stand for; control tokens stand for nothing."""
+        ...
+
+    def labels(self, ids: tuple[int, ...]) -> list[bytes]:
+        """Return the raw bytes of each token by itself, the text of a control token.
+
+        Raises UsageError for an id that the model does not have.
+        """
         ...
 
     def prepare(self, sampling: Sampling) -> None:

@@ -161,8 +161,8 @@ class Generator:
         began = time.thread_time()
         turn = course.schedule.next(len(course.flying))
         course.scheduling_s += time.thread_time() - began
-        # Who hears a token works on it, perhaps on the same CPU: where others compute as well, their
-        # next batch goes first, and it is heard while they do.
+        # Who hears a token works on it, perhaps on the same CPU: where others compute as well,
+        # their next batch goes first, and it is heard while they do.
         if turn is None or course.pipeline.depth == 1:
             self._tell()
         if turn is not None:
@@ -269,6 +269,7 @@ class Generator:
         if rows == len(turn.wanted) and useful is None:
             sampling_s = time.perf_counter() - began
             course.schedule.pace.took(rows, own_s, sampling_s, ours_s)
+            course.schedule.pace.rounds.back(rows, time.perf_counter())
         for work in turn.works:
             answer = self._answers[work]
             answer.flying -= 1

@@ -32,7 +32,8 @@ class ModelFacts:
 
     `layer_bytes` has one figure a layer. `output_bytes` is the output matrix with its norm (the
     matrix is the embedding itself when `tied`); `shared_bytes` is what every part needs.
-    `kv_bytes_per_token` is one layer's KV cache for one token, in f16 as llama.cpp keeps it.
+    `kv_bytes_per_token` is one layer's KV cache for one token, in f16 as llama.cpp keeps it, and
+    `attended_per_token` the multiplications of one layer's attention for each token behind a row.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelFacts:
     output_bytes: int
     shared_bytes: int
     kv_bytes_per_token: int
+    attended_per_token: int
 
 
 class GgufFile(GgufHeader):
@@ -171,6 +173,7 @@ class GgufFile(GgufHeader):
             else:
                 shared += tensor.size
         tied = self.tensor("output.weight") is None
+        kv_bytes, attended = self._attention()
         return ModelFacts(
             name=self.text("general.name") or splits.whole(self.path).stem,
             architecture=self.architecture,
@@ -185,7 +188,8 @@ class GgufFile(GgufHeader):
             embedding_bytes=embedding,
             output_bytes=output + (embedding if tied else 0),
             shared_bytes=shared,
-            kv_bytes_per_token=self._kv_bytes_per_token(),
+            kv_bytes_per_token=kv_bytes,
+            attended_per_token=attended,
         )
 
     def vocabulary_size(self) -> int:
@@ -195,7 +199,8 @@ class GgufFile(GgufHeader):
             raise self._damaged("it has no token_embd.weight")
         return embedding.dimensions[1]
 
-    def _kv_bytes_per_token(self) -> int:
+    def _attention(self) -> tuple[int, int]:
+        """Return what one layer keeps of a token (bytes), and multiplies for each token behind."""
         heads = self.number(f"{self.architecture}.attention.head_count") or 1
         kv_field = self.fields.get(f"{self.architecture}.attention.head_count_kv")
         kv_heads = heads
@@ -204,9 +209,10 @@ class GgufFile(GgufHeader):
         head = self._needed("embedding_length") // heads
         key = self.number(f"{self.architecture}.attention.key_length") or head
         value = self.number(f"{self.architecture}.attention.value_length") or head
+        attended = heads * (key + value)
         if self.number(f"{self.architecture}.attention.key_length_mla"):
             value = 0  # latent attention: llama.cpp takes values from the cached keys
-        return kv_heads * (key + value) * 2
+        return kv_heads * (key + value) * 2, attended
 
     def _needed(self, key: str) -> int:
         found = self.number(f"{self.architecture}.{key}")

@@ -215,13 +215,17 @@ class Head:
         """Cancel everything and let the engine thread end; bounded."""
         await asyncio.to_thread(self._thread.stop, _STOP_TIMEOUT_S)
 
-    def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
+    def tokenize(self, text: str, *, special: bool, around: bool = True) -> tuple[int, ...]:
         """Return the token ids of `text` (generation.Model)."""
-        return self._vocabulary.tokenize(text, special=special)
+        return self._vocabulary.tokenize(text, special=special, around=around)
 
     def detokenize(self, ids: tuple[int, ...]) -> bytes:
         """Return the bytes of `ids` (generation.Model)."""
         return self._vocabulary.detokenize(ids)
+
+    def labels(self, ids: tuple[int, ...]) -> list[bytes]:
+        """Return the bytes of each of `ids` (generation.Model)."""
+        return self._vocabulary.labels(ids)
 
     def prepare(self, sampling: Sampling) -> None:
         """Check how to sample, and make ready what takes long (generation.Model)."""

@@ -17,7 +17,7 @@ second. So `calibrate` in `generator.py` has batches of several sizes
 computed before the first request, one at a time, and an empty one, which shows the links alone;
 the least and the largest first, since a size between two known ones is guessed well, and one
 beyond them badly. What batches really take later (longer contexts, a busier machine) moves all
-sizes alike.
+sizes alike; and a split that was used counts by what its rounds took (`rounds.py`).
 
 A draft model's guesses are made by this process, one after the other: with `d(m)` for a batch of
 the `m` answers of one batch, and `g` guesses in a round, ⌈g/m⌉ · d(m) is added to what it computes,
@@ -33,6 +33,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from agent.engine.draft_costs import DraftCosts, between
+from agent.engine.rounds import Rounds
 
 # Sizes between are interpolated.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -142,6 +143,7 @@ class Pace:
         self._chosen: dict[tuple[int, int, int, int, int], Split] = {}
         self._taken = 0
         self.drafts = DraftCosts()
+        self.rounds = Rounds()
 
     def learn(self, measured: list[Measured], links_s: float) -> None:
         """Take what batches of growing size took; `links_s`: what an empty one was away for."""
@@ -207,7 +209,10 @@ class Pace:
         if not self._measured:
             rows = min(-(-decoding // self._depth), most)
             return Split(max(self._depth, -(-decoding // most)), rows)
-        found = {split: self.round_s(decoding, split) for split in _splits(decoding, most)}
+        found = {
+            split: self.rounds.took_s(decoding, split) or self.round_s(decoding, split)
+            for split in _splits(decoding, most)
+        }
         best = min(found, key=lambda split: found[split])
         if self._last is not None and self._last[0] == decoding and self._last[1] in found:
             before = self._last[1]

@@ -11,6 +11,8 @@ for by `speeds.py`.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from agent.engine import cpus, trial
@@ -31,11 +33,30 @@ _PROMPT_S, _PROMPT_MAX_S = 0.25, 1.2
 # A share of the time in which threads could have run and waited for a CPU: others were at work.
 _BUSY = 0.1
 _SPLIT_NONE = 0  # llama.cpp's: all on one GPU
+# What attention takes shows in a model that has little else: a token with so many behind it, beside
+# one with next to none, the fastest of some each.
+_BEHIND, _TIMES = 1024, 24
+_ATTENTIVE = Shape(("Q8_0", "Q8_0"), 1024, 256, _BEHIND + _TIMES)
 
 
 def measure(task: Task) -> Speed:
     """Return the speed of a device: the CPU with so many threads, or one of the usable GPUs."""
     shape = Shape(_TYPES * task.rounds, _WIDE, _DEEP, _CONTEXT)
+    with _loaded(task, shape) as (context, size):
+        began, waited = time.perf_counter(), trial.waited_s()
+        decode_s = _token_s(context)
+        batches = tuple(max(1.0, _batch_s(context, rows) / decode_s) for rows in BATCHES)
+        flop_s = _prompt_flop_s(context, 2 * shape.layer_weights * len(shape.types))
+        spent = (time.perf_counter() - began) * task.threads
+        busy = task.gpu is None and (trial.waited_s() - waited) / spent > _BUSY
+    with _loaded(task, _ATTENTIVE) as (context, _):
+        attended_s = _attended_s(context)
+    return Speed(task.device, size / decode_s, flop_s, busy, batches, attended_s)
+
+
+@contextmanager
+def _loaded(task: Task, shape: Shape) -> Iterator[tuple[Context, int]]:
+    """Give a context as engines have it over a model of such a shape, and the model's bytes."""
     graph_rows = 0 if task.gpu is not None else CPU_GRAPH_ROWS
 
     def alone(parameters: Any) -> None:
@@ -43,23 +64,31 @@ def measure(task: Task) -> Speed:
             parameters.split_mode, parameters.main_gpu = _SPLIT_NONE, task.gpu
 
     with written(shape) as path:
-        size = path.stat().st_size
         weights = Weights(
             path, use_extra_bufts=task.use_extra_bufts, gpu_layers=0 if task.gpu is None else -1,
             arrange=alone,
         )  # fmt: skip
-        limits = ContextLimits(_CONTEXT, max(_PROMPTS), 1, task.threads, graph_rows=graph_rows)
+        limits = ContextLimits(
+            shape.context, max(_PROMPTS), 1, task.threads, flash_attention=True,
+            graph_rows=graph_rows,
+        )  # fmt: skip
         context = Context(weights, limits, keeps_rows=False)
         _took_s(context, 0, 1)  # maps the weights, starts threads and drivers
-        began, waited = time.perf_counter(), trial.waited_s()
-        decode_s = _token_s(context)
-        batches = tuple(max(1.0, _batch_s(context, rows) / decode_s) for rows in BATCHES)
-        flop_s = _prompt_flop_s(context, 2 * shape.layer_weights * len(shape.types))
-        spent = (time.perf_counter() - began) * task.threads
-        busy = task.gpu is None and (trial.waited_s() - waited) / spent > _BUSY
+        yield context, path.stat().st_size
         context.close()
         weights.close()
-    return Speed(task.device, size / decode_s, flop_s, busy, batches)
+
+
+def _attended_s(context: Context) -> float:
+    """Return the multiplications of attention a second; 0 where they take no time that shows."""
+    context.clear()
+    near_s = min(_took_s(context, position, 1) for position in range(_TIMES))
+    context.clear()
+    for position in range(0, _BEHIND, max(_PROMPTS)):
+        decode(context, position, max(_PROMPTS))
+    far_s = min(_took_s(context, _BEHIND + position, 1) for position in range(_TIMES))
+    values = 2 * _ATTENTIVE.width * len(_ATTENTIVE.types) * _BEHIND
+    return values / (far_s - near_s) if far_s > near_s else 0.0
 
 
 def _token_s(context: Context) -> float:

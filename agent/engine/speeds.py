@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from operator import truediv
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,8 @@ class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `decode_bytes_s`: bytes a second; `prefill_flop_s`: a multiplication and an addition are two.
     `busy`: others were at work meanwhile, so it may be faster. `batches`: what batches of `BATCHES`
-    rows take, in times of one row; empty: not measured.
+    rows take, in times of one row; empty: not measured. `attended_s`: multiplications of attention
+    a second while one stream decodes; 0: not measured, or faster than its cache is read.
     """
 
     device: str
@@ -67,6 +69,7 @@ class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_flop_s: _Rate
     busy: bool = False
     batches: _Times = ()
+    attended_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,11 +107,13 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 / sum(took_s)
                 for at in range(len(BATCHES))
             )
+        attended = [each.attended_s for each in known]
         return Speed(
             " and ".join(speed.device for speed in known),
             whole / sum(took_s),
             whole / sum(share / speed.prefill_flop_s for share, speed in pairs),
             any(speed.busy for speed in known), batches,
+            whole / sum(map(truediv, shares, attended)) if all(attended) else 0.0,
         )  # fmt: skip
 
 

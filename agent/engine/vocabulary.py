@@ -37,10 +37,13 @@ class Vocabulary:
         text: bytes | None = llama_cpp.llama_vocab_get_text(self.handle, token)
         return (text or b"").decode("utf-8", "replace")
 
-    def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
-        """Return the ids of `text`, with the BOS that the model wants (once if the text has it)."""
-        found = self._split(text, True, special)
-        if self._adds_bos and found[:2] == (self._bos, self._bos):
+    def tokenize(self, text: str, *, special: bool, around: bool = True) -> tuple[int, ...]:
+        """Return the ids of `text`, with the BOS that the model wants (once if the text has it).
+
+        `around` False: nothing around it.
+        """
+        found = self._split(text, around, special)
+        if around and self._adds_bos and found[:2] == (self._bos, self._bos):
             return found[1:]
         return found
 
@@ -88,6 +91,11 @@ class Vocabulary:
     def label(self, token: int) -> bytes:
         """Return the bytes of a token, a control token's as well."""
         return self.piece(token) or self._piece(token, special=True)
+
+    def labels(self, ids: Sequence[int]) -> list[bytes]:
+        """Return the bytes of each token, a control token's as well."""
+        self.check(ids)
+        return [self.label(token) for token in ids]
 
     def _piece(self, token: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(_PIECE_BYTES)

@@ -121,6 +121,7 @@ def facts(entry: Entry, file: File) -> ModelFacts:
         chat_template=None, layer_bytes=sizes.layers, embedding_bytes=sizes.embedding,
         output_bytes=sizes.output + (sizes.embedding if shape.tied else 0),
         shared_bytes=sizes.shared, kv_bytes_per_token=shape.kv_bytes_per_token(),
+        attended_per_token=shape.attended_per_token(),
     )  # fmt: skip
 
 

@@ -76,6 +76,12 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             return 2 * (self.kv_rank + self.rope_size)
         return 2 * self.kv_heads * (self.key + self.value)
 
+    def attended_per_token(self) -> int:
+        """Return how much one layer's attention multiplies for each token behind a row."""
+        if self.kv_rank:
+            return self.heads * (2 * self.kv_rank + self.rope_size)
+        return self.heads * (self.key + self.value)
+
 
 @dataclass(frozen=True)
 class Tensor:

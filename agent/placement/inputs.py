@@ -35,9 +35,10 @@ class Node:
     `decode_bytes_s`: weights read when one token is decoded; `prefill_flop_s`: arithmetic of many
     rows; `stage_s`: its own time for each frame. `batches`: what batches of a few rows take, those
     of `agent.engine.pace.BATCHES`, in times of one row; empty: as if all arithmetic were that of
-    many rows. `head_allowed`: it could be the head. `held`:
-    layers whose weights it has already; the head of a new ring cuts them from its own file, so a
-    node with that file has them all.
+    many rows. `attended_s`: multiplications of attention a second, of rows that decode; None: as
+    fast as it reads what is cached. `head_allowed`: it could be the head. `held`: layers whose
+    weights it has already; the head of a new ring cuts them from its own file, so a node with that
+    file has them all.
     """
 
     node: str
@@ -50,6 +51,7 @@ class Node:
     head_allowed: bool = True
     held: frozenset[int] = frozenset()
     batches: tuple[float, ...] = ()
+    attended_s: float | None = None
 
     @property
     def measured(self) -> bool:
@@ -122,6 +124,7 @@ class Model:
     output_bytes: int = 0  # of `head_bytes`, what each token reads: the output matrix
     row_bytes: int = 0  # of one row of a frame
     layer_flops: tuple[float, ...] = ()  # for one token; empty: two for each byte of weights
+    attended: int = 0  # multiplications of one layer's attention, for each token behind a row
     buffer_bytes: int = 0  # each stage needs so much beside, whatever its layers
 
     @property

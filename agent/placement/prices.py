@@ -5,13 +5,15 @@ the shortest first part that the model allows, for where the head's layers lie, 
 changes neither time nor memory where layers are alike, and rows reach the next node sooner. Tables
 count in rounds of the model's period. The time of a part, for a frame of `rows` rows, is
 
-    (weights + KV read) / decode + (rows - 1) · flops / prefill + stage_s
+    weights / decode + KV + (rows - 1) · flops / prefill + stage_s
 
 or, where it was measured what batches of a few rows take, with that in place of rows · weights: on
 CPUs a few rows are computed slower than many, and on some two take four times as long as one;
 
-    (batch(min(rows, 16)) · weights + KV read) / decode
-        + max(rows - 16, 0) · flops / prefill + stage_s
+    batch(min(rows, 16)) · weights / decode + KV + max(rows - 16, 0) · flops / prefill + stage_s
+
+where KV is what reading the cache takes, or attending to it where that is slower: on CPUs a row
+that decodes computes for each token behind it longer than that takes to read;
 
 and where fetching counts, for each row, the seconds it takes to fetch what the node lacks, shared
 out over the horizon. The head computes twice a frame, and reads the output matrix. Used by
@@ -47,11 +49,15 @@ Truths = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Frame:
-    """What is computed at once: rows, tokens of KV cache read for them, rows that get an output."""
+    """What is computed at once: rows, tokens of KV cache read for them, rows that get an output.
+
+    `attended`: tokens that rows attend to, each row for itself; the rows of a prompt do together.
+    """
 
     rows: int
     read: float
     outputs: int
+    attended: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,8 @@ class Prices:
 
     def decoding(self, rows: int) -> Tables:
         """Return the costs of frames with the next tokens of so many streams."""
-        return self.tables(Frame(rows, rows * self.aims.behind, rows))
+        behind = rows * self.aims.behind
+        return self.tables(Frame(rows, behind, rows, behind))
 
     def tables(self, frame: Frame) -> Tables:
         """Return the costs of such a frame."""
@@ -172,12 +179,20 @@ class Prices:
     def _time(self, frame: Frame) -> Floats:
         """Return what rounds [0, x) take each node, without its own time for a frame."""
         reads, beyond = (each[:, None] for each in self._several(frame.rows))
-        read = reads * self.weights + frame.read * self.kv
-        time = read / self.decode[:, None] + beyond * self.flops / self.prefill[:, None]
+        time = reads * self.weights / self.decode[:, None]
+        time = time + self._behind_s(frame) + beyond * self.flops / self.prefill[:, None]
         if self.aims.horizon_tokens is not None:
             moves = self._lacking / self.fetch_bytes_s[:, None]
             time = time + frame.rows * moves / self.aims.horizon_tokens
         return np.asarray(time)
+
+    def _behind_s(self, frame: Frame) -> Floats:
+        """Return what the tokens behind a frame's rows take each node in rounds [0, x)."""
+        counts = np.array(self.edges, dtype=np.float64)
+        attending = frame.attended * self.model.attended
+        rate = np.array([node.attended_s or np.inf for node in self.nodes])
+        layer_s = np.maximum(frame.read * self.model.kv_bytes / self.decode, attending / rate)
+        return np.asarray(layer_s[:, None] * counts)
 
     def _several(self, rows: int) -> tuple[Floats, Floats]:
         """Return how often each node reads the weights, in effect, and for how many rows beyond."""

@@ -7,7 +7,7 @@ sandbox, whatever a test does.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from agent.demo import sandbox
 from agent.demo.mesh import GATEWAY_PORT, DemoMesh
 
 ROOT = Path("/run/covey-lab")
+# Of each agent's log, where a test has failed: what it says of its deployments and of trouble.
+TELLING, TOLD = (" deployment", " WARNING ", " ERROR "), 20
 
 # What lies beside the tests, which pytest's importlib mode does not put on the path.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,6 +28,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse to build networks on the machine itself."""
     if items and not sandbox.inside():
         raise pytest.UsageError("the lab tests run in a sandbox: use `make namespaces`")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the agents said last to the report of a test that failed."""
+    report = yield
+    if report.failed and report.when == "call":
+        for log in sorted(ROOT.glob("*/agent.log")):
+            lines = [
+                line for line in log.read_text().splitlines() if any(t in line for t in TELLING)
+            ]
+            report.sections.append((f"{log.parent.name} said", "\n".join(lines[-TOLD:])))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,12 @@ from agent.engine.serve.about import About
 from agent.engine.serve.answer import Answer
 from agent.engine.serve.deliver import DisconnectedError, Job, stream, whole
 from agent.engine.serve.forms import ChatForm, CompletionForm
-from agent.engine.serve.http import INLINE_BYTES, MAX_BODY_BYTES, errors, read_body
-from agent.engine.serve.openai import ApiError
+from agent.engine.serve.http import INLINE_BYTES, MAX_BODY_BYTES, errors, read_body, reply
+from agent.engine.serve.openai import ApiError, Json
 from agent.engine.serve.sampling import SEEDS
 from agent.engine.serve.schema import Ask, ChatAsk, CompletionAsk, parse_chat, parse_completion
 from agent.engine.serve.template import ChatTemplate
+from agent.engine.serve.tokens import parse_detokenize, parse_tokenize, tokens_object
 from agent.engine.serve.tools import CallReader, format_of
 from agent.errors import NotRunning
 
@@ -44,6 +45,8 @@ def make_app(model: Model) -> web.Application:
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[about.count, errors])
     app.router.add_post("/v1/chat/completions", server.chat)
     app.router.add_post("/v1/completions", server.completion)
+    app.router.add_post("/tokenize", server.tokenize)
+    app.router.add_post("/detokenize", server.detokenize)
     about.refuse(app.router, "/v1/embeddings", "embeddings")
     about.refuse(app.router, "/v1/rerank", "reranking")
     about.add_routes(app.router)
@@ -66,6 +69,38 @@ class _Server:
         return await self._serve(
             request, len(body), lambda: self._completion_job(parse_completion(body))
         )
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        body = await read_body(request)
+        return await self._by_vocabulary(len(body), lambda: self._tokens(body))
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        body = await read_body(request)
+        return await self._by_vocabulary(len(body), lambda: self._text(body))
+
+    async def _by_vocabulary(self, size: int, answer: Callable[[], Json]) -> web.Response:
+        """Reply with what the vocabulary alone knows; the ring has nothing to do with it."""
+        self._about.check_ready()
+        # Pieces are looked up one by one, so that they take longer than a prompt's tokens.
+        if size <= INLINE_BYTES // 4:
+            return reply(answer())
+        return await asyncio.to_thread(lambda: reply(answer()))
+
+    def _tokens(self, body: bytes) -> Json:
+        ask = parse_tokenize(body, self._model.name)
+        self._about.check_name(ask.model)
+        if isinstance(ask.given, ChatAsk):
+            ids = self._chat_prompt(self._rendered(ask.given))
+        else:
+            ids = self._model.tokenize(ask.given, special=ask.parse_special, around=ask.add_special)
+        ask.check_fits(len(ids))
+        return tokens_object(ids, self._model.labels(ids) if ask.with_pieces else None)
+
+    def _text(self, body: bytes) -> Json:
+        ask = parse_detokenize(body, self._model.name)
+        self._about.check_name(ask.model)
+        pieces = self._model.labels(ask.ids)
+        return {"content": b"".join(pieces).decode(errors="replace")}
 
     async def _serve(
         self, request: web.Request, size: int, prepare: Callable[[], Job]
@@ -99,6 +134,12 @@ class _Server:
 
     def _chat_job(self, ask: ChatAsk) -> Job:
         self._about.check_name(ask.model)
+        prompt = self._chat_prompt(self._rendered(ask))
+        job = self._job(ask, ChatForm, prompt, "", "messages")
+        return self._with_tools(job, ask) if ask.offer.tools else job
+
+    def _rendered(self, ask: ChatAsk) -> str:
+        """Return what the model's chat template makes of a chat."""
         if ask.offer.tools and not self._template.knows_tools:
             raise ApiError(
                 f"The chat template of {self._model.name} knows no tools",
@@ -106,14 +147,12 @@ class _Server:
                 param="tools",
                 code="unsupported_parameter",
             )
-        text = self._template.render(
+        return self._template.render(
             ask.messages,
             now=datetime.now().astimezone(),
             variables=ask.variables,
             tools=ask.offer.shown,
         )
-        job = self._job(ask, ChatForm, self._chat_prompt(text), "", "messages")
-        return self._with_tools(job, ask) if ask.offer.tools else job
 
     def _with_tools(self, job: Job, ask: ChatAsk) -> Job:
         format_ = format_of(self._model.chat_template or "")

@@ -47,6 +47,8 @@ def make_app(encoder: Encoder) -> web.Application:
     else:
         app.router.add_post("/v1/embeddings", server.embed)
         about.refuse(app.router, "/v1/rerank", "reranking")
+    about.refuse(app.router, "/tokenize", "tokenizing")
+    about.refuse(app.router, "/detokenize", "tokenizing")
     about.add_routes(app.router)
     return app
 

@@ -97,9 +97,13 @@ class CompletionAsk(Ask):
     echo: bool
 
 
-def parse_chat(body: bytes) -> ChatAsk:
-    """Return the checked request of /v1/chat/completions; raises ApiError."""
+def parse_chat(body: bytes, model: str | None = None) -> ChatAsk:
+    """Return the checked request of /v1/chat/completions; raises ApiError.
+
+    `model` is taken where the request names none.
+    """
     fields = json_fields(body, _NOT_YET)
+    fields["model"] = fields.get("model") or model
     request = convert(fields, _ChatRequest)
     return ChatAsk(
         **_shared(request),

@@ -32,12 +32,13 @@ async def run(
     *,
     repeats: bool = False,
     model: str = "ring",
+    seed: int | None = None,
 ) -> tuple[float, float]:
     """Return tokens/s of all streams while all of them decode, and s to the first one's token.
 
-    `repeats`: the answers are texts that repeat themselves.
+    `repeats`: the answers are texts that repeat themselves. `seed`: the same one asks the same.
     """
-    random = np.random.default_rng(int(time.time() * 1000) % 2**32)
+    random = np.random.default_rng(seed)
     asked = []
     for _ in range(streams):
         words = random.integers(300, vocabulary, FEW_WORDS if repeats else 0).tolist()

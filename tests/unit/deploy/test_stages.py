@@ -407,6 +407,34 @@ async def test_layers_of_a_stored_model_are_got_once_and_told_of_on_the_way(
     await host.stop()
 
 
+async def test_layers_that_two_rings_ask_for_are_got_once(
+    engines: FakeEngines, tmp_path: Path
+) -> None:
+    asked: list[Path] = []
+    there = asyncio.Event()
+
+    async def stored(_: str, __: tuple[int, int], path: Path, ___: object) -> None:
+        asked.append(path)
+        await there.wait()
+        path.write_bytes(b"layers")
+
+    host = stages.StageHost(tmp_path / "stages", engines, stored=stored)  # type: ignore[arg-type] # see above
+    rings = (RING, "9f" * 16)
+    for ring in rings:
+        await host.answer(HEAD, load(ring=ring, weights=StoredLayers(MODEL, 2, 5, 12)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    there.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    for ring in rings:
+        state = await host.answer(HEAD, AskStage(ring=ring, epoch=5, index=1))
+        assert isinstance(state, StageState)
+        assert state.phase == "listening"
+    assert len(asked) == 1
+    await host.stop()
+
+
 async def test_layers_that_cannot_be_got_break_the_stage_with_the_reason(
     engines: FakeEngines, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def test_facts_of_a_model(models: Callable[..., Path]) -> None:
     assert len(set(facts.layer_bytes)) == 1
     assert sum(facts.layer_bytes) + facts.embedding_bytes + facts.output_bytes == weights
     assert facts.kv_bytes_per_token == 2 * tiny.KV_HEADS * (64 // tiny.HEADS) * 2
+    assert facts.attended_per_token == 2 * 64
 
 
 def test_facts_of_a_tied_model_count_the_embedding_as_output(models: Callable[..., Path]) -> None:

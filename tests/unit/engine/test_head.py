@@ -290,8 +290,16 @@ async def test_texts_and_tokens(
             assert 2 in head.tokenize("<s>the</s>", special=True)
             assert 2 not in head.tokenize("<s>the</s>", special=False)
             assert head.tokenize("", special=True) == (1,)
+            ids_of_the = head.tokenize("the", special=True)
             with pytest.raises(UsageError, match="token -1"):
                 head.detokenize((-1,))
+            bare = head.tokenize("<s>the</s>", special=True, around=False)
+            assert (bare[0], bare[-1]) == (1, 2) and bare.count(1) == 1
+            assert head.tokenize("the", special=True, around=False) == ids_of_the[1:]
+            labels = head.labels(ids_of_the)
+            assert labels[0] == b"<s>" and b"".join(labels[1:]).strip() == b"the"
+            with pytest.raises(UsageError, match="token 100000"):
+                head.labels((100_000,))
             generation = head.generate(request())
             pieces = [token.piece async for token in rings.tokens_of(generation)]
             assert all(isinstance(piece, bytes) for piece in pieces)

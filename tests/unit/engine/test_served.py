@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import engine_rings as rings
 import numpy as np
 import openai
@@ -172,3 +173,23 @@ async def test_a_call_and_its_result_go_back_to_the_model(client: openai.AsyncOp
     )
     text = await client.completions.create(model="tiny", prompt=shown, max_tokens=1)
     assert answer.usage.prompt_tokens == text.usage.prompt_tokens
+
+
+async def test_a_chat_is_counted_as_it_is_asked(client: openai.AsyncOpenAI) -> None:
+    fields = {"messages": HELLO, "tools": TOOLS}
+    answer = await client.chat.completions.create(**ask(**fields, max_tokens=1))
+    url = str(client.base_url.copy_with(path="/"))
+    async with aiohttp.ClientSession(url) as session:
+
+        async def post(path: str, body: Any) -> Any:
+            async with session.post(path, json=body) as response:
+                return await response.json()
+
+        tokens = (await post("/tokenize", fields))["tokens"]
+        assert len(tokens) == answer.usage.prompt_tokens
+        assert "forecast" in (await post("/detokenize", {"tokens": tokens}))["content"]
+        tokens = (await post("/tokenize", {"content": "the ring </s>"}))["tokens"]
+        assert (tokens[0] != 1, tokens[-1]) == (True, 2)
+        pieces = (await post("/tokenize", {"content": "ü</s>", "with_pieces": True}))["tokens"]
+        assert pieces[-1] == {"id": 2, "piece": "</s>"}
+        assert (await post("/detokenize", {"tokens": tokens}))["content"].endswith("ring </s>")

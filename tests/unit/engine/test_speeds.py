@@ -43,6 +43,8 @@ def test_this_machine_is_measured_and_that_is_kept(tmp_path: Path) -> None:
     assert found.busy == cpu.busy
     assert len(cpu.batches) == len(BATCHES)
     assert all(1.0 <= each < 1000.0 for each in cpu.batches)
+    # One row's attention is a thread's multiplications and additions: it takes time that shows.
+    assert 1e7 < cpu.attended_s < 1e13
     assert time.time() - 120 < found.at <= time.time()
     (file,) = tmp_path.glob("speed-*.json")
     file.write_text("{garbled")
@@ -116,15 +118,18 @@ def test_several_gpus_are_as_fast_as_their_shares_one_after_the_other(
 
 
 def test_batches_of_several_gpus_weigh_as_their_time_does() -> None:
-    slow = Speed("CUDA0", 1e9, 1e12, batches=(1.0, 2.0, 3.0, 4.0))
-    fast = Speed("CUDA1", 9e9, 9e12, batches=(2.0, 2.0, 2.0, 14.0))
+    slow = Speed("CUDA0", 1e9, 1e12, batches=(1.0, 2.0, 3.0, 4.0), attended_s=1e9)
+    fast = Speed("CUDA1", 9e9, 9e12, batches=(2.0, 2.0, 2.0, 14.0), attended_s=4e9)
     gpus = tuple(msgspec.structs.replace(gpu, free_bytes=100) for gpu in (GPU, SECOND))
     both = Speeds((slow, fast), 0.0).of(gpus)
     assert both is not None
     assert both.batches == pytest.approx((1.1, 2.0, 2.9, 5.0))
-    unknown = Speeds((slow, msgspec.structs.replace(fast, batches=())), 0.0).of(gpus)
+    assert both.attended_s == pytest.approx(1.6e9)
+    less = msgspec.structs.replace(fast, batches=(), attended_s=0.0)
+    unknown = Speeds((slow, less), 0.0).of(gpus)
     assert unknown is not None
     assert unknown.batches == ()
+    assert unknown.attended_s == 0.0
 
 
 def test_a_speed_is_told_in_a_few_words() -> None:

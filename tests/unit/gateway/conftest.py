@@ -17,6 +17,7 @@ from gateway import watch
 from gateway.app import make_app
 from gateway.config import Config
 from gateway.errors import NotRunning
+from gateway.keys.store import Store
 from gateway.routing import Replica
 
 
@@ -86,7 +87,7 @@ Gateway = Callable[..., Awaitable[str]]
 
 @pytest.fixture
 def upstream(runners: list[web.AppRunner]) -> Upstream:
-    """Serve a handler for both completion paths, with a model `m`, and return its URL."""
+    """Serve a handler for /v1 and /tokenize, with a model `m`, and return its URL."""
 
     async def start(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> str:
         async def fine(_: web.Request) -> web.Response:
@@ -96,6 +97,7 @@ def upstream(runners: list[web.AppRunner]) -> Upstream:
         app.router.add_get("/health", fine)
         app.router.add_get("/v1/models", fine)
         app.router.add_post("/v1/{path:.*}", handler)
+        app.router.add_post("/tokenize", handler)
         return await _up(app, runners)
 
     return start
@@ -106,10 +108,13 @@ def gateway(runners: list[web.AppRunner]) -> Gateway:
     """Serve a gateway whose first round of checks is done, and return its URL."""
 
     async def start(
-        *replicas: Replica, source: ListedSource | None = None, wait: bool = True, **config: Any
-    ) -> str:
+        *replicas: Replica, source: ListedSource | None = None, wait: bool = True,
+        store: Store | None = None, **config: Any,
+    ) -> str:  # fmt: skip
         source = source or ListedSource(replicas)
-        url = await _up(make_app(Config(**config), lambda: source), runners)
+        settings = Config(**config)
+        app = make_app(settings, lambda: source, store, require_keys=settings.require_keys or False)
+        url = await _up(app, runners)
         if wait:
             async with aiohttp.ClientSession() as session:
                 while True:

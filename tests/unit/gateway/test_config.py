@@ -10,6 +10,7 @@ from gateway.config import (
     load,
     parse_listen,
     parse_replicas,
+    reloaded,
 )
 from gateway.errors import UsageFault
 
@@ -84,6 +85,9 @@ def test_flags_win_over_the_file_and_replicas_add_up() -> None:
         ("lisen = 'h:1'", "unknown field `lisen`"),
         ("strategy = 'best'", "strategy"),
         ("drain_s = -1", "drain_s"),
+        ("tls_key = 'k.pem'", "tls_cert and tls_key belong together"),
+        ("max_body_bytes = 0", "max_body_bytes"),
+        ("require_keys = 'yes'", "require_keys"),
         ("listen = 'x'", "no address"),
         ("[replicas]\na = 'x'", "replica a"),
     ],
@@ -91,3 +95,21 @@ def test_flags_win_over_the_file_and_replicas_add_up() -> None:
 def test_a_bad_file_names_what_is_bad(text: str, reason: str) -> None:
     with pytest.raises(UsageFault, match=reason):
         load(text, "g.toml", {})
+
+
+def test_what_a_reload_takes_and_what_needs_a_restart() -> None:
+    old = load("", "f", {"listen": "h:1"})
+    new = load("wait_s = 1.0\nstrategy = 'round_robin'\nmax_requests = 7", "f", {"listen": "h:2"})
+    config, taken, fixed = reloaded(old, new)
+    assert (taken, fixed) == (["wait_s", "max_requests"], ["listen", "strategy"])
+    assert config == Config(listen="h:1", wait_s=1.0, max_requests=7)
+    assert reloaded(new, new) == (new, [], [])
+
+
+def test_tls_is_not_begun_or_ended_by_a_reload_but_its_files_may_move() -> None:
+    plain = load("", "f", {})
+    one = load("tls_cert = 'c'\ntls_key = 'k'", "f", {})
+    two = load("tls_cert = 'd'\ntls_key = 'k'", "f", {})
+    assert reloaded(plain, one) == (plain, [], ["tls_cert", "tls_key"])
+    assert reloaded(one, plain)[1:] == ([], ["tls_cert", "tls_key"])
+    assert reloaded(one, two) == (two, ["tls_cert"], [])

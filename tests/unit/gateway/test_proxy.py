@@ -16,7 +16,6 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from gateway import app as app_module
 from gateway import upstream as upstream_module
 from gateway.routing import Replica
 
@@ -419,12 +418,11 @@ async def test_bad_requests(
     assert "x-covey-replica" not in headers
 
 
-async def test_what_is_too_large_or_not_here(
-    upstream: Any, gateway: Any, head: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(app_module, "MAX_BODY_BYTES", 1000)
-    url = await gateway(head("a", await upstream(fine)))
-    assert (await post(url, b"x" * 1001))[0] == 413
+async def test_what_is_too_large_or_not_here(upstream: Any, gateway: Any, head: Any) -> None:
+    url = await gateway(head("a", await upstream(fine)), max_body_bytes=1000)
+    status, body, _ = await post(url, b"x" * 1001)
+    assert status == 413
+    assert "larger than 1000 bytes" in json.loads(body)["error"]["message"]
     assert (await post(url, path="/v1/nothing"))[0] == 404
     status, body, headers = await get(url + PATH)
     assert (status, headers["Allow"]) == (405, "POST")

@@ -43,8 +43,10 @@ LLAMA = Shape(
 
 def test_the_kv_cache_is_that_of_the_heads_or_of_the_latent_row() -> None:
     assert LLAMA.kv_bytes_per_token() == 2 * 2 * (64 + 64)
+    assert LLAMA.attended_per_token() == LLAMA.heads * (64 + 64)
     deepseek = catalogue.find("deepseek-v3.1").shape
     assert deepseek.kv_bytes_per_token() == 2 * (512 + 64)
+    assert deepseek.attended_per_token() == deepseek.heads * (512 + 64 + 512)
 
 
 def test_experts_begin_after_the_dense_layers() -> None:

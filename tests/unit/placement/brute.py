@@ -57,6 +57,7 @@ def random_case(rng: np.random.Generator, most_nodes: int = 5) -> Case:
     model = Model(
         tuple(sizes), int(total * rng.uniform(0.0, 0.2)), int(rng.choice([1, 1, 1, 2, 3])),
         kv_bytes=int(rng.choice([0, 4096])), output_bytes=int(total * 0.03),
+        attended=int(rng.choice([0, 8192])),
         row_bytes=int(rng.choice([2048, 16384])), buffer_bytes=int(rng.choice([0, 10_000_000])),
         **({"allows": lambda start, stop: stop - start != barred} if rng.random() < 0.2 else {}),
     )  # fmt: skip
@@ -98,6 +99,7 @@ def _random_node(rng: np.random.Generator, number: int, usual: float, layers: in
             if measured and rng.random() < 0.5
             else ()
         ),
+        attended_s=log_uniform(rng, 1e9, 1e12) if measured and rng.random() < 0.5 else None,
     )  # fmt: skip
 
 
@@ -208,7 +210,6 @@ class _Enumeration:
         weights = sum(model.layer_bytes[layer] for layer in layers)
         output = model.output_bytes if head else 0
         behind = aims.context / (2 * aims.streams)
-        cache = rows * behind * model.kv_bytes * len(layers)
         decode = node.decode_bytes_s or DECODE_BYTES_S
         prefill = node.prefill_flop_s or PREFILL_FLOP_S
         if node.batches:
@@ -221,7 +222,9 @@ class _Enumeration:
         else:
             reads, beyond = 1.0, rows - 1
         whole = weights + output
-        time = (reads * whole + cache) / decode + 2 * beyond * whole / prefill
+        attending = model.attended / node.attended_s if node.attended_s else 0.0
+        cache_s = rows * behind * len(layers) * max(model.kv_bytes / decode, attending)
+        time = reads * whole / decode + cache_s + 2 * beyond * whole / prefill
         if aims.horizon_tokens is not None:
             lacks = sum(model.layer_bytes[layer] for layer in layers if layer not in node.held)
             time += rows * lacks / self._fetch_bytes_s(node) / aims.horizon_tokens

@@ -499,3 +499,15 @@ def test_rings_share_nodes_and_streams() -> None:
         plan_rings(model(), nodes, Aims(), 5)
     with pytest.raises(CoveyError):
         plan_rings(model(), nodes, Aims(), 4, everywhere(LAN))
+
+
+def test_attention_to_a_long_text_is_arithmetic_where_that_is_slower() -> None:
+    needs = model(kv_bytes=4096, attended=8192)
+    reading = fast("reads", 64.0)
+    attending = replace(fast("attends", 64.0), attended_s=1e9)
+    long, short = Aims("latency", kept=4096), Aims("latency", kept=0)
+    for node, wanted_s in ((reading, 4096 / reading.decode_bytes_s), (attending, 8192 / 1e9)):
+        more = (
+            plan(needs, [node], long, Links()).token_s - plan(needs, [node], short, Links()).token_s
+        )
+        assert more == pytest.approx(4096 * len(needs.layer_bytes) * wanted_s)

@@ -21,6 +21,7 @@ from agent.engine.generation import (
     Token,
 )
 from agent.engine.serve.app import make_app
+from agent.errors import UsageError
 
 BOS = 256
 TEMPLATE = (
@@ -51,14 +52,19 @@ class ScriptedModel:
         self.turn = asyncio.Lock()
         self.waiting = 0
 
-    def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
-        ids = [BOS]
+    def tokenize(self, text: str, *, special: bool, around: bool = True) -> tuple[int, ...]:
+        ids = [BOS] if around else []
         for number, part in enumerate(text.split("<s>") if special else [text]):
             ids += ([BOS] if number else []) + list(part.encode())
         return tuple(ids)
 
     def detokenize(self, ids: tuple[int, ...]) -> bytes:
         return bytes(i for i in ids if i < 256)
+
+    def labels(self, ids: tuple[int, ...]) -> list[bytes]:
+        if max(ids, default=0) > BOS:
+            raise UsageError(f"the token {max(ids)} is not one of the model's 257.")
+        return [b"<s>" if i == BOS else bytes([i]) for i in ids]
 
     def prepare(self, sampling: Sampling) -> None:
         self.prepared.append(sampling)

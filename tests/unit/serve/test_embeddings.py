@@ -144,6 +144,8 @@ async def test_a_broken_engine_is_503(url_of: Any) -> None:
         ("embeddings", "/v1/embeddings", {"input": "a" * 50_001}, "takes 50000 at most"),
         ("embeddings", "/v1/rerank", {}, "does not do reranking; it is for embeddings"),
         ("embeddings", "/v1/chat/completions", {}, "does not do chats; it is for embeddings"),
+        ("embeddings", "/tokenize", {"content": "a"}, "does not do tokenizing"),
+        ("ranks", "/detokenize", {"tokens": [1]}, "does not do tokenizing; it is for rerank"),
         ("ranks", "/v1/embeddings", {}, "does not do embeddings; it is for rerank"),
         ("ranks", "/v1/completions", {}, "does not do completions; it is for rerank"),
         ("ranks", "/v1/rerank", {"query": "a" * 50_000, "documents": ["b"]},

@@ -1,0 +1,72 @@
+"""What holds for every dialect: bodies of strangers are refused or asked, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.dialects.port import Refused
+from gateway.dialects.served import DIALECTS
+from gateway.dialects.translation import Translation
+
+WORDS = st.sampled_from(
+    """
+    model messages input role user assistant system content type text tool_result tool_use id name
+    tool_use_id function_call function_call_output call_id arguments output tools tool_choice auto
+    function parameters input_schema image input_text stream max_tokens
+    """.split()
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 9) | WORDS | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=5),
+    max_leaves=12,
+)
+# Messages that are nearly right reach further than those that are all wrong.
+BLOCKS = st.lists(st.dictionaries(WORDS, WORDS | VALUES, max_size=5), max_size=3)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant"]), "content": WORDS | BLOCKS},
+        optional={"type": WORDS, "tool_calls": VALUES},
+    ),
+    min_size=1,
+    max_size=4,
+)
+BODIES = st.fixed_dictionaries(
+    {"model": st.just("m"), "max_tokens": st.just(5), "messages": MESSAGES, "input": MESSAGES},
+    optional={"tools": VALUES, "tool_choice": VALUES, "system": VALUES, "stream": st.booleans()},
+)
+PATHS = pytest.mark.parametrize("path", DIALECTS)
+
+
+@PATHS
+@given(body=BODIES | st.dictionaries(WORDS, VALUES, max_size=6))
+def test_any_body_is_refused_or_asked(path: str, body: dict[str, Any]) -> None:
+    try:
+        translation = Translation(DIALECTS[path], json.dumps(body).encode(), 0.0)
+    except Refused as refused:
+        assert 400 <= refused.status < 600
+        assert refused.message
+    else:
+        asked = msgspec.json.decode(translation.body)
+        assert asked["model"] == translation.model != ""
+        assert asked.get("stream", False) is translation.streamed
+
+
+@PATHS
+@given(body=st.binary(max_size=40))
+def test_any_bytes_are_refused(path: str, body: bytes) -> None:
+    with pytest.raises(Refused):
+        Translation(DIALECTS[path], body, 0.0)
+
+
+@PATHS
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 502, 503, 504])
+def test_errors_are_json_that_says_what_is_wrong(path: str, status: int) -> None:
+    body = DIALECTS[path].error(status, "The words", "model_not_found")
+    assert b"The words" in body
+    assert isinstance(json.loads(body), dict)
