@@ -85,6 +85,36 @@ async def test_the_route_is_told_and_grows_with_what_is_known(
     assert route.endswith("tokens cached; same session; 2 of 2 usable")
 
 
+async def test_other_apis_are_routed_by_the_same_rules(
+    upstream: Any, gateway: Any, head: Any
+) -> None:
+    async def chat(_: web.Request) -> web.Response:
+        message = {"role": "assistant", "content": "Hi"}
+        return web.json_response(
+            {"id": "1", "choices": [{"message": message, "finish_reason": "stop"}],
+             "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
+        )  # fmt: skip
+
+    url = await gateway(head("a", await upstream(chat)))
+    body = b'{"model":"m","max_tokens":5,"messages":[{"role":"user","content":"%s"}]}'
+    async with aiohttp.ClientSession() as session:
+
+        async def ask(**headers: str) -> tuple[int, Any]:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            async with session.post(
+                url + "/v1/messages", data=body % (b"hello " * 300), headers=named
+            ) as answer:
+                await answer.read()
+                return answer.status, answer.headers
+
+        for _ in range(8):
+            status, headers = await ask(x_covey_session="s")
+            assert status == 200
+        assert "tokens cached; same session; 1 of 1 usable" in headers["x-covey-route"]
+        assert (await ask(x_covey_deadline_ms="0"))[0] == 504
+        assert (await ask(x_covey_strategy="best"))[0] == 400
+
+
 async def test_a_strategy_for_one_request(upstream: Any, gateway: Any, head: Any) -> None:
     url = await gateway(head("a", await upstream(fine)), head("b", await upstream(fine)))
     seen = [
