@@ -43,7 +43,7 @@ AFFINITY = 0.7
 MOST_SESSIONS = 10_000
 # A choice that is good for the first byte and bad for all that follows is none: a wait for so
 # many tokens counts as much as one for the first byte.
-ANSWER_TOKENS = 8
+ANSWER_TOKENS = 2
 # One that nobody has measured is taken for a little better than the others, so that it is tried.
 UNTRIED = 0.7
 # Estimates of a prompt's tokens may be too high by this much; nobody is refused for them.
