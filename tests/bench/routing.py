@@ -25,8 +25,8 @@ from routinglab.world import World
 
 OURS = "Covey"
 SEEDS, QUICK_SEEDS = 20, 4
-# The seeds the router was tuned on are below; those of the figures are not among them.
-FIRST_SEED = 1000
+# The router was tuned on seeds below these and first seen with some of 1000 to 1019.
+FIRST_SEED = 5000
 FIGURES = ("first token p50", "first token p95", "first token p99", "good answers")
 
 
