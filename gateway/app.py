@@ -24,6 +24,7 @@ from gateway.config import Config, reloaded
 from gateway.dialects.port import Dialect
 from gateway.dialects.served import DIALECTS, by_name
 from gateway.errors import ApiError
+from gateway.gate import Gate
 from gateway.keys.accounts import Accounts
 from gateway.keys.guard import Guard
 from gateway.keys.store import Store
@@ -117,7 +118,11 @@ class Gateway:
         )
         self._watch = Watch(self._router, session, source, self._config.replicas)
         upstream = Upstream(self._router, session)
-        self._proxy = Proxy(self._router, self._watch, upstream, self._config.wait_s)
+        config = self._config
+        self._proxy = Proxy(
+            self._router, self._watch, upstream, Gate(config.queue, config.queue_wait_s),
+            wait_s=config.wait_s, per_replica=config.per_replica,
+        )  # fmt: skip
         task = asyncio.create_task(self._watch.run())
         counting = asyncio.create_task(self._accounts.run()) if self._accounts else None
         try:

@@ -77,6 +77,28 @@ def main() -> None:
     help="How long a request waits for the next head when the only one is lost.  [default: 30]",
 )
 @click.option(
+    "--per-replica",
+    envvar="COVEY_GATEWAY_PER_REPLICA",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many requests run at one replica at most; more wait, by fair shares.  [default: 256]",
+)
+@click.option(
+    "--queue",
+    envvar="COVEY_GATEWAY_QUEUE",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="How many requests of a model wait for their turn at most.  [default: 256]",
+)
+@click.option(
+    "--queue-wait",
+    "queue_wait_s",
+    envvar="COVEY_GATEWAY_QUEUE_WAIT_S",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long a request waits for its turn at most.  [default: 30]",
+)
+@click.option(
     "--drain",
     "drain_s",
     envvar="COVEY_GATEWAY_DRAIN_S",

@@ -21,7 +21,9 @@ DEFAULT_LISTEN = "127.0.0.1:8088"
 # A replica's name becomes a response header and a word in logs.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
-Strategy = Literal["latency_aware", "round_robin"]
+Strategy = Literal[
+    "latency_aware", "round_robin", "least_loaded", "capability_based", "geo_proximity"
+]
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +37,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float, msgspec.Meta(ge=0), "Seconds that a request waits for the next head of a model when "
         "the only one is lost; 0: not at all."
     ] = 30.0  # fmt: skip
+    per_replica: Annotated[
+        int, msgspec.Meta(ge=1), "Requests that run at one replica at most; more of them wait "
+        "here, and clients get fair shares."
+    ] = 256  # fmt: skip
+    queue: Annotated[
+        int, msgspec.Meta(ge=0), "Requests of one model that wait here at most; others get 429."
+    ] = 256
+    queue_wait_s: Annotated[
+        float, msgspec.Meta(ge=0), "Seconds that a request waits for its turn at most; then 503."
+    ] = 30.0
     json_logs: Annotated[bool, "Log JSON objects, one a line."] = False
     drain_s: Annotated[
         float, msgspec.Meta(ge=0), "Seconds that running requests get at the end."

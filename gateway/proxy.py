@@ -10,6 +10,8 @@ model's only head is lost, or its ring is being replaced, its requests wait here
 | was sent to a head that is gone, or says 503 as its ring is replaced | it goes to the next one |
 | comes while there is no head, of a model that answered of late | the same |
 | was refused by a head that is ready (too many wait there) | the refusal is the answer |
+| finds all places taken (`admission.py`) | it waits for its turn; 429 or 503 if that is too long |
+| is predicted to be answered after its deadline, or that passes | 503 or 504 |
 | lost `MAX_ATTEMPTS` heads, or waits for longer than `wait_s` | 503 |
 """
 
@@ -19,8 +21,9 @@ import asyncio
 import logging
 import math
 import time
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from random import Random
 
 import msgspec
 from aiohttp import web
@@ -28,9 +31,12 @@ from aiohttp import web
 from gateway.dialects.port import Dialect, Refused
 from gateway.dialects.translation import Translation
 from gateway.errors import ApiError
-from gateway.routing import NoneUsable, Replica, Router, UnknownModel
+from gateway.gate import Gate
+from gateway.retries import RetryBudget, backoff_s
+from gateway.routing import NoneUsable, Picked, Replica, Router, UnknownModel
 from gateway.upstream import Ask, AttemptFailedError, Upstream
 from gateway.watch import Watch
+from gateway.wishes import Fields, client, wishes
 
 _log = logging.getLogger(__name__)
 
@@ -47,23 +53,25 @@ RETRY_AFTER_AGENT_S = 5
 _INLINE_BYTES = 256 * 2**10
 
 
-class _Body(msgspec.Struct, frozen=True):
-    model: Any = None
-    stream: Any = None
-
-
-_decode = msgspec.json.Decoder(_Body).decode
+_decode = msgspec.json.Decoder(Fields).decode
 
 
 class Proxy:
     """Serves the requests whose JSON body names a model."""
 
-    def __init__(self, router: Router, watch: Watch, upstream: Upstream, wait_s: float) -> None:
+    def __init__(
+        self, router: Router, watch: Watch, upstream: Upstream, gate: Gate, *,
+        wait_s: float, per_replica: int,
+    ) -> None:  # fmt: skip
         self._router = router
         self._watch = watch
         self._upstream = upstream
+        self._gate = gate
         self.wait_s = wait_s
+        self._per_replica = per_replica
         self._waiting = 0
+        self._budget = RetryBudget()
+        self._random = Random()  # noqa: S311  # a wait, not a secret
 
     async def handle(
         self, request: web.Request, dialect: Dialect | None = None
@@ -74,29 +82,47 @@ class Proxy:
         """
         body = await request.read()
         ask = await _translated(request, body, dialect) if dialect else _ask(request, body)
+        self._budget.request()
+        who = client(request.headers, request.remote)
+        limit = partial(self._limit, ask.model)
+        place = await self._gate.enter(ask.model, who, ask.priority, ask.until, limit)
+        try:
+            return await self._serve(ask, body, dialect)
+        finally:
+            self._gate.leave(ask.model, place, limit)
+
+    def _limit(self, model: str) -> int:
+        """Return how many requests of a model may run now; while it has no replica, a replica's."""
+        return self._per_replica * max(self._router.usable_count(model, time.monotonic()), 1)
+
+    async def _serve(self, ask: Ask, body: bytes, dialect: Dialect | None) -> web.StreamResponse:
         tried: set[str] = set()
         failed: AttemptFailedError | None = None
         refused: Replica | None = None
-        sent, deadline = 0, math.inf
+        sent, deadline = 0, ask.until
         while sent < MAX_ATTEMPTS:
-            chosen = self._router.choose(
-                ask.model, streamed=ask.streamed, now=time.monotonic(), without=frozenset(tried)
-            )
-            if isinstance(chosen, Replica):
+            chosen = self._router.pick(ask.need, time.monotonic(), frozenset(tried))
+            if isinstance(chosen, Picked):
+                _in_time(ask, chosen)
+                if failed is not None and failed.answer is not None and not self._budget.retry():
+                    break
                 try:
                     return await self._upstream.attempt(ask, chosen)
                 except AttemptFailedError as error:
                     failed = error
                     if dialect is not None:  # a translation has begun with that replica's answer
-                        ask = await _translated(request, body, dialect)
+                        again = await _translated(ask.request, body, dialect)
+                        ask = replace(ask, body=again.body, translation=again.translation)
                 sent += failed.sent
-                tried.add(chosen.url)
+                tried.add(chosen.replica.url)
                 _log.warning(
                     "attempt failed model=%s replica=%s reason=%s",
-                    ask.model, chosen.name, failed.reason,
+                    ask.model, chosen.replica.name, failed.reason,
                 )  # fmt: skip
                 if failed.answer is not None and failed.answer.status == 503:
-                    refused = chosen
+                    refused = chosen.replica
+                if failed.sent:
+                    await asyncio.sleep(backoff_s(sent - 1, self._random))
                 continue
             if refused is not None:
                 # Its ring may be replaced just now, or it has too much to do.
@@ -105,6 +131,8 @@ class Proxy:
                 continue
             deadline = min(deadline, time.monotonic() + self.wait_s)
             if not self._may_wait(chosen, deadline):
+                if time.monotonic() >= ask.until:
+                    raise ApiError("The request's deadline has passed", status=504)
                 if failed is None:
                     raise self.refusal(ask.model, chosen)
                 break
@@ -164,7 +192,12 @@ async def _translated(request: web.Request, body: bytes, dialect: Dialect) -> As
         translation = make() if len(body) <= _INLINE_BYTES else await asyncio.to_thread(make)
     except Refused as refused:
         raise ApiError(refused.message, status=refused.status) from refused
-    return Ask(request, translation.body, translation.model, translation.streamed, translation)
+    try:
+        fields = _decode(translation.body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        fields = Fields()  # it names its model elsewhere
+    fields = msgspec.structs.replace(fields, model=translation.model, stream=translation.streamed)
+    return _asked(request, translation.body, translation.path, fields, translation)
 
 
 def _ask(request: web.Request, body: bytes) -> Ask:
@@ -174,4 +207,29 @@ def _ask(request: web.Request, body: bytes) -> Ask:
         raise ApiError(f"The request's body is not a JSON object: {error}", status=400) from error
     if not isinstance(fields.model, str) or not fields.model:
         raise ApiError("The request names no model", status=400, hint="Set `model`.", param="model")
-    return Ask(request, body, fields.model, fields.stream is True)
+    return _asked(request, body, request.path, fields)
+
+
+def _asked(
+    request: web.Request, body: bytes, path: str, fields: Fields,
+    translation: Translation | None = None,
+) -> Ask:  # fmt: skip
+    found = wishes(request.headers, path, fields)
+    until = math.inf if found.deadline_s is None else time.monotonic() + found.deadline_s
+    return Ask(request, body, found.need, until, found.priority, translation)
+
+
+def _in_time(ask: Ask, chosen: Picked) -> None:
+    """Raise ApiError where the deadline has passed, or passes by all that is predicted."""
+    left_s = ask.until - time.monotonic()
+    if left_s <= 0:
+        raise ApiError("The request's deadline has passed", status=504)
+    if chosen.soonest_s is not None and chosen.soonest_s > left_s:
+        predicted_s = chosen.attempt.expected_s
+        raise ApiError(
+            f"The deadline cannot be met: {left_s:.2f} s are left, and the first byte is predicted"
+            f" after {predicted_s:.2f} s",
+            status=503,
+            hint="Give it longer with x-covey-deadline-ms, or come again when less is going on.",
+            retry_after_s=max(math.ceil(predicted_s - left_s), 1),
+        )

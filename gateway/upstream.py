@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import math
 import socket
 import time
 from collections.abc import Mapping
@@ -27,7 +28,8 @@ from yarl import URL
 from gateway.attached import KEY, METER
 from gateway.dialects.translation import Garbled, Translation
 from gateway.errors import ApiError
-from gateway.routing import Fault, Replica, Router
+from gateway.routing import Attempt, Fault, Need, Picked, Replica, Router
+from gateway.routing.tokens import TAIL_BYTES, usage
 from gateway.translating import TranslatedContent, translate_headers
 
 _log = logging.getLogger(__name__)
@@ -45,6 +47,9 @@ WRITE_TIMEOUT_S = 60.0
 # An error's body is read before another replica is tried; it is a sentence or two.
 MAX_ERROR_BYTES = 2**20
 NAME_HEADER = "x-covey-replica"
+ROUTE_HEADER = "x-covey-route"
+# It has no such endpoint; that says nothing of its health.
+_LACKS = (404, 405, 501)
 # aiohttp warns that one piece larger than this blocks the loop.
 _ONE_PIECE_BYTES = 2**20
 
@@ -89,16 +94,23 @@ class AttemptFailedError(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """A request as it is forwarded, and what its body says of model and stream.
+    """A request as it is forwarded, what it needs, and until when its first byte has to be there.
 
-    `translation` is there for one in a dialect, and for one attempt only.
+    `until` is on the clock of time.monotonic, and may be infinite; `translation` is there for one
+    in a dialect, and for one attempt only.
     """
 
     request: web.Request
     body: bytes
-    model: str
-    streamed: bool
+    need: Need
+    until: float = math.inf
+    priority: int = 0
     translation: Translation | None = None
+
+    @property
+    def model(self) -> str:
+        """The model's name, as the body has it."""
+        return self.need.model
 
 
 class Upstream:
@@ -108,15 +120,32 @@ class Upstream:
         self._router = router
         self._session = session
 
-    async def attempt(self, ask: Ask, replica: Replica) -> web.StreamResponse:
+    async def attempt(self, ask: Ask, picked: Picked) -> web.StreamResponse:
         """Return the finished response; raises AttemptFailedError, or ApiError when it is too late.
 
         A response that broke off half-way is returned as well: it was ended so that the client
         sees it.
         """
+        if ask.until == math.inf:
+            return await self._attempt(ask, picked, None)
+        bound = asyncio.timeout(max(ask.until - time.monotonic(), 0.0))
+        try:
+            async with bound:
+                return await self._attempt(ask, picked, bound)
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise ApiError(
+                f"{picked.replica.name} did not answer before the request's deadline", status=504
+            ) from None
+
+    async def _attempt(
+        self, ask: Ask, picked: Picked, bound: asyncio.Timeout | None
+    ) -> web.StreamResponse:
+        replica = picked.replica
         begun = time.monotonic()
         status: int | str = "cancelled"
-        self._router.begin(replica.url)
+        self._router.begin(replica.url, picked.attempt, begun)
         try:
             try:
                 upstream = await self._send(ask, replica)
@@ -126,7 +155,7 @@ class Upstream:
             async with upstream:
                 status = upstream.status
                 if upstream.status >= 500:
-                    raise await self._failed(replica, upstream, ask.translation)
+                    raise await self._failed(ask, picked, upstream)
                 content = (
                     TranslatedContent(upstream, ask.translation)
                     if ask.translation
@@ -142,14 +171,24 @@ class Upstream:
                     status = "garbled"
                     self._router.fault(replica.url, Fault.ERROR, str(error), time.monotonic())
                     raise AttemptFailedError(replica, str(error)) from error
+                if bound is not None:
+                    if bound.expired():
+                        await asyncio.sleep(0)  # where the cancellation that is on its way arrives
+                    bound.reschedule(None)
+                now = time.monotonic()
                 # A refusal is fast and so is counting, but they tell nothing of speed.
                 if upstream.status < 400 and (ask.translation is None or ask.translation.answers):
-                    now = time.monotonic()
-                    seconds = now - begun
-                    self._router.first_byte(replica.url, seconds, streamed=ask.streamed, now=now)
-                return await self._pass_on(ask, replica, upstream, content, first)
+                    self._router.first_byte(
+                        replica.url, now - begun, streamed=ask.need.streamed, now=now,
+                        attempt=picked.attempt,
+                    )  # fmt: skip
+                    # To learn takes a moment, in which the first byte had better be on its way.
+                    asyncio.get_running_loop().call_soon(self._router.settle)
+                elif upstream.status in _LACKS:
+                    self._router.lacks(replica.url, ask.need.kind, now)
+                return await self._pass_on(ask, picked, upstream, content, first)
         finally:
-            self._router.end(replica.url)
+            self._router.end(replica.url, picked.attempt, time.monotonic())
             _log.info(
                 "request path=%s model=%s replica=%s status=%s seconds=%.3f",
                 ask.request.path, ask.model, replica.name, status, time.monotonic() - begun,
@@ -185,25 +224,29 @@ class Upstream:
         return AttemptFailedError(replica, reason, sent=sent)
 
     async def _failed(
-        self, replica: Replica, upstream: aiohttp.ClientResponse, translation: Translation | None
+        self, ask: Ask, picked: Picked, upstream: aiohttp.ClientResponse
     ) -> AttemptFailedError:
+        replica = picked.replica
         reason = f"answered with status {upstream.status}"
         wait_s = upstream.headers.get("Retry-After", "")
-        self._router.fault(
-            replica.url,
-            Fault.REFUSED if upstream.status in (502, 503, 504) else Fault.ERROR,
-            reason,
-            time.monotonic(),
-            float(wait_s) if wait_s.isdecimal() else 0.0,
-        )
+        if upstream.status in _LACKS:
+            self._router.lacks(replica.url, ask.need.kind, time.monotonic())
+        else:
+            self._router.fault(
+                replica.url,
+                Fault.REFUSED if upstream.status in (502, 503, 504) else Fault.ERROR,
+                reason,
+                time.monotonic(),
+                float(wait_s) if wait_s.isdecimal() else 0.0,
+            )
         try:
             body = await upstream.content.read(MAX_ERROR_BYTES)
         except (aiohttp.ClientError, TimeoutError):
             return AttemptFailedError(replica, f"{reason} and broke off")
-        headers = _answer_headers(replica, upstream)
+        headers = _answer_headers(picked, upstream)
         headers.popall("Content-Length", None)
-        if translation is not None:
-            body = translation.error(upstream.status, body)
+        if ask.translation is not None:
+            body = ask.translation.error(upstream.status, body)
             headers["Content-Type"] = "application/json"
         answer = web.Response(
             status=upstream.status, reason=upstream.reason, body=body, headers=headers
@@ -213,14 +256,14 @@ class Upstream:
     async def _pass_on(
         self,
         ask: Ask,
-        replica: Replica,
+        picked: Picked,
         upstream: aiohttp.ClientResponse,
         content: aiohttp.StreamReader | TranslatedContent,
         chunk: bytes,
     ) -> web.StreamResponse:
         """Return the response, `chunk` being the first of the answer; raises nothing any more."""
-        request = ask.request
-        headers = _answer_headers(replica, upstream)
+        request, replica = ask.request, picked.replica
+        headers = _answer_headers(picked, upstream)
         status, reason = upstream.status, upstream.reason
         at_once = upstream.content_length == len(chunk) > 0
         encoding = upstream.headers.get("Content-Encoding", "")
@@ -236,22 +279,37 @@ class Upstream:
             # It is there in whole: head and body leave in one piece, which saves a third of the
             # time that a small answer costs.
             headers.popall("Content-Length", None)
+            self._answered(picked.attempt, status, chunk, 1)
             return web.Response(status=status, reason=reason, headers=headers, body=chunk)
         response = web.StreamResponse(status=status, reason=reason, headers=headers)
-        end = b""
-        while await _write(request, response, chunk) and chunk:
-            end = (end + chunk)[-2:]
+        end, chunks = b"", 0
+        while await _write(request, response, chunk):
+            if not chunk:
+                self._answered(picked.attempt, status, end, chunks)
+                break
+            end = (end + chunk)[-TAIL_BYTES:] if len(chunk) < TAIL_BYTES else chunk[-TAIL_BYTES:]
+            chunks += 1
             try:
                 chunk = await content.readany()
             except (aiohttp.ClientError, TimeoutError) as error:
                 reason = f"broke off its answer: {str(error) or type(error).__name__}"
                 _log.warning("answer broke off replica=%s reason=%s", replica.name, reason)
                 self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
-                await _break_off(ask, response, replica, end)
+                await _break_off(ask, response, replica, end[-2:])
                 break
             if meter is not None:
                 meter.feed(chunk)
         return response
+
+    def _answered(self, attempt: Attempt, status: int, end: bytes, chunks: int) -> None:
+        """Have the router learn from an answer that came whole, when its end has been passed on."""
+        now = time.monotonic()
+
+        def learn() -> None:
+            self._router.answered(attempt, usage(end), chunks, now)
+
+        if status < 400:
+            asyncio.get_running_loop().call_soon(learn)
 
 
 async def _write(request: web.Request, response: web.StreamResponse, chunk: bytes) -> bool:
@@ -313,7 +371,8 @@ def forwarded(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDic
     )
 
 
-def _answer_headers(replica: Replica, upstream: aiohttp.ClientResponse) -> CIMultiDict[str]:
+def _answer_headers(picked: Picked, upstream: aiohttp.ClientResponse) -> CIMultiDict[str]:
     headers = forwarded(upstream.headers, HOP_BY_HOP)
-    headers[NAME_HEADER] = replica.name
+    headers[NAME_HEADER] = picked.replica.name
+    headers[ROUTE_HEADER] = picked.route
     return headers

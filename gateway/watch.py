@@ -130,6 +130,7 @@ class Watch:
 
     async def check(self, replica: Replica) -> None:
         """Ask a replica whether it is ready, and tell the router."""
+        begun = time.monotonic()
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 models = await self._ask(replica)
@@ -142,7 +143,8 @@ class Watch:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             reason = f"does not answer as an OpenAI server does: {error}"
         else:
-            if self._router.check_passed(replica.url, models, time.monotonic()):
+            now = time.monotonic()
+            if self._router.check_passed(replica.url, models, now, now - begun):
                 _log.info("ready replica=%s models=%s", replica.name, models or replica.models)
             self._tell()
             return

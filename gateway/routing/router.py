@@ -1,0 +1,343 @@
+"""The replicas, what their checks and requests say of them, and which of them a request gets.
+
+A core. Used by `watch.py` (which replicas there are, checks) and `proxy.py` and `upstream.py`
+(choices, what came of them).
+
+    can serve = usable, its context is long enough and it serves the kind of request, as far as
+                known: where none is left by the last two, all that are usable are asked
+    usable    = its last check did not fail (none yet counts as usable), and it is not cooling
+                down (`breaker.py`); one on trial is asked only where there is no other
+
+    awaited = a model that the mesh is to run, that answered of late, and whose heads are all gone,
+              out of reach or not ready: the next head is on its way
+
+A fault never counts as a short answer time, so an error never looks like low load.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from random import Random
+from statistics import median
+from typing import Any
+
+from gateway.routing.breaker import COOL_FIRST_S
+from gateway.routing.learned import Learned
+from gateway.routing.replicas import (
+    Attempt,
+    Fault,
+    Need,
+    NoneUsable,
+    Picked,
+    Replica,
+    UnknownModel,
+)
+from gateway.routing.strategies import STRATEGIES, Candidate
+from gateway.routing.tokens import BytesPerToken, Usage
+
+# A lost head has a successor within seconds, or not soon: a model that is large takes minutes.
+LATELY_S = 60.0
+# How much a conversation's last replica may be worse than the best and still get it.
+AFFINITY = 0.7
+MOST_SESSIONS = 10_000
+# A choice that is good for the first byte and bad for all that follows is none: a wait for so
+# many tokens counts as much as one for the first byte.
+ANSWER_TOKENS = 8
+# One that nobody has measured is taken for a little better than the others, so that it is tried.
+UNTRIED = 0.7
+# Estimates of a prompt's tokens may be too high by this much; nobody is refused for them.
+ESTIMATE = 0.8
+
+
+class Router:
+    """The replicas and what is known of them. Replicas are told apart by their URL."""
+
+    def __init__(self, strategy: str, random: Random) -> None:
+        self.strategy = strategy
+        self._random = random
+        self._known: dict[str, Learned] = {}
+        self._first_seen: dict[str, float] = {}
+        self._deployed: frozenset[str] = frozenset()
+        self._well_at: dict[str, float] = {}  # by model: when a head of it was last seen well
+        self._ratios: dict[str, BytesPerToken] = {}  # by model
+        self._sessions: dict[tuple[str, str], str] = {}  # by model and session: the last URL
+        self._turn = 0
+
+    def update(self, source: str, replicas: Iterable[Replica], now: float) -> list[str]:
+        """Take the replicas that `source` knows now; return the changes, in words for the log.
+
+        What was learned of a replica that stays is kept. A URL belongs to its first source.
+        """
+        fresh = {replica.url: replica for replica in replicas}
+        changes = []
+        for url, learned in list(self._known.items()):
+            if learned.replica.source == source and url not in fresh:
+                del self._known[url]
+                changes.append(f"gone replica={learned.replica.name} url={url}")
+        for url, replica in fresh.items():
+            known = self._known.get(url)
+            if known is None:
+                self._known[url] = Learned(replica)
+                changes.append(f"new replica={replica.name} url={url}")
+            elif known.replica.source == source:
+                known.replica = replica
+                known.models = replica.models or known.models
+            self._see(replica.models, now)
+        return changes
+
+    def deployed(self, models: Iterable[str]) -> None:
+        """Take the models that the mesh is to run, whether a head of them answers now or not."""
+        self._deployed = frozenset(models)
+        self._well_at = {m: at for m, at in self._well_at.items() if m in self._deployed}
+
+    def replicas(self) -> list[Replica]:
+        """Return all replicas, usable or not."""
+        return [learned.replica for learned in self._known.values()]
+
+    def usable_count(self, model: str, now: float) -> int:
+        """Return how many replicas of a model are usable."""
+        return sum(model in x.models and x.usable(now) for x in self._known.values())
+
+    def check_passed(
+        self, url: str, models: tuple[str, ...] | None, now: float, seconds: float | None = None
+    ) -> bool:
+        """Note a passed check, with the models it found if it asked; True if this is news.
+
+        `seconds` is how long it took, which is little more than the network's round trip.
+        """
+        learned = self._known.get(url)
+        if learned is None:
+            return False
+        news = learned.check is not True
+        # One that was not ready when it refused has a ring again.
+        recovered = learned.check is False or learned.breaker.cooling_for is Fault.UNREACHABLE
+        learned.check, learned.said = True, ""
+        if recovered:
+            learned.breaker.reached()
+        if seconds is not None:
+            learned.checked_in(seconds)
+        if models is not None:
+            learned.models = models
+            self._see(models, now)
+        self._well(learned, now)
+        return news
+
+    def check_failed(self, url: str, reason: str) -> bool:
+        """Note a failed check; True if this is news."""
+        learned = self._known.get(url)
+        if learned is None:
+            return False
+        news = learned.check is not False or learned.said != reason
+        learned.check, learned.said = False, reason
+        return news
+
+    def pick(
+        self, need: Need, now: float, without: frozenset[str] = frozenset()
+    ) -> Picked | UnknownModel | NoneUsable:
+        """Return the choice for a request, `without` those URLs that it was tried at already.
+
+        `need.strategy` has to be one of `STRATEGIES`, or empty.
+        """
+        having = [learned for learned in self._known.values() if need.model in learned.models]
+        awaited = self._awaited(need.model, having, now)
+        if not having and need.model in self._deployed:
+            return NoneUsable(COOL_FIRST_S, ("it is deployed, and has no head now",), awaited)
+        if not having:
+            return UnknownModel(tuple(sorted(self._models())))
+        usable = [x for x in having if x.usable(now) and x.replica.url not in without]
+        if not usable:
+            cooling = [x.breaker.cool_until - now for x in having if x.check is not False]
+            reasons = tuple(f"{x.replica.name}: {x.said or 'tried already'}" for x in having)
+            wait_s = max(min(cooling, default=COOL_FIRST_S), COOL_FIRST_S)
+            return NoneUsable(wait_s, reasons, awaited)
+        self.settle()
+        tokens = self._tokens(need)
+        fitting = self._fitting(need, tokens, usable, now)
+        ordinary = self._ordinary(need.streamed, having)
+        attempts = {x.replica.url: x.attempt(need, tokens, now, ordinary) for x in fitting}
+        last = self._sessions.get((need.model, need.session), "") if need.session else ""
+        strategy = need.strategy or self.strategy
+        choice = STRATEGIES[strategy](
+            [self._candidate(x, attempts[x.replica.url], last, now) for x in fitting], self._random
+        )
+        self._turn += 1
+        chosen, attempt = self._known[choice.url], attempts[choice.url]
+        chosen.chosen_last = self._turn
+        others = [
+            attempts[x.replica.url].expected_s
+            for x in fitting
+            if x is not chosen and x.prediction.known(need.streamed)
+        ]
+        attempt.others_s = median(others) if others else None
+        same = "same session" if choice.url == last else ""
+        counts = f"{len(usable)} of {len(having)} usable"
+        return _picked(chosen, attempt, strategy, same, counts)
+
+    def choose(
+        self, model: str, *, streamed: bool, now: float, without: frozenset[str] = frozenset()
+    ) -> Replica | UnknownModel | NoneUsable:
+        """Return the replica for a request of which no more is known."""
+        picked = self.pick(Need(model, streamed), now, without)
+        return picked.replica if isinstance(picked, Picked) else picked
+
+    def begin(self, url: str, attempt: Attempt | None = None, now: float = 0.0) -> None:
+        """Note that a request goes to the replica, as `pick` said; `end` must follow."""
+        learned = self._known.get(url)
+        if learned is None:
+            return
+        learned.begin(attempt, now)
+        if attempt is not None and attempt.need.session:
+            self._remember((attempt.need.model, attempt.need.session), url)
+
+    def end(self, url: str, attempt: Attempt | None = None, now: float = 0.0) -> None:
+        """Note that a request has left the replica, however it went."""
+        if learned := self._known.get(url):
+            learned.end(attempt, now)
+
+    def first_byte(
+        self, url: str, seconds: float, *, streamed: bool, now: float,
+        attempt: Attempt | None = None,
+    ) -> None:  # fmt: skip
+        """Note that the replica began to answer after `seconds`: it serves requests.
+
+        What that says of its speed is learned by `settle`, when the byte has been passed on.
+        """
+        learned = self._known.get(url)
+        if learned is None:
+            return
+        if attempt is None:
+            attempt = learned.attempt(Need("", streamed), 0.0, now - seconds, None)
+        learned.first_byte(attempt, seconds, now)
+        self._well(learned, now)
+
+    def settle(self) -> None:
+        """Learn from what was noted; the next choice does it if nobody did before."""
+        for learned in self._known.values():
+            learned.settle()
+
+    def answered(self, attempt: Attempt, usage: Usage, chunks: int, now: float) -> None:
+        """Note the end of an answer that came whole, in so many chunks.
+
+        Without a usage, a stream's chunks are taken for its tokens: servers send each as it comes.
+        """
+        learned = self._known.get(attempt.url)
+        need = attempt.need
+        if learned is None:
+            return
+        if usage.prompt and need.prompt_bytes:
+            ratio = self._ratios.setdefault(need.model, BytesPerToken())
+            ratio.learn(need.prompt_bytes, usage.prompt)
+        if usage.cached is not None and attempt.cached_tokens:
+            believed = attempt.cached_tokens / max(learned.prefixes.trust, 0.01)
+            learned.prefixes.proved(usage.cached / believed)
+        count = usage.completion if usage.completion is not None else chunks
+        if need.streamed and attempt.first_at is not None:
+            learned.prediction.tokens(count - 1, now - attempt.first_at, attempt.in_flight, now)
+
+    def fault(
+        self, url: str, fault: Fault, reason: str, now: float, retry_after_s: float = 0.0
+    ) -> None:
+        """Note that a request failed; what follows is in the table of `breaker.py`."""
+        if learned := self._known.get(url):
+            learned.fault(fault, reason, now, retry_after_s)
+
+    def lacks(self, url: str, kind: str, now: float) -> None:
+        """Note that the replica said it does not serve this kind of request (404, 405, 501)."""
+        if learned := self._known.get(url):
+            learned.lacks(kind, now)
+
+    def models(self, now: float) -> list[dict[str, Any]]:
+        """Return what /v1/models says: id, first seen, largest context, replicas, usable ones."""
+        entries = []
+        for model in sorted(self._models()):
+            having = [x for x in self._known.values() if model in x.models]
+            contexts = [x.replica.context for x in having if x.replica.context]
+            entries.append(
+                {
+                    "id": model,
+                    "first_seen": self._first_seen[model],
+                    "context": max(contexts, default=None),
+                    "replicas": sorted(x.replica.name for x in having),
+                    "usable": sum(x.usable(now) for x in having),
+                }
+            )
+        return entries
+
+    def view(self, now: float) -> list[dict[str, Any]]:
+        """Return one entry for each replica, for `gateway status`; times in seconds."""
+        known = sorted(self._known.values(), key=lambda x: (x.replica.name, x.replica.url))
+        return [learned.view(now) for learned in known]
+
+    def _fitting(
+        self, need: Need, tokens: float, usable: Sequence[Learned], now: float
+    ) -> Sequence[Learned]:
+        """Return those that can serve the request, or all where an estimate says none can."""
+        for fits in (
+            lambda x: x.serves(need.kind, now),
+            lambda x: x.holds(tokens * ESTIMATE + need.max_tokens),
+            lambda x: not x.breaker.on_trial(now),
+        ):
+            usable = [x for x in usable if fits(x)] or usable
+        return usable
+
+    def _candidate(self, x: Learned, attempt: Attempt, last: str, now: float) -> Candidate:
+        predicted_s = attempt.expected_s
+        if attempt.need.streamed:
+            predicted_s += ANSWER_TOKENS * x.prediction.token_s(x.in_flight + 1)
+        predicted_s *= x.prediction.fade(attempt.need.streamed, now)
+        if attempt.url == last:
+            predicted_s *= AFFINITY
+        return Candidate(
+            attempt.url, predicted_s, x.in_flight, x.chosen_last, x.rtt_s, x.replica.context,
+            len(x.models),
+        )  # fmt: skip
+
+    def _tokens(self, need: Need) -> float:
+        """Return how many tokens a request's prompt has, as far as that can be told."""
+        ratio = self._ratios.get(need.model)
+        return need.prompt_bytes / (ratio or BytesPerToken()).value
+
+    def _ordinary(self, streamed: bool, having: Iterable[Learned]) -> float | None:
+        """Return what a replica nobody has measured is taken for, None: nobody is measured."""
+        scales = [x.prediction.scale(streamed) for x in having]
+        measured = [scale for scale in scales if scale is not None]
+        return median(measured) * UNTRIED if measured else None
+
+    def _remember(self, session: tuple[str, str], url: str) -> None:
+        self._sessions.pop(session, None)
+        self._sessions[session] = url
+        if len(self._sessions) > MOST_SESSIONS:
+            del self._sessions[next(iter(self._sessions))]
+
+    def _models(self) -> set[str]:
+        return {model for learned in self._known.values() for model in learned.models}
+
+    def _awaited(self, model: str, having: Iterable[Learned], now: float) -> bool:
+        at = self._well_at.get(model, -math.inf)
+        return now - at < LATELY_S and not any(learned.up for learned in having)
+
+    def _well(self, learned: Learned, now: float) -> None:
+        for model in self._deployed.intersection(learned.models):
+            self._well_at[model] = now
+
+    def _see(self, models: Iterable[str], now: float) -> None:
+        for model in models:
+            self._first_seen.setdefault(model, now)
+
+
+def _picked(x: Learned, attempt: Attempt, strategy: str, session: str, counts: str) -> Picked:
+    """Return the choice, and why, in words for the client."""
+    known = x.prediction.known(attempt.need.streamed)
+    what = "to the first token" if attempt.need.streamed else "to the answer"
+    cached = attempt.cached_tokens
+    said = (
+        strategy,
+        f"predicted {attempt.expected_s:.2f} s {what}" if known else "not measured yet",
+        f"prefix {cached:,.0f} tokens cached" if cached >= 1 else "",
+        session,
+        counts,
+    )
+    route = "; ".join(filter(None, said))
+    soonest_s = x.prediction.soonest_s(attempt.need.streamed, attempt.expected_s)
+    return Picked(x.replica, soonest_s if known else None, route, attempt)

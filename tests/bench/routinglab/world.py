@@ -1,0 +1,188 @@
+"""One way to choose in one situation: events in order of virtual time, and what clients saw."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from routinglab.cases import Case
+from routinglab.peers import Chooser, Probe
+from routinglab.replica import Server
+from routinglab.requests import Request, requests
+
+# A client waits so long for its first token; who had none counts with this time.
+PATIENCE_S = 30.0
+MAX_ATTEMPTS = 3
+# What a person takes for prompt and fluent.
+GOOD_FIRST_S, GOOD_TOKEN_S = 1.5, 0.12
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the clients of one run saw: seconds to each first token, and good answers a second."""
+
+    first_s: Sequence[float]
+    good_per_s: float
+
+    def quantile(self, share: float) -> float:
+        """Return a quantile of the time to the first token."""
+        ordered = sorted(self.first_s)
+        return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+class World:
+    """The clock and the servers; `make(count, random, probe)` makes one gateway's chooser."""
+
+    def __init__(
+        self, case: Case, seed: int, make: Callable[[int, Random, Probe], Chooser]
+    ) -> None:
+        self.now = 0.0
+        self._case = case
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._servers = [
+            Server(law, Random(f"{seed} server {n}"), self.call) for n, law in enumerate(case.laws)
+        ]
+        self._choosers = [
+            make(len(case.laws), Random(f"{seed} gateway {n}"), self._probe)
+            for n in range(case.gateways)
+        ]
+        self._random = Random(f"{seed} clients")
+        self._first_s: list[float] = []
+        self._good = 0
+
+    def call(self, at: float, what: Callable[[], None]) -> None:
+        """Have something done at that time."""
+        self._count += 1
+        heapq.heappush(self._events, (at, self._count, what))
+
+    def run(self) -> Seen:
+        """Go through the whole situation."""
+        case = self._case
+        asked = list(requests(case.traffic, case.seconds, self._random))
+        for request in asked:
+            gateway = self._choosers[self._random.randrange(case.gateways)]
+            self.call(request.at, lambda r=request, g=gateway: self._ask(g, r, frozenset()))
+        for trouble in case.troubles:
+            server = self._servers[trouble.replica]
+            self.call(trouble.begins, lambda t=trouble, s=server: t.begin(s, self.now))
+            self.call(trouble.ends, lambda t=trouble, s=server: t.end(s, self.now))
+        while self._events:
+            self.now, _, what = heapq.heappop(self._events)
+            what()
+        assert len(self._first_s) == len(asked), "each request has one end"
+        return Seen(self._first_s, self._good / case.seconds)
+
+    def _probe(
+        self, replica: int, answered: Callable[[int, float], None], at_once: bool = False
+    ) -> None:
+        server = self._servers[replica]
+        if server.refusing or server.speed == 0:
+            return
+        half = server.law.rtt_s / 2
+        if at_once:
+            answered(server.in_flight, server.estimate_s())
+            return
+
+        def there() -> None:
+            load, seconds = server.in_flight, server.estimate_s()
+            self.call(self.now + half, lambda: answered(load, seconds))
+
+        self.call(self.now + half, there)
+
+    def _ask(self, gateway: Chooser, request: Request, tried: frozenset[int]) -> None:
+        replica = None
+        if len(tried) < MAX_ATTEMPTS and self.now - request.at < PATIENCE_S:
+            replica = gateway.choose(request, self.now, tried)
+        if replica is None:
+            self._first_s.append(PATIENCE_S)
+            return
+        gateway.begin(replica, request, self.now)
+        server = self._servers[replica]
+        _Asked(self, gateway, request, replica, server, tried).go()
+
+    def told(self, request: Request) -> float:
+        """Note a first token; return when it came."""
+        self._first_s.append(self.now - request.at)
+        return self.now
+
+    def whole(self, request: Request, first_at: float) -> None:
+        """Note a whole answer."""
+        token_s = (self.now - first_at) / request.answer_tokens
+        self._good += first_at - request.at <= GOOD_FIRST_S and token_s <= GOOD_TOKEN_S
+
+    def gave_up(self) -> None:
+        """Note a client that waited in vain."""
+        self._first_s.append(PATIENCE_S)
+
+    def again(self, gateway: Chooser, request: Request, tried: frozenset[int]) -> None:
+        """Try elsewhere."""
+        self._ask(gateway, request, tried)
+
+
+class _Asked:
+    """One attempt: the way there, the work, the way back."""
+
+    def __init__(
+        self, world: World, gateway: Chooser, request: Request, replica: int, server: Server,
+        tried: frozenset[int],
+    ) -> None:  # fmt: skip
+        self._world, self._gateway, self._request = world, gateway, request
+        self._replica, self._server, self._tried = replica, server, tried
+        self._begun = world.now
+        self._half = server.law.rtt_s / 2
+        self._first_at: float | None = None
+        self._left = False
+
+    def go(self) -> None:
+        world = self._world
+        world.call(world.now + self._half, self._arrive)
+        world.call(self._request.at + PATIENCE_S, self._patience)
+
+    def _arrive(self) -> None:
+        world = self._world
+        if self._left:
+            return
+        if self._server.refusing:
+            world.call(world.now + self._half, self._refused)
+            return
+        self._work = self._server.ask(
+            self._request, world.now,
+            lambda: world.call(world.now + self._half, self._first),
+            lambda: world.call(world.now + self._half, self._done),
+        )  # fmt: skip
+
+    def _refused(self) -> None:
+        now = self._world.now
+        if self._left:
+            return
+        self._left = True
+        self._gateway.failed(self._replica, self._request, now)
+        self._gateway.end(self._replica, self._request, False, now)
+        self._world.again(self._gateway, self._request, self._tried | {self._replica})
+
+    def _first(self) -> None:
+        if self._left:
+            return
+        now = self._world.now
+        self._first_at = self._world.told(self._request)
+        self._gateway.first(self._replica, self._request, now - self._begun, now)
+
+    def _done(self) -> None:
+        if self._left:
+            return
+        self._left = True
+        assert self._first_at is not None
+        self._world.whole(self._request, self._first_at)
+        self._gateway.end(self._replica, self._request, True, self._world.now)
+
+    def _patience(self) -> None:
+        if self._left or self._first_at is not None:
+            return
+        self._left = True
+        self._world.gave_up()
+        self._gateway.end(self._replica, self._request, False, self._world.now)
+        if hasattr(self, "_work"):
+            self._server.leave(self._work, self._world.now)
