@@ -100,11 +100,10 @@ class Admission:
         elif place.state is State.WAITING:
             self._clients[place.client].waiting.remove(place)
             self.waiting -= 1
-        else:
-            return
-        place.state = State.LEFT
-        self._forget(place.client)
-        self._admit(limit)
+        if place.state in (State.RUNNING, State.WAITING):
+            place.state = State.LEFT
+            self._forget(place.client)
+        self._admit(limit)  # more may run than before, too
 
     def changed(self) -> list[Place]:
         """Return those whose wait has ended since this was last asked, run or refused."""

@@ -22,12 +22,13 @@ from aiohttp import web
 from gateway.bounds import Bounds, note_answer
 from gateway.config import Config, reloaded
 from gateway.dialects.port import Dialect
-from gateway.dialects.served import DIALECTS
+from gateway.dialects.served import DIALECTS, by_name
 from gateway.errors import ApiError
 from gateway.gate import Gate
 from gateway.keys.accounts import Accounts
 from gateway.keys.guard import Guard
 from gateway.keys.store import Store
+from gateway.listings import Listings
 from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
 from gateway.routing import Replica, Router, UnknownModel
 from gateway.upstream import Upstream, connector
@@ -69,8 +70,10 @@ def make_app(
     app.router.add_post("/v1/completions", gateway.forward)
     app.router.add_post("/v1/embeddings", gateway.forward)
     app.router.add_post("/v1/rerank", gateway.forward)
-    for path in DIALECTS:
+    app[_DIALECTS] = gateway.dialects
+    for path in gateway.dialects:
         app.router.add_post(path, gateway.translate)
+    gateway.listings.add_to(app.router)
     app.router.add_route("*", "/v1/responses/{id:resp_.+}", gateway.not_kept)
     app.router.add_get("/v1/models", gateway.models)
     app.router.add_get("/v1/models/{id:.+}", gateway.model)
@@ -100,6 +103,9 @@ class Gateway:
         self._router = Router(config.strategy, Random())  # noqa: S311  # a choice, not a secret
         # The router's clock does not go back; clients want unix seconds.
         self._unix_offset = time.time() - time.monotonic()
+        self.listings = Listings(self._router, self._unix_offset)
+        self._names: frozenset[str] = frozenset()
+        self.dialects = DIALECTS | by_name(lambda: self._names)
 
     async def live(self, _: web.Application) -> AsyncIterator[None]:
         """Hold the connections and the watch as long as the application runs."""
@@ -152,7 +158,10 @@ class Gateway:
 
     async def translate(self, request: web.Request) -> web.StreamResponse:
         """Serve a request in another API than OpenAI's by a replica."""
-        return await self._proxy.handle(request, DIALECTS[request.path])
+        # A snapshot: large bodies are translated in threads.
+        models = self._router.models(time.monotonic())
+        self._names = frozenset(entry["id"] for entry in models)
+        return await self._proxy.handle(request, self.dialects[request.path])
 
     async def not_kept(self, _: web.Request) -> web.Response:
         """Say that there is no Response to be got."""
@@ -233,10 +242,17 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     except Exception:
         _log.exception("internal error path=%s", request.path)
         refusal = ApiError("internal error", status=500)
-    response = _refused(refusal, DIALECTS.get(request.path))
+    response = _refused(refusal, _form(request))
     if allowed is not None:
         response.headers["Allow"] = allowed
     return response
+
+
+def _form(request: web.Request) -> Dialect | None:
+    """Return whose form an error is to have; all of Ollama's endpoints have the same."""
+    found = request.app[_DIALECTS]
+    path = "/api/chat" if request.path.startswith("/api/") else request.path
+    return found.get(path)
 
 
 def _refused(error: ApiError, dialect: Dialect | None) -> web.Response:
@@ -246,6 +262,7 @@ def _refused(error: ApiError, dialect: Dialect | None) -> web.Response:
 
 
 GATEWAY = web.AppKey("gateway", Gateway)
+_DIALECTS: web.AppKey[dict[str, Dialect]] = web.AppKey("dialects", dict)
 
 
 def _json(body: dict[str, Any], error: ApiError | None = None) -> web.Response:

@@ -55,19 +55,21 @@ class _Weighed:
     """Stands in a planning for the choice of a plan: keeps how that compares with `stages`.
 
     With many nodes a plan takes a second, so it is made anew only when something has changed.
+    `begun`: the plan whose weights are being fetched.
     """
 
     stages: Sequence[Stage]
     horizon_tokens: float
+    begun: Plan | None = None
     found: Gain | None = None
     _known: object = None
 
     def __call__(self, model: Model, nodes: Sequence[Node], aims: Aims, links: Links) -> Plan:
         aims = replace(aims, horizon_tokens=self.horizon_tokens)
-        known = aims, gain.outline(nodes, links)
+        known = aims, gain.outline(nodes, links), self.begun
         if self.found is None or known != self._known:
             self.found = None
-            self.found = gain.compared(model, nodes, aims, links, self.stages)
+            self.found = gain.compared(model, nodes, aims, links, self.stages, self.begun)
             self._known = known
         return self.found.plan
 
@@ -105,8 +107,10 @@ class Gains:
                 deployment.moving.forget()
                 verdict, found = Verdict(False, ""), None
             if verdict.moves and found is not None and self._move == "auto":
+                weighed.begun = found.plan
                 if await self._moved(deployment, build, url, weighed, found):
                     return
+                weighed.begun = None
             elif verdict.moves:
                 self._says(deployment, f"{verdict.words}; it stays, as placement.move says")
             else:

@@ -22,6 +22,9 @@ from agent.placement.search import Ring
 
 # The ring that runs has its memory, whatever is free beside it.
 _ROOM_BYTES = 1 << 60
+# A plan whose weights are on their way stays unless the best is so much better: among equal nodes
+# many cuts are as good, and which of them is the best changes with every millisecond.
+_CLEARLY = 1.05
 # Of a tenth each, in powers of e.
 _STEPS = 1 / math.log(1.1)
 
@@ -44,11 +47,13 @@ class Gain:
 
 
 def compared(
-    model: Model, nodes: Sequence[Node], aims: Aims, links: Links, stages: Sequence[Stage]
-) -> Gain:
+    model: Model, nodes: Sequence[Node], aims: Aims, links: Links, stages: Sequence[Stage],
+    begun: Plan | None = None,
+) -> Gain:  # fmt: skip
     """Compare the ring of these stages, whose head `aims` name, with the best one by `aims`.
 
-    Raises what `plan` raises, and PeerError where a node of the ring is not among `nodes`.
+    With one that is `begun` instead, unless the best is clearly better. Raises what `plan` raises,
+    and PeerError where a node of the ring is not among `nodes`.
     """
     there = {node.node for node in nodes}
     for stage in stages:
@@ -57,6 +62,14 @@ def compared(
     held = [replace(node, held=_held(node, model, aims, stages)) for node in nodes]
     best = plan(model, held, aims, links)
     now, streams = _present(model, nodes, aims, links, stages), aims.streams
+    if begun is not None and there.issuperset(begun.nodes):
+        its = _present(model, nodes, aims, links, begun.stages)
+        of_token, of_rate = its.token_s / best.token_s, best.tokens_s * its.round_s / streams
+        worse = {"latency": of_token, "throughput": of_rate}.get(
+            aims.objective if streams > 1 else "latency", max(of_token, of_rate)
+        )
+        if worse <= _CLEARLY:
+            best = replace(begun, token_s=its.token_s, tokens_s=streams / its.round_s)
     round_s = streams / best.tokens_s if best.tokens_s else now.round_s
     by_token = aims.objective == "latency" or streams == 1
     if aims.objective == "auto":

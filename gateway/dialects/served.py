@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.dialects import anthropic, responses
+from gateway.dialects import anthropic, foundation, ollama, ollama_embed, responses, tokens
+from gateway.dialects.names import Known
 from gateway.dialects.port import Dialect
 
 DIALECTS: dict[str, Dialect] = {
@@ -10,3 +11,16 @@ DIALECTS: dict[str, Dialect] = {
     "/v1/messages/count_tokens": anthropic.CountTokens(),
     "/v1/responses": responses.Responses(),
 }
+
+
+def by_name(known: Known) -> dict[str, Dialect]:
+    """Return those that look at the names of the models that there are."""
+    return {
+        "/tokenize": tokens.Tokens("/tokenize", known),
+        "/detokenize": tokens.Tokens("/detokenize", known),
+        "/api/chat": ollama.Chat(known),
+        "/api/generate": ollama.Generate(known),
+        "/api/embed": ollama_embed.Embed(known),
+        "/api/embeddings": ollama_embed.Embeddings(known),
+        "/generate": foundation.Generate(known),
+    }

@@ -214,3 +214,20 @@ def test_nodes_that_were_left_are_come_back_to_for_much_alone() -> None:
     assert stays.words.endswith("it was there before and left for a better one")
     assert moving.judge(replace(found, share=0.6), 1100.0, horizon_tokens=HORIZON).moves
     assert moving.judge(found, BACK_S, horizon_tokens=HORIZON).moves
+
+
+def test_a_plan_that_is_begun_stays_unless_another_is_clearly_better() -> None:
+    nodes = (node("a", 10), node("b", 10), node("c", 40), node("d", 40))
+    links = lan("a", "b", "c", "d")
+    for objective in ("latency", "throughput", "auto"):
+        wish = aims(objective=objective, streams=4 if objective == "auto" else 1)
+        begun = compared(MODEL, nodes[:3], wish, links, RING).plan
+        assert begun.nodes == ("a", "c")
+        # d is as good as c, and then a little better: what c fetches already counts more.
+        for gb_s in (40.0, 41.0):
+            both = (*nodes[:3], node("d", gb_s))
+            assert compared(MODEL, both, wish, links, RING, begun).plan.stages == begun.stages
+        better = (*nodes[:3], node("d", 400.0))
+        assert compared(MODEL, better, wish, links, RING, begun).plan.nodes == ("a", "d")
+        gone = (*nodes[:2], nodes[3])
+        assert compared(MODEL, gone, wish, links, RING, begun).plan.nodes == ("a", "d")

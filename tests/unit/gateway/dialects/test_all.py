@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.dialects.port import Refused
-from gateway.dialects.served import DIALECTS
+from gateway.dialects.served import DIALECTS, by_name
 from gateway.dialects.translation import Translation
 
 WORDS = st.sampled_from(
@@ -40,14 +40,15 @@ BODIES = st.fixed_dictionaries(
     {"model": st.just("m"), "max_tokens": st.just(5), "messages": MESSAGES, "input": MESSAGES},
     optional={"tools": VALUES, "tool_choice": VALUES, "system": VALUES, "stream": st.booleans()},
 )
-PATHS = pytest.mark.parametrize("path", DIALECTS)
+ALL = DIALECTS | by_name(lambda: ("m",))
+PATHS = pytest.mark.parametrize("path", ALL)
 
 
 @PATHS
 @given(body=BODIES | st.dictionaries(WORDS, VALUES, max_size=6))
 def test_any_body_is_refused_or_asked(path: str, body: dict[str, Any]) -> None:
     try:
-        translation = Translation(DIALECTS[path], json.dumps(body).encode(), 0.0)
+        translation = Translation(ALL[path], json.dumps(body).encode(), 0.0)
     except Refused as refused:
         assert 400 <= refused.status < 600
         assert refused.message
@@ -61,12 +62,12 @@ def test_any_body_is_refused_or_asked(path: str, body: dict[str, Any]) -> None:
 @given(body=st.binary(max_size=40))
 def test_any_bytes_are_refused(path: str, body: bytes) -> None:
     with pytest.raises(Refused):
-        Translation(DIALECTS[path], body, 0.0)
+        Translation(ALL[path], body, 0.0)
 
 
 @PATHS
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 502, 503, 504])
 def test_errors_are_json_that_says_what_is_wrong(path: str, status: int) -> None:
-    body = DIALECTS[path].error(status, "The words", "model_not_found")
+    body = ALL[path].error(status, "The words", "model_not_found")
     assert b"The words" in body
     assert isinstance(json.loads(body), dict)
