@@ -222,7 +222,7 @@ def test_whoever_is_frozen_is_named_by_the_head(stages: int, frozen: int) -> Non
 @pytest.mark.parametrize(("frozen", "computing"), [(1, 2), (2, 1), (2, 3), (3, 1)])
 def test_who_is_frozen_is_found_while_others_compute(frozen: int, computing: int) -> None:
     """The one that computes does not end before the head knows."""
-    with ring(4) as made:
+    with ring(4, 2.5 * SILENCE_S) as made:  # the others' threads want a CPU meanwhile
         busy = made.parts[computing]
         busy.may_end.clear()
         made.head.submit(batch())
