@@ -6,12 +6,13 @@ chain it is in. What it says for new connections is what `verdict.explain` says;
 two together.
 
 A packet from an address that is no member's is dropped. Replies to this node's own connections
-pass, and ICMP errors about any connection. All else is looked up in the rules packet by packet,
-not once a connection: so new rules hold for running connections too, and what Covey serves depends
-on no tracked state. What is denied is refused with an answer, a TCP reset, so that programs fail
-at once. Nothing is forwarded from or to the overlay. Packets for this node's overlay addresses
-that come in by any other interface are dropped: Linux would take them, and being on the overlay is
-the proof of being a member.
+pass, and ICMP errors about any connection. All else is looked up in the rules packet by packet, not
+once a connection: so new rules hold for running connections too, and what Covey serves depends on
+no tracked state. What is denied is refused with an answer, a TCP reset, so that programs fail at
+once; what tracking finds in no window of a connection is dropped, and sent again. Nothing is
+forwarded from or to the overlay. Packets for this node's overlay addresses that come in by any
+other interface are dropped: Linux would take them, and being on the overlay is the proof of being a
+member.
 """
 
 from __future__ import annotations
@@ -84,7 +85,13 @@ def ruleset(
         "meta nfproto ipv6 goto ipv6",
         "goto ipv4",
     ]
-    refuse = ["meta l4proto tcp reject with tcp reset", "reject with icmpx type admin-prohibited"]
+    refuse = [
+        # Tracking does not know these for what they are, a reply to this node, perhaps: late or
+        # out of order, as when a path changes. An answer would end the connection they belong to.
+        "ct state invalid drop",
+        "meta l4proto tcp reject with tcp reset",
+        "reject with icmpx type admin-prohibited",
+    ]
     chains = [
         _entrance(interface, own),
         _forward(interface),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,52 @@ async def test_a_stranger_gets_no_answer(wire: Wire, services: Services, wall: F
             _, address = gone.recvfrom(1)
             gone.sendto(b"!", address)
     assert (await wall.counters())["strangers"][0] == 3
+
+
+async def test_a_segment_in_no_window_does_not_end_a_connection(wire: Wire, wall: Firewall) -> None:
+    """As after a path has changed: tracking calls it invalid, and so it is a reply to nothing."""
+    await wall.apply(table(DENY))
+    peer = (str(PEERS[1].ipv4), 0)
+    with (
+        wire.socket(socket.AF_INET, socket.SOCK_STREAM) as listening,
+        wire.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw,
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as asking,
+    ):
+        listening.bind(peer)
+        listening.listen(1)
+        raw.bind(peer)
+        for each in (listening, raw, asking):
+            each.settimeout(5)
+        asking.connect(listening.getsockname())
+        serving, _ = listening.accept()
+        with serving:
+            asking.sendall(b"?")
+            said = b""
+            while said != b"?":
+                packet = raw.recv(4096)
+                header = packet[4 * (packet[0] & 15) :]
+                port, to, sequence, acknowledged = struct.unpack_from("!HHII", header)
+                said = header[4 * (header[12] >> 4) :]
+            far = (acknowledged + 2**30) % 2**32
+            raw.sendto(segment(peer[0], to, port, far, sequence + 1), (str(OWN.ipv4), 0))
+            await asyncio.sleep(0.2)
+            serving.sendall(b"!")
+            assert asking.recv(1) == b"!"
+            asking.sendall(b"?")
+            assert serving.recv(2) == b"??"
+
+
+def segment(source: str, source_port: int, port: int, sequence: int, acknowledged: int) -> bytes:
+    """Return a TCP segment to this node without data."""
+    fields = [source_port, port, sequence, acknowledged, 5 << 12 | 0x10, 65535, 0, 0]
+    kind = struct.Struct("!HHIIHHHH")
+    addresses = socket.inet_aton(source) + OWN.ipv4.packed
+    words = struct.unpack("!16H", addresses + struct.pack("!HH", 6, kind.size) + kind.pack(*fields))
+    total = sum(words)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    fields[6] = ~total & 0xFFFF
+    return kind.pack(*fields)
 
 
 async def test_the_operators_table_is_as_it_was_and_its_drop_wins(
