@@ -194,7 +194,7 @@ class Interpreter:
         for pattern, holds in (
             (r'iifname (!= )?"([^"]+)" ', lambda m: (packet.iif == m[2]) != bool(m[1])),
             (r'oifname "([^"]+)" ', lambda m: packet.oif == m[1]),
-            (r"ct (?:direction reply|state related|state established) ", lambda m: False),
+            (r"ct (?:direction reply|state (?:related|established|invalid)) ", lambda m: False),
             (r"meta nfproto ipv6 ", lambda m: packet.source.version == 6),
             (r"meta l4proto tcp ", lambda m: packet.protocol == "tcp"),
             (r"ip(6?) saddr (!= )?@(\w+) ", lambda m: self._in_set(m, packet)),
