@@ -31,6 +31,7 @@ from gateway.errors import ApiError
 from gateway.routing import Attempt, Fault, Need, Picked, Replica, Router
 from gateway.routing.tokens import TAIL_BYTES, usage
 from gateway.translating import TranslatedContent, translate_headers
+from gateway.wishes import PRIORITY
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ HOP_BY_HOP = frozenset(
 )
 _REQUEST_DROPS = HOP_BY_HOP | {"host", "content-length", "expect"}
 # A key of this gateway is nobody else's business; what is no key of its own passes.
-_KEYED_REQUEST_DROPS = _REQUEST_DROPS | {"authorization", "x-api-key", "api-key"}
+# With keys there are strangers, and an urgent request would go before those of all others.
+_KEYED_REQUEST_DROPS = _REQUEST_DROPS | {"authorization", "x-api-key", "api-key", PRIORITY}
 _TIMEOUT = aiohttp.ClientTimeout(
     total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
 )

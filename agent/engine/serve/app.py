@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 # Some run at once, the others wait; past this the wait is longer than clients wait.
 MAX_REQUESTS = 256
+# The gateway's header (`gateway/wishes.py`) and its bound.
+PRIORITY, MAX_PRIORITY = "x-covey-priority", 1000
 
 
 def make_app(model: Model) -> web.Application:
@@ -106,6 +109,7 @@ class _Server:
         self, request: web.Request, size: int, prepare: Callable[[], Job]
     ) -> web.StreamResponse:
         self._about.check_ready()  # before the model is asked to tokenize anything
+        priority = _priority(request)
         job = prepare() if size <= INLINE_BYTES else await asyncio.to_thread(prepare)
         count = job.ask.choices
         if self._requests + count > MAX_REQUESTS:
@@ -123,7 +127,7 @@ class _Server:
                     job.ask.stops,
                     job.reader and job.reader(),
                 )
-                for generation in _generations(job)
+                for generation in _generations(job, priority)
             ]
             return await (stream if job.ask.stream else whole)(request, job, answers)
         except DisconnectedError:
@@ -223,7 +227,15 @@ class _Server:
         )
 
 
-def _generations(job: Job) -> Iterator[GenerationRequest]:
+def _priority(request: web.Request) -> int:
+    """Return what the header says, nearer to 0 if need be: who is urgent goes first in the ring."""
+    text = request.headers.get(PRIORITY, "0").strip()
+    if not re.fullmatch(r"[+-]?\d{1,12}", text):
+        raise ApiError(f"{PRIORITY} is no integer: {text[:60]!r}", param=PRIORITY)
+    return min(max(int(text), -MAX_PRIORITY), MAX_PRIORITY)
+
+
+def _generations(job: Job, priority: int) -> Iterator[GenerationRequest]:
     """Yield what to ask the model for: with a seed, every choice gets one of its own."""
     sampling = job.ask.sampling
     for index in range(job.ask.choices):
@@ -234,6 +246,7 @@ def _generations(job: Job) -> Iterator[GenerationRequest]:
             job.prompt,
             job.max_tokens,
             replace(sampling, seed=own),
+            priority=priority,
             logprobs=job.ask.logprobs,
             written=job.written,
         )

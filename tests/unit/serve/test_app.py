@@ -89,6 +89,19 @@ async def test_chat_whole(start: Any, models: Any) -> None:
     assert request.sampling == Sampling(temperature=0, seed=3)
 
 
+async def test_an_urgent_request_says_so_in_a_header(start: Any, models: Any) -> None:
+    model = models([b"a"])
+    client = await start(model)
+    for said in ("7", "-12", "+5000", None):
+        headers = {} if said is None else {"x-covey-priority": said}
+        await client.completions.create(model="covey-mini", prompt="a", extra_headers=headers)
+    assert [request.priority for request in model.requests] == [7, -12, 1000, 0]
+    with pytest.raises(openai.BadRequestError, match="x-covey-priority is no integer: 'high'"):
+        await client.completions.create(
+            model="covey-mini", prompt="a", extra_headers={"x-covey-priority": "high"}
+        )
+
+
 async def test_chat_stream_with_a_character_over_tokens(start: Any, models: Any) -> None:
     euro = "€".encode()
     client = await start(models([b"5 ", euro[:1], euro[1:2], euro[2:], b"!"]))

@@ -99,8 +99,9 @@ async def test_a_key_in_each_header(serving: Any, store: Store, headers: dict[st
         return web.json_response(WHOLE)
 
     url = await serving(handler)
-    assert (await post(url, **headers, **{"X-Other": "kept"}))[:2] == (200, WHOLE)
-    assert not {"Authorization", "x-api-key", "api-key"} & set(seen[0])
+    more = {"X-Other": "kept", "x-covey-priority": "5"}
+    assert (await post(url, **headers, **more))[:2] == (200, WHOLE)
+    assert not {"Authorization", "x-api-key", "api-key", "x-covey-priority"} & set(seen[0])
     assert seen[0]["X-Other"] == "kept"
     [used] = await counted(store, 1)
     assert used[1:] == ("id-a", "a", "m", 1, 5, 6, 0)
