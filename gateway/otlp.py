@@ -178,8 +178,8 @@ def span(record: Record) -> dict[str, Any]:
                 "covey.first_byte_s": record.first_s,
             }
         ),
-        # What a client did wrong is no error of the server's span.
-        "status": {"code": _ERROR} if record.error and not 400 <= record.status < 500 else {},
+        # What a client did is no error of the server's span.
+        "status": {"code": _ERROR} if record.failed else {},
     }
     if trace.parent:
         made["parentSpanId"] = trace.parent

@@ -27,6 +27,8 @@ OPERATIONS = {
 MOST_LETTERS = 256
 # What nginx writes for a client that left before its answer began.
 LEFT_STATUS = 499
+# Errors that say no more than that the client has gone.
+CLIENTS = frozenset({"cancelled", "client_left"})
 
 
 @dataclass(eq=False)
@@ -54,6 +56,12 @@ class Record:
     completion: int | None = None
     error: str = ""
     refused: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether it went wrong, and not by what its client did."""
+        clients = self.error in CLIENTS or 400 <= self.status < 500
+        return bool(self.error) and not clients
 
     @property
     def seconds(self) -> float:

@@ -88,6 +88,12 @@ def test_faults_have_their_type_and_no_speed() -> None:
     assert "gen_ai_server_time_to_first_token_seconds_count" not in {n for n, _ in read(metrics)}
 
 
+def test_whose_fault_it_was() -> None:
+    assert record(error="broken_off").failed and record(status=504, error="silence").failed
+    assert not record().failed
+    assert not record(error="cancelled").failed and not record(status=404, error="404").failed
+
+
 def test_a_strangers_text_is_no_label() -> None:
     metrics = Metrics()
     metrics.ended(record(model='x"} 1\nevil 2', error="model_not_found", refused=True), known=False)
