@@ -117,14 +117,16 @@ class Observer:
     def _ended(
         self, request: web.Request, record: Record, response: web.StreamResponse | None
     ) -> None:
+        meter = request.get(METER)
+        if meter is not None:  # a stream that was cut does not know its length
+            record.sent_bytes = meter.fed
         if response is not None:
             record.status = record.status or response.status
-            whole = response.body if isinstance(response, web.Response) else None
-            record.sent_bytes = len(whole) if isinstance(whole, bytes) else response.body_length
+            if isinstance(response, web.Response) and isinstance(response.body, bytes):
+                record.sent_bytes = len(response.body)
             if record.status >= 400 and not record.error:
                 record.error = str(record.status)
         record.status = record.status or LEFT_STATUS
-        meter = request.get(METER)
         counted = meter.tokens() if meter is not None and record.operation else None
         if counted is not None:
             record.prompt, record.completion = counted

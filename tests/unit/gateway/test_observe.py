@@ -260,7 +260,28 @@ async def test_what_became_of_answers_that_had_begun(
     assert await post(url, ASK | {"stream": True, "breaks": True}) == 200
     left, broken = await lines(log, 2)
     assert (left["status"], left["error"]) == (200, "cancelled")
+    assert left["bytes"] == len(b"data: 1\n\n")
     assert (broken["status"], broken["error"]) == (200, "broken_off")
+
+
+async def test_a_client_that_reads_nothing_has_left(
+    gateway: Any, upstream: Any, head: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def much(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        while True:
+            await response.write(b"data: %s\n\n" % (b"x" * 2**16))
+
+    monkeypatch.setattr("gateway.upstream.WRITE_TIMEOUT_S", 0.2)
+    log = tmp_path / "access.log"
+    url = await gateway(head("box", await upstream(much)), access_log=str(log))
+    async with aiohttp.ClientSession() as session:
+        answer = await session.post(url + PATH, json=ASK | {"stream": True})
+        (line,) = await lines(log, 1)
+        answer.close()
+    assert (line["status"], line["error"], line["replica"]) == (200, "client_left", "box")
+    assert line["bytes"] > 2**16
 
 
 async def test_a_disk_that_stands_still_costs_lines_and_no_requests(
