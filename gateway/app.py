@@ -29,6 +29,7 @@ from gateway.keys.accounts import Accounts
 from gateway.keys.guard import Guard
 from gateway.keys.store import Store
 from gateway.listings import Listings
+from gateway.observe import Observer, refused
 from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
 from gateway.routing import Replica, Router, UnknownModel
 from gateway.upstream import Upstream, connector
@@ -59,10 +60,11 @@ def make_app(
     keyed = (guard.identify, gateway.bounds.serve, guard.count) if guard is not None else None
     app = web.Application(
         client_max_size=config.max_body_bytes,
-        middlewares=[_errors, *(keyed or (gateway.bounds.serve,))],
+        middlewares=[gateway.observer.note, _errors, *(keyed or (gateway.bounds.serve,))],
     )
     app[GATEWAY] = gateway
     app.on_response_prepare.append(note_answer)
+    app.on_response_prepare.append(gateway.observer.began)
     if guard is not None:
         app.on_response_prepare.append(guard.headers)
     app.cleanup_ctx.append(gateway.live)
@@ -78,6 +80,7 @@ def make_app(
     app.router.add_get("/v1/models", gateway.models)
     app.router.add_get("/v1/models/{id:.+}", gateway.model)
     app.router.add_get("/health", gateway.health)
+    app.router.add_get("/metrics", gateway.metrics)
     app.router.add_get("/gateway/status", gateway.status)
     return app
 
@@ -101,6 +104,7 @@ class Gateway:
         self._guard = guard
         self.bounds = Bounds(config)
         self._router = Router(config.strategy, Random())  # noqa: S311  # a choice, not a secret
+        self.observer = Observer(config, self._router)
         # The router's clock does not go back; clients want unix seconds.
         self._unix_offset = time.time() - time.monotonic()
         self.listings = Listings(self._router, self._unix_offset)
@@ -126,7 +130,8 @@ class Gateway:
         task = asyncio.create_task(self._watch.run())
         counting = asyncio.create_task(self._accounts.run()) if self._accounts else None
         try:
-            yield
+            async with self.observer.live(session):
+                yield
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -145,6 +150,7 @@ class Gateway:
         self._config, taken, fixed = reloaded(self._config, config)
         self.bounds.config = self._config
         self._proxy.wait_s = self._config.wait_s
+        self.observer.reopen()
         if self._guard is not None:
             self._guard.required = require_keys
         named = [Replica(name, url, "named") for name, url in self._config.replicas.items()]
@@ -195,6 +201,10 @@ class Gateway:
         error = ApiError(reason, status=503, retry_after_s=RETRY_AFTER_AGENT_S)
         return _json({"status": "unavailable", "reason": reason, **error.body()}, error)
 
+    async def metrics(self, _: web.Request) -> web.Response:
+        """Tell Prometheus what was counted."""
+        return self.observer.exposition(self._proxy.waiting)
+
     async def status(self, request: web.Request) -> web.Response:
         """Tell `gateway status` everything; other machines do not see where the replicas are."""
         if not _from_this_machine(request):
@@ -242,6 +252,7 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     except Exception:
         _log.exception("internal error path=%s", request.path)
         refusal = ApiError("internal error", status=500)
+    refused(request, refusal)
     response = _refused(refusal, _form(request))
     if allowed is not None:
         response.headers["Allow"] = allowed

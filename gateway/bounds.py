@@ -38,6 +38,7 @@ class Bounds:
                 status=503,
                 hint="Try again.",
                 retry_after_s=1,
+                reason="concurrency",
             )
         self._running += 1
         try:
@@ -53,7 +54,9 @@ class Bounds:
                 await request.read()
         except TimeoutError:
             raise ApiError(
-                f"The request's body did not arrive within {limit_s:g} s", status=408
+                f"The request's body did not arrive within {limit_s:g} s",
+                status=408,
+                reason="body_timeout",
             ) from None
         except web.RequestPayloadError as error:
             raise ApiError(f"The request's body cannot be read: {error}", status=400) from error
@@ -71,7 +74,9 @@ class Bounds:
         if ANSWERED in request and request.transport is not None:
             # Its status has left: only a broken connection says that the answer is not whole.
             request.transport.abort()
-        raise ApiError(f"The request took longer than {limit_s:g} s", status=504)
+        raise ApiError(
+            f"The request took longer than {limit_s:g} s", status=504, reason="request_timeout"
+        )
 
 
 async def note_answer(request: web.Request, _: web.StreamResponse) -> None:

@@ -99,6 +99,18 @@ def main() -> None:
     help="How long a request waits for its turn at most.  [default: 30]",
 )
 @click.option(
+    "--access-log", envvar="COVEY_GATEWAY_ACCESS_LOG", metavar="PATH|-",
+    help="A file that gets a JSON line for each request; - for stdout.  [default: none]",
+)  # fmt: skip
+@click.option(
+    "--access-log-prompts", is_flag=True, default=None,
+    envvar="COVEY_GATEWAY_ACCESS_LOG_PROMPTS", help="Have requests' bodies in the access log.",
+)  # fmt: skip
+@click.option(
+    "--otlp-endpoint", envvar="COVEY_GATEWAY_OTLP_ENDPOINT", metavar="URL",
+    help="An OpenTelemetry collector that gets a span for each request.  [default: none]",
+)  # fmt: skip
+@click.option(
     "--drain",
     "drain_s",
     envvar="COVEY_GATEWAY_DRAIN_S",

@@ -48,6 +48,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float, msgspec.Meta(ge=0), "Seconds that a request waits for its turn at most; then 503."
     ] = 30.0
     json_logs: Annotated[bool, "Log JSON objects, one a line."] = False
+    access_log: Annotated[
+        str, "A file that gets a JSON line for each request, - for stdout; empty: none."
+    ] = ""
+    access_log_prompts: Annotated[
+        bool, "Whether the access log has requests' bodies, and so what people asked."
+    ] = False
+    otlp_endpoint: Annotated[
+        str, "An OpenTelemetry collector's URL (OTLP over HTTP), such as http://127.0.0.1:4318, "
+        "that gets a span for each request; empty: none."
+    ] = ""  # fmt: skip
     drain_s: Annotated[
         float, msgspec.Meta(ge=0), "Seconds that running requests get at the end."
     ] = 30.0
@@ -125,6 +135,7 @@ def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
             raise UsageFault(f"the replicas {' and '.join(same)} have the same URL {url}")
     if bool(config.tls_cert) != bool(config.tls_key):
         raise UsageFault("tls_cert and tls_key belong together", hint="Set both, or neither.")
+    check_otlp(config.otlp_endpoint)
     return msgspec.structs.replace(config, replicas=replicas)
 
 
@@ -178,3 +189,17 @@ def check_replica(name: str, url: str) -> str:
             hint="For example http://127.0.0.1:11434.",
         )
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def check_otlp(url: str) -> None:
+    """Raise UsageFault unless `url` is a collector's, or empty."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if url and (not fits or parts.query or parts.fragment or re.search(r"\s", url)):
+        raise UsageFault(
+            f"otlp_endpoint {url!r} is no http:// or https:// address",
+            hint="For example http://127.0.0.1:4318.",
+        )

@@ -59,12 +59,14 @@ class ApiError(GatewayError):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: int | None = None,
+        reason: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
         self.status = status
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self._reason = reason
 
     @property
     def type(self) -> str:
@@ -75,6 +77,11 @@ class ApiError(GatewayError):
     def kind(self) -> str:
         """The most that OpenAI has a word for: the code, or else the type."""
         return self.code or self.type
+
+    @property
+    def reason(self) -> str:
+        """A word for metrics and logs, one of few: why, or the code, or else the status."""
+        return self._reason or self.code or str(self.status)
 
     def body(self) -> dict[str, Any]:
         """Return OpenAI's error object."""

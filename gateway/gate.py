@@ -53,6 +53,11 @@ class Gate:
         if not queue.running and not queue.waiting:
             del self._queues[model]
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return sum(queue.waiting for queue in self._queues.values())
+
     async def _wait(self, queue: Admission, place: Place, until: float) -> None:
         begun = time.monotonic()
         woken = self._woken[place] = asyncio.Event()
@@ -65,12 +70,14 @@ class Gate:
             if now >= until:
                 raise ApiError(
                     "The request's deadline passed while it waited for a place", status=504,
+                    reason="deadline",
                     hint="Give it longer with x-covey-deadline-ms.",
                 ) from None  # fmt: skip
             raise ApiError(
                 f"No place was free within {self._longest_s:.0f} s; {queue.waiting} requests wait",
                 status=503,
                 hint="Try again later.",
+                reason="queue_wait",
                 retry_after_s=queue.retry_after_s(now),
             ) from None
         finally:
@@ -81,6 +88,7 @@ class Gate:
                 status=429,
                 hint="Try again later, or with fewer requests at once.",
                 code="rate_limit_exceeded",
+                reason="queue_full",
                 retry_after_s=queue.retry_after_s(time.monotonic()),
             )
 

@@ -28,6 +28,7 @@ from random import Random
 import msgspec
 from aiohttp import web
 
+from gateway.attached import RECORD
 from gateway.dialects.port import Dialect, Refused
 from gateway.dialects.translation import Translation
 from gateway.errors import ApiError
@@ -82,6 +83,8 @@ class Proxy:
         """
         body = await request.read()
         ask = await _translated(request, body, dialect) if dialect else _ask(request, body)
+        record = request[RECORD]
+        record.model, record.streamed, record.body = ask.model, ask.need.streamed, body
         self._budget.request()
         who = client(request.headers, request.remote)
         limit = partial(self._limit, ask.model)
@@ -90,6 +93,11 @@ class Proxy:
             return await self._serve(ask, body, dialect)
         finally:
             self._gate.leave(ask.model, place, limit)
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many requests wait, by what for."""
+        return {"place": self._gate.waiting, "head": self._waiting}
 
     def _limit(self, model: str) -> int:
         """Return how many requests of a model may run now; while it has no replica, a replica's."""
@@ -132,7 +140,9 @@ class Proxy:
             deadline = min(deadline, time.monotonic() + self.wait_s)
             if not self._may_wait(chosen, deadline):
                 if time.monotonic() >= ask.until:
-                    raise ApiError("The request's deadline has passed", status=504)
+                    raise ApiError(
+                        "The request's deadline has passed", status=504, reason="deadline"
+                    )
                 if failed is None:
                     raise self.refusal(ask.model, chosen)
                 break
@@ -146,6 +156,7 @@ class Proxy:
             status=503,
             hint="Try again.",
             retry_after_s=1,
+            reason="no_answer",
         )
 
     def _may_wait(self, outcome: UnknownModel | NoneUsable, deadline: float) -> bool:
@@ -169,13 +180,17 @@ class Proxy:
                 status=503,
                 hint="Try again later.",
                 retry_after_s=min(math.ceil(outcome.retry_after_s), RETRY_AFTER_MOST_S),
+                reason="none_ready",
             )
         if not self._watch.first_round_done.is_set():
-            return ApiError("The gateway is starting", status=503, retry_after_s=1)
+            return ApiError(
+                "The gateway is starting", status=503, retry_after_s=1, reason="none_ready"
+            )
         if missing and not outcome.known:
             return ApiError(
-                f"No model is known: {missing}", status=503, retry_after_s=RETRY_AFTER_AGENT_S
-            )
+                f"No model is known: {missing}", status=503, retry_after_s=RETRY_AFTER_AGENT_S,
+                reason="none_ready",
+            )  # fmt: skip
         known = ", ".join(outcome.known) or "no model yet"
         return ApiError(
             f"The model {model!r} does not exist here; there is {known}",
@@ -223,7 +238,7 @@ def _in_time(ask: Ask, chosen: Picked) -> None:
     """Raise ApiError where the deadline has passed, or passes by all that is predicted."""
     left_s = ask.until - time.monotonic()
     if left_s <= 0:
-        raise ApiError("The request's deadline has passed", status=504)
+        raise ApiError("The request's deadline has passed", status=504, reason="deadline")
     if chosen.soonest_s is not None and chosen.soonest_s > left_s:
         predicted_s = chosen.attempt.expected_s
         raise ApiError(
@@ -232,4 +247,5 @@ def _in_time(ask: Ask, chosen: Picked) -> None:
             status=503,
             hint="Give it longer with x-covey-deadline-ms, or come again when less is going on.",
             retry_after_s=max(math.ceil(predicted_s - left_s), 1),
+            reason="deadline",
         )

@@ -25,12 +25,14 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from gateway.attached import KEY, METER
+from gateway.attached import KEY, METER, RECORD
 from gateway.dialects.translation import Garbled, Translation
 from gateway.errors import ApiError
+from gateway.observe import went_wrong
 from gateway.routing import Attempt, Fault, Need, Picked, Replica, Router
 from gateway.routing.tokens import TAIL_BYTES, usage
 from gateway.translating import TranslatedContent, translate_headers
+from gateway.usage import Meter
 from gateway.wishes import PRIORITY
 
 _log = logging.getLogger(__name__)
@@ -68,7 +70,9 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
-_REQUEST_DROPS = HOP_BY_HOP | {"host", "content-length", "expect"}
+_REQUEST_DROPS = HOP_BY_HOP | {
+    "host", "content-length", "expect", "traceparent", "tracestate"
+}  # fmt: skip
 # A key of this gateway is nobody else's business; what is no key of its own passes.
 # With keys there are strangers, and an urgent request would go before those of all others.
 _KEYED_REQUEST_DROPS = _REQUEST_DROPS | {"authorization", "x-api-key", "api-key", PRIORITY}
@@ -138,7 +142,9 @@ class Upstream:
             if not bound.expired():
                 raise
             raise ApiError(
-                f"{picked.replica.name} did not answer before the request's deadline", status=504
+                f"{picked.replica.name} did not answer before the request's deadline",
+                status=504,
+                reason="deadline",
             ) from None
 
     async def _attempt(
@@ -147,6 +153,9 @@ class Upstream:
         replica = picked.replica
         begun = time.monotonic()
         status: int | str = "cancelled"
+        record = ask.request[RECORD]
+        record.replica = replica.name
+        record.attempts += 1
         self._router.begin(replica.url, picked.attempt, begun)
         try:
             try:
@@ -177,7 +186,7 @@ class Upstream:
                     if bound.expired():
                         await asyncio.sleep(0)  # where the cancellation that is on its way arrives
                     bound.reschedule(None)
-                now = time.monotonic()
+                now = record.first_at = time.monotonic()
                 # A refusal is fast and so is counting, but they tell nothing of speed.
                 if upstream.status < 400 and (ask.translation is None or ask.translation.answers):
                     self._router.first_byte(
@@ -201,6 +210,10 @@ class Upstream:
         path = ask.request.raw_path
         drops = _KEYED_REQUEST_DROPS if KEY in ask.request else _REQUEST_DROPS
         headers = forwarded(ask.request.headers, drops)
+        trace = ask.request[RECORD].trace
+        headers["traceparent"] = trace.traceparent
+        if trace.state:
+            headers["tracestate"] = trace.state
         if ask.translation is not None:
             path = ask.translation.path
             translate_headers(headers)
@@ -220,8 +233,9 @@ class Upstream:
         waited = isinstance(error, aiohttp.SocketTimeoutError)
         if waited and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return ApiError(
-                f"{replica.name} did not answer within {SILENCE_TIMEOUT_S:.0f} s", status=504
-            )
+                f"{replica.name} did not answer within {SILENCE_TIMEOUT_S:.0f} s", status=504,
+                reason="silence",
+            )  # fmt: skip
         sent = not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         return AttemptFailedError(replica, reason, sent=sent)
 
@@ -274,9 +288,10 @@ class Upstream:
             headers.popall("Content-Length", None)
             headers["Content-Type"] = content.type
         meter = request.get(METER)
-        if meter is not None:
-            meter.begin(encoding)
-            meter.feed(chunk)
+        if meter is None:
+            meter = request[METER] = Meter()
+        meter.begin(encoding)
+        meter.feed(chunk)
         if at_once:
             # It is there in whole: head and body leave in one piece, which saves a third of the
             # time that a small answer costs.
@@ -297,10 +312,12 @@ class Upstream:
                 reason = f"broke off its answer: {str(error) or type(error).__name__}"
                 _log.warning("answer broke off replica=%s reason=%s", replica.name, reason)
                 self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
+                went_wrong(request, "broken_off")
                 await _break_off(ask, response, replica, end[-2:])
                 break
-            if meter is not None:
-                meter.feed(chunk)
+            meter.feed(chunk)
+        else:
+            went_wrong(request, "client_left")
         return response
 
     def _answered(self, attempt: Attempt, status: int, end: bytes, chunks: int) -> None:

@@ -77,7 +77,7 @@ class Guard:
 
     async def headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add what is left of the key's limits to an answer; a signal of aiohttp's."""
-        if METER not in request:
+        if KEY not in request or METER not in request:
             return
         for name, left in zip(
             ("requests", "tokens"), self._accounts.headroom(request[KEY]), strict=True

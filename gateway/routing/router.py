@@ -95,6 +95,10 @@ class Router:
         """Return all replicas, usable or not."""
         return [learned.replica for learned in self._known.values()]
 
+    def knows(self, model: str) -> bool:
+        """Say whether any replica has, or had, a model of this name."""
+        return model in self._first_seen
+
     def usable_count(self, model: str, now: float) -> int:
         """Return how many replicas of a model are usable."""
         return sum(model in x.models and x.usable(now) for x in self._known.values())

@@ -38,6 +38,7 @@ STREAM = {"model": "covey-mini", "messages": HELLO, "stream": True}
         ),
         (["--listen", "192.0.2.1:1"], 5, "gateway: 192.0.2.1 is no address of this machine."),
         (["--strategy", "best"], 2, "'best' is not one of"),
+        (["--otlp-endpoint", "h:4318"], 2, "gateway: otlp_endpoint 'h:4318' is no http://"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments: list[str], code: int, line: str) -> None:

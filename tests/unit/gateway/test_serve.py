@@ -246,6 +246,46 @@ async def test_a_certificate_that_cannot_be_used_is_one_line(start: Start, tmp_p
     assert len(stderr.decode().splitlines()) == 1 and b"cannot be used" in stderr
 
 
+async def test_an_access_log_that_cannot_be_opened_is_one_line(
+    start: Start, tmp_path: Path
+) -> None:
+    log = tmp_path / "nowhere" / "a.log"
+    process = await start("--listen", "127.0.0.1:0", "--access-log", str(log))
+    _, stderr = await process.communicate()
+    assert process.returncode == 5
+    assert stderr.decode().startswith(f"gateway: the access log {log} cannot be opened: No such")
+    assert len(stderr.decode().splitlines()) == 1
+
+
+async def test_access_log_on_stdout_and_anew_after_sighup(
+    start: Start, upstream: Any, tmp_path: Path
+) -> None:
+    async def fine(_: web.Request) -> web.Response:
+        return web.json_response({})
+
+    replica = await upstream(fine)
+    log = tmp_path / "a.log"
+    shown = await start("--listen", "127.0.0.1:0", "--replica", f"r={replica}", "--access-log", "-")
+    kept = await start(
+        "--listen", "127.0.0.1:0", "--replica", f"r={replica}", "--access-log", str(log)
+    )
+    async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+        assert await served(session, await address(shown)) == 200
+        assert shown.stdout is not None
+        assert json.loads(await shown.stdout.readline())["path"] == PATH
+        url = await address(kept)
+        assert await served(session, url) == 200
+        while not log.exists() or b'"replica":"r"' not in log.read_bytes():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        log.rename(tmp_path / "old.log")
+        kept.send_signal(signal.SIGHUP)
+        await said(kept, "configuration read")
+        assert await served(session, url) == 200
+        kept.send_signal(signal.SIGTERM)  # what waits to be written is written
+        await kept.wait()
+    assert json.loads(log.read_bytes().splitlines()[-1])["status"] == 200
+
+
 def test_a_certificate_without_a_key_is_one_line() -> None:
     result = CliRunner().invoke(main, ["serve", "--tls-cert", "c.pem"])
     assert result.exit_code == 2
