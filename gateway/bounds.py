@@ -49,6 +49,9 @@ class Bounds:
     async def _read(self, request: web.Request) -> None:
         """Read the body; aiohttp keeps it for whoever reads it next."""
         limit_s = self.config.body_timeout_s
+        if request.content.is_eof() and request.content.exception() is None:
+            await request.read()  # it came with the head, as most do: there is nothing to wait for
+            return
         try:
             async with asyncio.timeout(limit_s):
                 await request.read()

@@ -25,6 +25,9 @@ class JsonFormatter(logging.Formatter):
 
 def set_up(*, json: bool) -> None:
     """Send the log to stderr."""
+    # Each request is a line, and none of these is in it: https://docs.python.org/3/howto/logging.html
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     handler = logging.StreamHandler()
     handler.setFormatter(
         JsonFormatter() if json else logging.Formatter("%(asctime)s %(levelname)s %(message)s")

@@ -47,6 +47,8 @@ PROBE_AFTER_S, PROBE_EACH_S, PROBES = 5, 3, 4
 IDLE_S = 15.0
 # A client that reads nothing for so long is given up, and its replica is free again.
 WRITE_TIMEOUT_S = 60.0
+# With so little waiting to be sent, asyncio has not told anybody to wait (its low-water mark).
+_UNWATCHED_BYTES = 16 * 2**10
 # An error's body is read before another replica is tried; it is a sentence or two.
 MAX_ERROR_BYTES = 2**20
 NAME_HEADER = "x-covey-replica"
@@ -334,15 +336,27 @@ class Upstream:
 async def _write(request: web.Request, response: web.StreamResponse, chunk: bytes) -> bool:
     """Write a chunk, or the end for an empty one; False if the client has left or does not read."""
     try:
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            if not response.prepared:
-                await response.prepare(request)
-            await (response.write(chunk) if chunk else response.write_eof())
+        if _takes(request.transport, len(chunk)):
+            await _write_now(request, response, chunk)
+        else:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await _write_now(request, response, chunk)
     except (ConnectionError, TimeoutError):
         if request.transport is not None:
             request.transport.abort()
         return False
     return True
+
+
+def _takes(transport: asyncio.Transport | None, count: int) -> bool:
+    """Say whether so many bytes can be written without a wait, which would have to be bounded."""
+    return transport is not None and transport.get_write_buffer_size() + count <= _UNWATCHED_BYTES
+
+
+async def _write_now(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
+    if not response.prepared:
+        await response.prepare(request)
+    await (response.write(chunk) if chunk else response.write_eof())
 
 
 async def _break_off(ask: Ask, response: web.StreamResponse, replica: Replica, end: bytes) -> None:

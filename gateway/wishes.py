@@ -66,7 +66,7 @@ def wishes(headers: Mapping[str, str], path: str, fields: Fields) -> Wishes:
     deadline_ms = _integer(headers, DEADLINE_MS)
     priority = _integer(headers, PRIORITY) or 0
     parts = (fields.tools, fields.messages, fields.prompt, fields.input, fields.documents)
-    prompt = [memoryview(part) for part in parts if memoryview(part).nbytes]
+    prompt = [view for part in parts if (view := memoryview(part)).nbytes]
     most = [
         value
         for value in (fields.max_completion_tokens, fields.max_tokens)

@@ -162,11 +162,15 @@ class Router:
         attempts = {x.replica.url: x.attempt(need, tokens, now, ordinary) for x in fitting}
         last = self._sessions.get((need.model, need.session), "") if need.session else ""
         strategy = need.strategy or self.strategy
-        choice = STRATEGIES[strategy](
-            [self._candidate(x, attempts[x.replica.url], last, now) for x in fitting], self._random
-        )
+        if len(fitting) == 1:  # there is nothing to compare
+            url = fitting[0].replica.url
+        else:
+            url = STRATEGIES[strategy](
+                [self._candidate(x, attempts[x.replica.url], last, now) for x in fitting],
+                self._random,
+            ).url
         self._turn += 1
-        chosen, attempt = self._known[choice.url], attempts[choice.url]
+        chosen, attempt = self._known[url], attempts[url]
         chosen.chosen_last = self._turn
         others = [
             attempts[x.replica.url].expected_s
@@ -174,7 +178,7 @@ class Router:
             if x is not chosen and x.prediction.known(need.streamed)
         ]
         attempt.others_s = median(others) if others else None
-        same = "same session" if choice.url == last else ""
+        same = "same session" if url == last else ""
         counts = f"{len(usable)} of {len(having)} usable"
         return _picked(chosen, attempt, strategy, same, counts)
 

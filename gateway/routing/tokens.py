@@ -19,6 +19,7 @@ _LEAST, _MOST = 0.5, 16.0
 # `usage` and what servers put behind it: a fingerprint, timings, the end of the stream.
 TAIL_BYTES = 2048
 
+_NAME = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)"\s*:\s*(\d{1,9})\b')
 
@@ -34,12 +35,12 @@ class Usage:
 
 def usage(tail: bytes) -> Usage:
     """Return the usage in the last bytes of an answer, whole or streamed."""
-    begins = None
-    for begins in _USAGE.finditer(tail):  # noqa: B007  # the last one counts
-        pass
-    if begins is None:
+    at = tail.rfind(_NAME)  # the last one counts
+    while at >= 0 and not _USAGE.match(tail, at):
+        at = tail.rfind(_NAME, 0, at)
+    if at < 0:
         return Usage()
-    found = {name: int(count) for name, count in _COUNTS.findall(tail, begins.end())}
+    found = {name: int(count) for name, count in _COUNTS.findall(tail, at)}
     return Usage(found.get(b"prompt_tokens"), found.get(b"completion_tokens"),
                  found.get(b"cached_tokens"))  # fmt: skip
 

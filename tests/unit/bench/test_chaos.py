@@ -22,7 +22,7 @@ def lab() -> Iterator[Any]:
         events: Any
         tally: Any
 
-    sys.path.insert(0, str(BENCHES))
+    sys.path.append(str(BENCHES))
     try:
         for name in ("answers", "events", "tally"):
             setattr(Lab, name, importlib.import_module(f"chaoslab.{name}"))

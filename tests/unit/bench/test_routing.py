@@ -30,7 +30,7 @@ def lab() -> Iterator[Any]:
         requests: Any
         world: Any
 
-    sys.path.insert(0, str(BENCHES))
+    sys.path.append(str(BENCHES))
     try:
         for name in ("cases", "ours", "peers", "replica", "requests", "world"):
             setattr(Lab, name, importlib.import_module(f"routinglab.{name}"))

@@ -1,0 +1,1 @@
+"""What `tests/bench/gateway.py` measures with: replica, client, and the gateways compared."""
