@@ -107,7 +107,7 @@ class Deployments:
         self._stored = stored or NoStore()
         self._succession = Succession(
             mesh, self._rings.own, self._on_duty, self._stored, settings.models_dir,
-            self._heads_changed,
+            self._heads_changed, lambda name: self._stages.rings_of(name),
         )  # fmt: skip
         self._stages = StageHost(
             settings.state_dir / "stages", engines, self._drains, self._stored.part, self._rings

@@ -20,7 +20,7 @@ from agent.deploy.beside import Others, shared
 from agent.deploy.facts import facts_of
 from agent.deploy.links import MEASURE_LIMIT_S, from_facts
 from agent.deploy.mesh import Mesh
-from agent.deploy.messages import Facts, LinkFacts, MeasureLinks
+from agent.deploy.messages import Facts, LinkFacts, MeasureLinks, RingHere
 from agent.deploy.wish import Wish
 from agent.engine.pace import BATCHES
 from agent.errors import CoveyError, ModelError, PeerError, UsageError
@@ -185,16 +185,19 @@ class Planning:
         return await self._measure(unknown, found)
 
     async def succession(
-        self, model: Model, context: int, holders: Sequence[frozenset[NodeId]]
-    ) -> list[NodeId]:
+        self, model: Model, context: int, holders: Sequence[frozenset[NodeId]],
+        here: Sequence[RingHere] = (),
+    ) -> list[NodeId]:  # fmt: skip
         """Return who had best be the head, then who had if that one were lost, and so on.
 
         `holders` has for each of the model's files who has it. A node that has all comes first;
-        where none of those can be it, any may that can fetch what it lacks from others.
+        where none of those can be it, any may that can fetch what it lacks from others. `here` are
+        the deployment's rings that have part of this node, which nobody is asked about.
         """
         found = _Found([self._own.node])
         found.told(self._own.node.node, self._own.links)
         await self._ask(found, 1)
+        self._others.told(self._own.node.node, here)
         self._drop_idle(found)
         leaving = {*self._draining, *map(str, self._mesh.draining())}
         leaving |= self._others.not_ours

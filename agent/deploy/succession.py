@@ -17,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.deploy.asked import asked
 from agent.deploy.mesh import Mesh
+from agent.deploy.messages import RingHere
 from agent.deploy.planning import Own, Planning
 from agent.deploy.ringkey import split
 from agent.deploy.stored import Stored
@@ -67,14 +68,19 @@ class Succession:
     def __init__(
         self, mesh: Mesh, own: Callable[[], Awaitable[Own]], owned: Owned, stored: Stored,
         models: Path, changed: Callable[[], None],
+        here: Callable[[str], Sequence[RingHere]] = lambda _: (),
     ) -> None:  # fmt: skip
-        """`own` returns this node as plans take it, `models` is the store's folder."""
+        """`own` returns this node as plans take it, `models` is the store's folder.
+
+        `here` returns the rings of a deployment that have part of this node.
+        """
         self._mesh = mesh
         self._own = own
         self._owned = owned
         self._stored = stored
         self._models = models
         self._changed = changed
+        self._here = here
         self._orders: dict[str, _Order] = {}
         self._news = asyncio.Event()
 
@@ -199,4 +205,5 @@ class Succession:
             wish, own, self._mesh, lambda *_: None, fewer=True, ring=ring,
             number=split(order.key)[1],
         )  # fmt: skip
-        return tuple(await planning.succession(wanted.needs, wanted.context, holders))
+        rings = self._here(wish.name) if wish.rings > 1 else ()
+        return tuple(await planning.succession(wanted.needs, wanted.context, holders, rings))

@@ -34,6 +34,7 @@ class World:
         self.having: frozenset[NodeId] = frozenset({DEN})
         self.owned = [(WISH, "m", "")]
         self.here: dict[NodeId, tuple[RingHere, ...]] = {}
+        self.own_rings: tuple[RingHere, ...] = ()
         self.asked: list[NodeId] = []
         self.questions = self.changes = 0
         self.news = asyncio.Event()
@@ -89,7 +90,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def made(world: World) -> Succession:
-    return Succession(world, world.own, lambda: world.owned, world, Path("/none"), world.changed)  # type: ignore[arg-type] # as far as it is used
+    return Succession(
+        world, world.own, lambda: world.owned, world, Path("/none"), world.changed,  # type: ignore[arg-type] # as far as it is used
+        lambda _: world.own_rings,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -171,6 +175,19 @@ async def test_each_ring_has_an_order_without_the_nodes_of_the_others(
     world.here |= {ATTIC: (RingHere(3, nodes=(str(ATTIC),)),)}
     order.look_soon()
     await until(lambda: order.heads(two, "m/2") == (OWN,))
+
+
+async def test_this_node_is_left_out_too_where_another_ring_has_it(
+    world: World, order: Succession
+) -> None:
+    """Also if it alone has the model: another one is head then, and fetches it from here."""
+    two = msgspec.structs.replace(WISH, rings=2)
+    world.having = frozenset({OWN})
+    world.owned = [(two, "m/2", "")]
+    await until(lambda: order.heads(two, "m/2") == (OWN,))
+    world.own_rings = (RingHere(1, head=True, nodes=(str(OWN),)),)
+    order.refused("m/2", frozenset({OWN}))
+    await until(lambda: set(order.heads(two, "m/2") or ()) == {DEN, ATTIC})
 
 
 async def test_a_head_that_another_ring_has_is_left_out_though_nobody_owns_the_ring_for_a_moment(
