@@ -16,6 +16,7 @@ most half of them at a time: Envoy's outlier detection as shipped.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -57,7 +58,7 @@ class Probe(Protocol):
     ) -> None: ...
 
 
-class Peer:
+class Peer(ABC):
     """What they share: requests in flight, and outlier detection."""
 
     def __init__(self, count: int, random: Random, probe: Probe) -> None:
@@ -76,8 +77,8 @@ class Peer:
         there = there or [r for r in range(self.count) if r not in without]
         return self.pick(there, now) if there else None
 
-    def pick(self, there: Sequence[int], now: float) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def pick(self, there: Sequence[int], now: float) -> int: ...
 
     def begin(self, replica: int, request: Request, now: float) -> None:
         self.in_flight[replica] += 1
