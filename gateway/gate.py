@@ -23,8 +23,9 @@ class Gate:
         self._woken: dict[Place, asyncio.Event] = {}
 
     async def enter(
-        self, model: str, client: str, priority: int, until: float, limit: Callable[[], int]
-    ) -> Place:
+        self, model: str, client: str, priority: int, until: float, limit: Callable[[], int],
+        weight: float = 1.0,
+    ) -> Place:  # fmt: skip
         """Return a place of the model, to be left; `until` is on the clock of time.monotonic.
 
         Raises ApiError: 429 when the queue is full, 503 after `longest_s`, 504 at `until`.
@@ -32,7 +33,7 @@ class Gate:
         queue = self._queues.get(model)
         if queue is None:
             queue = self._queues[model] = Admission(self._most_waiting)
-        place = queue.ask(client, time.monotonic(), limit(), priority)
+        place = queue.ask(client, time.monotonic(), limit(), priority, weight)
         if place.state is State.RUNNING:
             self._tell(queue)
             return place

@@ -28,7 +28,7 @@ from random import Random
 import msgspec
 from aiohttp import web
 
-from gateway.attached import RECORD
+from gateway.attached import KEY, RECORD
 from gateway.dialects.port import Dialect, Refused
 from gateway.dialects.translation import Translation
 from gateway.errors import ApiError
@@ -86,9 +86,11 @@ class Proxy:
         record = request[RECORD]
         record.model, record.streamed, record.body = ask.model, ask.need.streamed, body
         self._budget.request()
-        who = client(request.headers, request.remote)
+        key = request.get(KEY)
+        who = client(request.headers, request.remote) if key is None else key.id
+        weight = 1.0 if key is None else key.weight
         limit = partial(self._limit, ask.model)
-        place = await self._gate.enter(ask.model, who, ask.priority, ask.until, limit)
+        place = await self._gate.enter(ask.model, who, ask.priority, ask.until, limit, weight)
         try:
             return await self._serve(ask, body, dialect)
         finally:

@@ -14,6 +14,7 @@ import openai
 import pytest
 from aiohttp import web
 
+from gateway.gate import Gate
 from gateway.keys import accounts as module
 from gateway.keys.database import open_database
 from gateway.keys.guard import span
@@ -324,3 +325,46 @@ async def test_a_store_that_is_away_at_the_start_is_waited_for(
 )
 def test_spans(seconds: float, text: str) -> None:
     assert span(seconds) == text
+
+
+async def test_a_keys_weight_is_its_share_of_the_places(serving: Any, store: Store) -> None:
+    store.create(Key("id-heavy", "heavy", weight=3.0), digest("ck-heavy"))
+    asked: list[str] = []
+    ends = {name: asyncio.Event() for name in ("h1", "h2", "h3", "h4", "a1", "a2")}
+
+    async def handler(request: web.Request) -> web.Response:
+        asked.append(name := request.headers["x-name"])
+        await ends[name].wait()
+        return web.json_response(WHOLE)
+
+    async def there(count: int, waiting: int = 0) -> None:
+        async with asyncio.timeout(5):
+            while len(asked) < count or gate.waiting < waiting:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    gates: list[Gate] = []
+    begin = Gate.__init__
+
+    def noted(self: Gate, *arguments: Any, **more: Any) -> None:
+        begin(self, *arguments, **more)
+        gates.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gate, "__init__", noted)
+        url = await serving(handler, per_replica=4)
+    (gate,) = gates
+    async with asyncio.TaskGroup() as group:
+        for name in ("h1", "h2", "h3", "a1"):
+            secret = "ck-heavy" if name[0] == "h" else "ck-a"
+            group.create_task(post(url, **{"api-key": secret, "x-name": name}))
+        await there(4)
+        group.create_task(post(url, **{"api-key": "ck-a", "x-name": "a2"}))
+        await there(4, waiting=1)
+        group.create_task(post(url, **{"api-key": "ck-heavy", "x-name": "h4"}))
+        await there(4, waiting=2)
+        ends["h1"].set()
+        await there(5)
+        # Two of the heavy one's run still, and one of the other's: two thirds against one.
+        assert asked[4] == "h4"
+        for each in ends.values():
+            each.set()
