@@ -29,7 +29,7 @@ from ring import SMALL, VOCABULARY
 from agent.demo.fleet import wait_until
 from agent.deploy.needs import cuts_of, model_needs
 from agent.engine.gguf_file import GgufFile
-from agent.placement.inputs import UNMEASURED, Aims, Link, Links, Model, Node
+from agent.placement.inputs import ROW_S, STAGE_S, UNMEASURED, Aims, Link, Links, Model, Node
 from agent.placement.objectives import Choice, Chooser
 from agent.placement.prices import Prices
 from agent.placement.search import Ring
@@ -204,10 +204,13 @@ class Known:
 
     @staticmethod
     def _node(name: str, status: dict[str, Any]) -> Node:
-        (speed, *_) = status["computes"]["speed"]["found"]
+        computes = status["computes"]
+        (speed, *_) = computes["speed"]["found"]
+        share = computes["cpu_share"]
         return Node(status["node"], name, 1 << 40, decode_bytes_s=speed["decode_bytes_s"],
                     prefill_flop_s=speed["prefill_flop_s"],
-                    batches=tuple(speed["batches"]))  # fmt: skip
+                    batches=tuple(speed["batches"]), attended_s=speed["attended_s"] or None,
+                    stage_s=STAGE_S / share, row_s=ROW_S / share)  # fmt: skip
 
     def priced(
         self, stages: Sequence[dict[str, Any]], streams: int, behind: int | None = None
