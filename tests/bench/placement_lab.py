@@ -5,9 +5,9 @@ node's store. For each share of a CPU and each delay the nodes' speeds are measu
 that agents do it with (`agent.engine.speeds`), in the node's share, with no engine at work; round
 trips and bandwidths are the agents' own. What `agent plan` says for one stream is the prediction;
 for eight streams the same figures are priced by the same model of time, since plans are for 1, 4 or
-16. Then it is deployed and asked: ms a token of one stream after its first, tokens/s of eight (where
-no two nodes of the ring share a CPU). The prompts are so long that a stream has as many tokens
-behind it as the plan reckons with.
+16. Then it is deployed and asked: ms a token of one stream after its first, tokens/s of eight
+(where no two nodes of the ring share a CPU). The prompts are so long that a stream has as many
+tokens behind it as the plan reckons with.
 """
 
 from __future__ import annotations
