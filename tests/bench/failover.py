@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from failoverlab.faults import FAULTS
-from failoverlab.ringed import MODEL, PORT, Ringed
+from failoverlab.ringed import PORT, Ringed
 from report import Row, conditions, finish, parser, row
 
 from agent.demo import sandbox
@@ -61,7 +61,7 @@ class Seen:
 
 def ask(mesh: Ringed) -> subprocess.Popen[str]:
     """Start the client; returns once every stream has begun."""
-    command = [sys.executable, str(CLIENT), f"http://127.0.0.1:{PORT}", MODEL, str(STREAMS),
+    command = [sys.executable, str(CLIENT), f"http://127.0.0.1:{PORT}", mesh.served, str(STREAMS),
                str(TOKENS)]  # fmt: skip
     client = subprocess.Popen(
         mesh.machine(mesh.door).command(command), stdout=subprocess.PIPE, text=True,
@@ -95,6 +95,8 @@ def measure(times: int, kinds: list[str]) -> list[Row]:
                         f"of {STREAMS}"))  # fmt: skip
         for kind in kinds:
             seen = Seen()
+            if kind.startswith("owner"):
+                mesh.owned_elsewhere()
             for _ in range(times):
                 client = ask(mesh)
                 time.sleep(chance.uniform(0.05, 0.5) * whole_s)

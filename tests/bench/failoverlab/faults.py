@@ -70,14 +70,6 @@ def _drop_out(mesh: Ringed, name: str) -> Undo:
     return lambda: None
 
 
-def _owner(mesh: Ringed) -> str:
-    """Return the machine of the owner, where that is not the head's."""
-    owner = mesh.owner
-    if owner == mesh.head:
-        raise LookupError("the owner is the head's own agent")
-    return owner
-
-
 FAULTS: dict[str, Callable[[Ringed], Undo]] = {
     "stage killed": lambda mesh: kill_engine(mesh, mesh.stages[0]),
     "stage frozen": lambda mesh: freeze(mesh.engine(mesh.stages[0])),
@@ -85,9 +77,9 @@ FAULTS: dict[str, Callable[[Ringed], Undo]] = {
     "head killed": lambda mesh: kill_engine(mesh, mesh.head),
     "head frozen": lambda mesh: freeze(mesh.engine(mesh.head)),
     "head cut off": lambda mesh: cut(mesh, mesh.head),
-    "owner killed": lambda mesh: kill_agent(mesh, _owner(mesh)),
-    "owner frozen": lambda mesh: freeze(mesh.pids(_owner(mesh))[0]),
-    "owner cut off": lambda mesh: cut(mesh, _owner(mesh)),
+    "owner killed": lambda mesh: kill_agent(mesh, mesh.owner),
+    "owner frozen": lambda mesh: freeze(mesh.pids(mesh.owner)[0]),
+    "owner cut off": lambda mesh: cut(mesh, mesh.owner),
     "gateway's agent killed": lambda mesh: kill_agent(mesh, mesh.door),
     "gateway's agent frozen": lambda mesh: freeze(mesh.pids(mesh.door)[0]),
     f"gateway cut off for {GATEWAY_CUT_S:.0f} s": lambda mesh: _drop_out(mesh, mesh.door),
