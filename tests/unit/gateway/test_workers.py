@@ -340,20 +340,46 @@ async def test_workers_without_a_supervisor_drain_and_end_on_a_socket_they_were_
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
 
 
-async def test_a_quota_is_one_for_all_workers_and_what_a_dead_one_leased_is_free(
-    start: Start, upstream: Any, tmp_path: Path
-) -> None:
+async def make_key(folder: Path, name: str, *limit: str) -> dict[str, str]:
+    """Make a key in the store that is in `folder`, and return the header that gives it."""
     made = await asyncio.to_thread(
         CliRunner().invoke, main,
-        ["keys", "create", "ci", "--json", "--tokens-per-day", "400",
-         "--store", str(tmp_path / "gateway.db")],
+        ["keys", "create", name, "--json", *limit, "--store", str(folder / "gateway.db")],
     )  # fmt: skip
-    secret = json.loads(made.stdout)["secret"]
+    return {"Authorization": f"Bearer {json.loads(made.stdout)['secret']}"}
+
+
+async def test_workers_count_a_minute_together(start: Start, upstream: Any, tmp_path: Path) -> None:
+    key = await make_key(tmp_path, "laptop", "--requests-per-minute", "1000")
     program = await start(
         "--listen", "127.0.0.1:0", "--workers", "2", "--replica", f"r={await upstream(whole)}"
     )
     url = await program.address(2)
-    key = {"Authorization": f"Bearer {secret}"}
+    sent = 0
+    async with fresh() as session:
+
+        async def counts_all() -> bool:
+            """Ask once; say whether who answers knows what both have served, that one too."""
+            nonlocal sent
+            async with session.post(url + PATH, json=ASK, headers=key) as answer:
+                assert answer.status == 200
+                left = int(answer.headers["x-ratelimit-remaining-requests"])
+            sent += 1
+            await asyncio.sleep(0.2)
+            workers = {line["worker"] for line in program.having("request path=")}
+            return len(workers) == 2 and left == 1000 - sent
+
+        await until(counts_all)
+
+
+async def test_a_quota_is_one_for_all_workers_and_what_a_dead_one_leased_is_free(
+    start: Start, upstream: Any, tmp_path: Path
+) -> None:
+    key = await make_key(tmp_path, "ci", "--tokens-per-day", "400")
+    program = await start(
+        "--listen", "127.0.0.1:0", "--workers", "2", "--replica", f"r={await upstream(whole)}"
+    )
+    url = await program.address(2)
     async with fresh() as session:
         served, refused = 0, 0
         async with asyncio.timeout(PATIENCE_S):
