@@ -1,4 +1,4 @@
 """The appliance: what a machine is that was flashed with Covey.
 
-`node/` runs on the appliance. Nothing here runs a program or needs root.
+`node/` runs on the appliance, `boot/` is what GRUB runs. Nothing here needs root.
 """
