@@ -18,7 +18,7 @@ A slot is one of:
     ResetDone      first start   it has been emptied
 
 A slot that is good boots without a write, so an ordinary start changes nothing on the disk.
-`slotblocks.py` stores the state, `grubcfg.py` has GRUB's side of it.
+`slotblocks.py` stores the state, `image/boot/slots.cfg` is GRUB's side of it.
 """
 
 from __future__ import annotations
