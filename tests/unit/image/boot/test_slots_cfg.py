@@ -97,7 +97,8 @@ def decided(case: Case) -> str:
 def test_in_every_state_it_does_what_the_core_says() -> None:
     cases: list[Case] = []
     for number, state in enumerate(STATES):
-        for serial, readable in product(range(3), ("ab", "a", "b", "")):
+        # A reset that is wanted is only carried along.
+        for serial, readable in product(range(1 if state.reset else 3), ("ab", "a", "b", "")):
             old = encode(STATES[number - 1], (serial - 1) % 3)
             new = encode(state, serial)
             cases += [(old, new, readable, True), (new, old, readable, True)]
