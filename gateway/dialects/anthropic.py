@@ -125,7 +125,7 @@ class Messages:
         streamed = asked.stream is True
         return Translated(given, "/v1/chat/completions", streamed, EVENT_STREAM, reader)
 
-    def error(self, status: int, message: str, kind: str) -> bytes:
+    def error(self, status: int, message: str, kind: str, param: str | None = None) -> bytes:
         """Return Anthropic's error object."""
         return error_body(status, message)
 
@@ -138,7 +138,7 @@ class CountTokens:
         prompt = _shared(decode(body, _decode_counted))
         return Translated(prompt, "/tokenize", False, EVENT_STREAM, CountReader())
 
-    def error(self, status: int, message: str, kind: str) -> bytes:
+    def error(self, status: int, message: str, kind: str, param: str | None = None) -> bytes:
         """Return Anthropic's error object."""
         if status == 404 and kind != "model_not_found":
             message = "The server of this model cannot count tokens"

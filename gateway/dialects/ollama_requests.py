@@ -47,7 +47,7 @@ class Endpoint:
     def __init__(self, known: Known) -> None:
         self._known = known
 
-    def error(self, status: int, message: str, kind: str) -> bytes:
+    def error(self, status: int, message: str, kind: str, param: str | None = None) -> bytes:
         """Return an error (port.Dialect)."""
         return msgspec.json.encode({"error": message})
 
