@@ -16,7 +16,7 @@ from gateway.routing.replicas import Shown
 
 
 class Refused(Exception):
-    """The request makes no sense in its dialect, or asks for what is not served (images).
+    """The request makes no sense in its dialect, or asks for what is not served (files).
 
     `status` is HTTP's, `message` a sentence or two for a person, without a full stop at the end;
     `param` names the field that is at fault, `code` is OpenAI's word for it, for those that know.

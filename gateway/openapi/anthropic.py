@@ -70,6 +70,9 @@ SCHEMAS: Json = {
                         either(
                             ref("MessageText"),
                             thing(
+                                {"type": always("image"), "source": thing({"type": TEXT})},
+                            ),
+                            thing(
                                 {"type": always("tool_result"), "tool_use_id": NAME},
                                 {"content": maybe(_TEXTS), "is_error": maybe(FLAG)},
                             ),

@@ -55,6 +55,7 @@ _ASKED: Json = {
     "logprobs": maybe(FLAG),
     "top_logprobs": maybe(WHOLE),
 }
+_IMAGE: Json = {"type": "string", "contentEncoding": "base64", "minLength": 1}
 _SAID: Json = {
     "done_reason": TEXT,
     "logprobs": many(thing({})),
@@ -88,6 +89,7 @@ SCHEMAS: Json = {
                 )
             ),
             "tool_name": maybe(TEXT),
+            "images": maybe(many(_IMAGE)),
         },
     ),
     "OllamaChatRequest": thing(
@@ -106,6 +108,7 @@ SCHEMAS: Json = {
             "suffix": maybe(TEXT),
             "system": maybe(TEXT),
             "raw": maybe(FLAG),
+            "images": maybe(many(_IMAGE)),
         },
     ),
     "OllamaChat": thing(

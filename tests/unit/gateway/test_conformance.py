@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -63,9 +64,14 @@ def described() -> dict[str, Any]:
         if name.endswith("Request"):
             schema["properties"]["model"] = {"enum": [MADE_FOR.get(name, CHATS)]}
             schema["required"] = sorted({*schema.get("required", ()), "model"})
-            if "stream" in schema["properties"]:  # half of them
-                schema["properties"]["stream"] = {"type": "boolean"}
-                schema["required"].append("stream")
+    # Without these, Ollama's requests only look for the model.
+    for name, field, least in (
+        ("OllamaChatRequest", "messages", "minItems"),
+        ("OllamaGenerateRequest", "prompt", "minLength"),
+    ):
+        properties = schemas[name]["properties"]
+        properties[field] = properties[field]["anyOf"][0] | {least: 1}
+        schemas[name]["required"].append(field)
     for name in ("MessageRequest", "MessageCountRequest"):
         schemas[name]["properties"]["messages"]["items"] = schemas["MessageTurn"]["anyOf"][0]
     # A head that has been asked for much at once may well need a while.
@@ -101,6 +107,14 @@ OPERATIONS = [
     for method in item
     if method != "parameters"
 ]
+
+
+# All that can be streamed: it is, every other time.
+STREAMS = frozenset(
+    path
+    for path, method in OPERATIONS
+    if len(DESCRIBED["paths"][path][method]["responses"].get("200", {}).get("content", ())) > 1
+)
 
 
 class Encoder:
@@ -168,8 +182,11 @@ def ask_all(url: str, path: str, method: str) -> None:
     item = DESCRIBED["paths"][path]
     asks = {"parameters", "requestBody"} & (item.keys() | item[method].keys())
     with requests.Session() as session:
+        turn = count()
 
         def ask(case: Any) -> None:
+            if path in STREAMS and isinstance(case.body, dict):
+                case.body["stream"] = next(turn) % 2 == 0
             answer = case.call(base_url=url, session=session, timeout=ANSWER_TIMEOUT_S)
             # Who gives no time gets no answer: 503 and 504 are what a deadline is for.
             timed = DEADLINE_MS in (case.headers or {})

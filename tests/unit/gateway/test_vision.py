@@ -122,6 +122,32 @@ async def test_one_that_sees_gets_it_and_no_other(
     assert model.requests == []
 
 
+@pytest.mark.parametrize(
+    ("path", "asked", "where"),
+    [
+        ("/api/chat", {"messages": [{"role": "user", "images": ["iVBORw0KGgo="]}]},
+         "messages[0].images[0]"),
+        ("/api/generate", {"images": ["iVBORw0KGgo="]}, "images[0]"),
+        ("/v1/messages", {"max_tokens": 9, "messages": [{"role": "user", "content": [
+            {"type": "image", "source": {
+                "type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}]}]},
+         "messages[0].content[0]"),
+    ],
+)  # fmt: skip
+async def test_other_apis_show_it_too(
+    gateway: Any, server: Any, path: str, asked: dict[str, Any], where: str
+) -> None:
+    outside, sent = await server()
+    body = {"model": "m", "stream": False, **asked}
+    for sees in (True, False):
+        url = await gateway(replicas={"b": outside}, vision=("b",) if sees else ())
+        async with aiohttp.ClientSession() as session, session.post(url + path, json=body) as found:
+            told = await found.text()
+        assert found.status == (200 if sees else 400)
+        assert ("A dog" if sees else f"`{where}` is of type 'image', but 'm' reads") in told
+    assert sent == [[{"type": "image_url", "image_url": {"url": DATA}}]]
+
+
 async def test_an_unknown_model_is_still_unknown(gateway: Any, server: Any) -> None:
     outside, _ = await server()
     url = await gateway(replicas={"b": outside}, vision=("b",))

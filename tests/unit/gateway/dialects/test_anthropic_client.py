@@ -163,7 +163,7 @@ async def test_errors(answers: Any, client: Any, script: Any) -> None:
         await messages.create(model="other", max_tokens=9, messages=HELLO)
     image = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
     shown: Any = [{"role": "user", "content": [{"type": "image", "source": image}]}]
-    with pytest.raises(anthropic.BadRequestError, match="models here read text only"):
+    with pytest.raises(anthropic.BadRequestError, match="reads text only here"):
         await messages.create(model="m", max_tokens=9, messages=shown)
 
 
