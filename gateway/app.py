@@ -126,7 +126,7 @@ class Gateway:
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_SKIPPED_HEADERS,
         )
-        self._watch = Watch(self._router, session, source, self._config.replicas)
+        self._watch = Watch(self._router, session, source, _named(self._config))
         upstream = Upstream(self._router, session)
         config = share(self._config, self._number)
         self._proxy = Proxy(
@@ -171,8 +171,7 @@ class Gateway:
         self.observer.reopen()
         if self._guard is not None:
             self._guard.required = require_keys
-        named = [Replica(name, url, "named") for name, url in self._config.replicas.items()]
-        for change in self._router.update("named", named, time.monotonic()):
+        for change in self._router.update("named", _named(self._config), time.monotonic()):
             _log.info(change)
         return taken, fixed
 
@@ -246,6 +245,14 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     return response
 
 
+def _named(config: Config) -> list[Replica]:
+    """Return the outside servers that the operator names."""
+    return [
+        Replica(name, url, "named", vision=name in config.vision)
+        for name, url in config.replicas.items()
+    ]
+
+
 def _form(request: web.Request) -> Dialect | None:
     """Return whose form an error is to have; all of Ollama's endpoints have the same."""
     found = request.app[_DIALECTS]
@@ -256,7 +263,7 @@ def _form(request: web.Request) -> Dialect | None:
 def _refused(error: ApiError, dialect: Dialect | None) -> web.Response:
     if dialect is None:
         return _json(error.body(), error)
-    return _response(dialect.error(error.status, error.line(), error.kind), error)
+    return _response(dialect.error(error.status, error.line(), error.kind, error.param), error)
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

@@ -69,6 +69,10 @@ def main() -> None:
     help="An outside OpenAI server to use as well; may be repeated.",
 )
 @click.option(
+    "--vision", multiple=True, envvar="COVEY_GATEWAY_VISION", metavar="NAME",
+    help="An outside server whose models see pictures and does not say so; may be repeated.",
+)  # fmt: skip
+@click.option(
     "--strategy",
     envvar="COVEY_GATEWAY_STRATEGY",
     type=click.Choice(get_args(configuration.Strategy)),

@@ -32,6 +32,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[str, "HOST:PORT to listen on; an IPv6 host in brackets."] = DEFAULT_LISTEN
     socket: Annotated[str, "The local agent's unix socket; empty: where the agent puts it."] = ""
     replicas: Annotated[dict[str, str], "Outside OpenAI servers: name to URL."] = {}
+    vision: Annotated[
+        tuple[str, ...], "Names of outside servers whose models see, of which the gateway cannot "
+        "know it (Ollama, vLLM); others get no pictures, sound or files."
+    ] = ()  # fmt: skip
     strategy: Annotated[Strategy, "How a replica is chosen."] = "latency_aware"
     wait_s: Annotated[
         float, msgspec.Meta(ge=0), "Seconds that a request waits for the next head of a model when "
@@ -94,8 +98,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 # What a running gateway takes from its configuration file when it is told to read it again.
 LIVE = frozenset(
-    {"replicas", "strategy", "wait_s", "require_keys", "tls_cert", "tls_key", "body_timeout_s",
-     "request_timeout_s", "max_requests"}
+    {"replicas", "vision", "strategy", "wait_s", "require_keys", "tls_cert", "tls_key",
+     "body_timeout_s", "request_timeout_s", "max_requests"}
 )  # fmt: skip
 
 
@@ -131,7 +135,8 @@ def share(config: Config, worker: int) -> Config:
 def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
     """Return the configuration in the TOML `text` of `file`, with the flags that are not None.
 
-    Replicas of the flags are added to those of the file. Raises UsageFault naming file and key.
+    Replicas of the flags, and those that see, are added to those of the file. Raises UsageFault
+    naming file and key.
     """
     try:
         values = tomllib.loads(text)
@@ -145,6 +150,7 @@ def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
         raise UsageFault(f"{file}: {error}") from error
     given = {name: value for name, value in flags.items() if value is not None}
     given["replicas"] = base.replicas | given.get("replicas", {})
+    given["vision"] = base.vision + given.get("vision", ())
     config = msgspec.structs.replace(base, **given)
     parse_listen(config.listen)
     replicas = {name: check_replica(name, url) for name, url in config.replicas.items()}
@@ -152,6 +158,12 @@ def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
         same = [name for name, other in replicas.items() if other == url]
         if len(same) > 1:
             raise UsageFault(f"the replicas {' and '.join(same)} have the same URL {url}")
+    for name in config.vision:
+        if name not in replicas:
+            raise UsageFault(
+                f"{name!r} is said to see, but no replica is named so",
+                hint="Name those with --vision that are given with --replica, or in the file.",
+            )
     if bool(config.tls_cert) != bool(config.tls_key):
         raise UsageFault("tls_cert and tls_key belong together", hint="Set both, or neither.")
     check_otlp(config.otlp_endpoint)

@@ -10,6 +10,7 @@ model's only head is lost, or its ring is being replaced, its requests wait here
 | was sent to a head that is gone, or says 503 as its ring is replaced | it goes to the next one |
 | comes while there is no head, of a model that answered of late | the same |
 | was refused by a head that is ready (too many wait there) | the refusal is the answer |
+| shows a picture where no replica of the model is said to see | 400 |
 | finds all places taken (`admission.py`) | it waits for its turn; 429 or 503 if that is too long |
 | is predicted to be answered after its deadline, or that passes | 503 or 504 |
 | lost `MAX_ATTEMPTS` heads, or waits for longer than `wait_s` | 503 |
@@ -33,8 +34,17 @@ from gateway.dialects.port import Dialect, Refused
 from gateway.dialects.translation import Translation
 from gateway.errors import ApiError
 from gateway.gate import Gate
+from gateway.modalities import shown
 from gateway.retries import RetryBudget, backoff_s
-from gateway.routing import NoneUsable, Picked, Replica, Router, UnknownModel
+from gateway.routing import (
+    NoneUsable,
+    Picked,
+    Replica,
+    Router,
+    Shown,
+    TextOnly,
+    UnknownModel,
+)
 from gateway.upstream import Ask, AttemptFailedError, Upstream
 from gateway.watch import Watch
 from gateway.wishes import Fields, client, wishes
@@ -55,6 +65,8 @@ _INLINE_BYTES = 256 * 2**10
 
 
 _decode = msgspec.json.Decoder(Fields).decode
+
+_Refusal = UnknownModel | NoneUsable | TextOnly
 
 
 class Proxy:
@@ -161,7 +173,7 @@ class Proxy:
             reason="no_answer",
         )
 
-    def _may_wait(self, outcome: UnknownModel | NoneUsable, deadline: float) -> bool:
+    def _may_wait(self, outcome: _Refusal, deadline: float) -> bool:
         awaited = isinstance(outcome, NoneUsable) and outcome.awaited
         return awaited and self._waiting < MAX_WAITING and time.monotonic() < deadline
 
@@ -173,9 +185,15 @@ class Proxy:
         finally:
             self._waiting -= 1
 
-    def refusal(self, model: str, outcome: UnknownModel | NoneUsable) -> ApiError:
+    def refusal(self, model: str, outcome: _Refusal) -> ApiError:
         """Return why no replica can be chosen for `model`."""
         missing = self._watch.agent_missing
+        if isinstance(outcome, TextOnly):
+            where, type_ = outcome.shown
+            return ApiError(
+                f"`{where}` is of type {type_!r}, but {model!r} reads text only here", status=400,
+                hint="Send it as text, or leave it out.", param=where, code="unsupported_content",
+            )  # fmt: skip
         if isinstance(outcome, NoneUsable):
             return ApiError(
                 f"No replica of {model!r} is ready ({'; '.join(outcome.reasons)})",
@@ -208,13 +226,21 @@ async def _translated(request: web.Request, body: bytes, dialect: Dialect) -> As
     try:
         translation = make() if len(body) <= _INLINE_BYTES else await asyncio.to_thread(make)
     except Refused as refused:
-        raise ApiError(refused.message, status=refused.status) from refused
+        raise ApiError(
+            refused.message,
+            status=refused.status,
+            param=refused.param,
+            code=refused.code,
+            retry_after_s=RETRY_AFTER_AGENT_S if refused.status == 503 else None,
+        ) from refused
     try:
         fields = _decode(translation.body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         fields = Fields()  # it names its model elsewhere
     fields = msgspec.structs.replace(fields, model=translation.model, stream=translation.streamed)
-    return _asked(request, translation.body, translation.path, fields, translation)
+    return _asked(
+        request, translation.body, translation.path, fields, translation.shown, translation
+    )
 
 
 def _ask(request: web.Request, body: bytes) -> Ask:
@@ -224,14 +250,14 @@ def _ask(request: web.Request, body: bytes) -> Ask:
         raise ApiError(f"The request's body is not a JSON object: {error}", status=400) from error
     if not isinstance(fields.model, str) or not fields.model:
         raise ApiError("The request names no model", status=400, hint="Set `model`.", param="model")
-    return _asked(request, body, request.path, fields)
+    return _asked(request, body, request.path, fields, shown(fields.messages))
 
 
 def _asked(
-    request: web.Request, body: bytes, path: str, fields: Fields,
+    request: web.Request, body: bytes, path: str, fields: Fields, seen: Shown | None,
     translation: Translation | None = None,
 ) -> Ask:  # fmt: skip
-    found = wishes(request.headers, path, fields)
+    found = wishes(request.headers, path, fields, seen)
     until = math.inf if found.deadline_s is None else time.monotonic() + found.deadline_s
     return Ask(request, body, found.need, until, found.priority, translation)
 

@@ -395,13 +395,28 @@ def _socket(info: tuple[Any, ...]) -> socket.socket:
 
 
 def forwarded(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """Return `headers` without the dropped ones (lower case) and those that `Connection` names."""
+    """Return `headers` without the dropped ones (lower case) and those that `Connection` names.
+
+    Values are fit to be sent: what is not UTF-8 is Latin-1, as it was once, and goes on as UTF-8.
+    """
     named = headers.get("Connection")
     if named:
         dropped = dropped | {name.strip().lower() for name in named.split(",")}
     return CIMultiDict(
-        [(name, value) for name, value in headers.items() if name.lower() not in dropped]
+        [
+            (name, value if value.isascii() else _utf8(value))
+            for name, value in headers.items()
+            if name.lower() not in dropped
+        ]
     )
+
+
+def _utf8(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # aiohttp has the bytes as surrogates, and cannot send them
+        return value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return value
 
 
 def _answer_headers(picked: Picked, upstream: aiohttp.ClientResponse) -> CIMultiDict[str]:

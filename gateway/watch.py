@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from gateway.errors import NotRunning
+from gateway.modalities import seeing
 from gateway.routing import Replica, Router
 
 _log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Watch:
         router: Router,
         session: aiohttp.ClientSession,
         source: Source | None,
-        named: Mapping[str, str],
+        named: Iterable[Replica],
     ) -> None:
         self._router = router
         self._session = session
@@ -74,8 +75,7 @@ class Watch:
         self._agent_state: str | None = ""
         self._news = asyncio.Event()
         self.first_round_done = asyncio.Event()
-        now = time.monotonic()
-        router.update("named", [Replica(name, url, "named") for name, url in named.items()], now)
+        router.update("named", named, time.monotonic())
 
     @property
     def agent_missing(self) -> str | None:
@@ -138,7 +138,7 @@ class Watch:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                models = await self._ask(replica)
+                models, sees = await self._ask(replica)
         except TimeoutError:
             reason = f"no answer within {CHECK_TIMEOUT_S:.0f} s"
         except _UnhealthyError as error:
@@ -149,15 +149,18 @@ class Watch:
             reason = f"does not answer as an OpenAI server does: {error}"
         else:
             now = time.monotonic()
-            if self._router.check_passed(replica.url, models, now, now - begun):
+            if self._router.check_passed(replica.url, models, now, now - begun, sees):
                 _log.info("ready replica=%s models=%s", replica.name, models or replica.models)
             self._tell()
             return
         if self._router.check_failed(replica.url, reason):
             _log.warning("not ready replica=%s reason=%s", replica.name, reason)
 
-    async def _ask(self, replica: Replica) -> tuple[str, ...] | None:
-        """Return the models of an outside server, None for a head; raises if it cannot serve."""
+    async def _ask(self, replica: Replica) -> tuple[tuple[str, ...] | None, frozenset[str]]:
+        """Return an outside server's models, None for a head, and those of them that see.
+
+        Raises what says that it cannot serve.
+        """
         named = replica.source == "named"
         url = replica.url + ("/v1/models" if named else "/health")
         async with self._session.get(url, allow_redirects=False) as answer:
@@ -165,8 +168,9 @@ class Watch:
             if answer.status != 200:
                 raise _UnhealthyError(_said(answer.status, body))
             if not named:
-                return None
-            return tuple(model.id for model in msgspec.json.decode(body, type=_Models).data)
+                return None, frozenset()
+            models = msgspec.json.decode(body, type=_Models).data
+            return tuple(model.id for model in models), seeing(body)
 
 
 def _said(status: int, body: bytes) -> str:

@@ -22,6 +22,8 @@ from gateway.routing.replicas import (
     NoneUsable,
     Picked,
     Replica,
+    Shown,
+    TextOnly,
     UnknownModel,
 )
 from gateway.routing.router import LATELY_S, Router
@@ -40,6 +42,8 @@ __all__ = [
     "Picked",
     "Replica",
     "Router",
+    "Shown",
     "State",
+    "TextOnly",
     "UnknownModel",
 ]

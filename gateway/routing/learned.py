@@ -36,6 +36,7 @@ class Learned:
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.models = replica.models
+        self.seeing: frozenset[str] = frozenset()  # those that say that they take more than text
         self.check: bool | None = None
         self.said = "not checked yet"  # by its last check, or by its last fault
         self.breaker = Breaker()
@@ -80,6 +81,10 @@ class Learned:
         if kind and self.replica.kinds:
             return kind in self.replica.kinds
         return now - self._lacks.get(kind, -math.inf) >= LACKS_S
+
+    def sees(self, model: str) -> bool:
+        """Say whether its model takes more than text, as far as it or the operator tells."""
+        return self.replica.vision or model in self.seeing
 
     def holds(self, tokens: float) -> bool:
         """Say whether its context is long enough for a request of so many tokens."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Fault(enum.Enum):
@@ -24,6 +25,7 @@ class Replica:
 
     `models` is empty for an outside server until its first check; `context` is in tokens; `kinds`
     are the last words of the paths it serves (`embeddings`), empty where that is not known.
+    `vision`: the operator says that its models see; some servers say it themselves of some.
     """
 
     name: str
@@ -32,6 +34,14 @@ class Replica:
     models: tuple[str, ...] = ()
     context: int | None = None
     kinds: tuple[str, ...] = ()
+    vision: bool = False
+
+
+class Shown(NamedTuple):
+    """What a request shows that is no text: where, as clients write it, and the part's type."""
+
+    where: str
+    type: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Need:
 
     `kind` is the last word of its path; `prefix` the hashes of `prefixes.blocks`; `session` what
     the client calls its conversation; `strategy` its wish. Empty and zero: it does not say.
+    With `shown` it is only for replicas that see.
     """
 
     model: str
@@ -50,6 +61,7 @@ class Need:
     prefix: tuple[int, ...] = ()
     session: str = ""
     strategy: str = ""
+    shown: Shown | None = None
 
 
 @dataclass(eq=False)
@@ -101,6 +113,13 @@ class UnknownModel:
     """No replica has the model, and none is to have it; these are known."""
 
     known: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TextOnly:
+    """The model's replicas read text, as far as they tell, and the request shows something else."""
+
+    shown: Shown
 
 
 @dataclass(frozen=True)

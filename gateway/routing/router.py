@@ -4,7 +4,8 @@ A core. Used by `watch.py` (which replicas there are, checks) and `proxy.py` and
 (choices, what came of them).
 
     can serve = usable, its context is long enough and it serves the kind of request, as far as
-                known: where none is left by the last two, all that are usable are asked
+                known: where none is left by the last two, all that are usable are asked;
+                with a picture, or what else is no text: those alone that are said to see
     usable    = its last check did not fail (none yet counts as usable), and it is not cooling
                 down (`breaker.py`); one on trial is asked only where there is no other
 
@@ -31,6 +32,7 @@ from gateway.routing.replicas import (
     NoneUsable,
     Picked,
     Replica,
+    TextOnly,
     UnknownModel,
 )
 from gateway.routing.strategies import STRATEGIES, Candidate
@@ -104,11 +106,13 @@ class Router:
         return sum(model in x.models and x.usable(now) for x in self._known.values())
 
     def check_passed(
-        self, url: str, models: tuple[str, ...] | None, now: float, seconds: float | None = None
-    ) -> bool:
+        self, url: str, models: tuple[str, ...] | None, now: float, seconds: float | None = None,
+        seeing: frozenset[str] = frozenset(),
+    ) -> bool:  # fmt: skip
         """Note a passed check, with the models it found if it asked; True if this is news.
 
-        `seconds` is how long it took, which is little more than the network's round trip.
+        `seconds` is how long it took, which is little more than the network's round trip; `seeing`
+        are those of the models that say that they take more than text.
         """
         learned = self._known.get(url)
         if learned is None:
@@ -122,7 +126,7 @@ class Router:
         if seconds is not None:
             learned.checked_in(seconds)
         if models is not None:
-            learned.models = models
+            learned.models, learned.seeing = models, seeing
             self._see(models, now)
         self._well(learned, now)
         return news
@@ -138,7 +142,7 @@ class Router:
 
     def pick(
         self, need: Need, now: float, without: frozenset[str] = frozenset()
-    ) -> Picked | UnknownModel | NoneUsable:
+    ) -> Picked | UnknownModel | NoneUsable | TextOnly:
         """Return the choice for a request, `without` those URLs that it was tried at already.
 
         `need.strategy` has to be one of `STRATEGIES`, or empty.
@@ -149,6 +153,10 @@ class Router:
             return NoneUsable(COOL_FIRST_S, ("it is deployed, and has no head now",), awaited)
         if not having:
             return UnknownModel(tuple(sorted(self._models())))
+        if need.shown is not None:
+            having = [x for x in having if x.sees(need.model)]
+            if not having:
+                return TextOnly(need.shown)
         usable = [x for x in having if x.usable(now) and x.replica.url not in without]
         if not usable:
             cooling = [x.breaker.cool_until - now for x in having if x.check is not False]
@@ -187,6 +195,7 @@ class Router:
     ) -> Replica | UnknownModel | NoneUsable:
         """Return the replica for a request of which no more is known."""
         picked = self.pick(Need(model, streamed), now, without)
+        assert not isinstance(picked, TextOnly)  # noqa: S101  # nothing is shown
         return picked.replica if isinstance(picked, Picked) else picked
 
     def begin(self, url: str, attempt: Attempt | None = None, now: float = 0.0) -> None:

@@ -126,6 +126,27 @@ async def test_the_request_arrives_as_it_was_sent(upstream: Any, gateway: Any, h
     assert (headers["x-covey-replica"], headers["X-Other"]) == ("a", "kept")
 
 
+@pytest.mark.parametrize("raw", ["André".encode(), "André".encode("latin-1")])
+async def test_a_header_beyond_ascii_arrives(
+    upstream: Any, gateway: Any, head: Any, raw: bytes
+) -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(request.headers["X-Name"])
+        return web.Response(body=b"ok")
+
+    url = URL(await gateway(head("a", await upstream(handler))))
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    lines = [b"POST %s HTTP/1.1" % PATH.encode(), b"Host: x", b"Connection: close",
+             b"X-Name: " + raw, b"Content-Length: %d" % len(BODY), b"", BODY]  # fmt: skip
+    writer.write(b"\r\n".join(lines))
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    assert (answer.split(b"\r\n")[0], seen) == (b"HTTP/1.1 200 OK", ["André"])
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
 async def test_embeddings_and_ranks_pass_and_so_does_a_refusal(
     upstream: Any, gateway: Any, head: Any, path: str

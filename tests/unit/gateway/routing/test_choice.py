@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.routing import STRATEGIES, Fault, Need, NoneUsable, Picked, Replica, Router, State
+from gateway.routing import (
+    STRATEGIES,
+    Fault,
+    Need,
+    NoneUsable,
+    Picked,
+    Replica,
+    Router,
+    Shown,
+    State,
+    TextOnly,
+    UnknownModel,
+)
 from gateway.routing.prefixes import blocks
 from gateway.routing.router import MOST_SESSIONS
 from gateway.routing.tokens import Usage
@@ -211,6 +223,23 @@ def test_the_kinds_it_serves_are_known_or_learned() -> None:
     assert {picked(made, ASK).replica.name for _ in range(40)} == {"chats", "either"}
     later = {picked(made, need, 61.0).replica.name for _ in range(60)}
     assert later == {"embeds", "chats", "either"}
+
+
+def test_what_is_no_text_goes_to_those_that_see_and_waits_for_no_others() -> None:
+    shows = replace(ASK, shown=Shown("messages[0].content[0]", "image_url"))
+    made = router("reads", Replica("sees", "http://sees", "mesh", ("m", "n"), vision=True), "tells")
+    assert {picked(made, shows).replica.name for _ in range(20)} == {"sees"}
+    assert {picked(made).replica.name for _ in range(60)} == {"reads", "sees", "tells"}
+    made.check_passed("http://tells", ("m", "o"), 0.0, seeing=frozenset({"m"}))
+    assert {picked(made, shows).replica.name for _ in range(40)} == {"sees", "tells"}
+    assert made.pick(replace(shows, model="o"), 0.0) == TextOnly(shows.shown)
+    assert isinstance(made.pick(replace(shows, model="p"), 0.0), UnknownModel)
+    made.check_passed("http://tells", ("m", "o"), 0.0)  # it has another model of that name now
+    assert {picked(made, shows).replica.name for _ in range(20)} == {"sees"}
+    made.check_failed("http://sees", "away")
+    gone = made.pick(shows, 0.0)
+    assert isinstance(gone, NoneUsable)
+    assert gone.reasons == ("sees: away",)
 
 
 def test_strategies_by_request_and_what_each_prefers() -> None:
