@@ -32,7 +32,8 @@ from gateway.listings import Listings
 from gateway.observe import Observer, refused
 from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
 from gateway.routing import Replica, Router, UnknownModel
-from gateway.upstream import Upstream, connector
+from gateway.sockets import connector
+from gateway.upstream import Upstream
 from gateway.watch import Source, Watch
 
 _log = logging.getLogger(__name__)

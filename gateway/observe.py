@@ -129,7 +129,7 @@ class Observer:
         record.status = record.status or LEFT_STATUS
         counted = meter.tokens() if meter is not None and record.operation else None
         if counted is not None:
-            record.prompt, record.completion = counted
+            record.prompt, record.completion = counted.prompt, counted.completion
         self._metrics.ended(record, known=self._router.knows(record.model))
         if self._log is not None:
             self._log.write(self._line(request, record))

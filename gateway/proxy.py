@@ -28,6 +28,7 @@ from random import Random
 import msgspec
 from aiohttp import web
 
+from gateway.ask import Ask, AttemptFailedError
 from gateway.attached import KEY, RECORD
 from gateway.dialects.port import Dialect, Refused
 from gateway.dialects.translation import Translation
@@ -35,7 +36,7 @@ from gateway.errors import ApiError
 from gateway.gate import Gate
 from gateway.retries import RetryBudget, backoff_s
 from gateway.routing import NoneUsable, Picked, Replica, Router, UnknownModel
-from gateway.upstream import Ask, AttemptFailedError, Upstream
+from gateway.upstream import Upstream
 from gateway.watch import Watch
 from gateway.wishes import Fields, client, wishes
 

@@ -34,7 +34,8 @@ from gateway.routing.replicas import (
     UnknownModel,
 )
 from gateway.routing.strategies import STRATEGIES, Candidate
-from gateway.routing.tokens import BytesPerToken, Usage
+from gateway.routing.tokens import BytesPerToken
+from gateway.usage import Tokens
 
 # A lost head has a successor within seconds, or not soon: a model that is large takes minutes.
 LATELY_S = 60.0
@@ -224,22 +225,23 @@ class Router:
         for learned in self._known.values():
             learned.settle()
 
-    def answered(self, attempt: Attempt, usage: Usage, chunks: int, now: float) -> None:
-        """Note the end of an answer that came whole, in so many chunks.
+    def answered(self, attempt: Attempt, cost: Tokens | None, events: int, now: float) -> None:
+        """Note the end of an answer that came whole, with so many events if it is a stream.
 
-        Without a usage, a stream's chunks are taken for its tokens: servers send each as it comes.
+        One that does not say its cost is taken to have a token in each: servers send each as it
+        comes.
         """
         learned = self._known.get(attempt.url)
         need = attempt.need
         if learned is None:
             return
-        if usage.prompt and need.prompt_bytes:
+        if cost is not None and cost.prompt and need.prompt_bytes:
             ratio = self._ratios.setdefault(need.model, BytesPerToken())
-            ratio.learn(need.prompt_bytes, usage.prompt)
-        if usage.cached is not None and attempt.cached_tokens:
+            ratio.learn(need.prompt_bytes, cost.prompt)
+        if cost is not None and cost.cached is not None and attempt.cached_tokens:
             believed = attempt.cached_tokens / max(learned.prefixes.trust, 0.01)
-            learned.prefixes.proved(usage.cached / believed)
-        count = usage.completion if usage.completion is not None else chunks
+            learned.prefixes.proved(cost.cached / believed)
+        count = (cost.completion if cost is not None else 0) or events
         if need.streamed and attempt.first_at is not None:
             learned.prediction.tokens(count - 1, now - attempt.first_at, attempt.in_flight, now)
 

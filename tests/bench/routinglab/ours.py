@@ -6,7 +6,7 @@ from random import Random
 
 from gateway.routing import Attempt, Fault, Need, Picked, Replica, Router
 from gateway.routing.prefixes import FINE_BLOCKS
-from gateway.routing.tokens import Usage
+from gateway.usage import Tokens
 from routinglab.requests import Request
 
 # How many of the world's blocks one long block of the router's holds.
@@ -14,7 +14,7 @@ _COARSE = 8
 
 
 class Ours:
-    """A router with the default strategy; answers carry usage, without what was cached."""
+    """A router with the default strategy; answers say their cost, without what was cached."""
 
     def __init__(self, count: int, random: Random, *, sessions: bool = True) -> None:
         self._router = Router("latency_aware", random)
@@ -55,6 +55,6 @@ class Ours:
     def end(self, replica: int, request: Request, whole: bool, now: float) -> None:
         attempt = self._attempts.pop(id(request))
         if whole:
-            usage = Usage(request.tokens, request.answer_tokens)
-            self._router.answered(attempt, usage, request.answer_tokens, now)
+            cost = Tokens(request.tokens, request.answer_tokens)
+            self._router.answered(attempt, cost, request.answer_tokens, now)
         self._router.end(f"http://{replica}", attempt, now)
