@@ -127,6 +127,7 @@ class Gateway:
         self._proxy = Proxy(
             self._router, self._watch, upstream, Gate(config.queue, config.queue_wait_s),
             wait_s=config.wait_s, per_replica=config.per_replica,
+            hedge_percent=config.hedge_percent,
         )  # fmt: skip
         task = asyncio.create_task(self._watch.run())
         counting = asyncio.create_task(self._accounts.run()) if self._accounts else None
@@ -151,6 +152,7 @@ class Gateway:
         self._config, taken, fixed = reloaded(self._config, config)
         self.bounds.config = self._config
         self._proxy.wait_s = self._config.wait_s
+        self._proxy.hedge(self._config.hedge_percent)
         self.observer.reopen()
         if self._guard is not None:
             self._guard.required = require_keys

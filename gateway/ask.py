@@ -1,4 +1,4 @@
-"""A request on its way to a replica, and an attempt that failed. Used by `proxy.py`, `upstream.py`.
+"""A request on its way to a replica, and an attempt that failed. For `proxy.py`, `upstream.py`.
 
 A core but for the client's request, which is carried along.
 """

@@ -91,6 +91,7 @@ class Metrics:
         self._models: set[str] = set()
         self._refused: Counter[str] = Counter()
         self._retries = 0
+        self._hedges: Counter[str] = Counter()
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
             "Time from a request's head to its answer's end.", (*_LABELS, "error_type"), DURATION_S,
@@ -112,7 +113,10 @@ class Metrics:
         """Count a request that has ended; `known`: a replica has, or had, the model it names."""
         if record.refused:
             self._refused[record.error] += 1
-        self._retries += max(record.attempts - 1, 0)
+        hedged = bool(record.hedge)
+        self._hedges["sent"] += hedged
+        self._hedges["won"] += record.hedge == "won"
+        self._retries += max(record.attempts - 1 - hedged, 0)
         if not record.operation:
             return
         labels = (record.operation, self._model(record.model) if known else "", PROVIDER)
@@ -150,7 +154,10 @@ class Metrics:
                      ("reason",), {(reason,): n for reason, n in now.waiting.items()})  # fmt: skip
         yield _counter("requests_refused", "Requests that the gateway itself answered with an "
                        "error.", ("reason",), self._refused)  # fmt: skip
-        yield _counter("retries", "Attempts beyond a request's first.", (), {"": self._retries})
+        yield _counter("retries", "Attempts beyond a request's first, but for hedges.",
+                       (), {"": self._retries})  # fmt: skip
+        yield _counter("hedges", "Requests sent to a second replica as the first was late, and "
+                       "those that it won.", ("what",), self._hedges)  # fmt: skip
         yield _counter("dropped", "What was not written for want of room or of an answer.",
                        ("what",), now.dropped)  # fmt: skip
         yield _gauge("replicas_usable", "Replicas of a model that can be used.",

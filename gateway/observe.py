@@ -155,6 +155,7 @@ class Observer:
             "duration_s": round(record.seconds, 6),
             "first_byte_s": None if record.first_s is None else round(record.first_s, 6),
             "attempts": record.attempts,
+            "hedge": record.hedge or None,
             "tokens_in": record.prompt,
             "tokens_out": record.completion,
             "bytes": record.sent_bytes,

@@ -2,9 +2,9 @@
 
 Those of a request in another API than OpenAI's go through its translation (`dialects/`).
 
-A shell, used by `proxy.py`, which decides about the next attempt. What came of the attempt is
-told to the router here. A task that is cancelled here (its client left) closes the connection to
-the replica, which frees the ring.
+A shell, used by `attempts.py` up to the first byte and by `proxy.py` from then on. What came of the
+attempt is told to the router here. A task that is cancelled here (its client left, or another
+replica was sooner) closes the connection to the replica, which frees the ring.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import math
 import time
 from dataclasses import dataclass
 
@@ -70,16 +69,6 @@ class Upstream:
         self._router = router
         self._session = session
 
-    async def attempt(self, ask: Ask, picked: Picked) -> web.StreamResponse:
-        """Return the finished response; raises AttemptFailedError, or ApiError when it is too late.
-
-        A response that broke off half-way is returned as well: it was ended so that the client
-        sees it.
-        """
-        if ask.until == math.inf:
-            return await self.pass_on(await self.begin(ask, picked))
-        return await self.pass_on(await self._begin_in_time(ask, picked))
-
     async def begin(self, ask: Ask, picked: Picked) -> Begun:
         """Send the request and return when the first bytes of an answer are there.
 
@@ -129,7 +118,10 @@ class Upstream:
         return Begun(ask, picked, sent_at, now, answer, content, first)
 
     async def pass_on(self, begun: Begun) -> web.StreamResponse:
-        """Return the response when it has been passed on; raises nothing any more."""
+        """Return the response when it has been passed on; raises nothing any more.
+
+        One that broke off half-way is returned as well: it was ended so that the client sees it.
+        """
         record = begun.ask.request[RECORD]
         record.replica, record.first_at = begun.picked.replica.name, begun.first_at
         try:
@@ -142,26 +134,6 @@ class Upstream:
         """End an attempt that nobody wants any more."""
         begun.answer.close()
         self._end(begun.ask, begun.picked, begun.sent_at, "cancelled")
-
-    async def _begin_in_time(self, ask: Ask, picked: Picked) -> Begun:
-        begun = None
-        bound = asyncio.timeout(max(ask.until - time.monotonic(), 0.0))
-        try:
-            async with bound:
-                begun = await self.begin(ask, picked)
-                if bound.expired():
-                    await asyncio.sleep(0)  # where the cancellation that is on its way arrives
-                return begun
-        except BaseException as error:
-            if begun is not None:
-                self.give_up(begun)
-            if not bound.expired() or not isinstance(error, TimeoutError):
-                raise
-        raise ApiError(
-            f"{picked.replica.name} did not answer before the request's deadline",
-            status=504,
-            reason="deadline",
-        )
 
     def _end(self, ask: Ask, picked: Picked, sent_at: float, status: int | str) -> None:
         now = time.monotonic()

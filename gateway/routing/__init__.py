@@ -3,7 +3,8 @@
 A core, all of it: no I/O; `now` is in seconds of any clock that does not go back, randomness is
 an argument.
 
-    router.py       the replicas, their checks, and the choice
+    router.py       the replicas, their checks, and what becomes of requests
+    choice.py       who gets a request, of those that are there
     strategies.py   how one is chosen of those that can serve
     learned.py      what is known of one replica, from these four:
     prediction.py   time to the first byte and for each token, from its own requests

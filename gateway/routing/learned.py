@@ -94,20 +94,21 @@ class Learned:
             made.cached_tokens = tokens * share * self.prefixes.trust
         made.load = load(made.uncached_ktokens, self._ahead_k(need.streamed, now), self.in_flight)
         made.predicted_s = self.prediction.first_s(need.streamed, made.load, now, ordinary)
-        made.late_s = self.late_s(now)
+        made.late_s = max(self.late_s(now), 0.0)
         return made
 
     def late_s(self, now: float) -> float:
         """Return by how many seconds an answer is overdue: whoever comes next waits longer."""
-        late_s = 0.0
-        for attempt in islice(self._waiting, OLDEST):
-            due_s = self.prediction.due_s(attempt.need.streamed, attempt.expected_s)
-            since = attempt.begun
-            if not attempt.need.streamed:
-                # Its answer may just be long: as long as others are answered, nothing stands still.
-                since = max(since, self._answered_at)
-            late_s = max(late_s, now - since - due_s)
-        return late_s
+        oldest = islice(self._waiting, OLDEST)
+        return max((now - self.due_at(attempt) for attempt in oldest), default=0.0)
+
+    def due_at(self, attempt: Attempt) -> float:
+        """Return when a request's first byte is overdue, as far as it has waited here."""
+        since = attempt.begun
+        if not attempt.need.streamed:
+            # Its answer may just be long: as long as others are answered, nothing stands still.
+            since = max(since, self._answered_at)
+        return since + self.prediction.due_s(attempt.need.streamed, attempt.expected_s)
 
     def begin(self, attempt: Attempt | None, now: float) -> None:
         """Note that a request goes here."""
@@ -146,6 +147,12 @@ class Learned:
             self.fault(Fault.SLOW, f"answered after {seconds:.1f} s", now)
         else:
             self.breaker.served(now)
+
+    def outrun(self, attempt: Attempt, now: float) -> None:
+        """Note that another replica, asked later, had its first byte before this one."""
+        if self._answered_at <= attempt.begun:  # else it goes on, and this one was a long one
+            seconds = now - attempt.begun
+            self.fault(Fault.SLOW, f"had no first byte after {seconds:.1f} s, another had", now)
 
     def settle(self) -> None:
         """Learn from the answers since the last time; it is done before anything is predicted."""

@@ -56,7 +56,8 @@ class Need:
 class Attempt:
     """A request at a replica, from the choice to its end; `load` is what predicts its time.
 
-    `late_s` is how overdue the replica is with others; `others_s` what the others would take.
+    `late_s` is how overdue the replica is with others; `others_s` what the others would take;
+    `hedge`: it is the second of a request that waits elsewhere.
     """
 
     url: str
@@ -71,6 +72,7 @@ class Attempt:
     first_at: float | None = None
     in_flight: int = 0
     others_s: float | None = None
+    hedge: bool = False
 
     @property
     def expected_s(self) -> float:
