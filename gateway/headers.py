@@ -15,6 +15,8 @@ from gateway.wishes import PRIORITY
 
 NAME = "x-covey-replica"
 ROUTE = "x-covey-route"
+# How many requests are at a head, the answered one among them (agent/engine/serve/about.py).
+LOAD = "x-covey-load"
 
 # RFC 9110 §7.6.1 (and its predecessors): these speak of one connection, not of the message.
 HOP_BY_HOP = frozenset(
@@ -30,6 +32,7 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
+_ANSWER_DROPS = HOP_BY_HOP | {LOAD}  # it is between heads and gateways
 _REQUEST_DROPS = HOP_BY_HOP | {
     "host", "content-length", "expect", "traceparent", "tracestate"
 }  # fmt: skip
@@ -49,10 +52,16 @@ def of_request(headers: Mapping[str, str], trace: Context, *, keyed: bool) -> CI
 
 def of_answer(headers: Mapping[str, str], picked: Picked) -> CIMultiDict[str]:
     """Return what a client gets of an answer's `headers`, with whose answer it is and why."""
-    made = forwarded(headers, HOP_BY_HOP)
+    made = forwarded(headers, _ANSWER_DROPS)
     made[NAME] = picked.replica.name
     made[ROUTE] = picked.route
     return made
+
+
+def load(headers: Mapping[str, str]) -> int | None:
+    """Return how many requests an answer says are at its replica, None where it does not say."""
+    text = headers.get(LOAD, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
 
 
 def forwarded(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:

@@ -86,6 +86,8 @@ class Upstream:
             try:
                 answer = await self._send(ask, replica)
                 status = answer.status
+                if headers.LOAD in answer.headers:
+                    self._load(replica, answer)
                 if answer.status >= 500:
                     raise await self._failed(ask, picked, answer)
                 translation = ask.translation
@@ -159,6 +161,12 @@ class Upstream:
             allow_redirects=False,
             timeout=_TIMEOUT,
         )
+
+    def _load(self, replica: Replica, answer: aiohttp.ClientResponse) -> None:
+        """Have the router know how many requests are at the replica, if that makes sense."""
+        there = headers.load(answer.headers)
+        if there is not None:
+            self._router.told(replica.url, there, time.monotonic())
 
     def _no_answer(self, replica: Replica, error: Exception) -> Exception:
         """Return what to raise when no answer came: worth another attempt, or out of time."""

@@ -52,6 +52,10 @@ class _Models(msgspec.Struct, frozen=True):
 class _Health(msgspec.Struct, frozen=True):
     status: str = ""
     reason: str = ""
+    running: int | None = None
+
+
+_decode_health = msgspec.json.Decoder(_Health).decode
 
 
 class _UnhealthyError(Exception):
@@ -133,7 +137,7 @@ class Watch:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                models = await self._ask(replica)
+                models, running = await self._ask(replica)
         except TimeoutError:
             reason = f"no answer within {CHECK_TIMEOUT_S:.0f} s"
         except _UnhealthyError as error:
@@ -146,13 +150,18 @@ class Watch:
             now = time.monotonic()
             if self._router.check_passed(replica.url, models, now, now - begun):
                 _log.info("ready replica=%s models=%s", replica.name, models or replica.models)
+            if running is not None:
+                self._router.told(replica.url, running, now)
             self._tell()
             return
         if self._router.check_failed(replica.url, reason):
             _log.warning("not ready replica=%s reason=%s", replica.name, reason)
 
-    async def _ask(self, replica: Replica) -> tuple[str, ...] | None:
-        """Return the models of an outside server, None for a head; raises if it cannot serve."""
+    async def _ask(self, replica: Replica) -> tuple[tuple[str, ...] | None, int | None]:
+        """Return an outside server's models, or how many requests are at a head.
+
+        Raises when it cannot serve.
+        """
         named = replica.source == "named"
         url = replica.url + ("/v1/models" if named else "/health")
         async with self._session.get(url, allow_redirects=False) as answer:
@@ -160,14 +169,20 @@ class Watch:
             if answer.status != 200:
                 raise _UnhealthyError(_said(answer.status, body))
             if not named:
-                return None
-            return tuple(model.id for model in msgspec.json.decode(body, type=_Models).data)
+                return None, _health(body).running
+            found = msgspec.json.decode(body, type=_Models).data
+            return tuple(model.id for model in found), None
+
+
+def _health(body: bytes) -> _Health:
+    """Return what a head says of itself, nothing where that makes no sense."""
+    try:
+        return _decode_health(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Health()
 
 
 def _said(status: int, body: bytes) -> str:
-    try:
-        health = msgspec.json.decode(body, type=_Health)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        health = _Health()
+    health = _health(body)
     said = ": ".join(part for part in (health.status, health.reason) if part)
     return said or f"answers with status {status}"

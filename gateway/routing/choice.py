@@ -79,7 +79,7 @@ def sooner(
         x
         for x in among
         if x.breaker.state(now) is State.CLOSED
-        and x.in_flight < most
+        and x.there(now) < most
         and not would[x.replica.url].late_s
         and x.prediction.known(would[x.replica.url].need.streamed)
     ]
@@ -109,12 +109,12 @@ def picked(x: Learned, attempt: Attempt, *why: str) -> Picked:
 def _candidate(x: Learned, attempt: Attempt, last: str, now: float) -> Candidate:
     predicted_s = attempt.expected_s
     if attempt.need.streamed:
-        predicted_s += ANSWER_TOKENS * x.prediction.token_s(x.in_flight + 1)
+        predicted_s += ANSWER_TOKENS * x.prediction.token_s(x.there(now) + 1)
     predicted_s *= x.prediction.fade(attempt.need.streamed, now)
     if attempt.url == last:
         predicted_s *= AFFINITY
     return Candidate(
-        attempt.url, predicted_s, x.in_flight, x.chosen_last, x.rtt_s, x.replica.context,
+        attempt.url, predicted_s, x.there(now), x.chosen_last, x.rtt_s, x.replica.context,
         len(x.models),
     )  # fmt: skip
 

@@ -70,7 +70,7 @@ class Attempt:
     load: tuple[float, ...] = ()
     # Filled in when the first byte is there; the rest of the answer is timed from then on.
     first_at: float | None = None
-    in_flight: int = 0
+    there: float = 0.0  # requests at the replica
     others_s: float | None = None
     hedge: bool = False
 

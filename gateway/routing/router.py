@@ -118,6 +118,11 @@ class Router:
         self._well(learned, now)
         return news
 
+    def told(self, url: str, there: int, now: float) -> None:
+        """Note that the replica says how many requests are there, those of ours among them."""
+        if learned := self._known.get(url):
+            learned.others.told(there, learned.in_flight, now)
+
     def check_failed(self, url: str, reason: str) -> bool:
         """Note a failed check; True if this is news."""
         learned = self._known.get(url)
@@ -264,7 +269,7 @@ class Router:
             learned.prefixes.proved(cost.cached / believed)
         count = (cost.completion if cost is not None else 0) or events
         if need.streamed and attempt.first_at is not None:
-            learned.prediction.tokens(count - 1, now - attempt.first_at, attempt.in_flight, now)
+            learned.prediction.tokens(count - 1, now - attempt.first_at, attempt.there, now)
 
     def fault(
         self, url: str, fault: Fault, reason: str, now: float, retry_after_s: float = 0.0

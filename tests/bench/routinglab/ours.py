@@ -21,11 +21,12 @@ class Ours:
     """A router with the default strategy; answers say their cost, without what was cached."""
 
     def __init__(
-        self, count: int, random: Random, *, sessions: bool = True,
+        self, count: int, random: Random, *, sessions: bool = True, listens: bool = True,
         hedge_percent: float = HEDGE_PERCENT,
     ) -> None:  # fmt: skip
         self._router = Router("latency_aware", random)
         self._sessions = sessions
+        self._listens = listens
         replicas = [Replica(str(n), f"http://{n}", "mesh", ("m",)) for n in range(count)]
         self._router.update("mesh", replicas, 0.0)
         self._picked: Picked | None = None
@@ -72,6 +73,10 @@ class Ours:
         self._router.first_byte(
             f"http://{replica}", seconds, streamed=True, now=now, attempt=attempt
         )
+
+    def told(self, replica: int, there: int, now: float) -> None:
+        if self._listens:
+            self._router.told(f"http://{replica}", there, now)
 
     def outrun(self, replica: int, request: Request, now: float) -> None:
         attempt = self._attempts[id(request), replica]

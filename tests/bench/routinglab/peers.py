@@ -49,6 +49,9 @@ class Chooser(Protocol):
     def outrun(self, replica: int, request: Request, now: float) -> None:
         """Note that it has left, as the second replica was sooner."""
 
+    def told(self, replica: int, there: int, now: float) -> None:
+        """Note that the replica says how many requests are there."""
+
     def failed(self, replica: int, request: Request, now: float) -> None:
         """Note a 503."""
 
@@ -97,6 +100,9 @@ class Peer(ABC):
 
     def outrun(self, replica: int, request: Request, now: float) -> None:
         self.end(replica, request, False, now)
+
+    def told(self, replica: int, there: int, now: float) -> None:  # noqa: B027
+        """None of them asks for it, but Prequal, which has its probes."""
 
     def failed(self, replica: int, request: Request, now: float) -> None:
         self._faults[replica] += 1

@@ -15,6 +15,8 @@ from routinglab.requests import Request, requests
 # A client waits so long for its first token; who had none counts with this time.
 PATIENCE_S = 30.0
 MAX_ATTEMPTS = 3
+# A gateway asks each head for its health so often.
+CHECK_S = 1.0
 # What a person takes for prompt and fluent.
 GOOD_FIRST_S, GOOD_TOKEN_S = 1.5, 0.12
 
@@ -70,6 +72,8 @@ class World:
             server = self._servers[trouble.replica]
             self.call(trouble.begins, lambda t=trouble, s=server: t.begin(s, self.now))
             self.call(trouble.ends, lambda t=trouble, s=server: t.end(s, self.now))
+        for n in range(int(case.seconds / CHECK_S)):
+            self.call(n * CHECK_S, self._check)
         while self._events:
             self.now, _, what = heapq.heappop(self._events)
             what()
@@ -92,6 +96,18 @@ class World:
             self.call(self.now + half, lambda: answered(load, seconds))
 
         self.call(self.now + half, there)
+
+    def _check(self) -> None:
+        """Have each gateway told how many requests are at each replica."""
+        for replica, server in enumerate(self._servers):
+            for gateway in self._choosers:
+                self.tell(gateway, replica, server)
+
+    def tell(self, gateway: Chooser, replica: int, server: Server) -> None:
+        """Have a gateway told how many requests are at a replica now, when that is there."""
+        there = server.in_flight
+        at = self.now + server.law.rtt_s / 2
+        self.call(at, lambda: gateway.told(replica, there, self.now))
 
     def _ask(self, gateway: Chooser, request: Request, tried: frozenset[int]) -> None:
         replica = None
@@ -176,10 +192,13 @@ class _Asked:
             world.call(world.now + self._half, self._refused)
             return
         self._work = self._server.ask(
-            self.request, world.now,
-            lambda: world.call(world.now + self._half, self._first),
+            self.request, world.now, self._begin,
             lambda: world.call(world.now + self._half, self._done),
         )  # fmt: skip
+
+    def _begin(self) -> None:
+        self._world.tell(self.gateway, self._replica, self._server)
+        self._world.call(self._world.now + self._half, self._first)
 
     def _refused(self) -> None:
         now = self._world.now
