@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from gateway.errors import EnvironmentFault
 
@@ -22,10 +24,17 @@ FLUSH_S = 0.1
 
 
 class AccessLog:
-    """Appends lines to the file `path`, or to stdout for `-`; raises EnvironmentFault."""
+    """Appends lines to the file `path`, or to stdout for `-`; raises EnvironmentFault.
 
-    def __init__(self, path: str) -> None:
+    `alone` is held while it writes, where other processes write there as well: a pipe takes more
+    than 4 KiB in pieces.
+    """
+
+    def __init__(
+        self, path: str, alone: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         self._path = path
+        self._alone = alone
         self._file = _opened(path)
         self._lock = threading.Lock()
         self._lines: list[bytes] = []
@@ -74,8 +83,9 @@ class AccessLog:
         data = memoryview((b"\n" if self._torn else b"") + b"\n".join(lines) + b"\n")
         written = 0
         try:
-            while written < len(data):
-                written += os.write(self._file, data[written:])
+            with self._alone():
+                while written < len(data):
+                    written += os.write(self._file, data[written:])
             self._torn = False
         except OSError as error:
             lost = bytes(data[written:]).count(b"\n") - (self._torn and not written)
@@ -97,6 +107,12 @@ class AccessLog:
             return
         os.close(self._file)
         self._file = new
+
+
+def check(path: str) -> None:
+    """Raise EnvironmentFault where the file cannot be opened; empty: there is none."""
+    if path:
+        os.close(_opened(path))
 
 
 def _opened(path: str) -> int:

@@ -7,7 +7,6 @@ that a client that leaves cancels its request at once.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,11 +15,12 @@ from random import Random
 from typing import Any
 
 import aiohttp
-import msgspec
 from aiohttp import web
 
+from gateway.answers import answer as _response
+from gateway.answers import json_answer as _json
 from gateway.bounds import Bounds, note_answer
-from gateway.config import Config, reloaded
+from gateway.config import Config, reloaded, share
 from gateway.dialects.port import Dialect
 from gateway.dialects.served import DIALECTS, by_name
 from gateway.errors import ApiError
@@ -30,11 +30,13 @@ from gateway.keys.guard import Guard
 from gateway.keys.store import Store
 from gateway.listings import Listings
 from gateway.observe import Observer, refused
-from gateway.proxy import RETRY_AFTER_AGENT_S, Proxy
+from gateway.proxy import Proxy
 from gateway.routing import Replica, Router, UnknownModel
 from gateway.sockets import connector
+from gateway.standing import Standing
 from gateway.upstream import Upstream
 from gateway.watch import Source, Watch
+from gateway.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -49,15 +51,18 @@ def make_app(
     store: Store | None = None,
     *,
     require_keys: bool = False,
+    worker: Worker | None = None,
 ) -> web.Application:
     """Return the application; `make_source` is called in the running loop, None: no agent.
 
     `store`: where keys and usage are, None: nowhere, and none are required. `require_keys` is the
-    configuration's, decided (`keys.start`). `app[GATEWAY].reload` takes another configuration.
+    configuration's, decided (`keys.start`); `worker`: which of several processes this is.
+    `app[GATEWAY].reload` takes another configuration.
     """
-    accounts = Accounts(store) if store is not None else None
+    before = worker.before() if worker is not None else None
+    accounts = Accounts(store, before.gateway if before else "") if store is not None else None
     guard = Guard(accounts, required=require_keys) if accounts is not None else None
-    gateway = Gateway(config, make_source, accounts, guard)
+    gateway = Gateway(config, make_source, accounts, guard, worker)
     keyed = (guard.identify, gateway.bounds.serve, guard.count) if guard is not None else None
     app = web.Application(
         client_max_size=config.max_body_bytes,
@@ -80,9 +85,7 @@ def make_app(
     app.router.add_route("*", "/v1/responses/{id:resp_.+}", gateway.not_kept)
     app.router.add_get("/v1/models", gateway.models)
     app.router.add_get("/v1/models/{id:.+}", gateway.model)
-    app.router.add_get("/health", gateway.health)
-    app.router.add_get("/metrics", gateway.metrics)
-    app.router.add_get("/gateway/status", gateway.status)
+    gateway.standing.add_to(app.router)
     return app
 
 
@@ -98,17 +101,20 @@ class Gateway:
         make_source: Callable[[], Source] | None,
         accounts: Accounts | None,
         guard: Guard | None,
+        worker: Worker | None,
     ) -> None:
         self._config = config
+        self._number = worker.number if worker is not None else 1
         self._make_source = make_source
         self._accounts = accounts
         self._guard = guard
-        self.bounds = Bounds(config)
+        self.bounds = Bounds(share(config, self._number))
         self._router = Router(config.strategy, Random())  # noqa: S311  # a choice, not a secret
-        self.observer = Observer(config, self._router)
+        self.observer = Observer(config, self._router, worker)
+        self.standing = Standing(self._router, self.observer, accounts, guard, worker)
         # The router's clock does not go back; clients want unix seconds.
         self._unix_offset = time.time() - time.monotonic()
-        self.listings = Listings(self._router, self._unix_offset)
+        self.listings = Listings(self._router, self._unix_offset, self.standing.replicas)
         self._names: frozenset[str] = frozenset()
         self.dialects = DIALECTS | by_name(lambda: self._names)
 
@@ -123,7 +129,7 @@ class Gateway:
         )
         self._watch = Watch(self._router, session, source, self._config.replicas)
         upstream = Upstream(self._router, session)
-        config = self._config
+        config = share(self._config, self._number)
         self._proxy = Proxy(
             self._router, self._watch, upstream, Gate(config.queue, config.queue_wait_s),
             wait_s=config.wait_s, per_replica=config.per_replica,
@@ -132,7 +138,10 @@ class Gateway:
         task = asyncio.create_task(self._watch.run())
         counting = asyncio.create_task(self._accounts.run()) if self._accounts else None
         try:
-            async with self.observer.live(session):
+            async with (
+                self.observer.live(session),
+                self.standing.live(self._watch, lambda: self._proxy.waiting),
+            ):
                 yield
         finally:
             task.cancel()
@@ -144,13 +153,22 @@ class Gateway:
             if self._accounts is not None and counting is not None:
                 await self._accounts.aclose(counting)
 
+    async def begun(self, timeout_s: float) -> None:
+        """Wait until replicas were checked and keys read once, so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._watch.first_round_done.wait()
+                if self._accounts is not None:
+                    await self._accounts.first_round_done.wait()
+
     def reload(self, config: Config, *, require_keys: bool) -> tuple[list[str], list[str]]:
         """Take what a running gateway can of `config`; see `config.reloaded` for what is returned.
 
         Requests that run end as they began.
         """
         self._config, taken, fixed = reloaded(self._config, config)
-        self.bounds.config = self._config
+        self.bounds.config = share(self._config, self._number)
+        self._router.strategy = self._config.strategy
         self._proxy.wait_s = self._config.wait_s
         self._proxy.hedge(self._config.hedge_percent)
         self.observer.reopen()
@@ -193,37 +211,6 @@ class Gateway:
             if entry["id"] == name:
                 return _json(self._model(entry))
         raise self._proxy.refusal(name, UnknownModel(tuple(entry["id"] for entry in entries)))
-
-    async def health(self, _: web.Request) -> web.Response:
-        """Tell whether any model can be used."""
-        entries = self._router.models(time.monotonic())
-        usable = [entry["id"] for entry in entries if entry["usable"]]
-        if usable:
-            return _json({"status": "ok", "models": usable})
-        reason = self._watch.agent_missing or "No replica is ready."
-        error = ApiError(reason, status=503, retry_after_s=RETRY_AFTER_AGENT_S)
-        return _json({"status": "unavailable", "reason": reason, **error.body()}, error)
-
-    async def metrics(self, _: web.Request) -> web.Response:
-        """Tell Prometheus what was counted."""
-        return self.observer.exposition(self._proxy.waiting)
-
-    async def status(self, request: web.Request) -> web.Response:
-        """Tell `gateway status` everything; other machines do not see where the replicas are."""
-        if not _from_this_machine(request):
-            raise ApiError("/gateway/status is for this machine only", status=403)
-        return _json(
-            {
-                "strategy": self._config.strategy,
-                "agent": "not asked"
-                if not self._make_source
-                else self._watch.agent_missing or "ok",
-                "keys": {"required": self._guard.required, **self._accounts.view()}
-                if self._guard and self._accounts
-                else None,
-                "replicas": self._router.view(time.monotonic()),
-            }
-        )
 
     def _model(self, entry: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -277,27 +264,3 @@ def _refused(error: ApiError, dialect: Dialect | None) -> web.Response:
 
 GATEWAY = web.AppKey("gateway", Gateway)
 _DIALECTS: web.AppKey[dict[str, Dialect]] = web.AppKey("dialects", dict)
-
-
-def _json(body: dict[str, Any], error: ApiError | None = None) -> web.Response:
-    return _response(msgspec.json.encode(body), error)
-
-
-def _response(body: bytes, error: ApiError | None) -> web.Response:
-    response = web.Response(
-        body=body,
-        status=error.status if error else 200,
-        content_type="application/json",
-    )
-    if error is not None and error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(error.retry_after_s)
-    if error is not None and error.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
-
-
-def _from_this_machine(request: web.Request) -> bool:
-    try:
-        return not request.remote or ipaddress.ip_address(request.remote).is_loopback
-    except ValueError:
-        return False

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,11 +19,14 @@ import msgspec
 from rich.console import Console
 
 from gateway import config as configuration
-from gateway import config_file, logs, serve, status
+from gateway import config_file, logs, serve, status, workers
 from gateway import listen as listening
 from gateway.agent_source import AgentSource, default_socket
 from gateway.errors import GatewayError
 from gateway.keys import commands, start
+from gateway.worker import Worker
+
+Sockets = Sequence[socket.socket]
 
 
 class _Commands(click.Group):
@@ -83,6 +89,10 @@ def main() -> None:
     metavar="N",
     help="How many requests run at one replica at most; more wait, by fair shares.  [default: 256]",
 )
+@click.option(
+    "--workers", envvar="COVEY_GATEWAY_WORKERS", type=click.IntRange(min=1), metavar="N",
+    help="How many processes serve, on the same address.  [default: 1]",
+)  # fmt: skip
 @click.option(
     "--queue",
     envvar="COVEY_GATEWAY_QUEUE",
@@ -165,16 +175,24 @@ def serve_command(
         return config_file.read(file, flags)
 
     config = read()
-    sockets = listening.open_sockets(config.listen, fd, os.environ)
+    sockets = listening.open_sockets(config.listen, fd, os.environ, shared=config.workers > 1)
     logs.set_up(json=config.json_logs)
     agent = Path(config.socket) if config.socket else default_socket(os.environ)
     store = commands.open_store(config)
     start.check(config, sockets, store, time.time())
     store.close()
-    try:
-        asyncio.run(serve.run(config, sockets, lambda: AgentSource(agent), store, read))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        raise GatewayError("stopped before running requests had ended") from None
+
+    def run(config: configuration.Config, sockets: Sockets, worker: Worker | None = None) -> None:
+        make_source = partial(AgentSource, agent)
+        try:
+            asyncio.run(serve.run(config, sockets, make_source, store, read, worker))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            raise GatewayError("stopped before running requests had ended") from None
+
+    if config.workers == 1:
+        run(config, sockets)
+    else:
+        workers.supervise(config, sockets, read, run)
 
 
 @main.command("status")

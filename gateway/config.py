@@ -41,6 +41,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, msgspec.Meta(ge=1), "Requests that run at one replica at most; more of them wait "
         "here, and clients get fair shares."
     ] = 256  # fmt: skip
+    workers: Annotated[
+        int, msgspec.Meta(ge=1), "Processes that serve, on the same address; each has its share of "
+        "per_replica, queue and max_requests."
+    ] = 1  # fmt: skip
     queue: Annotated[
         int, msgspec.Meta(ge=0), "Requests of one model that wait here at most; others get 429."
     ] = 256
@@ -94,8 +98,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 # What a running gateway takes from its configuration file when it is told to read it again.
 LIVE = frozenset(
-    {"replicas", "wait_s", "hedge_percent", "require_keys", "tls_cert", "tls_key", "body_timeout_s",
-     "request_timeout_s", "max_requests"}
+    {"replicas", "strategy", "wait_s", "hedge_percent", "require_keys", "tls_cert", "tls_key",
+     "body_timeout_s", "request_timeout_s", "max_requests"}
 )  # fmt: skip
 
 
@@ -111,6 +115,21 @@ def reloaded(old: Config, new: Config) -> tuple[Config, list[str], list[str]]:
     taken = [name for name in changed if name in live]
     config = msgspec.structs.replace(old, **{name: getattr(new, name) for name in taken})
     return config, taken, [name for name in changed if name not in live]
+
+
+def share(config: Config, worker: int) -> Config:
+    """Return the configuration of worker `worker` (from 1), with its share of what is bounded."""
+    workers = config.workers
+
+    def part(limit: int) -> int:
+        return limit // workers + (worker <= limit % workers)
+
+    return msgspec.structs.replace(
+        config,
+        per_replica=part(config.per_replica),
+        queue=part(config.queue),
+        max_requests=part(config.max_requests),
+    )
 
 
 def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
@@ -140,6 +159,7 @@ def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
     if bool(config.tls_cert) != bool(config.tls_key):
         raise UsageFault("tls_cert and tls_key belong together", hint="Set both, or neither.")
     check_otlp(config.otlp_endpoint)
+    _check_shares(config)
     return msgspec.structs.replace(config, replicas=replicas)
 
 
@@ -193,6 +213,17 @@ def check_replica(name: str, url: str) -> str:
             hint="For example http://127.0.0.1:11434.",
         )
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _check_shares(config: Config) -> None:
+    """Raise UsageFault where a worker would have no place for any request."""
+    for name in ("per_replica", "max_requests"):
+        limit = getattr(config, name)
+        if 0 < limit < config.workers:
+            raise UsageFault(
+                f"{config.workers} workers cannot share {name} = {limit}",
+                hint="Each needs one at least: take fewer workers, or a higher limit.",
+            )
 
 
 def check_otlp(url: str) -> None:

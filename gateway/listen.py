@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import MutableMapping
+from typing import Any
 
 from gateway.config import parse_listen
 from gateway.errors import EnvironmentFault, UsageFault
@@ -20,12 +21,13 @@ BACKLOG = 1024
 
 
 def open_sockets(
-    listen: str, fd: int | None, environment: MutableMapping[str, str]
+    listen: str, fd: int | None, environment: MutableMapping[str, str], *, shared: bool = False
 ) -> list[socket.socket]:
     """Return listening sockets: of `fd`, else of systemd (LISTEN_FDS), else bound to `listen`.
 
-    systemd's variables are taken out of `environment`, as sd_listen_fds does. Raises UsageFault
-    and EnvironmentFault.
+    `shared`: the last are only bound, for as many that listen as `sibling` makes. systemd's
+    variables are taken out of `environment`, as sd_listen_fds does. Raises UsageFault and
+    EnvironmentFault.
     """
     given = environment.pop("LISTEN_FDS", ""), environment.pop("LISTEN_PID", "")
     environment.pop("LISTEN_FDNAMES", None)
@@ -35,7 +37,21 @@ def open_sockets(
         fds = range(SYSTEMD_FIRST_FD, SYSTEMD_FIRST_FD + int(given[0]))
         if fds:
             return [_inherited(number) for number in fds]
-    return _bound(*parse_listen(listen))
+    return _bound(*parse_listen(listen), shared=shared)
+
+
+def sibling(sock: socket.socket) -> socket.socket:
+    """Return a socket for one of several processes, to listen where a `shared` one is bound.
+
+    A given one listens already: all take their connections from it. Raises EnvironmentFault.
+    """
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return sock
+    where = sock.getsockname()
+    try:
+        return _socket(sock.family, where, shared=True)
+    except OSError as error:
+        raise _cannot_bind(where[0], where[1], error) from None
 
 
 def address(sock: socket.socket, scheme: str = "http") -> str:
@@ -74,7 +90,7 @@ def _inherited(fd: int) -> socket.socket:
     return sock
 
 
-def _bound(host: str, port: int) -> list[socket.socket]:
+def _bound(host: str, port: int, *, shared: bool) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -84,19 +100,38 @@ def _bound(host: str, port: int) -> list[socket.socket]:
         ) from None
     sockets: list[socket.socket] = []
     try:
-        for family, kind, _, _, where in found:
-            sock = socket.socket(family, kind)
+        for family, _, _, _, where in found:
+            sock = _socket(family, where)
             sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(where)
-            sock.listen(BACKLOG)
+            if shared:
+                # Only now, so that a gateway that shares this port among workers of its own is in
+                # the way like any other program.
+                where = sock.getsockname()
+                sock.close()
+                sockets[-1] = _socket(family, where, shared=True)
+            else:
+                sock.listen(BACKLOG)
     except OSError as error:
         for sock in sockets:
             sock.close()
         raise _cannot_bind(host, port, error) from None
     return sockets
+
+
+def _socket(family: int, where: tuple[Any, ...], *, shared: bool = False) -> socket.socket:
+    """Return a socket that is bound; `shared`: others of this user's may be, in the same way."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(where)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _cannot_bind(host: str, port: int, error: OSError) -> EnvironmentFault:

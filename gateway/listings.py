@@ -6,6 +6,8 @@ A shell around `dialects/ollama_models.py` and `dialects/foundation.py`, used by
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 
@@ -16,11 +18,17 @@ from gateway.routing import Router
 
 
 class Listings:
-    """The handlers; `unix_offset` added to the router's clock is unix seconds."""
+    """The handlers; `unix_offset` added to the router's clock is unix seconds.
 
-    def __init__(self, router: Router, unix_offset: float) -> None:
+    `replicas` returns what all workers know of them (`Standing.replicas`).
+    """
+
+    def __init__(
+        self, router: Router, unix_offset: float, replicas: Callable[[], list[dict[str, Any]]]
+    ) -> None:
         self._router = router
         self._unix_offset = unix_offset
+        self._replicas = replicas
 
     def add_to(self, routes: web.UrlDispatcher) -> None:
         """Serve them all."""
@@ -59,11 +67,11 @@ class Listings:
 
     async def peers(self, _: web.Request) -> web.Response:
         """List the replicas as Foundation42's gateway did."""
-        return _answer(foundation.peers(self._router.view(time.monotonic())))
+        return _answer(foundation.peers(self._replicas()))
 
     async def peers_metrics(self, _: web.Request) -> web.Response:
         """Tell how the replicas do as Foundation42's gateway did."""
-        return _answer(foundation.peers_metrics(self._router.view(time.monotonic())))
+        return _answer(foundation.peers_metrics(self._replicas()))
 
 
 def _answer(body: bytes) -> web.Response:

@@ -8,7 +8,14 @@ import msgspec
 
 
 class JsonFormatter(logging.Formatter):
-    """One object: time (unix seconds), level, logger, event, and the trace of an exception."""
+    """One object: time (unix seconds), level, logger, event, and the trace of an exception.
+
+    `worker` is which of several processes this is, None: there is one.
+    """
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = worker
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
@@ -18,18 +25,23 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
+        if self._worker is not None:
+            line["worker"] = self._worker
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()
 
 
-def set_up(*, json: bool) -> None:
-    """Send the log to stderr."""
+def set_up(*, json: bool, worker: int | None = None) -> None:
+    """Send the log to stderr; of several processes each says which `worker` it is."""
     # Each request is a line, and none of these is in it: https://docs.python.org/3/howto/logging.html
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     handler = logging.StreamHandler()
+    who = "" if worker is None else f"worker {worker}: "
     handler.setFormatter(
-        JsonFormatter() if json else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+        JsonFormatter(worker)
+        if json
+        else logging.Formatter(f"%(asctime)s %(levelname)s {who}%(message)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

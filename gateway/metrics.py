@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+import msgspec
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -43,13 +44,27 @@ TOKEN_S = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1.0, 2.5)  # fmt:
 TOKENS = tuple(float(4**n) for n in range(14))
 
 _LABELS = ("gen_ai_operation_name", "gen_ai_request_model", "gen_ai_provider_name")
+_MODEL_AT = _LABELS.index("gen_ai_request_model")
+
+# Of a histogram and a set of labels: the labels' values, the counts by bucket, the sum of values.
+Series = tuple[tuple[str, ...], list[int], float]
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What was counted, as it is told to another process; histograms by their names."""
+
+    histograms: dict[str, list[Series]]
+    refused: dict[str, int]
+    retries: int
+    hedges: dict[str, int]
 
 
 class Histogram:
     """Counts by bucket for each set of labels; `bounds` are the buckets' upper ones."""
 
     def __init__(self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]):
-        self._name, self._text, self._labels = name, text, tuple(labels)
+        self.name = name
+        self._text, self._labels = text, tuple(labels)
         self._bounds = tuple(bounds)
         self._names = [*(f"{bound:.12g}" for bound in bounds), "+Inf"]
         self._counts: dict[tuple[str, ...], list[int]] = {}
@@ -64,9 +79,20 @@ class Histogram:
         counts[bisect_left(self._bounds, value)] += 1
         self._sums[labels] += value
 
+    def series(self) -> list[Series]:
+        """Return all that was counted; the lists are those that are counted in."""
+        return [(labels, counts, self._sums[labels]) for labels, counts in self._counts.items()]
+
+    def add(self, series: Iterable[Series]) -> None:
+        """Count what another histogram of these bounds has counted."""
+        for labels, counts, total in series:
+            have = self._counts.get(labels, [0] * len(self._names))
+            self._counts[labels] = [a + b for a, b in zip(have, counts, strict=True)]
+            self._sums[labels] = self._sums.get(labels, 0.0) + total
+
     def family(self) -> Metric:
         """Return it as the exposition has it."""
-        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        family = HistogramMetricFamily(self.name, self._text, labels=self._labels)
         for labels, counts in self._counts.items():
             buckets = list(zip(self._names, map(float, accumulate(counts)), strict=True))
             family.add_metric(labels, buckets, self._sums[labels])
@@ -108,6 +134,23 @@ class Metrics:
             "gen_ai_client_token_usage",
             "Tokens of requests and answers.", (*_LABELS, "gen_ai_token_type"), TOKENS,
         )  # fmt: skip
+        self._histograms = (self._duration, self._first, self._token, self._usage)
+
+    def counted(self) -> Counted:
+        """Return what was counted so far; to be encoded before more is."""
+        histograms = {histogram.name: histogram.series() for histogram in self._histograms}
+        return Counted(histograms, dict(self._refused), self._retries, dict(self._hedges))
+
+    def add(self, counted: Counted) -> None:
+        """Count what another process has counted; its models are known here, too."""
+        for histogram in self._histograms:
+            series = counted.histograms[histogram.name]
+            histogram.add(series)
+            self._models.update(labels[_MODEL_AT] for labels, _, _ in series)
+        self._models -= {"", OTHER}
+        self._refused.update(counted.refused)
+        self._retries += counted.retries
+        self._hedges.update(counted.hedges)
 
     def ended(self, record: Record, *, known: bool) -> None:
         """Count a request that has ended; `known`: a replica has, or had, the model it names."""
@@ -143,7 +186,7 @@ class Metrics:
         return name
 
     def _requests(self) -> Iterator[Metric]:
-        for histogram in (self._duration, self._first, self._token, self._usage):
+        for histogram in self._histograms:
             yield histogram.family()
 
     def _gateway(self, now: Now) -> Iterator[Metric]:

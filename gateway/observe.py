@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from importlib.metadata import version
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
+from gateway import together
 from gateway.access_log import AccessLog
 from gateway.attached import KEY, METER, RECORD
 from gateway.config import Config
@@ -26,7 +27,9 @@ from gateway.metrics import CONTENT_TYPE, Metrics, Now
 from gateway.otlp import Exporter
 from gateway.record import LEFT_STATUS, MOST_LETTERS, OPERATIONS, Record
 from gateway.routing import Router
+from gateway.together import Sheet
 from gateway.tracing import context
+from gateway.worker import Worker
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -39,18 +42,25 @@ CLOSE_S = 5.0
 class Observer:
     """Notes requests; `live` holds what writes and sends as long as the application runs."""
 
-    def __init__(self, config: Config, router: Router) -> None:
+    def __init__(self, config: Config, router: Router, worker: Worker | None = None) -> None:
         self._config = config
         self._router = router
-        self._metrics = Metrics()
+        self._worker = worker
+        self.metrics = Metrics()
         self._log: AccessLog | None = None
         self._exporter: Exporter | None = None
+        self._dropped_before: dict[str, int] = {}
+        before = worker.before() if worker is not None else None
+        if before is not None:  # counters of Prometheus do not go back
+            self.metrics.add(before.counted)
+            self._dropped_before = before.dropped
 
     @asynccontextmanager
     async def live(self, session: aiohttp.ClientSession) -> AsyncIterator[None]:
         """Open the access log, and send spans over `session`; raises EnvironmentFault."""
         config = self._config
-        log = self._log = AccessLog(config.access_log) if config.access_log else None
+        alone = self._worker.alone if self._worker is not None else nullcontext
+        log = self._log = AccessLog(config.access_log, alone) if config.access_log else None
         sending = None
         if config.otlp_endpoint:
             self._exporter = Exporter(config.otlp_endpoint, version("covey"), session)
@@ -83,7 +93,7 @@ class Observer:
             time.monotonic(), time.time_ns(),
         )  # fmt: skip
         response = None
-        self._metrics.in_flight += bool(record.operation)
+        self.metrics.in_flight += bool(record.operation)
         try:
             response = await handler(request)
             return response
@@ -91,7 +101,7 @@ class Observer:
             record.error = record.error or "cancelled"
             raise
         finally:
-            self._metrics.in_flight -= bool(record.operation)
+            self.metrics.in_flight -= bool(record.operation)
             record.ended = time.monotonic()
             # The answer had better be on its way before it is counted.
             asyncio.get_running_loop().call_soon(self._ended, request, record, response)
@@ -102,17 +112,28 @@ class Observer:
         if record is not None:  # there is none where the head of a request made no sense
             record.status = response.status
 
-    def exposition(self, waiting: dict[str, int]) -> web.Response:
-        """Return the answer of GET /metrics; `waiting` has how many requests wait, by reason."""
-        now = time.monotonic()
-        dropped = {
+    def dropped(self) -> dict[str, int]:
+        """Return what was not written, as in `metrics.Now`."""
+        here = {
             "access_log_lines": self._log.dropped if self._log else 0,
             "spans": self._exporter.dropped if self._exporter else 0,
         }
-        state = Now(waiting, self._router.view(now), self._router.models(now), dropped)
-        return web.Response(
-            body=self._metrics.exposition(state), headers={"Content-Type": CONTENT_TYPE}
+        return together.total([here, self._dropped_before])
+
+    def exposition(self, sheets: Sequence[Sheet]) -> web.Response:
+        """Return the answer of GET /metrics, of all processes' sheets together."""
+        metrics = Metrics()
+        for sheet in sheets:
+            metrics.add(sheet.counted)
+            metrics.in_flight += sheet.in_flight
+        replicas = together.replicas(sheets)
+        state = Now(
+            waiting=together.total(sheet.waiting for sheet in sheets),
+            replicas=replicas,
+            models=together.models(replicas),
+            dropped=together.total(sheet.dropped for sheet in sheets),
         )
+        return web.Response(body=metrics.exposition(state), headers={"Content-Type": CONTENT_TYPE})
 
     def _ended(
         self, request: web.Request, record: Record, response: web.StreamResponse | None
@@ -130,7 +151,7 @@ class Observer:
         counted = meter.tokens() if meter is not None and record.operation else None
         if counted is not None:
             record.prompt, record.completion = counted.prompt, counted.completion
-        self._metrics.ended(record, known=self._router.knows(record.model))
+        self.metrics.ended(record, known=self._router.knows(record.model))
         if self._log is not None:
             self._log.write(self._line(request, record))
         if self._exporter is not None and record.operation and record.trace.exported:

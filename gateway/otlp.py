@@ -10,6 +10,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 import msgspec
@@ -43,11 +44,15 @@ class _AwayError(Exception):
 
 
 class Exporter:
-    """Sends spans to `endpoint`, a URL without or with /v1/traces; `version` is the gateway's."""
+    """Sends spans to `endpoint`, a URL without or with /v1/traces; `version` is the gateway's.
+
+    Each is an instance of the service of its own, as OpenTelemetry wants of each process.
+    """
 
     def __init__(self, endpoint: str, version: str, session: aiohttp.ClientSession) -> None:
         self._url = endpoint.rstrip("/").removesuffix(PATH) + PATH
         self._version = version
+        self._instance = str(uuid4())
         self._session = session
         self._spans: list[Record] = []
         self._full = asyncio.Event()
@@ -103,7 +108,7 @@ class Exporter:
 
     async def _post(self, batch: list[Record]) -> None:
         """Send a batch; raises _AwayError where it may be sent again."""
-        body = msgspec.json.encode(request(batch, self._version))
+        body = msgspec.json.encode(request(batch, self._version, self._instance))
         try:
             async with self._session.post(
                 self._url, data=body, headers={"Content-Type": "application/json"},
@@ -140,9 +145,13 @@ def _rejected(said: bytes) -> int:
         return 0
 
 
-def request(records: list[Record], version: str) -> dict[str, Any]:
+def request(records: list[Record], version: str, instance: str) -> dict[str, Any]:
     """Return OTLP's ExportTraceServiceRequest."""
-    resource = {"service.name": "covey-gateway", "service.version": version}
+    resource = {
+        "service.name": "covey-gateway",
+        "service.version": version,
+        "service.instance.id": instance,
+    }
     spans = [span(record) for record in records]
     scope = {"name": "covey.gateway", "version": version}
     traced = [{"scope": scope, "spans": spans}]

@@ -1,6 +1,7 @@
 """Run the gateway until it is told to stop, then let what runs finish. Used by `cli.py`.
 
-SIGTERM and SIGINT end it, SIGHUP makes it read its configuration and its certificate again.
+SIGTERM and SIGINT end it, SIGHUP makes it read its configuration and its certificate again. A
+worker's supervisor (`workers.py`) does the same to it by orders.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ from gateway.keys.store import Store
 from gateway.listen import address
 from gateway.tls import Certificate
 from gateway.watch import Source
+from gateway.worker import Reload, Stop, Worker
 
 _log = logging.getLogger(__name__)
+
+# A worker gets its first connection when it knows its replicas, or after this at the latest.
+BEGIN_S = 5.0
 
 
 async def run(
@@ -32,14 +37,17 @@ async def run(
     make_source: Callable[[], Source] | None,
     store: Store | None = None,
     read_again: Callable[[], Config] | None = None,
+    worker: Worker | None = None,
 ) -> None:
     """Serve on `sockets`; SIGTERM or SIGINT ends it, a second one at once (CancelledError).
 
-    `read_again` returns the configuration as it is now, for SIGHUP. Raises EnvironmentFault when
-    the certificate cannot be used.
+    `read_again` returns the configuration as it is now, for SIGHUP; `worker` is which of several
+    processes this is. Raises EnvironmentFault when the certificate cannot be used.
     """
     certificate = Certificate(config.tls_cert, config.tls_key) if config.tls_cert else None
-    app = make_app(config, make_source, store, require_keys=keys_required(config, sockets))
+    app = make_app(
+        config, make_source, store, require_keys=keys_required(config, sockets), worker=worker
+    )
     runner = web.AppRunner(
         app,
         handler_cancellation=True,
@@ -48,7 +56,7 @@ async def run(
         max_line_size=config.max_header_bytes,
         max_field_size=config.max_header_bytes,
     )
-    stop = _stop_signal()
+    stop = _Stop()
 
     def reload() -> None:
         _log.info("told to read the configuration again")
@@ -57,6 +65,9 @@ async def run(
         except GatewayError as error:
             _log.error("the old configuration stays in force: %s", error.line())
             return
+        take(new)
+
+    def take(new: Config) -> None:
         taken, fixed = app[GATEWAY].reload(new, require_keys=keys_required(new, sockets))
         _log.info("configuration read; in force now: %s", ", ".join(taken) or "nothing new")
         if fixed:
@@ -64,16 +75,31 @@ async def run(
         if certificate is not None and new.tls_cert:
             certificate.use(new.tls_cert, new.tls_key)
 
+    def obey(worker: Worker) -> None:
+        for order in worker.orders():
+            match order:
+                case Reload(new):
+                    take(new)
+                case Stop(at_once):
+                    stop.stop(at_once=at_once)
+
     await runner.setup()
     watching = asyncio.create_task(certificate.watch()) if certificate else None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    if worker is not None:
+        loop.add_reader(worker.channel, obey, worker)
     try:
+        if worker is not None:  # others serve meanwhile, and know the replicas
+            await app[GATEWAY].begun(BEGIN_S)
         for sock in sockets:
             await web.SockSite(
                 runner, sock, ssl_context=certificate.context if certificate else None
             ).start()
             _log.info("listening address=%s", address(sock, "https" if certificate else "http"))
-        await stop.wait()
+        if worker is not None:
+            worker.ready()
+        await stop.told.wait()
         _log.info("stopping: running requests get %.0f s", config.drain_s)
     finally:
         if watching is not None:
@@ -84,16 +110,25 @@ async def run(
     _log.info("stopped")
 
 
-def _stop_signal() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
+class _Stop:
+    """Whether to end: by a signal or an order, and at once by a second signal or such an order.
 
-    def told() -> None:
-        if stop.is_set() and task is not None:
-            task.cancel()
-        stop.set()
+    One signal and one order are one wish: a service manager signals all processes.
+    """
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told)
-    return stop
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self._task = asyncio.current_task()
+        self._signalled = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._signal)
+
+    def stop(self, *, at_once: bool) -> None:
+        """Have the gateway end."""
+        if at_once and self._task is not None:
+            self._task.cancel()
+        self.told.set()
+
+    def _signal(self) -> None:
+        again, self._signalled = self._signalled, True
+        self.stop(at_once=again)

@@ -57,6 +57,9 @@ def _none(listen: str) -> NotRunning:
 def heading(status: dict[str, Any]) -> str:
     """Return the lines above the table."""
     lines = [f"strategy: {status['strategy']}   agent: {status['agent']}"]
+    workers = status.get("workers")
+    if workers:
+        lines[0] += f"   workers: {len(workers['pids'])} of {workers['wanted']}"
     keys = status.get("keys")
     if keys:
         needed = "required" if keys["required"] else "not required"

@@ -86,6 +86,11 @@ class Watch:
         """Why the agent does not say what the mesh has; None if it does or is not asked."""
         return self._agent_state or None
 
+    @property
+    def asks_agent(self) -> bool:
+        """Whether the mesh's replicas are used as well."""
+        return self._source is not None
+
     async def news(self, timeout_s: float) -> None:
         """Wait until replicas may have come or be ready, so long at most."""
         with suppress(TimeoutError):

@@ -7,7 +7,7 @@ set -eu
 # program:package pairs; a package is only asked for when its program is not there.
 NEEDED="cc:gcc c++:g++ make:make ip:iproute2 nft:nftables unshare:util-linux mount:mount curl:curl
 sysctl:procps wireguard-go:wireguard-go wg:wireguard-tools tcpdump:tcpdump
-miniupnpd:miniupnpd-nftables conntrack:conntrack"
+miniupnpd:miniupnpd-nftables conntrack:conntrack sgdisk:gdisk mkfs.vfat:dosfstools mcopy:mtools"
 
 PATH="$PATH:/usr/sbin:/sbin"
 missing=""

@@ -77,6 +77,7 @@ class Hardware:
             measured_at=known.at if known and speed else 0.0,
             busy=speed is not None and speed.busy, links=self.links(),
             batches=speed.batches if speed else (), attended_s=speed.attended_s if speed else 0.0,
+            cpu_share=cpus.share(cpus.quota()),
         )  # fmt: skip
 
     @property
@@ -141,6 +142,7 @@ class Hardware:
             "used": [device.name for device in survey.usable],
             "fault": survey.fault,
             "instructions": list(proof.found.features) if proof else [],
+            "cpu_share": cpus.share(cpus.quota()),
             "threads": self._engine.threads or (proof.threads if proof else 0),
             "tokens_per_s": {str(n): speed for n, speed in (proof.speeds if proof else {}).items()},
             "speed": msgspec.to_builtins(known) if (known := self.speeds()) else None,

@@ -97,7 +97,8 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     so that it may be faster. `links`: to the members that it is connected to, as far as known.
     `draining`: it shall hold nothing new. `batches`: what batches of `BATCHES` rows take
     (`agent.engine.pace`), in times of one row; empty: not measured. `attended_s`: multiplications
-    of attention a second, 0: not known. `rings`: those of the deployment that was asked about.
+    of attention a second, 0: not known. `cpu_share`: of one CPU, what a quota leaves a thread that
+    goes on; 1 where there is none. `rings`: those of the deployment that was asked about.
     """
 
     free_bytes: int
@@ -110,6 +111,7 @@ class Facts(_Message, frozen=True, omit_defaults=True):
     draining: bool = False
     batches: Annotated[tuple[_Rate, ...], msgspec.Meta(max_length=16)] = ()
     attended_s: _Rate = 0.0
+    cpu_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     rings: Annotated[tuple[RingHere, ...], msgspec.Meta(max_length=MOST_RINGS)] = ()
 
 

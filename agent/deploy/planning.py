@@ -25,7 +25,17 @@ from agent.deploy.wish import Wish
 from agent.engine.pace import BATCHES
 from agent.errors import CoveyError, ModelError, PeerError, UsageError
 from agent.identity.keys import NodeId
-from agent.placement.inputs import UNMEASURED, Aims, Link, Links, Model, Node, Objective
+from agent.placement.inputs import (
+    ROW_S,
+    STAGE_S,
+    UNMEASURED,
+    Aims,
+    Link,
+    Links,
+    Model,
+    Node,
+    Objective,
+)
 from agent.placement.plan import plan
 from agent.placement.results import Plan
 from agent.placement.rings import ways
@@ -64,6 +74,7 @@ def node_of(node: NodeId, name: str, facts: Facts, tags: Iterable[str] = ()) -> 
         decode_bytes_s=facts.decode_bytes_s or None, prefill_flop_s=facts.prefill_flop_s or None,
         batches=facts.batches if len(facts.batches) == len(BATCHES) else (),
         attended_s=facts.attended_s or None,
+        stage_s=STAGE_S / facts.cpu_share, row_s=ROW_S / facts.cpu_share,
     )  # fmt: skip
 
 

@@ -68,6 +68,11 @@ def quota(root: Path = _ROOT) -> float | None:
     return least
 
 
+def share(quota: float | None) -> float:
+    """Return what such a quota leaves of one CPU to a thread that goes on, at most all of it."""
+    return min(1.0, quota) if quota else 1.0
+
+
 def _quota_of(folder: Path) -> float | None:
     try:
         if (folder / "cpu.max").exists():

@@ -21,6 +21,8 @@ DECODE_BYTES_S = 8e9
 PREFILL_FLOP_S = 8e10
 # What a stage does beside arithmetic for a frame: Python, sockets, copies (docs/benchmarks.md).
 STAGE_S = 0.0005
+# What a head does for a token: it chooses it, decides on the next batch and tells the client.
+ROW_S = 0.0008
 # Linux waits two round trips and this long before it probes for a lost segment that flies alone.
 LOST_S = 0.2
 # What a loaded stage needs beside weights and KV cache (compute buffers, the process), as a share
@@ -33,12 +35,12 @@ class Node:
     """A node that could hold a stage: its id as text, its name, and the memory it has free.
 
     `decode_bytes_s`: weights read when one token is decoded; `prefill_flop_s`: arithmetic of many
-    rows; `stage_s`: its own time for each frame. `batches`: what batches of a few rows take, those
-    of `agent.engine.pace.BATCHES`, in times of one row; empty: as if all arithmetic were that of
-    many rows. `attended_s`: multiplications of attention a second, of rows that decode; None: as
-    fast as it reads what is cached. `head_allowed`: it could be the head. `held`: layers whose
-    weights it has already; the head of a new ring cuts them from its own file, so a node with that
-    file has them all.
+    rows; `stage_s`: its own time for each frame; `row_s`: as a head, for each token besides.
+    `batches`: what batches of a few rows take, those of `agent.engine.pace.BATCHES`, in times of
+    one row; empty: as if all arithmetic were that of many rows. `attended_s`: multiplications of
+    attention a second, of rows that decode; None: as fast as it reads what is cached.
+    `head_allowed`: it could be the head. `held`: layers whose weights it has already; the head of a
+    new ring cuts them from its own file, so a node with that file has them all.
     """
 
     node: str
@@ -48,6 +50,7 @@ class Node:
     decode_bytes_s: float | None = None
     prefill_flop_s: float | None = None
     stage_s: float = STAGE_S
+    row_s: float = ROW_S
     head_allowed: bool = True
     held: frozenset[int] = frozenset()
     batches: tuple[float, ...] = ()

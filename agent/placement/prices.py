@@ -16,8 +16,8 @@ where KV is what reading the cache takes, or attending to it where that is slowe
 that decodes computes for each token behind it longer than that takes to read;
 
 and where fetching counts, for each row, the seconds it takes to fetch what the node lacks, shared
-out over the horizon. The head computes twice a frame, and reads the output matrix. Used by
-`objectives.py`.
+out over the horizon. The head computes twice a frame, reads the output matrix, and takes `row_s`
+for each row that gets an output. Used by `objectives.py`.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class Prices:
         self.decode = np.array([node.decode_bytes_s or DECODE_BYTES_S for node in nodes])
         self.prefill = np.array([node.prefill_flop_s or PREFILL_FLOP_S for node in nodes])
         self.own = np.array([node.stage_s for node in nodes])
+        self.own_rows = np.array([node.row_s for node in nodes])
         # Bytes that fit beside the share for buffers.
         free = np.array([float(node.free_bytes) for node in nodes])
         self.room = (free - model.buffer_bytes) / OVERHEAD
@@ -144,6 +145,7 @@ class Prices:
         # The same estimate for the output matrix as for layers: two operations for each byte.
         reads, beyond = self._several(frame.outputs)
         ends = reads * output / self.decode + beyond * 2.0 * output / self.prefill
+        ends = ends + frame.outputs * self.own_rows
         last = time[:, rounds, None] - time
         heads = last + time[:, first, None] + (ends + 2 * self.own)[:, None]
         split, alone = self.head_room

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from gateway.errors import ApiError, EnvironmentFault
 from gateway.keys.database import StoreAway
 from gateway.keys.key import Key, digest
 from gateway.keys.ledger import Due, Headroom, Held, Instant, Ledger, Refusal
+from gateway.keys.limits import Minute
 from gateway.keys.store import Store
 from gateway.usage import Tokens
 
@@ -54,12 +55,17 @@ def _now() -> Instant:
 
 
 class Accounts:
-    """Keys and what they may use. `run` is one task; `aclose` ends it and tells the store all."""
+    """Keys and what they may use. `run` is one task; `aclose` ends it and tells the store all.
 
-    def __init__(self, store: Store) -> None:
+    `dead` is what a process was called in the store that has ended, and whose leases are free.
+    """
+
+    def __init__(self, store: Store, dead: str = "") -> None:
         self.known = False  # whether the keys were read at least once
+        self.first_round_done = asyncio.Event()
+        self.gateway = secrets.token_hex(8)  # what this process is called in the store
+        self._dead = dead
         self._store = store
-        self._gateway = secrets.token_hex(8)
         self._ledger = Ledger()
         self._keys: dict[str, Key] = {}
         self._revision = (0, 0)
@@ -105,9 +111,22 @@ class Accounts:
         """Count what a request cost (`Ledger.settle`)."""
         self._ledger.settle(held, model, cost, _now(), estimated=estimated)
 
+    def minutes(self) -> dict[str, Minute]:
+        """Return what other processes of this gateway are to know (`Ledger.minutes`)."""
+        return self._ledger.minutes(_now())
+
+    def elsewhere(self, told: Iterable[Mapping[str, Minute]]) -> None:
+        """Take note of what they told (`Ledger.elsewhere`)."""
+        self._ledger.elsewhere(told)
+
     def headroom(self, key: Key) -> tuple[Headroom | None, Headroom | None]:
         """Return what is left of a key's requests and tokens (`Ledger.headroom`)."""
         return self._ledger.headroom(key, _now())
+
+    @property
+    def unreported(self) -> int:
+        """How many totals the store does not have yet."""
+        return self._ledger.unreported
 
     def view(self) -> dict[str, Any]:
         """Return what /gateway/status tells of keys and store."""
@@ -123,7 +142,7 @@ class Accounts:
             "store": self._store.name,
             "state": state,
             "active_keys": active,
-            "unreported": self._ledger.unreported,
+            "unreported": self.unreported,
         }
 
     async def run(self) -> None:
@@ -135,6 +154,7 @@ class Accounts:
                 await self._round()
             except Exception:  # a fault of ours; what is counted stays for the next round
                 _log.exception("a round with the store failed")
+            self.first_round_done.set()
             for future in waiting:
                 if not future.done():
                     future.set_result(None)
@@ -177,6 +197,9 @@ class Accounts:
             self.known = True
             return
         try:
+            if self._dead:
+                await self._beside(lambda: self._store.forget(self._dead))
+                self._dead = ""
             await self._read_keys()
             now = _now()
             due = self._ledger.due(now)
@@ -204,7 +227,7 @@ class Accounts:
         now = _now()
         try:
             grants = await self._beside(
-                lambda: self._store.exchange(self._gateway, due.rows, due.wants, now.unix)
+                lambda: self._store.exchange(self.gateway, due.rows, due.wants, now.unix)
             )
         except Exception as error:
             perhaps = error.perhaps_done if isinstance(error, StoreAway) else True

@@ -5,7 +5,7 @@ generate) to its end, when what it cost is known; then the hold goes and the cos
 
 | limit | kept | shared between gateways |
 |---|---|---|
-| requests, tokens a minute | a Window here | no: each gateway's own |
+| requests, tokens a minute | a Window here | between a gateway's workers, who tell each other |
 | tokens a day (UTC) | a Lease of the store's quota, a block at a time | yes |
 
 What is reported to the store are totals of this gateway for a key, day and model, not differences:
@@ -14,12 +14,12 @@ a report that is sent again, because nobody knows whether it arrived, changes no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from gateway.keys.key import Key, day_left_s, day_of
-from gateway.keys.limits import HELD_RETRY_S, Lease, Window, block
+from gateway.keys.limits import HELD_RETRY_S, Lease, Minute, Window, block, summed
 from gateway.usage import Tokens
 
 # A lease that nobody uses for so long goes back to the store, for the other gateways.
@@ -119,6 +119,7 @@ class Ledger:
         self._accounts: dict[str, _Account] = {}
         self._totals: dict[tuple[str, str, str], Row] = {}
         self._unreported: set[tuple[str, str, str]] = set()
+        self._elsewhere: dict[str, Minute] = {}
 
     def admit(self, key: Key, needed: int, wanted: int, now: Instant) -> Held | Refusal:
         """Count a request that costs `needed` tokens at least and `wanted` at most, or refuse it.
@@ -249,6 +250,21 @@ class Ledger:
             tokens = Headroom(key.tokens_per_day, max(0, left), day_left_s(now.unix))
         return requests, tokens
 
+    def minutes(self, now: Instant) -> dict[str, Minute]:
+        """Return what was used here of limits a minute, and is held, by the keys' ids."""
+        taken = {
+            id_: Minute(*(0 if window is None else window.taken(now.steady)
+                          for window in (account.requests, account.tokens)))
+            for id_, account in self._accounts.items()
+        }  # fmt: skip
+        return {id_: minute for id_, minute in taken.items() if any(minute)}
+
+    def elsewhere(self, told: Iterable[Mapping[str, Minute]]) -> None:
+        """Take note of the `minutes` of all other processes that these limits are for."""
+        self._elsewhere = summed(told)
+        for account in self._accounts.values():
+            self._apply(account)
+
     @property
     def unreported(self) -> int:
         """How many totals the store does not have yet."""
@@ -260,7 +276,14 @@ class Ledger:
             account = self._accounts[key.id] = _Account(
                 key, _window(key.requests_per_minute), _window(key.tokens_per_minute)
             )
+            self._apply(account)
         return account
+
+    def _apply(self, account: _Account) -> None:
+        minute = self._elsewhere.get(account.key.id, Minute(0, 0))
+        for window, taken in zip((account.requests, account.tokens), minute, strict=True):
+            if window is not None:
+                window.elsewhere = taken
 
 
 def _wanted(account: _Account, day: str, lease: Lease, now: Instant, closing: bool) -> int | None:

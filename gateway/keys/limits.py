@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # A window's amounts are kept by the second, not one by one: memory is bounded, and what was used
 # leaves the window a second late at most, never early.
@@ -21,6 +22,7 @@ HELD_RETRY_S = 1.0
 class Window:
     """At most `limit` in any `span_s`, whatever the moment the span is laid at.
 
+    `elsewhere`: what other processes used of it and hold, as far as is known here.
     A token bucket of the same rate would let twice the limit pass within a span that begins with
     a full bucket.
     """
@@ -28,6 +30,7 @@ class Window:
     def __init__(self, limit: int, span_s: float = 60.0) -> None:
         self.limit = limit
         self.held = 0
+        self.elsewhere = 0
         self._slot_s = span_s / SLOTS
         self._slots: deque[list[int]] = deque()  # [number of the slot, amount], oldest first
         self._used = 0
@@ -35,7 +38,12 @@ class Window:
     def left(self, now: float) -> int:
         """Return how much may still be used now; below zero after more was used than was held."""
         self._leave(now)
-        return self.limit - self._used - self.held
+        return self.limit - self._used - self.held - self.elsewhere
+
+    def taken(self, now: float) -> int:
+        """Return how much is used and held here."""
+        self._leave(now)
+        return self._used + self.held
 
     def use(self, amount: int, now: float) -> None:
         """Count an amount as used now."""
@@ -70,6 +78,23 @@ class Window:
         while self._slots and self._slots[0][0] < number - SLOTS:
             self._used -= self._slots.popleft()[1]
         return number
+
+
+class Minute(NamedTuple):
+    """What a process has used of a key's limits a minute, and holds."""
+
+    requests: int
+    tokens: int
+
+
+def summed(told: Iterable[Mapping[str, Minute]]) -> dict[str, Minute]:
+    """Return the sum for each key of what several processes told."""
+    sums: dict[str, Minute] = {}
+    for minutes in told:
+        for id_, (requests, tokens) in minutes.items():
+            had = sums.get(id_, Minute(0, 0))
+            sums[id_] = Minute(had.requests + requests, had.tokens + tokens)
+    return sums
 
 
 @dataclass

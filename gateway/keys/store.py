@@ -153,6 +153,12 @@ class Store:
                 )
             return [self._grant(gateway, want, now) for want in sorted(wants)]
 
+    def forget(self, gateway: str) -> None:
+        """Take note that a gateway is gone: what it had leased and did not use is free again."""
+        self._ready()
+        with self._database.transaction(write=True):
+            self._database.execute("UPDATE covey_gateways SET seen = 0 WHERE id = ?", (gateway,))
+
     def usage(self, since: str = "", until: str = "9999-12-31", which: str = "") -> list[Used]:
         """Return usage by day, key and model; days are inclusive, `which` is an id or a name."""
         self._ready()

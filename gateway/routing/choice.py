@@ -73,13 +73,13 @@ def sooner(
 ) -> Learned | None:
     """Return who is best asked as a second, if its first byte is predicted within so many seconds.
 
-    It is known, well, not late itself, and has places: less than `most` requests are there.
+    It is known, well, not late itself, and has places: less than `most` of ours are there.
     """
     able = [
         x
         for x in among
         if x.breaker.state(now) is State.CLOSED
-        and x.there(now) < most
+        and x.in_flight < most
         and not would[x.replica.url].late_s
         and x.prediction.known(would[x.replica.url].need.streamed)
     ]

@@ -182,7 +182,7 @@ class Router:
     ) -> Picked | None:
         """Return whom to ask as well, as `first` is overdue: who is predicted to be there in time.
 
-        None of those `without`; less than `most` requests are there.
+        None of those `without`; less than `most` of our requests are there.
         """
         need = first.need
         having = [x for x in self._known.values() if need.model in x.models]

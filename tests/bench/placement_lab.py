@@ -5,8 +5,9 @@ node's store. For each share of a CPU and each delay the nodes' speeds are measu
 that agents do it with (`agent.engine.speeds`), in the node's share, with no engine at work; round
 trips and bandwidths are the agents' own. What `agent plan` says for one stream is the prediction;
 for eight streams the same figures are priced by the same model of time, since plans are for 1, 4 or
-16. Then it is deployed and asked: ms a token of one stream after its first, tokens/s of eight. The
-prompts are so long that a stream has as many tokens behind it as the plan reckons with.
+16. Then it is deployed and asked: ms a token of one stream after its first, tokens/s of eight
+(where no two nodes of the ring share a CPU). The prompts are so long that a stream has as many
+tokens behind it as the plan reckons with.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from urllib.parse import urlsplit
 
 from report import Row, row
 from ring import SMALL, VOCABULARY
+from ringlab.nodes import CPUS
 
 from agent.demo.fleet import wait_until
 from agent.deploy.needs import cuts_of, model_needs
 from agent.engine.gguf_file import GgufFile
-from agent.placement.inputs import UNMEASURED, Aims, Link, Links, Model, Node
+from agent.placement.inputs import ROW_S, STAGE_S, UNMEASURED, Aims, Link, Links, Model, Node
 from agent.placement.objectives import Choice, Chooser
 from agent.placement.prices import Prices
 from agent.placement.search import Ring
@@ -42,8 +44,9 @@ from tiny_models import write_model
 HERE = Path(__file__).parent
 NODES = 3
 NAMES = tuple(f"n{number}" for number in range(NODES))
-# Of a CPU, where a node has all that it can have: two nodes and what is no node share one.
-WHOLE = 0.45
+# Two of the nodes are on one CPU. With one stream only one node of a ring computes at a time, so
+# each can have a whole one; many streams are asked only of rings whose nodes have a CPU each.
+WHOLE = 1.0
 CONTEXT, ANSWER, MANY = 1024, 48, 8
 GOAL_PERCENT = 15.0
 RATE = 1e9
@@ -87,15 +90,16 @@ class Found:
     predicted_ms: float
     measured_ms: float
     predicted_rate: float
-    measured_rate: float
+    measured_rate: float | None
     words: str
 
     @property
-    def errors(self) -> tuple[float, float]:
+    def errors(self) -> tuple[float, float | None]:
         """By how much predictions are too high, in percent: of a token's time, of the rate."""
+        rate = self.measured_rate
         return (
             100 * (self.predicted_ms / self.measured_ms - 1),
-            100 * (self.predicted_rate / self.measured_rate - 1),
+            100 * (self.predicted_rate / rate - 1) if rate else None,
         )
 
 
@@ -158,7 +162,10 @@ class Lab:
         ]:
             predicted_s = plan["token_s"]
         rate = self._rate(answer["url"], 1, case.behind)
-        together = self._rate(answer["url"], MANY, CONTEXT // (2 * MANY))
+        cpus = [NAMES.index(name) % len(CPUS) for name in {stage["name"] for stage in stages}]
+        together = None
+        if len(set(cpus)) == len(cpus):
+            together = self._rate(answer["url"], MANY, CONTEXT // (2 * MANY))
         mesh.agent(HEAD, "undeploy", MODEL)
         wait_until("the ring is gone", self._gone, _ENDS_S)
         cut = " ".join(f"{s['name']}:{s['first']}-{s['last']}" for s in stages)
@@ -204,10 +211,13 @@ class Known:
 
     @staticmethod
     def _node(name: str, status: dict[str, Any]) -> Node:
-        (speed, *_) = status["computes"]["speed"]["found"]
+        computes = status["computes"]
+        (speed, *_) = computes["speed"]["found"]
+        share = computes["cpu_share"]
         return Node(status["node"], name, 1 << 40, decode_bytes_s=speed["decode_bytes_s"],
                     prefill_flop_s=speed["prefill_flop_s"],
-                    batches=tuple(speed["batches"]))  # fmt: skip
+                    batches=tuple(speed["batches"]), attended_s=speed["attended_s"] or None,
+                    stage_s=STAGE_S / share, row_s=ROW_S / share)  # fmt: skip
 
     def priced(
         self, stages: Sequence[dict[str, Any]], streams: int, behind: int | None = None
@@ -245,8 +255,9 @@ def measure(root: Path, folder: Path, quick: bool, times: int) -> list[Row]:
             began = time.monotonic()
             found.append(lab.measured(place, case))
             one = found[-1]
+            together = f"{one.measured_rate:.1f} tokens/s" if one.measured_rate else "not asked"
             print(f"  {one.title}: {one.predicted_ms:.1f} predicted, {one.measured_ms:.1f} ms;"
-                  f" {MANY} streams {one.predicted_rate:.1f}, {one.measured_rate:.1f} tokens/s;"
+                  f" {MANY} streams {one.predicted_rate:.1f}, {together};"
                   f" {one.words}; {time.monotonic() - began:.0f} s", file=sys.stderr)  # fmt: skip
     return [*_rows(found)]
 
@@ -257,11 +268,15 @@ def _rows(found: Sequence[Found]) -> Iterator[Row]:
         yield row(f"{one.title}: a token", one.measured_ms, "ms", peer=one.predicted_ms,
                   limit="peer: predicted; " + one.words)  # fmt: skip
         yield row(f"{one.title}: error", token, "%")
-        yield row(f"{one.title}: {MANY} streams", one.measured_rate, "tokens/s",
-                  peer=one.predicted_rate, limit="peer: predicted")  # fmt: skip
-        yield row(f"{one.title}: {MANY} streams, error", rate, "%")
-    tokens, rates = zip(*(one.errors for one in found), strict=True)
+        if one.measured_rate is not None and rate is not None:
+            yield row(f"{one.title}: {MANY} streams", one.measured_rate, "tokens/s",
+                      peer=one.predicted_rate, limit="peer: predicted")  # fmt: skip
+            yield row(f"{one.title}: {MANY} streams, error", rate, "%")
+    tokens = [one.errors[0] for one in found]
+    rates = [rate for one in found if (rate := one.errors[1]) is not None]
     for title, errors in (("a token", tokens), (f"{MANY} streams", rates)):
+        if not errors:
+            continue
         sizes = [abs(error) for error in errors]
         yield row(f"{title}: mean error of {len(sizes)}", statistics.mean(sizes), "%",
                   goal=GOAL_PERCENT)  # fmt: skip

@@ -38,7 +38,9 @@ class Piece:
 
 
 class Answer:
-    """Iterate `pieces()` once, inside `contextlib.aclosing`; `reason` and `tokens` tell the rest.
+    """Iterate `pieces()` once, inside `contextlib.aclosing`.
+
+    `reason`, `stop` and `tokens` tell the rest.
 
     `begin` begins the generation when the iteration begins. `reader` finds calls of tools.
     """
@@ -63,6 +65,11 @@ class Answer:
     def timings(self) -> Timings:
         """What the generation has cost."""
         return self._generation.timings if self._generation else Timings(0, 0.0, 0, 0.0)
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended it, None if anything else did."""
+        return self._matcher.matched if self.reason == "stop" else None
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield text, never cut inside a character; an empty piece when POLL_S passed without.

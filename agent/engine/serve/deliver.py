@@ -60,6 +60,7 @@ async def whole(request: web.Request, job: Job, answers: Sequence[Answer]) -> we
             _check_present(request)
             if piece is None:
                 choices[index].reason = answers[index].reason
+                choices[index].stop = answers[index].stop
             else:
                 choices[index].parts.append(piece.text)
                 choices[index].tokens += piece.tokens
@@ -86,7 +87,7 @@ async def stream(request: web.Request, job: Job, answers: Sequence[Answer]) -> w
                 answer = answers[index]
                 if piece is None:
                     extra = {"timings": openai.timings(answer.timings)}
-                    last = form.end(index, answer.reason, extra)
+                    last = form.end(index, answer.reason, extra, answer.stop)
                     await events.send(*opening.pop(index, ()), last)
                     continue
                 if answer.tokens and index in opening:

@@ -24,12 +24,16 @@ class Said:
 
 @dataclass
 class Choice:
-    """One whole answer: its text in parts, its calls of tools, and its tokens where asked for."""
+    """One whole answer: its text in parts, its calls of tools, and its tokens where asked for.
+
+    `stop` is the stop string that ended it, None if anything else did.
+    """
 
     parts: list[str]
     calls: list[Call] = field(default_factory=list)
     tokens: list[Said] = field(default_factory=list)
     reason: FinishReason = "stop"
+    stop: str | None = None
 
     @property
     def text(self) -> str:
@@ -49,8 +53,11 @@ class Form(Protocol):
     def called(self, index: int, number: int, call: Call) -> tuple[Json, ...]:
         """Return the chunks that carry a call, which is the choice's call `number` (from 0)."""
 
-    def end(self, index: int, reason: FinishReason, extra: Json) -> Json:
-        """Return the chunk that says why a choice ended; `extra` is added to it."""
+    def end(self, index: int, reason: FinishReason, extra: Json, stop: str | None = None) -> Json:
+        """Return the chunk that says why a choice ended; `extra` is added to it.
+
+        `stop` is the stop string that did it, if one did.
+        """
 
     def counted(self, counts: Json) -> Json:
         """Return the chunk that carries the usage and no choice."""
@@ -72,10 +79,10 @@ class ChatForm:
 
     def _chunk(
         self, index: int, delta: Json, reason: FinishReason | None = None,
-        tokens: Sequence[Said] = (),
+        tokens: Sequence[Said] = (), stop: str | None = None,
     ) -> Json:  # fmt: skip
         choice = {
-            "index": index, "delta": delta, "finish_reason": reason,
+            "index": index, "delta": delta, "finish_reason": reason, **_stopped(stop),
             "logprobs": _chat_logprobs(tokens) if self._logprobs and tokens else None,
         }  # fmt: skip
         return {
@@ -100,9 +107,9 @@ class ChatForm:
                   {"index": number, "function": {"arguments": call.arguments}})  # fmt: skip
         return tuple(self._chunk(index, {"tool_calls": [delta]}) for delta in deltas)
 
-    def end(self, index: int, reason: FinishReason, extra: Json) -> Json:
+    def end(self, index: int, reason: FinishReason, extra: Json, stop: str | None = None) -> Json:
         """Return the chunk that says why a choice ended."""
-        return self._chunk(index, {}, reason) | extra
+        return self._chunk(index, {}, reason, stop=stop) | extra
 
     def counted(self, counts: Json) -> Json:
         """Return the chunk that carries the usage and no choice."""
@@ -121,6 +128,7 @@ class ChatForm:
                 "message": _message(choice),
                 "logprobs": _chat_logprobs(choice.tokens) if self._logprobs else None,
                 "finish_reason": choice.reason,
+                **_stopped(choice.stop),
             }
             for index, choice in enumerate(choices)
         ]
@@ -143,10 +151,14 @@ class CompletionForm:
         self._no_usage: Json = {"usage": None} if include_usage else {}
 
     def _choice(
-        self, index: int, text: str, reason: FinishReason | None, tokens: Sequence[Said] = ()
-    ) -> Json:
+        self, index: int, text: str, reason: FinishReason | None, tokens: Sequence[Said] = (),
+        stop: str | None = None,
+    ) -> Json:  # fmt: skip
         logprobs = _completion_logprobs(tokens) if self._logprobs else None
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return {
+            "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason,
+            **_stopped(stop),
+        }  # fmt: skip
 
     def _chunk(self, choice: Json) -> Json:
         return {**self._head, "choices": [choice], **self._no_usage}
@@ -163,9 +175,9 @@ class CompletionForm:
         """Return nothing: completions have no tools."""
         return ()
 
-    def end(self, index: int, reason: FinishReason, extra: Json) -> Json:
+    def end(self, index: int, reason: FinishReason, extra: Json, stop: str | None = None) -> Json:
         """Return the chunk that says why a choice ended."""
-        return self._chunk(self._choice(index, "", reason)) | extra
+        return self._chunk(self._choice(index, "", reason, stop=stop)) | extra
 
     def counted(self, counts: Json) -> Json:
         """Return the chunk that carries the usage and no choice."""
@@ -174,10 +186,15 @@ class CompletionForm:
     def whole(self, choices: Sequence[Choice], extra: Json) -> Json:
         """Return the answers in one piece."""
         told = [
-            self._choice(index, choice.text, choice.reason, choice.tokens)
+            self._choice(index, choice.text, choice.reason, choice.tokens, choice.stop)
             for index, choice in enumerate(choices)
         ]
         return {**self._head, "choices": told, **extra}
+
+
+def _stopped(stop: str | None) -> Json:
+    """Return the field that tells which stop string it was: OpenAI has none, vLLM calls it so."""
+    return {} if stop is None else {"stop_reason": stop}
 
 
 def _message(choice: Choice) -> Json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from agent.demo.fleet import kill_all
 from failoverlab.ringed import Ringed
 
 Undo = Callable[[], None]
+# What no mesh can hide: the gateway's machine itself has no network.
+GATEWAY_CUT_S = 2.0
 
 
 def kill_engine(mesh: Ringed, name: str) -> Undo:
@@ -25,7 +28,7 @@ def kill_engine(mesh: Ringed, name: str) -> Undo:
 
 
 def freeze(pid: int) -> Undo:
-    """An engine stands still."""
+    """An engine, or an agent, stands still."""
     os.kill(pid, signal.SIGSTOP)
 
     def thaw() -> None:
@@ -59,12 +62,12 @@ def start(mesh: Ringed, name: str) -> None:
     mesh.agent(name, "up")
 
 
-def _owner(mesh: Ringed) -> str:
-    """Return the machine of the owner, where that is not the head's."""
-    owner = mesh.owner
-    if owner == mesh.head:
-        raise LookupError("the owner is the head's own agent")
-    return owner
+def _drop_out(mesh: Ringed, name: str) -> Undo:
+    """A machine loses its network for a moment; its streams can go on no sooner."""
+    plug = cut(mesh, name)
+    time.sleep(GATEWAY_CUT_S)
+    plug()
+    return lambda: None
 
 
 FAULTS: dict[str, Callable[[Ringed], Undo]] = {
@@ -72,6 +75,12 @@ FAULTS: dict[str, Callable[[Ringed], Undo]] = {
     "stage frozen": lambda mesh: freeze(mesh.engine(mesh.stages[0])),
     "stage cut off": lambda mesh: cut(mesh, mesh.stages[0]),
     "head killed": lambda mesh: kill_engine(mesh, mesh.head),
-    "owner killed": lambda mesh: kill_agent(mesh, _owner(mesh)),
+    "head frozen": lambda mesh: freeze(mesh.engine(mesh.head)),
+    "head cut off": lambda mesh: cut(mesh, mesh.head),
+    "owner killed": lambda mesh: kill_agent(mesh, mesh.owner),
+    "owner frozen": lambda mesh: freeze(mesh.pids(mesh.owner)[0]),
+    "owner cut off": lambda mesh: cut(mesh, mesh.owner),
     "gateway's agent killed": lambda mesh: kill_agent(mesh, mesh.door),
+    "gateway's agent frozen": lambda mesh: freeze(mesh.pids(mesh.door)[0]),
+    f"gateway cut off for {GATEWAY_CUT_S:.0f} s": lambda mesh: _drop_out(mesh, mesh.door),
 }

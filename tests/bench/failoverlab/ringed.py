@@ -15,6 +15,8 @@ from agent.demo.fleet import Fleet, engines, wait_until
 
 MODEL, PORT, NODES = "covey-mini", 8088, 3
 _LIMIT_S = 120.0
+# One in four is owned by its head's agent.
+_DEPLOYS_MOST = 8
 # A link is taken for a good one after some seconds of words in time (agent/engine/silence.py).
 SETTLED_S = 8.0
 
@@ -22,8 +24,9 @@ SETTLED_S = 8.0
 class Ringed(Fleet):
     """So many workers and a gateway's machine; one ring of three, whose head is the founder's.
 
-    `door` is the gateway's machine, `workers` are those of the workers. Whoever makes some of them
-    unreachable keeps their names in `away`, so that the others are asked how the ring is.
+    `door` is the gateway's machine, `workers` are those of the workers, `served` is the
+    deployment's name. Whoever makes some of the workers unreachable keeps their names in `away`, so
+    that the others are asked how the ring is.
     """
 
     def __init__(self, root: Path, workers: int = 4) -> None:
@@ -36,7 +39,7 @@ class Ringed(Fleet):
         gateway = self.ask(self.founder, "invite", "--role", "gateway")["ticket"]
         self.agent(self.door, "join", gateway)
         self.wait_connected(self.founder, workers)
-        self.agent(self.founder, "deploy", MODEL, "--nodes", str(NODES))
+        self._deploy(MODEL)
         self._gateway: subprocess.Popen[bytes] | None = None
 
     def serve(self) -> None:
@@ -83,6 +86,20 @@ class Ringed(Fleet):
         """The machine of the node that owns the deployment."""
         return str(self.deployment()["owner_name"])
 
+    def owned_elsewhere(self) -> None:
+        """Have the deployment owned by another node than the head's, by another name for it."""
+        for number in range(_DEPLOYS_MOST):
+            if self.owner != self.head:
+                return
+            self.agent(self.founder, "undeploy", self.served)
+            self._deploy(f"{MODEL}-{number}")
+            self.whole_again()
+        raise LookupError("the owner is the head's own agent, however often it is deployed")
+
+    def _deploy(self, name: str) -> None:
+        self.served = name
+        self.agent(self.founder, "deploy", MODEL, "--nodes", str(NODES), "--name", name)
+
     def engine(self, name: str) -> int:
         """Return the process id of the engine on a machine."""
         if found := engines(int(self.status(name)["pid"])):
@@ -98,7 +115,7 @@ class Ringed(Fleet):
 
         def served() -> bool:
             done = self.machine(self.door).run(["curl", "-s", f"http://127.0.0.1:{PORT}/v1/models"])
-            return MODEL in done.stdout
+            return f'"{self.served}"' in done.stdout
 
         wait_until("the ring is whole", whole, _LIMIT_S)
         wait_until("the gateway has found it", served, _LIMIT_S)

@@ -62,7 +62,7 @@ def _streamed(base: str, asked: list[dict[str, object]]) -> list[list[float]]:
     said = [_Said() for _ in asked]
     with selectors.DefaultSelector() as ready:
         for one, body in zip(said, asked, strict=True):
-            connection = socket.create_connection((host, int(port)), TIMEOUT_S)
+            connection = socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S)
             ready.register(connection, selectors.EVENT_READ, one)
             content = json.dumps(body).encode()
             one.asked = time.perf_counter()

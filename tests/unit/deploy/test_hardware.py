@@ -48,10 +48,12 @@ async def test_without_a_gpu_the_hosts_memory_counts_and_nothing_is_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(machine, "free_bytes", lambda: 5 * GIB)
+    monkeypatch.setattr(cpus, "quota", lambda *_: 0.4)
     found = made(tmp_path, DIES, *settings, backends=backends)
     found.begin()
     facts = await found.facts()
     assert (facts.free_bytes, facts.cores) == (5 * GIB, cpus.find().allowed)
+    assert facts.cpu_share == found.describe()["cpu_share"] == 0.4
     assert await found.gpu_layers() == 0
     lines = found.describe()["lines"]
     assert lines[:-1] == (

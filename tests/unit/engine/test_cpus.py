@@ -68,6 +68,7 @@ def test_a_quota_is_told_as_it_is(tmp_path: Path) -> None:
     root = write(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "45000 100000"})
     assert cpus.quota(root) == 0.45
     assert cpus.quota(tmp_path / "nothing") is None
+    assert [cpus.share(quota) for quota in (0.45, 3.5, None)] == [0.45, 1.0, 1.0]
 
 
 def test_how_long_a_process_was_active_is_that_of_all_its_threads(tmp_path: Path) -> None:

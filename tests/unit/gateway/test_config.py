@@ -11,6 +11,7 @@ from gateway.config import (
     parse_listen,
     parse_replicas,
     reloaded,
+    share,
 )
 from gateway.errors import UsageFault
 
@@ -93,6 +94,9 @@ def test_flags_win_over_the_file_and_replicas_add_up() -> None:
         ("otlp_endpoint = 'http://[::1'", "otlp_endpoint"),
         ("otlp_endpoint = 'http://h?q'", "otlp_endpoint"),
         ("listen = 'x'", "no address"),
+        ("workers = 0", "workers"),
+        ("workers = 300", "300 workers cannot share per_replica = 256"),
+        ("workers = 4\nmax_requests = 3", "4 workers cannot share max_requests = 3"),
         ("[replicas]\na = 'x'", "replica a"),
     ],
 )
@@ -103,10 +107,11 @@ def test_a_bad_file_names_what_is_bad(text: str, reason: str) -> None:
 
 def test_what_a_reload_takes_and_what_needs_a_restart() -> None:
     old = load("", "f", {"listen": "h:1"})
-    new = load("wait_s = 1.0\nstrategy = 'round_robin'\nmax_requests = 7", "f", {"listen": "h:2"})
+    text = "wait_s = 1.0\ndrain_s = 1.0\nstrategy = 'round_robin'\nmax_requests = 7"
+    new = load(text, "f", {"listen": "h:2"})
     config, taken, fixed = reloaded(old, new)
-    assert (taken, fixed) == (["wait_s", "max_requests"], ["listen", "strategy"])
-    assert config == Config(listen="h:1", wait_s=1.0, max_requests=7)
+    assert (taken, fixed) == (["strategy", "wait_s", "max_requests"], ["listen", "drain_s"])
+    assert config == Config(listen="h:1", strategy="round_robin", wait_s=1.0, max_requests=7)
     assert reloaded(new, new) == (new, [], [])
 
 
@@ -117,3 +122,14 @@ def test_tls_is_not_begun_or_ended_by_a_reload_but_its_files_may_move() -> None:
     assert reloaded(plain, one) == (plain, [], ["tls_cert", "tls_key"])
     assert reloaded(one, plain)[1:] == ([], ["tls_cert", "tls_key"])
     assert reloaded(one, two) == (two, ["tls_cert"], [])
+
+
+def test_workers_share_what_is_bounded_and_one_has_it_all() -> None:
+    text = "workers = 3\nper_replica = 8\nqueue = 2\nmax_requests = 0"
+    config = load(text, "f", {})
+    shares = [share(config, worker) for worker in (1, 2, 3)]
+    assert [each.per_replica for each in shares] == [3, 3, 2]
+    assert [each.queue for each in shares] == [1, 1, 0]
+    assert [each.max_requests for each in shares] == [0, 0, 0]  # any number
+    alone = load("per_replica = 8", "f", {})
+    assert share(alone, 1) == alone

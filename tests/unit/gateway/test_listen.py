@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.errors import EnvironmentFault, UsageFault
-from gateway.listen import address, open_sockets
+from gateway.listen import address, open_sockets, sibling
 
 
 @pytest.fixture
@@ -31,6 +31,28 @@ def test_a_port_in_use_is_one_line(listener: socket.socket) -> None:
     with pytest.raises(EnvironmentFault, match=f"port {port} on 127.0.0.1 is in use") as caught:
         open_sockets(f"127.0.0.1:{port}", None, {})
     assert "--listen" in caught.value.hint
+
+
+def test_workers_listen_on_one_port_and_nobody_else_does() -> None:
+    [reserved] = open_sockets("127.0.0.1:0", None, {}, shared=True)
+    where = reserved.getsockname()
+    with reserved, sibling(reserved) as one, sibling(reserved) as two:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(where)  # no one has begun
+        one.listen()
+        two.listen()
+        assert one.getsockname() == two.getsockname() == where
+        for _ in range(4):  # whichever of the two it is
+            socket.create_connection(where).close()
+        for shared in (True, False):
+            with pytest.raises(EnvironmentFault, match=f"port {where[1]} on 127.0.0.1 is in use"):
+                open_sockets(f"127.0.0.1:{where[1]}", None, {}, shared=shared)
+
+
+def test_workers_take_turns_at_a_given_socket(listener: socket.socket) -> None:
+    [sock] = open_sockets("ignored", os.dup(listener.fileno()), {}, shared=True)
+    with sock:
+        assert sibling(sock) is sock
 
 
 def test_addresses_that_are_not_here() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import metrics as module
-from gateway.metrics import DURATION_S, Metrics, Now
+from gateway.metrics import DURATION_S, Counted, Metrics, Now
 from gateway.record import Record
 from gateway.tracing import Context
 
@@ -123,6 +125,40 @@ def test_what_is_no_operation_is_counted_only_where_it_is_refused() -> None:
     metrics.ended(record(operation="", error="404", refused=True), known=True)
     assert not [name for name, _ in read(metrics) if name.startswith("gen_ai")]
     assert value(metrics, "covey_gateway_requests_refused_total", reason="404") == 1
+
+
+def test_what_two_processes_counted_comes_to_what_one_would_have() -> None:
+    refused = record(error="deadline", refused=True, attempts=0)
+    here = [record(), refused, record(begun=9.5, attempts=2, hedge="won")]
+    there = [record(), record(model="n", attempts=4), refused, record(streamed=False, hedge="sent")]
+    one, two, both, total = (Metrics() for _ in range(4))
+    for metrics, records in ((one, here), (two, there), (both, here + there)):
+        for each in records:
+            metrics.ended(each, known=True)
+    told = msgspec.msgpack.encode([one.counted(), two.counted()])
+    for counted in msgspec.msgpack.decode(told, type=list[Counted]):
+        total.add(counted)
+    # Sums of floats depend in their last bits on the order.
+    assert read(total) == {place: pytest.approx(x) for place, x in read(both).items()}
+    one.ended(record(), known=True)
+    assert value(total, "gen_ai_client_token_usage_sum", gen_ai_token_type="input", **CHAT) == 42
+
+
+def test_models_that_a_predecessor_counted_are_known_and_bounded(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "MOST_MODELS", 2)
+    old, new = Metrics(), Metrics()
+    for model in ("a", "b", "c"):
+        old.ended(record(model=model), known=True)
+    old.ended(record(model="x"), known=False)
+    new.add(old.counted())
+    for model in ("b", "d"):
+        new.ended(record(model=model), known=True)
+    name = "gen_ai_server_request_duration_seconds_count"
+    counts = {
+        model: value(new, name, error_type="", **(CHAT | {"gen_ai_request_model": model}))
+        for model in ("a", "b", "d", "_OTHER", "")
+    }
+    assert counts == {"a": 1, "b": 2, "d": None, "_OTHER": 2, "": 1}
 
 
 def test_the_gateways_own() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,21 @@ async def test_a_log_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
     assert path.read_bytes() == b"2\n"
 
 
+async def test_where_others_write_too_it_writes_while_they_do_not(tmp_path: Path) -> None:
+    path, seen = tmp_path / "a.log", []
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        before = path.read_bytes()
+        yield
+        seen.append((before, path.read_bytes()))
+
+    log = access_log.AccessLog(str(path), alone)
+    log.write(b"1")
+    log.close(5)
+    assert seen == [(b"", b"1\n")]
+
+
 async def test_a_line_that_a_full_disk_cut_is_counted_and_the_next_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,7 +467,9 @@ async def test_spans_at_a_collector_and_the_context_at_the_replica(
     assert root["traceId"] != TRACE and "parentSpanId" not in root
     assert seen[2] == ([PARENT[:-1] + "0"], "a=1")  # whoever sampled it does not want it
     assert attributes(missing)["error.type"] == "model_not_found" and missing["status"] == {}
-    assert attributes(collector.resources[0])["service.name"] == "covey-gateway"
+    resource = attributes(collector.resources[0])
+    assert resource["service.name"] == "covey-gateway"
+    assert len(resource["service.instance.id"]) == 36
     assert SECRET not in json.dumps(collector.spans)
 
 

@@ -176,10 +176,14 @@ async def test_a_reload_does_not_drop_a_stream_and_says_what_it_took(
         async with session.post(url + PATH, json=ASK) as refused:
             assert refused.status == 401
 
-        config.write_text(f'require_keys = false\n[replicas]\nnew = "{second}"\n')
+        config.write_text(
+            f'require_keys = false\nstrategy = "round_robin"\n[replicas]\nnew = "{second}"\n'
+        )
         process.send_signal(signal.SIGHUP)
-        await said(process, "in force now: require_keys")
+        await said(process, "in force now: strategy, require_keys")
         assert await served(session, url) == 200
+        async with session.post(url + PATH, json=ASK) as routed:
+            assert routed.headers["x-covey-route"].startswith("round_robin")
         step.set()
         assert await answer.content.read() == b"\ndata: 2\n\n"
 

@@ -92,6 +92,7 @@ def _random_node(rng: np.random.Generator, number: int, usual: float, layers: in
         frozenset(tag for tag in "ab" if rng.random() < 0.3),
         log_uniform(rng, 5e9, 5e11) if measured else None,
         log_uniform(rng, 5e10, 5e12) if measured else None,
+        row_s=log_uniform(rng, 1e-4, 1e-2),
         head_allowed=bool(rng.random() < 0.8),
         held=frozenset(layer for layer in range(layers) if rng.random() < 0.3),
         batches=(
@@ -228,7 +229,7 @@ class _Enumeration:
         if aims.horizon_tokens is not None:
             lacks = sum(model.layer_bytes[layer] for layer in layers if layer not in node.held)
             time += rows * lacks / self._fetch_bytes_s(node) / aims.horizon_tokens
-        return time + len(parts) * node.stage_s
+        return time + len(parts) * node.stage_s + (rows * node.row_s if head else 0.0)
 
     def _fetch_bytes_s(self, node: Node) -> float:
         everything = set(range(len(self._case.model.layer_bytes)))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import CoveyError, ModelError, PeerError, UsageError
-from agent.placement.inputs import OVERHEAD, Aims, Link, Links, Model, Node
+from agent.placement.inputs import OVERHEAD, ROW_S, STAGE_S, Aims, Link, Links, Model, Node
 from agent.placement.plan import plan
 from agent.placement.results import Plan
 from agent.placement.rings import plan_rings, ways
@@ -219,12 +219,24 @@ def test_batches_take_what_was_measured_of_them() -> None:
         assert found[0].token_s == found[1].token_s
         round_s = streams / found[1].tokens_s
         weights = sum(needs.layer_bytes) + needs.output_bytes
-        frames = [reads * weights / 5e10 + 0.0005]  # at once, or each alone
-        frames.append(streams * (weights / 5e10 + 0.0005))
+        own_s = STAGE_S + streams * ROW_S
+        frames = [reads * weights / 5e10 + own_s]  # at once, or each alone
+        frames.append(streams * (weights / 5e10 + STAGE_S + ROW_S))
         assert round_s <= min(frames) * 1.001
         assert round_s >= 0.99 * weights / 5e10
     # Prompts have many rows; what the first 16 cost hardly matters there.
     assert found[1].first_s == pytest.approx(found[0].first_s, rel=0.2)
+
+
+def test_a_heads_own_work_for_each_token_counts() -> None:
+    tight = replace(fast("tight", 20), stage_s=STAGE_S / 0.4, row_s=ROW_S / 0.4)
+    free = fast("free", 20)
+    for streams in (1, 8):
+        aims = Aims("throughput", streams=streams, kept=0)
+        rounds = [streams / plan(model(), [node], aims).tokens_s for node in (tight, free)]
+        assert rounds[0] - rounds[1] == pytest.approx((STAGE_S + streams * ROW_S) * (1 / 0.4 - 1))
+    both = plan(model(), [tight, free], Aims("latency"), everywhere(LAN))
+    assert both.nodes == ("free",)
 
 
 def test_jitter_is_in_the_mean_already() -> None:

@@ -11,8 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.keys.key import Key
-from gateway.keys.ledger import IDLE_S, Due, Grant, Held, Instant, Ledger, Refusal, Row
-from gateway.keys.limits import Share, grant
+from gateway.keys.ledger import (
+    IDLE_S,
+    Due,
+    Grant,
+    Headroom,
+    Held,
+    Instant,
+    Ledger,
+    Refusal,
+    Row,
+)
+from gateway.keys.limits import Minute, Share, grant
 from gateway.usage import Tokens
 
 NOON = datetime(2030, 1, 31, 12, tzinfo=UTC).timestamp()
@@ -105,6 +115,26 @@ def test_a_request_larger_than_the_limit_gets_it_to_itself() -> None:
     ledger.settle(whole, "m", Tokens(4000, 1000), at(2))
     assert isinstance(ledger.admit(key, 1, 1, at(60)), Refusal)  # more than the limit was used
     held(ledger.admit(key, 5000, 9000, at(63.1)))
+
+
+def test_what_other_workers_used_of_a_minute_counts_as_well() -> None:
+    key = Key("k1", "ci", requests_per_minute=4, tokens_per_minute=100)
+    one, two = Ledger(), Ledger()
+    one.settle(held(one.admit(key, 10, 20, at(0))), "m", Tokens(10, 5), at(0))
+    held(one.admit(key, 10, 20, at(0)))
+    assert one.minutes(at(0)) == {"k1": Minute(2, 35)}
+    two.elsewhere([one.minutes(at(0)), {"k1": Minute(1, 30), "other": Minute(9, 9)}])
+    last = held(two.admit(key, 10, 50, at(0)))
+    assert last.tokens == 100 - 65  # what is left, which is less than it wants
+    assert two.minutes(at(0)) == {"k1": Minute(1, 35)}
+    assert two.headroom(key, at(0))[0] == Headroom(4, 0, 61.0)
+    refused = two.admit(key, 10, 20, at(0))
+    assert isinstance(refused, Refusal) and refused.what == "requests"
+    two.elsewhere([one.minutes(at(62))])  # its minute is over, but for what it holds
+    assert one.minutes(at(62)) == {"k1": Minute(0, 20)}
+    assert held(two.admit(key, 10, 60, at(62))).tokens == 100 - 35 - 20
+    two.elsewhere([])
+    assert two.headroom(key, at(200))[1] == Headroom(100, 100 - 35 - 45, 0.0)
 
 
 def lend(ledger: Ledger, store: FakeStore, now: Instant, name: str = "a") -> Due:

@@ -108,6 +108,14 @@ def test_the_lease_of_a_gateway_that_is_gone_is_free_again(store: Store) -> None
     assert back.granted == 200
 
 
+def test_the_lease_of_a_process_that_is_known_to_be_dead_is_free_at_once(store: Store) -> None:
+    store.exchange("a", [Row("k1", DAY, "m", 1, 200, 0, 0)], [Want("k1", DAY, 1000)], NOW)
+    store.forget("a")
+    store.forget("nobody")
+    [lent] = store.exchange("b", [], [Want("k1", DAY, 1000)], NOW)
+    assert (lent.granted, lent.others) == (800, 200)
+
+
 def test_a_key_that_is_not_in_the_store_gets_nothing_and_stops_nothing(store: Store) -> None:
     rows = [Row("lost", DAY, "m", 1, 5, 5, 0), Row("k1", DAY, "m", 1, 1, 1, 0)]
     [grant] = store.exchange("a", rows, [Want("lost", DAY, 100)], NOW)
