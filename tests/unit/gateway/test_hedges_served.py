@@ -9,17 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
 from gateway import hedging
+from gateway.app import GATEWAY, make_app
+from gateway.config import Config
 from gateway.routing.prediction import FEW
 
 PATH = "/v1/chat/completions"
 BODY = b'{"model":"m","messages":[]}'
 LIMIT_S = 20.0
 # Long enough for a hedge to show that should not be there; short ones only miss it.
-PAUSE_S = 0.6
+PAUSE_S = 0.8
 
 
 class Server:
@@ -45,6 +48,12 @@ class Server:
         text = {"role": "assistant", "content": self.name}
         answer = {"choices": [{"index": 0, "message": text, "finish_reason": "stop"}]}
         return web.json_response(answer, status=self.status)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has other work makes no replica late."""
+    monkeypatch.setattr(hedging, "LEAST_S", 0.4)
 
 
 Made = Callable[..., Any]
@@ -165,6 +174,28 @@ async def test_it_can_be_switched_off(pool: Made) -> None:
     slow.step.set()
     assert said(slow.name) in (await asked)[1]
     assert await counted(url) == (0, 0, 0)
+
+
+async def test_it_can_be_switched_on_while_it_runs(upstream: Any, runners: Any) -> None:
+    servers = {name: Server(name) for name in "ab"}
+    replicas = {name: await upstream(one.answer) for name, one in servers.items()}
+    config = Config(replicas=replicas, strategy="round_robin", hedge_percent=0)
+    app = make_app(config, None)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    runners.append(runner)
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    turns: list[str] = []
+    async with asyncio.timeout(LIMIT_S):
+        while min(turns.count(name) for name in "ab") < FEW + 1:  # it has to find their model first
+            turns.append((await ask(url))[2].get("x-covey-replica", ""))
+    new = msgspec.structs.replace(config, hedge_percent=5.0)
+    assert app[GATEWAY].reload(new, require_keys=False) == (["hedge_percent"], [])
+    slow, well = (servers[name] for name in turns[-2:])
+    slow.stalls = True
+    assert said(well.name) in (await ask(url))[1]
+    await gone(slow)
 
 
 async def test_the_second_fails_and_the_first_goes_on(pool: Made) -> None:
