@@ -32,8 +32,9 @@ from gateway.listings import Listings
 from gateway.observe import Observer, refused
 from gateway.proxy import Proxy
 from gateway.routing import Replica, Router, UnknownModel
+from gateway.sockets import connector
 from gateway.standing import Standing
-from gateway.upstream import Upstream, connector
+from gateway.upstream import Upstream
 from gateway.watch import Source, Watch
 from gateway.worker import Worker
 
@@ -132,6 +133,7 @@ class Gateway:
         self._proxy = Proxy(
             self._router, self._watch, upstream, Gate(config.queue, config.queue_wait_s),
             wait_s=config.wait_s, per_replica=config.per_replica,
+            hedge_percent=config.hedge_percent,
         )  # fmt: skip
         task = asyncio.create_task(self._watch.run())
         counting = asyncio.create_task(self._accounts.run()) if self._accounts else None
@@ -168,6 +170,7 @@ class Gateway:
         self.bounds.config = share(self._config, self._number)
         self._router.strategy = self._config.strategy
         self._proxy.wait_s = self._config.wait_s
+        self._proxy.hedge(self._config.hedge_percent)
         self.observer.reopen()
         if self._guard is not None:
             self._guard.required = require_keys

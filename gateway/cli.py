@@ -113,6 +113,11 @@ def main() -> None:
     help="How long a request waits for its turn at most.  [default: 30]",
 )
 @click.option(
+    "--hedge", "hedge_percent", envvar="COVEY_GATEWAY_HEDGE_PERCENT",
+    type=click.FloatRange(min=0, max=100), metavar="PERCENT",
+    help="How many requests may be sent to a second replica when the first is late.  [default: 5]",
+)  # fmt: skip
+@click.option(
     "--access-log", envvar="COVEY_GATEWAY_ACCESS_LOG", metavar="PATH|-",
     help="A file that gets a JSON line for each request; - for stdout.  [default: none]",
 )  # fmt: skip

@@ -55,6 +55,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue_wait_s: Annotated[
         float, msgspec.Meta(ge=0), "Seconds that a request waits for its turn at most; then 503."
     ] = 30.0
+    hedge_percent: Annotated[
+        float, msgspec.Meta(ge=0, le=100), "Of a hundred requests, how many at most are sent to a "
+        "second replica as well when the first has no first byte when it should; 0: none."
+    ] = 5.0  # fmt: skip
     json_logs: Annotated[bool, "Log JSON objects, one a line."] = False
     access_log: Annotated[
         str, "A file that gets a JSON line for each request, - for stdout; empty: none."
@@ -98,8 +102,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 # What a running gateway takes from its configuration file when it is told to read it again.
 LIVE = frozenset(
-    {"replicas", "vision", "strategy", "wait_s", "require_keys", "tls_cert", "tls_key",
-     "body_timeout_s", "request_timeout_s", "max_requests"}
+    {"replicas", "vision", "strategy", "wait_s", "hedge_percent", "require_keys", "tls_cert",
+     "tls_key", "body_timeout_s", "request_timeout_s", "max_requests"}
 )  # fmt: skip
 
 

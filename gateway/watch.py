@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
@@ -53,6 +54,22 @@ class _Models(msgspec.Struct, frozen=True):
 class _Health(msgspec.Struct, frozen=True):
     status: str = ""
     reason: str = ""
+    running: int | None = None
+
+
+_decode_health = msgspec.json.Decoder(_Health).decode
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a replica tells: an outside server its models, and which of them see; a head its load.
+
+    `models` None: of a head, whose models the agent knows; `running`: requests that are there.
+    """
+
+    models: tuple[str, ...] | None = None
+    seeing: frozenset[str] = frozenset()
+    running: int | None = None
 
 
 class _UnhealthyError(Exception):
@@ -138,7 +155,7 @@ class Watch:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                models, sees = await self._ask(replica)
+                found = await self._ask(replica)
         except TimeoutError:
             reason = f"no answer within {CHECK_TIMEOUT_S:.0f} s"
         except _UnhealthyError as error:
@@ -149,18 +166,18 @@ class Watch:
             reason = f"does not answer as an OpenAI server does: {error}"
         else:
             now = time.monotonic()
-            if self._router.check_passed(replica.url, models, now, now - begun, sees):
-                _log.info("ready replica=%s models=%s", replica.name, models or replica.models)
+            if self._router.check_passed(replica.url, found.models, now, now - begun, found.seeing):
+                models = found.models or replica.models
+                _log.info("ready replica=%s models=%s", replica.name, models)
+            if found.running is not None:
+                self._router.told(replica.url, found.running, now)
             self._tell()
             return
         if self._router.check_failed(replica.url, reason):
             _log.warning("not ready replica=%s reason=%s", replica.name, reason)
 
-    async def _ask(self, replica: Replica) -> tuple[tuple[str, ...] | None, frozenset[str]]:
-        """Return an outside server's models, None for a head, and those of them that see.
-
-        Raises what says that it cannot serve.
-        """
+    async def _ask(self, replica: Replica) -> _Found:
+        """Return what a replica tells of itself. Raises what says that it cannot serve."""
         named = replica.source == "named"
         url = replica.url + ("/v1/models" if named else "/health")
         async with self._session.get(url, allow_redirects=False) as answer:
@@ -168,15 +185,20 @@ class Watch:
             if answer.status != 200:
                 raise _UnhealthyError(_said(answer.status, body))
             if not named:
-                return None, frozenset()
+                return _Found(running=_health(body).running)
             models = msgspec.json.decode(body, type=_Models).data
-            return tuple(model.id for model in models), seeing(body)
+            return _Found(tuple(model.id for model in models), seeing(body))
+
+
+def _health(body: bytes) -> _Health:
+    """Return what a head says of itself, nothing where that makes no sense."""
+    try:
+        return _decode_health(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Health()
 
 
 def _said(status: int, body: bytes) -> str:
-    try:
-        health = msgspec.json.decode(body, type=_Health)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        health = _Health()
+    health = _health(body)
     said = ": ".join(part for part in (health.status, health.reason) if part)
     return said or f"answers with status {status}"

@@ -68,7 +68,8 @@ class Need:
 class Attempt:
     """A request at a replica, from the choice to its end; `load` is what predicts its time.
 
-    `late_s` is how overdue the replica is with others; `others_s` what the others would take.
+    `late_s` is how overdue the replica is with others; `others_s` what the others would take;
+    `hedge`: it is the second of a request that waits elsewhere.
     """
 
     url: str
@@ -81,8 +82,9 @@ class Attempt:
     load: tuple[float, ...] = ()
     # Filled in when the first byte is there; the rest of the answer is timed from then on.
     first_at: float | None = None
-    in_flight: int = 0
+    there: float = 0.0  # requests at the replica
     others_s: float | None = None
+    hedge: bool = False
 
     @property
     def expected_s(self) -> float:

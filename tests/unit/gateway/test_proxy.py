@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from gateway import upstream as upstream_module
+from gateway import delivery
 from gateway.routing import Replica
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -393,7 +393,7 @@ async def test_an_answer_cut_short_never_looks_whole(
 async def test_a_client_that_reads_nothing_is_given_up(
     upstream: Any, gateway: Any, head: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream_module, "WRITE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(delivery, "WRITE_TIMEOUT_S", 0.05)
     ended = asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:
