@@ -10,22 +10,24 @@ the replica, which frees the ring.
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import logging
 import math
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import msgspec
 from aiohttp import web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from gateway.attached import KEY, METER, RECORD
+from gateway.bodies import Content, content_of, read_most
+from gateway.cut import cut
 from gateway.dialects.translation import Garbled, Translation
 from gateway.errors import ApiError
 from gateway.observe import went_wrong
@@ -72,8 +74,9 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
+# Of the body: it is sent unpacked.
 _REQUEST_DROPS = HOP_BY_HOP | {
-    "host", "content-length", "expect", "traceparent", "tracestate"
+    "host", "content-length", "content-encoding", "expect", "traceparent", "tracestate"
 }  # fmt: skip
 # A key of this gateway is nobody else's business; what is no key of its own passes.
 # With keys there are strangers, and an urgent request would go before those of all others.
@@ -169,10 +172,10 @@ class Upstream:
                 status = upstream.status
                 if upstream.status >= 500:
                     raise await self._failed(ask, picked, upstream)
-                content = (
+                content: Content = (
                     TranslatedContent(upstream, ask.translation)
                     if ask.translation
-                    else upstream.content
+                    else content_of(upstream)
                 )
                 try:
                     # Some servers send their status line long before they have a token.
@@ -230,7 +233,18 @@ class Upstream:
 
     def _no_answer(self, replica: Replica, error: Exception) -> Exception:
         """Return what to raise when no answer came: worth another attempt, or out of time."""
-        reason = f"cannot be reached: {str(error) or type(error).__name__}"
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return ApiError(  # which is no replica's fault
+                "The gateway has no file left for a connection to a replica",
+                status=503,
+                hint="Try again.",
+                retry_after_s=1,
+                reason="files",
+            )
+        said = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ServerDisconnectedError):  # it may say half a head
+            said = "Server disconnected"
+        reason = f"cannot be reached: {said}"
         self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
         waited = isinstance(error, aiohttp.SocketTimeoutError)
         if waited and not isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -258,9 +272,11 @@ class Upstream:
                 float(wait_s) if wait_s.isdecimal() else 0.0,
             )
         try:
-            body = await upstream.content.read(MAX_ERROR_BYTES)
+            body = await read_most(content_of(upstream), MAX_ERROR_BYTES)
         except (aiohttp.ClientError, TimeoutError):
             return AttemptFailedError(replica, f"{reason} and broke off")
+        if len(body) > MAX_ERROR_BYTES:  # its beginning is not its answer
+            return AttemptFailedError(replica, f"{reason} and went on and on")
         headers = _answer_headers(picked, upstream)
         headers.popall("Content-Length", None)
         if ask.translation is not None:
@@ -276,7 +292,7 @@ class Upstream:
         ask: Ask,
         picked: Picked,
         upstream: aiohttp.ClientResponse,
-        content: aiohttp.StreamReader | TranslatedContent,
+        content: Content,
         chunk: bytes,
     ) -> web.StreamResponse:
         """Return the response, `chunk` being the first of the answer; raises nothing any more."""
@@ -362,7 +378,11 @@ async def _write_now(request: web.Request, response: web.StreamResponse, chunk: 
 async def _break_off(ask: Ask, response: web.StreamResponse, replica: Replica, end: bytes) -> None:
     """End a broken answer so that nobody takes it for a whole one."""
     request = ask.request
-    between_events = response.content_type == "text/event-stream" and end in (b"", b"\n\n")
+    between_events = (
+        response.content_type == "text/event-stream"
+        and "Content-Encoding" not in response.headers
+        and end == b"\n\n"
+    )
     error = ApiError(f"{replica.name} broke off its answer", status=502)
     if ask.translation is not None:  # whose bytes are whole events always
         if await _write(request, response, ask.translation.broken(error.message, error.kind)):
@@ -371,9 +391,8 @@ async def _break_off(ask: Ask, response: web.StreamResponse, replica: Replica, e
         event = b"data: %s\n\n" % msgspec.json.encode(error.body())
         if await _write(request, response, event):
             await _write(request, response, b"")
-    elif request.transport is not None:
-        # Without its last chunk, or short of its length, it is an error to every client.
-        request.transport.abort()
+    else:
+        cut(request, framed=response.content_length is not None)
 
 
 def connector() -> aiohttp.TCPConnector:
@@ -394,10 +413,10 @@ def _socket(info: tuple[Any, ...]) -> socket.socket:
     return made
 
 
-def forwarded(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:
+def forwarded(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
     """Return `headers` without the dropped ones (lower case) and those that `Connection` names."""
-    named = headers.get("Connection")
-    if named:
+    if "Connection" in headers:
+        named = ",".join(headers.getall("Connection"))
         dropped = dropped | {name.strip().lower() for name in named.split(",")}
     return CIMultiDict(
         [(name, value) for name, value in headers.items() if name.lower() not in dropped]
