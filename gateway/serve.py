@@ -16,14 +16,20 @@ from aiohttp import web
 
 from gateway.app import GATEWAY, make_app
 from gateway.config import Config
+from gateway.drain import LEAST_S, drain
 from gateway.errors import GatewayError
 from gateway.keys.start import keys_required
 from gateway.keys.store import Store
-from gateway.listen import address
+from gateway.listen import BACKLOG, Listener, address
+from gateway.process import files_for_clients, keep_trimmed, raise_file_limit, trimmer
 from gateway.tls import Certificate
 from gateway.watch import Source
 
 _log = logging.getLogger(__name__)
+
+# Who is answered before all of its body is there may need so long to see it, and stop sending:
+# closed at once, the connection would be reset before the answer is read. (aiohttp: 10 s.)
+LINGER_S = 2.0
 
 
 async def run(
@@ -39,12 +45,17 @@ async def run(
     the certificate cannot be used.
     """
     certificate = Certificate(config.tls_cert, config.tls_key) if config.tls_cert else None
-    app = make_app(config, make_source, store, require_keys=keys_required(config, sockets))
+    files = raise_file_limit()
+    clients = files_for_clients(files, config.max_requests)
+    listeners = [Listener(sock, clients, plain=certificate is None) for sock in sockets]
+    app = make_app(config, make_source, store, require_keys=keys_required(config, listeners))
     runner = web.AppRunner(
         app,
         handler_cancellation=True,
         access_log=None,  # upstream.py writes one line a request
-        shutdown_timeout=config.drain_s,
+        shutdown_timeout=LEAST_S,  # what runs has had its time by then (`drain.py`)
+        keepalive_timeout=config.head_timeout_s,
+        lingering_time=LINGER_S,
         max_line_size=config.max_header_bytes,
         max_field_size=config.max_header_bytes,
     )
@@ -57,7 +68,7 @@ async def run(
         except GatewayError as error:
             _log.error("the old configuration stays in force: %s", error.line())
             return
-        taken, fixed = app[GATEWAY].reload(new, require_keys=keys_required(new, sockets))
+        taken, fixed = app[GATEWAY].reload(new, require_keys=keys_required(new, listeners))
         _log.info("configuration read; in force now: %s", ", ".join(taken) or "nothing new")
         if fixed:
             _log.warning("these settings need a restart: %s", ", ".join(fixed))
@@ -65,21 +76,26 @@ async def run(
             certificate.use(new.tls_cert, new.tls_key)
 
     await runner.setup()
-    watching = asyncio.create_task(certificate.watch()) if certificate else None
+    tasks = [asyncio.create_task(keep_trimmed(trimmer()))]
+    if certificate is not None:
+        tasks.append(asyncio.create_task(certificate.watch()))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     try:
-        for sock in sockets:
+        _log.info("open files: %d at most, %d of them for clients", files, clients)
+        for sock in listeners:
             await web.SockSite(
                 runner, sock, ssl_context=certificate.context if certificate else None
             ).start()
+            sock.listen(BACKLOG)  # aiohttp asks for 128, and takes as many before it serves again
             _log.info("listening address=%s", address(sock, "https" if certificate else "http"))
         await stop.wait()
         _log.info("stopping: running requests get %.0f s", config.drain_s)
+        await drain(runner, app[GATEWAY].bounds, config.drain_s)
     finally:
-        if watching is not None:
-            watching.cancel()
+        for task in tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await watching
+                await task
         await runner.cleanup()
     _log.info("stopped")
 
