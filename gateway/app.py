@@ -19,7 +19,8 @@ from aiohttp import web
 
 from gateway.answers import answer as _response
 from gateway.answers import json_answer as _json
-from gateway.bounds import Bounds, note_answer
+from gateway.bodies import Answer
+from gateway.bounds import Bounds
 from gateway.config import Config, reloaded, share
 from gateway.dialects.port import Dialect
 from gateway.dialects.served import DIALECTS, by_name
@@ -69,7 +70,7 @@ def make_app(
         middlewares=[gateway.observer.note, _errors, *(keyed or (gateway.bounds.serve,))],
     )
     app[GATEWAY] = gateway
-    app.on_response_prepare.append(note_answer)
+    app.on_response_prepare.append(gateway.bounds.note_answer)
     app.on_response_prepare.append(gateway.observer.began)
     if guard is not None:
         app.on_response_prepare.append(guard.headers)
@@ -123,6 +124,7 @@ class Gateway:
         source = self._make_source() if self._make_source else None
         session = aiohttp.ClientSession(
             connector=connector(),
+            response_class=Answer,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_SKIPPED_HEADERS,

@@ -1,6 +1,6 @@
 """A request on its way to a replica, and an attempt that failed. For `proxy.py`, `upstream.py`.
 
-A core but for the client's request, which is carried along.
+No I/O of its own; the client's request is carried along.
 """
 
 from __future__ import annotations

@@ -86,9 +86,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_body_bytes: Annotated[
         int, msgspec.Meta(ge=1), "Bytes that a request's body may have."
     ] = 16 * 2**20  # fmt: skip
+    max_bodies_bytes: Annotated[
+        int, msgspec.Meta(ge=1), "Bytes that the bodies of all requests may have together; those "
+        "of up to 64 KiB do not count."
+    ] = 2**30  # fmt: skip
     max_header_bytes: Annotated[
         int, msgspec.Meta(ge=1024), "Bytes that a request's first line, and each header, may have."
     ] = 16 * 2**10  # fmt: skip
+    head_timeout_s: Annotated[
+        float, msgspec.Meta(gt=0), "Seconds within which a request's head must have arrived: after "
+        "its connection was made, or after the answer before it."
+    ] = 75.0  # fmt: skip
     body_timeout_s: Annotated[
         float, msgspec.Meta(gt=0), "Seconds within which a request's body must have arrived."
     ] = 60.0  # fmt: skip
@@ -103,7 +111,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # What a running gateway takes from its configuration file when it is told to read it again.
 LIVE = frozenset(
     {"replicas", "vision", "strategy", "wait_s", "hedge_percent", "require_keys", "tls_cert",
-     "tls_key", "body_timeout_s", "request_timeout_s", "max_requests"}
+     "tls_key", "body_timeout_s", "request_timeout_s", "max_requests", "max_bodies_bytes"}
 )  # fmt: skip
 
 
@@ -133,6 +141,7 @@ def share(config: Config, worker: int) -> Config:
         per_replica=part(config.per_replica),
         queue=part(config.queue),
         max_requests=part(config.max_requests),
+        max_bodies_bytes=part(config.max_bodies_bytes),
     )
 
 
@@ -229,7 +238,7 @@ def check_replica(name: str, url: str) -> str:
 
 def _check_shares(config: Config) -> None:
     """Raise UsageFault where a worker would have no place for any request."""
-    for name in ("per_replica", "max_requests"):
+    for name in ("per_replica", "max_requests", "max_bodies_bytes"):
         limit = getattr(config, name)
         if 0 < limit < config.workers:
             raise UsageFault(

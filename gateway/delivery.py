@@ -10,6 +10,7 @@ import asyncio
 import msgspec
 from aiohttp import web
 
+from gateway.cut import cut
 from gateway.dialects.translation import Translation
 from gateway.errors import ApiError
 
@@ -61,6 +62,5 @@ async def break_off(
         event = b"data: %s\n\n" % msgspec.json.encode(error.body())
         if await write(request, response, event):
             await write(request, response, b"")
-    elif request.transport is not None:
-        # Without its last chunk, or short of its length, it is an error to every client.
-        request.transport.abort()
+    else:
+        cut(request, framed=response.content_length is not None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.routing import Picked
 from gateway.tracing import Context
@@ -33,15 +33,16 @@ HOP_BY_HOP = frozenset(
     }
 )
 _ANSWER_DROPS = HOP_BY_HOP | {LOAD}  # it is between heads and gateways
+# Of the body: it is sent unpacked.
 _REQUEST_DROPS = HOP_BY_HOP | {
-    "host", "content-length", "expect", "traceparent", "tracestate"
+    "host", "content-length", "content-encoding", "expect", "traceparent", "tracestate"
 }  # fmt: skip
 # A key of this gateway is nobody else's business; what is no key of its own passes.
 # With keys there are strangers, and an urgent request would go before those of all others.
 _KEYED_REQUEST_DROPS = _REQUEST_DROPS | {"authorization", "x-api-key", "api-key", PRIORITY}
 
 
-def of_request(headers: Mapping[str, str], trace: Context, *, keyed: bool) -> CIMultiDict[str]:
+def of_request(headers: CIMultiDictProxy[str], trace: Context, *, keyed: bool) -> CIMultiDict[str]:
     """Return what a replica gets of a request's `headers`; `keyed`: it came with a key of ours."""
     made = forwarded(headers, _KEYED_REQUEST_DROPS if keyed else _REQUEST_DROPS)
     made["traceparent"] = trace.traceparent
@@ -50,7 +51,7 @@ def of_request(headers: Mapping[str, str], trace: Context, *, keyed: bool) -> CI
     return made
 
 
-def of_answer(headers: Mapping[str, str], picked: Picked) -> CIMultiDict[str]:
+def of_answer(headers: CIMultiDictProxy[str], picked: Picked) -> CIMultiDict[str]:
     """Return what a client gets of an answer's `headers`, with whose answer it is and why."""
     made = forwarded(headers, _ANSWER_DROPS)
     made[NAME] = picked.replica.name
@@ -64,13 +65,13 @@ def load(headers: Mapping[str, str]) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
 
 
-def forwarded(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:
+def forwarded(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
     """Return `headers` without the dropped ones (lower case) and those that `Connection` names.
 
     Values are fit to be sent: what is not UTF-8 is Latin-1, as it was once, and goes on as UTF-8.
     """
-    named = headers.get("Connection")
-    if named:
+    if "Connection" in headers:
+        named = ",".join(headers.getall("Connection"))
         dropped = dropped | {name.strip().lower() for name in named.split(",")}
     return CIMultiDict(
         [

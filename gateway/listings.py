@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from gateway.attached import BODY
 from gateway.dialects import foundation, ollama_models
 from gateway.dialects.port import Refused
 from gateway.errors import ApiError
@@ -67,7 +68,7 @@ class Listings:
         """Describe a model as Ollama does."""
         models = self._router.models(time.monotonic())
         try:
-            return _answer(ollama_models.show(await request.read(), models, self._unix_offset))
+            return _answer(ollama_models.show(request[BODY], models, self._unix_offset))
         except Refused as refused:
             raise ApiError(refused.message, status=refused.status) from refused
 

@@ -32,7 +32,7 @@ import msgspec
 from aiohttp import web
 
 from gateway.ask import Ask, AttemptFailedError
-from gateway.attached import KEY, RECORD
+from gateway.attached import BODY, KEY, RECORD
 from gateway.attempts import Attempts
 from gateway.dialects.port import Dialect, Refused
 from gateway.dialects.translation import Translation
@@ -100,7 +100,7 @@ class Proxy:
 
         Raises ApiError for what the gateway answers itself.
         """
-        body = await request.read()
+        body = request[BODY]
         ask = await _translated(request, body, dialect) if dialect else _ask(request, body)
         record = request[RECORD]
         record.model, record.streamed, record.body = ask.model, ask.need.streamed, body

@@ -10,6 +10,7 @@ replica was sooner) closes the connection to the replica, which frees the ring.
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import logging
 import time
@@ -22,6 +23,7 @@ from yarl import URL
 from gateway import headers
 from gateway.ask import Ask, AttemptFailedError
 from gateway.attached import KEY, METER, RECORD
+from gateway.bodies import Content, content_of, read_most
 from gateway.delivery import break_off, write
 from gateway.dialects.translation import Garbled
 from gateway.errors import ApiError
@@ -58,7 +60,7 @@ class Begun:
     sent_at: float
     first_at: float
     answer: aiohttp.ClientResponse
-    content: aiohttp.StreamReader | TranslatedContent
+    content: Content
     first: bytes
 
 
@@ -91,7 +93,9 @@ class Upstream:
                 if answer.status >= 500:
                     raise await self._failed(ask, picked, answer)
                 translation = ask.translation
-                content = TranslatedContent(answer, translation) if translation else answer.content
+                content: Content = (
+                    TranslatedContent(answer, translation) if translation else content_of(answer)
+                )
                 # Some servers send their status line long before they have a token.
                 first = await content.readany()
             except (aiohttp.ClientError, OSError) as error:
@@ -170,7 +174,18 @@ class Upstream:
 
     def _no_answer(self, replica: Replica, error: Exception) -> Exception:
         """Return what to raise when no answer came: worth another attempt, or out of time."""
-        reason = f"cannot be reached: {str(error) or type(error).__name__}"
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return ApiError(  # which is no replica's fault
+                "The gateway has no file left for a connection to a replica",
+                status=503,
+                hint="Try again.",
+                retry_after_s=1,
+                reason="files",
+            )
+        said = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ServerDisconnectedError):  # it may say half a head
+            said = "Server disconnected"
+        reason = f"cannot be reached: {said}"
         self._router.fault(replica.url, Fault.UNREACHABLE, reason, time.monotonic())
         waited = isinstance(error, aiohttp.SocketTimeoutError)
         if waited and not isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -198,9 +213,11 @@ class Upstream:
                 float(wait_s) if wait_s.isdecimal() else 0.0,
             )
         try:
-            body = await answer.content.read(MAX_ERROR_BYTES)
+            body = await read_most(content_of(answer), MAX_ERROR_BYTES)
         except (aiohttp.ClientError, TimeoutError):
             return AttemptFailedError(replica, f"{reason} and broke off")
+        if len(body) > MAX_ERROR_BYTES:  # its beginning is not its answer
+            return AttemptFailedError(replica, f"{reason} and went on and on")
         told = headers.of_answer(answer.headers, picked)
         told.popall("Content-Length", None)
         if ask.translation is not None:

@@ -17,6 +17,7 @@ from typing import Protocol
 import aiohttp
 import msgspec
 
+from gateway.bodies import read_most
 from gateway.errors import NotRunning
 from gateway.modalities import seeing
 from gateway.routing import Replica, Router
@@ -181,7 +182,7 @@ class Watch:
         named = replica.source == "named"
         url = replica.url + ("/v1/models" if named else "/health")
         async with self._session.get(url, allow_redirects=False) as answer:
-            body = await answer.content.read(MAX_ANSWER_BYTES)
+            body = await read_most(answer.content, MAX_ANSWER_BYTES)
             if answer.status != 200:
                 raise _UnhealthyError(_said(answer.status, body))
             if not named:
