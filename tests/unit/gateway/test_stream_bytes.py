@@ -198,6 +198,8 @@ def test_a_request_arrives_unpacked_and_its_head_says_so(
         ("gzip", gzip.compress(BODY)[:-12], 400),
         ("gzip", gzip.compress(b'{"model":"m","x":"' + b"x" * 2**24 + b'"}'), 413),
     ],
+    # A packed body has the time in it.
+    ids=["twice", "lzma", "not packed", "cut off", "too large"],
 )
 def test_what_cannot_be_unpacked_is_said(
     world: Any, encoding: str, body: bytes, status: int
