@@ -10,6 +10,7 @@ from pathlib import Path
 from agent.errors import CoveyError
 from image.make import grub, programs
 from image.make.assemble import Wish, build
+from image.make.packages import KERNELS
 
 
 def main() -> int:
@@ -19,6 +20,10 @@ def main() -> int:
     )
     parser.add_argument("--arch", choices=["x86_64"], default="x86_64")
     parser.add_argument("--source", choices=["debian"], default="debian")
+    parser.add_argument(
+        "--flavour", choices=sorted(KERNELS), default="virt",
+        help="the kernel for machines of their own (metal), or for virtual ones (virt)",
+    )  # fmt: skip
     parser.add_argument(
         "--mirror", default="", metavar="URL|DIR",
         help="where Debian 12's packages come from; else what this machine's apt is set up with",
@@ -33,7 +38,8 @@ def main() -> int:
               file=sys.stderr)  # fmt: skip
         return 5
     try:
-        wish = Wish(arguments.out.absolute(), base / "image", llama, arguments.mirror)
+        wish = Wish(arguments.out.absolute(), base / "image", llama, arguments.mirror,
+                    arguments.flavour)  # fmt: skip
         build(wish, lambda words: print(words, flush=True))
     except CoveyError as error:
         print(error.line(), file=sys.stderr)

@@ -25,13 +25,14 @@ _KERNEL = "(name(vmlinuz)||name(initramfs))"
 class Wish:
     """What to build: from which mirror ("": this machine's), into which file, with which cache.
 
-    `llama_cache` is where `make` keeps llama-cpp-python's wheel.
+    `llama_cache` is where `make` keeps llama-cpp-python's wheel, `flavour` one of `KERNELS`.
     """
 
     out: Path
     cache: Path
     llama_cache: Path
     mirror: str = ""
+    flavour: str = "virt"
     sizes: Sizes = field(default_factory=Sizes)
 
 
@@ -44,7 +45,7 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
 
     step("Asking for packages")
     apt = debian.Apt(wish.cache, wish.mirror)
-    debs = apt.fetch(apt.plan())
+    debs = apt.fetch(apt.plan(wish.flavour))
     step("Asking for Python's packages")
     python = wheels.fetch(tree.REPOSITORY / "requirements/runtime.txt", wish.cache)
     python.append(wheels.llama(tree.REPOSITORY, wish.llama_cache))

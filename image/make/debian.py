@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.errors import EnvironmentFault
-from image.make.packages import WANTED, Package, chosen
+from image.make.packages import KERNELS, WANTED, Package, chosen
 from image.make.programs import run
 
 SUITE = "bookworm"
@@ -32,8 +32,8 @@ class Apt:
         if mirror:
             self._options += self._own_lists(cache / "apt")
 
-    def plan(self) -> tuple[Package, ...]:
-        """Return the packages and their versions, as the mirror has them now."""
+    def plan(self, flavour: str) -> tuple[Package, ...]:
+        """Return the packages and their versions as the mirror has them; `flavour`: see KERNELS."""
         if self._mirror:
             url = self._mirror
             run(
@@ -41,7 +41,8 @@ class Apt:
                 hint=f"The mirror {url} could not be used. {_MIRROR_HINT}",
             )
         hint = "Run `apt-get update` as root, or name a mirror with --mirror."
-        simulate = ["install", "-s", "-y", "-qq", "--no-install-recommends", *WANTED]
+        simulate = ["install", "-s", "-y", "-qq", "--no-install-recommends"]
+        simulate += [KERNELS[flavour], *WANTED]
         return chosen(run(["apt-get", *self._options, *simulate], hint=hint))
 
     def fetch(self, packages: tuple[Package, ...]) -> list[Path]:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from agent.errors import EnvironmentFault
 
+# By what the machine is: one of its own, or one in another (no drivers but those that it needs).
+KERNELS = {"metal": "linux-image-amd64", "virt": "linux-image-cloud-amd64"}
 WANTED = (
-    "linux-image-cloud-amd64", "busybox-static", "openrc", "kmod", "dash",
+    "busybox-static", "openrc", "kmod", "dash",
     "iproute2", "nftables", "conntrack", "wireguard-tools",
     "e2fsprogs", "fdisk", "util-linux", "dosfstools", "netbase",
     "python3.11",
@@ -24,8 +26,8 @@ _LEFT_OUT = frozenset((
     "adduser", "coreutils", "cpio", "debconf", "debianutils", "dpkg", "initramfs-tools",
     "initramfs-tools-core", "insserv", "klibc-utils", "libdb5.3", "libklibc", "libnsl2",
     "libpam-modules", "libpam-modules-bin", "libsemanage-common", "libsemanage2", "libsepol2",
-    "linux-base", "linux-image-cloud-amd64", "logsave", "media-types", "passwd", "readline-common",
-    "tar", "udev", "util-linux-extra",
+    "linux-base", *KERNELS.values(), "logsave", "media-types", "passwd", "readline-common", "tar",
+    "udev", "util-linux-extra",
 ))  # fmt: skip
 _INSTALLED = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) [^)]*\[(\S+)\]\)", re.MULTILINE)
 

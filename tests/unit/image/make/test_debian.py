@@ -18,7 +18,7 @@ NEEDS_APT = pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get 
 def test_a_mirror_that_does_not_answer(tmp_path: Path) -> None:
     # Nobody listens on port 1.
     with pytest.raises(EnvironmentFault) as caught:
-        Apt(tmp_path, "http://127.0.0.1:1/debian").plan()
+        Apt(tmp_path, "http://127.0.0.1:1/debian").plan("virt")
     assert caught.value.hint.startswith("The mirror http://127.0.0.1:1/debian could not be used.")
 
 
@@ -26,7 +26,7 @@ def test_a_mirror_that_does_not_answer(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_mirror(tmp_path: Path) -> None:
     (tmp_path / "mirror").mkdir()
     with pytest.raises(EnvironmentFault) as caught:
-        Apt(tmp_path / "cache", str(tmp_path / "mirror")).plan()
+        Apt(tmp_path / "cache", str(tmp_path / "mirror")).plan("virt")
     assert "has to answer to apt" in caught.value.hint
 
 

@@ -14,6 +14,7 @@ Conf gcc-12-base (12.2.0-14+deb12u1 Debian:12.15/oldstable [amd64])
 Inst zlib1g (1:1.2.13.dfsg-1 Debian:12.15/oldstable [amd64]) []
 Inst libc6 [2.36-9] (2.36-9+deb12u14 Debian:12.15/oldstable, Debian-Security:12 [amd64]) []
 Inst initramfs-tools (0.142+deb12u3 Debian:12.15/oldstable [all])
+Inst linux-image-amd64 (6.1.192-3 Debian:12.15/oldstable [amd64])
 Inst netbase (6.4 Debian:12.15/oldstable [all])
 """
 
