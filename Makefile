@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CACHE  := $(or $(COVEY_CACHE),$(HOME)/.cache/covey)
 READY  := $(VENV)/.ready
-BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos routing gateway
+BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos routing gateway connections
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
 .PHONY: help demo test check lint unit lab namespaces matrix fuzz vm bench setup lock clean

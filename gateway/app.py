@@ -19,7 +19,8 @@ from aiohttp import web
 
 from gateway.answers import answer as _response
 from gateway.answers import json_answer as _json
-from gateway.bounds import Bounds, note_answer
+from gateway.bodies import Answer
+from gateway.bounds import Bounds
 from gateway.config import Config, reloaded, share
 from gateway.dialects.port import Dialect
 from gateway.dialects.served import DIALECTS, by_name
@@ -32,8 +33,9 @@ from gateway.listings import Listings
 from gateway.observe import Observer, refused
 from gateway.proxy import Proxy
 from gateway.routing import Replica, Router, UnknownModel
+from gateway.sockets import connector
 from gateway.standing import Standing
-from gateway.upstream import Upstream, connector
+from gateway.upstream import Upstream
 from gateway.watch import Source, Watch
 from gateway.worker import Worker
 
@@ -68,7 +70,7 @@ def make_app(
         middlewares=[gateway.observer.note, _errors, *(keyed or (gateway.bounds.serve,))],
     )
     app[GATEWAY] = gateway
-    app.on_response_prepare.append(note_answer)
+    app.on_response_prepare.append(gateway.bounds.note_answer)
     app.on_response_prepare.append(gateway.observer.began)
     if guard is not None:
         app.on_response_prepare.append(guard.headers)
@@ -122,16 +124,18 @@ class Gateway:
         source = self._make_source() if self._make_source else None
         session = aiohttp.ClientSession(
             connector=connector(),
+            response_class=Answer,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_SKIPPED_HEADERS,
         )
-        self._watch = Watch(self._router, session, source, self._config.replicas)
+        self._watch = Watch(self._router, session, source, _named(self._config))
         upstream = Upstream(self._router, session)
         config = share(self._config, self._number)
         self._proxy = Proxy(
             self._router, self._watch, upstream, Gate(config.queue, config.queue_wait_s),
             wait_s=config.wait_s, per_replica=config.per_replica,
+            hedge_percent=config.hedge_percent,
         )  # fmt: skip
         task = asyncio.create_task(self._watch.run())
         counting = asyncio.create_task(self._accounts.run()) if self._accounts else None
@@ -168,11 +172,11 @@ class Gateway:
         self.bounds.config = share(self._config, self._number)
         self._router.strategy = self._config.strategy
         self._proxy.wait_s = self._config.wait_s
+        self._proxy.hedge(self._config.hedge_percent)
         self.observer.reopen()
         if self._guard is not None:
             self._guard.required = require_keys
-        named = [Replica(name, url, "named") for name, url in self._config.replicas.items()]
-        for change in self._router.update("named", named, time.monotonic()):
+        for change in self._router.update("named", _named(self._config), time.monotonic()):
             _log.info(change)
         return taken, fixed
 
@@ -246,6 +250,14 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     return response
 
 
+def _named(config: Config) -> list[Replica]:
+    """Return the outside servers that the operator names."""
+    return [
+        Replica(name, url, "named", vision=name in config.vision)
+        for name, url in config.replicas.items()
+    ]
+
+
 def _form(request: web.Request) -> Dialect | None:
     """Return whose form an error is to have; all of Ollama's endpoints have the same."""
     found = request.app[_DIALECTS]
@@ -256,7 +268,7 @@ def _form(request: web.Request) -> Dialect | None:
 def _refused(error: ApiError, dialect: Dialect | None) -> web.Response:
     if dialect is None:
         return _json(error.body(), error)
-    return _response(dialect.error(error.status, error.line(), error.kind), error)
+    return _response(dialect.error(error.status, error.line(), error.kind, error.param), error)
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

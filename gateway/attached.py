@@ -8,6 +8,8 @@ from gateway.keys.key import Key
 from gateway.record import Record
 from gateway.usage import Meter
 
+# The request's body, read and unpacked; missing where its method has none.
+BODY = web.RequestKey("body", bytes)
 # Whose request it is; missing where it is nobody's, as on the loopback.
 KEY = web.RequestKey("key", Key)
 # Fed with the answer's bytes as they pass; missing before there are any, unless a key pays.

@@ -69,6 +69,10 @@ def main() -> None:
     help="An outside OpenAI server to use as well; may be repeated.",
 )
 @click.option(
+    "--vision", multiple=True, envvar="COVEY_GATEWAY_VISION", metavar="NAME",
+    help="An outside server whose models see pictures and does not say so; may be repeated.",
+)  # fmt: skip
+@click.option(
     "--strategy",
     envvar="COVEY_GATEWAY_STRATEGY",
     type=click.Choice(get_args(configuration.Strategy)),
@@ -108,6 +112,11 @@ def main() -> None:
     metavar="SECONDS",
     help="How long a request waits for its turn at most.  [default: 30]",
 )
+@click.option(
+    "--hedge", "hedge_percent", envvar="COVEY_GATEWAY_HEDGE_PERCENT",
+    type=click.FloatRange(min=0, max=100), metavar="PERCENT",
+    help="How many requests may be sent to a second replica when the first is late.  [default: 5]",
+)  # fmt: skip
 @click.option(
     "--access-log", envvar="COVEY_GATEWAY_ACCESS_LOG", metavar="PATH|-",
     help="A file that gets a JSON line for each request; - for stdout.  [default: none]",

@@ -32,6 +32,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[str, "HOST:PORT to listen on; an IPv6 host in brackets."] = DEFAULT_LISTEN
     socket: Annotated[str, "The local agent's unix socket; empty: where the agent puts it."] = ""
     replicas: Annotated[dict[str, str], "Outside OpenAI servers: name to URL."] = {}
+    vision: Annotated[
+        tuple[str, ...], "Names of outside servers whose models see, of which the gateway cannot "
+        "know it (Ollama, vLLM); others get no pictures, sound or files."
+    ] = ()  # fmt: skip
     strategy: Annotated[Strategy, "How a replica is chosen."] = "latency_aware"
     wait_s: Annotated[
         float, msgspec.Meta(ge=0), "Seconds that a request waits for the next head of a model when "
@@ -51,6 +55,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue_wait_s: Annotated[
         float, msgspec.Meta(ge=0), "Seconds that a request waits for its turn at most; then 503."
     ] = 30.0
+    hedge_percent: Annotated[
+        float, msgspec.Meta(ge=0, le=100), "Of a hundred requests, how many at most are sent to a "
+        "second replica as well when the first has no first byte when it should; 0: none."
+    ] = 5.0  # fmt: skip
     json_logs: Annotated[bool, "Log JSON objects, one a line."] = False
     access_log: Annotated[
         str, "A file that gets a JSON line for each request, - for stdout; empty: none."
@@ -78,9 +86,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_body_bytes: Annotated[
         int, msgspec.Meta(ge=1), "Bytes that a request's body may have."
     ] = 16 * 2**20  # fmt: skip
+    max_bodies_bytes: Annotated[
+        int, msgspec.Meta(ge=1), "Bytes that the bodies of all requests may have together; those "
+        "of up to 64 KiB do not count."
+    ] = 2**30  # fmt: skip
     max_header_bytes: Annotated[
         int, msgspec.Meta(ge=1024), "Bytes that a request's first line, and each header, may have."
     ] = 16 * 2**10  # fmt: skip
+    head_timeout_s: Annotated[
+        float, msgspec.Meta(gt=0), "Seconds within which a request's head must have arrived: after "
+        "its connection was made, or after the answer before it."
+    ] = 75.0  # fmt: skip
     body_timeout_s: Annotated[
         float, msgspec.Meta(gt=0), "Seconds within which a request's body must have arrived."
     ] = 60.0  # fmt: skip
@@ -94,8 +110,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 # What a running gateway takes from its configuration file when it is told to read it again.
 LIVE = frozenset(
-    {"replicas", "strategy", "wait_s", "require_keys", "tls_cert", "tls_key", "body_timeout_s",
-     "request_timeout_s", "max_requests"}
+    {"replicas", "vision", "strategy", "wait_s", "hedge_percent", "require_keys", "tls_cert",
+     "tls_key", "body_timeout_s", "request_timeout_s", "max_requests", "max_bodies_bytes"}
 )  # fmt: skip
 
 
@@ -125,13 +141,15 @@ def share(config: Config, worker: int) -> Config:
         per_replica=part(config.per_replica),
         queue=part(config.queue),
         max_requests=part(config.max_requests),
+        max_bodies_bytes=part(config.max_bodies_bytes),
     )
 
 
 def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
     """Return the configuration in the TOML `text` of `file`, with the flags that are not None.
 
-    Replicas of the flags are added to those of the file. Raises UsageFault naming file and key.
+    Replicas of the flags, and those that see, are added to those of the file. Raises UsageFault
+    naming file and key.
     """
     try:
         values = tomllib.loads(text)
@@ -145,6 +163,7 @@ def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
         raise UsageFault(f"{file}: {error}") from error
     given = {name: value for name, value in flags.items() if value is not None}
     given["replicas"] = base.replicas | given.get("replicas", {})
+    given["vision"] = base.vision + given.get("vision", ())
     config = msgspec.structs.replace(base, **given)
     parse_listen(config.listen)
     replicas = {name: check_replica(name, url) for name, url in config.replicas.items()}
@@ -152,6 +171,12 @@ def load(text: str, file: str, flags: Mapping[str, Any]) -> Config:
         same = [name for name, other in replicas.items() if other == url]
         if len(same) > 1:
             raise UsageFault(f"the replicas {' and '.join(same)} have the same URL {url}")
+    for name in config.vision:
+        if name not in replicas:
+            raise UsageFault(
+                f"{name!r} is said to see, but no replica is named so",
+                hint="Name those with --vision that are given with --replica, or in the file.",
+            )
     if bool(config.tls_cert) != bool(config.tls_key):
         raise UsageFault("tls_cert and tls_key belong together", hint="Set both, or neither.")
     check_otlp(config.otlp_endpoint)
@@ -213,7 +238,7 @@ def check_replica(name: str, url: str) -> str:
 
 def _check_shares(config: Config) -> None:
     """Raise UsageFault where a worker would have no place for any request."""
-    for name in ("per_replica", "max_requests"):
+    for name in ("per_replica", "max_requests", "max_bodies_bytes"):
         limit = getattr(config, name)
         if 0 < limit < config.workers:
             raise UsageFault(

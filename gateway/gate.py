@@ -54,6 +54,11 @@ class Gate:
         if not queue.running and not queue.waiting:
             del self._queues[model]
 
+    def free(self, model: str) -> bool:
+        """Say whether no request of the model waits for its turn."""
+        queue = self._queues.get(model)
+        return queue is None or not queue.waiting
+
     @property
     def waiting(self) -> int:
         """How many requests wait for their turn."""

@@ -2,14 +2,20 @@
 
 A shell, used by `cli.py` before anything else starts, so that a port in use is one clear line.
 An inherited socket may belong to another network namespace than this process.
+
+A client that is gone without a word (its machine is off, its network is cut) or that reads nothing
+is found out by TCP, whose timers connections inherit from the socket that accepts them.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
+import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from gateway.config import parse_listen
@@ -18,6 +24,21 @@ from gateway.errors import EnvironmentFault, UsageFault
 # sd_listen_fds(3): inherited sockets begin after stdin, stdout and stderr.
 SYSTEMD_FIRST_FD = 3
 BACKLOG = 1024
+# A connection on which a client acknowledges nothing for so long, or takes nothing of what waits
+# for it, is closed; one that is silent is asked after PROBE_AFTER_S whether it is there.
+GONE_S, PROBE_AFTER_S, PROBE_EACH_S = 60, 30, 10
+# While connections are refused, it is said so often.
+_SAY_EACH_S = 10.0
+_FULL = (
+    b'{"error":{"message":"The gateway has no file left for another connection. Try again.",'
+    b'"type":"server_error","param":null,"code":null}}'
+)
+_REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(_FULL), _FULL)
+)
+
+_log = logging.getLogger(__name__)
 
 
 def open_sockets(
@@ -52,6 +73,56 @@ def sibling(sock: socket.socket) -> socket.socket:
         return _socket(sock.family, where, shared=True)
     except OSError as error:
         raise _cannot_bind(where[0], where[1], error) from None
+
+
+class Listener(socket.socket):
+    """A listening socket that refuses connections when files run short, and says so.
+
+    Files numbered `most_files` and above are for connections to replicas: the kernel gives a new
+    file the lowest number that is free, so an accepted connection's number says how many there are.
+    `plain`: no TLS, so that a refusal can be read.
+    """
+
+    def __init__(self, sock: socket.socket, most_files: int, *, plain: bool) -> None:
+        family, kind, protocol = sock.family, sock.type, sock.proto
+        super().__init__(family, kind, protocol, fileno=sock.detach())
+        self._most_files = most_files
+        self._plain = plain
+        self._refused = 0
+        self._said_at = float("-inf")
+        if family == socket.AF_UNIX:
+            return
+        with suppress(OSError):  # an inherited socket may speak another protocol (MPTCP)
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_AFTER_S)
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_EACH_S)
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE_S)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Return a connection; raises BlockingIOError where none can be taken now."""
+        connection, where = super().accept()
+        if connection.fileno() < self._most_files:
+            return connection, where
+        with connection:
+            self._refuse(connection)
+        # asyncio comes again when it has looked after those that are served.
+        raise BlockingIOError(errno.EAGAIN, "a connection was refused")
+
+    def _refuse(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        if self._plain:
+            with suppress(OSError):
+                connection.recv(2**16)  # what stays unread makes closing a reset
+            with suppress(OSError):
+                connection.send(_REFUSAL)
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._said_at >= _SAY_EACH_S:
+            _log.warning(
+                "refusing connections: clients have %d files open, and more are kept for replicas"
+                " count=%d", self._most_files, self._refused,
+            )  # fmt: skip
+            self._said_at, self._refused = now, 0
 
 
 def address(sock: socket.socket, scheme: str = "http") -> str:

@@ -1,19 +1,25 @@
 """What the gateway itself tells in other APIs than OpenAI's: which models and replicas there are.
 
-A shell around `dialects/ollama_models.py` and `dialects/foundation.py`, used by `app.py`.
+And which APIs. A shell around `dialects/ollama_models.py`, `dialects/foundation.py` and `openapi/`,
+used by `app.py`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
+from gateway.attached import BODY
 from gateway.dialects import foundation, ollama_models
 from gateway.dialects.port import Refused
 from gateway.errors import ApiError
+from gateway.openapi.document import document
 from gateway.routing import Router
 
 
@@ -39,6 +45,7 @@ class Listings:
         routes.add_post("/api/show", self.show)
         routes.add_get("/peers", self.peers)
         routes.add_get("/peers/metrics", self.peers_metrics)
+        routes.add_get("/openapi.json", self.described)
 
     async def root(self, _: web.Request) -> web.Response:
         """Say what Ollama's own programs look for before they ask anything."""
@@ -61,7 +68,7 @@ class Listings:
         """Describe a model as Ollama does."""
         models = self._router.models(time.monotonic())
         try:
-            return _answer(ollama_models.show(await request.read(), models, self._unix_offset))
+            return _answer(ollama_models.show(request[BODY], models, self._unix_offset))
         except Refused as refused:
             raise ApiError(refused.message, status=refused.status) from refused
 
@@ -72,6 +79,15 @@ class Listings:
     async def peers_metrics(self, _: web.Request) -> web.Response:
         """Tell how the replicas do as Foundation42's gateway did."""
         return _answer(foundation.peers_metrics(self._replicas()))
+
+    async def described(self, _: web.Request) -> web.Response:
+        """Describe all that is served (OpenAPI)."""
+        return _answer(_description())
+
+
+@cache
+def _description() -> bytes:
+    return msgspec.json.encode(document(version("covey")))
 
 
 def _answer(body: bytes) -> web.Response:

@@ -56,6 +56,7 @@ class Counted(msgspec.Struct, frozen=True):
     histograms: dict[str, list[Series]]
     refused: dict[str, int]
     retries: int
+    hedges: dict[str, int]
 
 
 class Histogram:
@@ -116,6 +117,7 @@ class Metrics:
         self._models: set[str] = set()
         self._refused: Counter[str] = Counter()
         self._retries = 0
+        self._hedges: Counter[str] = Counter()
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
             "Time from a request's head to its answer's end.", (*_LABELS, "error_type"), DURATION_S,
@@ -137,7 +139,7 @@ class Metrics:
     def counted(self) -> Counted:
         """Return what was counted so far; to be encoded before more is."""
         histograms = {histogram.name: histogram.series() for histogram in self._histograms}
-        return Counted(histograms, dict(self._refused), self._retries)
+        return Counted(histograms, dict(self._refused), self._retries, dict(self._hedges))
 
     def add(self, counted: Counted) -> None:
         """Count what another process has counted; its models are known here, too."""
@@ -148,12 +150,16 @@ class Metrics:
         self._models -= {"", OTHER}
         self._refused.update(counted.refused)
         self._retries += counted.retries
+        self._hedges.update(counted.hedges)
 
     def ended(self, record: Record, *, known: bool) -> None:
         """Count a request that has ended; `known`: a replica has, or had, the model it names."""
         if record.refused:
             self._refused[record.error] += 1
-        self._retries += max(record.attempts - 1, 0)
+        hedged = bool(record.hedge)
+        self._hedges["sent"] += hedged
+        self._hedges["won"] += record.hedge == "won"
+        self._retries += max(record.attempts - 1 - hedged, 0)
         if not record.operation:
             return
         labels = (record.operation, self._model(record.model) if known else "", PROVIDER)
@@ -191,7 +197,10 @@ class Metrics:
                      ("reason",), {(reason,): n for reason, n in now.waiting.items()})  # fmt: skip
         yield _counter("requests_refused", "Requests that the gateway itself answered with an "
                        "error.", ("reason",), self._refused)  # fmt: skip
-        yield _counter("retries", "Attempts beyond a request's first.", (), {"": self._retries})
+        yield _counter("retries", "Attempts beyond a request's first, but for hedges.",
+                       (), {"": self._retries})  # fmt: skip
+        yield _counter("hedges", "Requests sent to a second replica as the first was late, and "
+                       "those that it won.", ("what",), self._hedges)  # fmt: skip
         yield _counter("dropped", "What was not written for want of room or of an answer.",
                        ("what",), now.dropped)  # fmt: skip
         yield _gauge("replicas_usable", "Replicas of a model that can be used.",

@@ -150,7 +150,7 @@ class Observer:
         record.status = record.status or LEFT_STATUS
         counted = meter.tokens() if meter is not None and record.operation else None
         if counted is not None:
-            record.prompt, record.completion = counted
+            record.prompt, record.completion = counted.prompt, counted.completion
         self.metrics.ended(record, known=self._router.knows(record.model))
         if self._log is not None:
             self._log.write(self._line(request, record))
@@ -176,6 +176,7 @@ class Observer:
             "duration_s": round(record.seconds, 6),
             "first_byte_s": None if record.first_s is None else round(record.first_s, 6),
             "attempts": record.attempts,
+            "hedge": record.hedge or None,
             "tokens_in": record.prompt,
             "tokens_out": record.completion,
             "bytes": record.sent_bytes,

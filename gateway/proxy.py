@@ -1,8 +1,9 @@
 """From a client's request to an answer: read it, let the router choose, try, and try elsewhere.
 
-A shell, used by `app.py`; one attempt is `upstream.py`. Another replica is tried only while the
-client has not got a byte, and only when there was no connection or the answer was a 5xx. When a
-model's only head is lost, or its ring is being replaced, its requests wait here for the next one:
+A shell, used by `app.py`; attempts are `attempts.py` and `upstream.py`. Another replica is tried
+only while the client has not got a byte: when there was no connection or the answer was a 5xx, and
+once beside the first one, which is late (`hedging.py`). When a model's only head is lost, or its
+ring is being replaced, its requests wait here for the next one:
 
 | a request | then |
 |---|---|
@@ -10,6 +11,7 @@ model's only head is lost, or its ring is being replaced, its requests wait here
 | was sent to a head that is gone, or says 503 as its ring is replaced | it goes to the next one |
 | comes while there is no head, of a model that answered of late | the same |
 | was refused by a head that is ready (too many wait there) | the refusal is the answer |
+| shows a picture where no replica of the model is said to see | 400 |
 | finds all places taken (`admission.py`) | it waits for its turn; 429 or 503 if that is too long |
 | is predicted to be answered after its deadline, or that passes | 503 or 504 |
 | lost `MAX_ATTEMPTS` heads, or waits for longer than `wait_s` | 503 |
@@ -21,6 +23,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -28,14 +31,26 @@ from random import Random
 import msgspec
 from aiohttp import web
 
-from gateway.attached import KEY, RECORD
+from gateway.ask import Ask, AttemptFailedError
+from gateway.attached import BODY, KEY, RECORD
+from gateway.attempts import Attempts
 from gateway.dialects.port import Dialect, Refused
 from gateway.dialects.translation import Translation
 from gateway.errors import ApiError
 from gateway.gate import Gate
-from gateway.retries import RetryBudget, backoff_s
-from gateway.routing import NoneUsable, Picked, Replica, Router, UnknownModel
-from gateway.upstream import Ask, AttemptFailedError, Upstream
+from gateway.hedging import Hedge, budget
+from gateway.modalities import shown
+from gateway.retries import RETRIES_MOST, RETRIES_SHARE, Budget, backoff_s
+from gateway.routing import (
+    NoneUsable,
+    Picked,
+    Replica,
+    Router,
+    Shown,
+    TextOnly,
+    UnknownModel,
+)
+from gateway.upstream import Upstream
 from gateway.watch import Watch
 from gateway.wishes import Fields, client, wishes
 
@@ -56,22 +71,26 @@ _INLINE_BYTES = 256 * 2**10
 
 _decode = msgspec.json.Decoder(Fields).decode
 
+_Refusal = UnknownModel | NoneUsable | TextOnly
+
 
 class Proxy:
     """Serves the requests whose JSON body names a model."""
 
     def __init__(
         self, router: Router, watch: Watch, upstream: Upstream, gate: Gate, *,
-        wait_s: float, per_replica: int,
+        wait_s: float, per_replica: int, hedge_percent: float,
     ) -> None:  # fmt: skip
         self._router = router
         self._watch = watch
         self._upstream = upstream
+        self._attempts = Attempts(router, upstream)
         self._gate = gate
         self.wait_s = wait_s
         self._per_replica = per_replica
         self._waiting = 0
-        self._budget = RetryBudget()
+        self._retries = Budget(RETRIES_SHARE, RETRIES_MOST)
+        self._hedges = budget(hedge_percent)
         self._random = Random()  # noqa: S311  # a wait, not a secret
 
     async def handle(
@@ -81,11 +100,12 @@ class Proxy:
 
         Raises ApiError for what the gateway answers itself.
         """
-        body = await request.read()
+        body = request[BODY]
         ask = await _translated(request, body, dialect) if dialect else _ask(request, body)
         record = request[RECORD]
         record.model, record.streamed, record.body = ask.model, ask.need.streamed, body
-        self._budget.request()
+        self._retries.request()
+        self._hedges.request()
         key = request.get(KEY)
         who = client(request.headers, request.remote) if key is None else key.id
         weight = 1.0 if key is None else key.weight
@@ -101,6 +121,10 @@ class Proxy:
         """How many requests wait, by what for."""
         return {"place": self._gate.waiting, "head": self._waiting}
 
+    def hedge(self, percent: float) -> None:
+        """Have at most so many of a hundred requests sent to a second replica; 0: none."""
+        self._hedges.share = percent / 100
+
     def _limit(self, model: str) -> int:
         """Return how many requests of a model may run now; while it has no replica, a replica's."""
         return self._per_replica * max(self._router.usable_count(model, time.monotonic()), 1)
@@ -110,27 +134,34 @@ class Proxy:
         failed: AttemptFailedError | None = None
         refused: Replica | None = None
         sent, deadline = 0, ask.until
+        hedged = False
+        again = partial(_again, ask, body, dialect)
         while sent < MAX_ATTEMPTS:
             chosen = self._router.pick(ask.need, time.monotonic(), frozenset(tried))
             if isinstance(chosen, Picked):
                 _in_time(ask, chosen)
-                if failed is not None and failed.answer is not None and not self._budget.retry():
+                if failed is not None and failed.answer is not None and not self._retries.take():
                     break
+                hedge = None if hedged else self._hedge(chosen, tried)
                 try:
-                    return await self._upstream.attempt(ask, chosen)
+                    begun = await self._attempts.begin(ask, chosen, hedge, again)
                 except AttemptFailedError as error:
                     failed = error
-                    if dialect is not None:  # a translation has begun with that replica's answer
-                        again = await _translated(ask.request, body, dialect)
-                        ask = replace(ask, body=again.body, translation=again.translation)
+                else:
+                    return await self._upstream.pass_on(begun)
+                ask = await again()
                 sent += failed.sent
                 tried.add(chosen.replica.url)
+                if hedge is not None and hedge.second is not None:
+                    hedged = True
+                    sent += 1
+                    tried.add(hedge.second.replica.url)
                 _log.warning(
                     "attempt failed model=%s replica=%s reason=%s",
-                    ask.model, chosen.replica.name, failed.reason,
+                    ask.model, failed.replica.name, failed.reason,
                 )  # fmt: skip
                 if failed.answer is not None and failed.answer.status == 503:
-                    refused = chosen.replica
+                    refused = failed.replica
                 if failed.sent:
                     await asyncio.sleep(backoff_s(sent - 1, self._random))
                 continue
@@ -161,7 +192,16 @@ class Proxy:
             reason="no_answer",
         )
 
-    def _may_wait(self, outcome: UnknownModel | NoneUsable, deadline: float) -> bool:
+    def _hedge(self, chosen: Picked, tried: Iterable[str]) -> Hedge | None:
+        """Return what may send a request to a second replica; None: there is none, or no wish."""
+        if chosen.attempt.others_s is None or not self._hedges.share:
+            return None
+        return Hedge(
+            self._router, self._hedges, chosen.attempt, frozenset(tried), self._per_replica,
+            partial(self._gate.free, chosen.attempt.need.model),
+        )  # fmt: skip
+
+    def _may_wait(self, outcome: _Refusal, deadline: float) -> bool:
         awaited = isinstance(outcome, NoneUsable) and outcome.awaited
         return awaited and self._waiting < MAX_WAITING and time.monotonic() < deadline
 
@@ -173,9 +213,15 @@ class Proxy:
         finally:
             self._waiting -= 1
 
-    def refusal(self, model: str, outcome: UnknownModel | NoneUsable) -> ApiError:
+    def refusal(self, model: str, outcome: _Refusal) -> ApiError:
         """Return why no replica can be chosen for `model`."""
         missing = self._watch.agent_missing
+        if isinstance(outcome, TextOnly):
+            where, type_ = outcome.shown
+            return ApiError(
+                f"`{where}` is of type {type_!r}, but {model!r} reads text only here", status=400,
+                hint="Send it as text, or leave it out.", param=where, code="unsupported_content",
+            )  # fmt: skip
         if isinstance(outcome, NoneUsable):
             return ApiError(
                 f"No replica of {model!r} is ready ({'; '.join(outcome.reasons)})",
@@ -203,18 +249,34 @@ class Proxy:
         )
 
 
+async def _again(ask: Ask, body: bytes, dialect: Dialect | None) -> Ask:
+    """Return the request for another attempt; a translation begins with a replica's answer."""
+    if dialect is None:
+        return ask
+    again = await _translated(ask.request, body, dialect)
+    return replace(ask, body=again.body, translation=again.translation)
+
+
 async def _translated(request: web.Request, body: bytes, dialect: Dialect) -> Ask:
     make = partial(Translation, dialect, body, time.time())
     try:
         translation = make() if len(body) <= _INLINE_BYTES else await asyncio.to_thread(make)
     except Refused as refused:
-        raise ApiError(refused.message, status=refused.status) from refused
+        raise ApiError(
+            refused.message,
+            status=refused.status,
+            param=refused.param,
+            code=refused.code,
+            retry_after_s=RETRY_AFTER_AGENT_S if refused.status == 503 else None,
+        ) from refused
     try:
         fields = _decode(translation.body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         fields = Fields()  # it names its model elsewhere
     fields = msgspec.structs.replace(fields, model=translation.model, stream=translation.streamed)
-    return _asked(request, translation.body, translation.path, fields, translation)
+    return _asked(
+        request, translation.body, translation.path, fields, translation.shown, translation
+    )
 
 
 def _ask(request: web.Request, body: bytes) -> Ask:
@@ -224,14 +286,14 @@ def _ask(request: web.Request, body: bytes) -> Ask:
         raise ApiError(f"The request's body is not a JSON object: {error}", status=400) from error
     if not isinstance(fields.model, str) or not fields.model:
         raise ApiError("The request names no model", status=400, hint="Set `model`.", param="model")
-    return _asked(request, body, request.path, fields)
+    return _asked(request, body, request.path, fields, shown(fields.messages))
 
 
 def _asked(
-    request: web.Request, body: bytes, path: str, fields: Fields,
+    request: web.Request, body: bytes, path: str, fields: Fields, seen: Shown | None,
     translation: Translation | None = None,
 ) -> Ask:  # fmt: skip
-    found = wishes(request.headers, path, fields)
+    found = wishes(request.headers, path, fields, seen)
     until = math.inf if found.deadline_s is None else time.monotonic() + found.deadline_s
     return Ask(request, body, found.need, until, found.priority, translation)
 

@@ -36,7 +36,8 @@ class Record:
     """One request; times in seconds on the clock of time.monotonic, `unix_ns` on the other one.
 
     `error` is what OpenTelemetry calls error.type: a word of ours, or a status; empty: none.
-    `refused`: the gateway itself said no, for the reason that `error` has.
+    `refused`: the gateway itself said no, for the reason that `error` has. `hedge`: it was `sent`
+    to a second replica as well, or that one `won`.
     """
 
     operation: str
@@ -48,6 +49,7 @@ class Record:
     streamed: bool = False
     body: bytes = b""
     attempts: int = 0
+    hedge: str = ""
     first_at: float | None = None
     ended: float = 0.0
     status: int = 0  # 0: none has left yet

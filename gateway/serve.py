@@ -16,11 +16,13 @@ from contextlib import suppress
 from aiohttp import web
 
 from gateway.app import GATEWAY, make_app
-from gateway.config import Config
+from gateway.config import Config, share
+from gateway.drain import LEAST_S, drain
 from gateway.errors import GatewayError
 from gateway.keys.start import keys_required
 from gateway.keys.store import Store
-from gateway.listen import address
+from gateway.listen import BACKLOG, Listener, address
+from gateway.process import files_for_clients, keep_trimmed, raise_file_limit, trimmer
 from gateway.tls import Certificate
 from gateway.watch import Source
 from gateway.worker import Reload, Stop, Worker
@@ -29,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 # A worker gets its first connection when it knows its replicas, or after this at the latest.
 BEGIN_S = 5.0
+# Who is answered before all of its body is there may need so long to see it, and stop sending:
+# closed at once, the connection would be reset before the answer is read. (aiohttp: 10 s.)
+LINGER_S = 2.0
 
 
 async def run(
@@ -45,14 +50,20 @@ async def run(
     processes this is. Raises EnvironmentFault when the certificate cannot be used.
     """
     certificate = Certificate(config.tls_cert, config.tls_key) if config.tls_cert else None
+    files = raise_file_limit()
+    most = share(config, worker.number).max_requests if worker is not None else config.max_requests
+    clients = files_for_clients(files, most)
+    listeners = [Listener(sock, clients, plain=certificate is None) for sock in sockets]
     app = make_app(
-        config, make_source, store, require_keys=keys_required(config, sockets), worker=worker
+        config, make_source, store, require_keys=keys_required(config, listeners), worker=worker
     )
     runner = web.AppRunner(
         app,
         handler_cancellation=True,
         access_log=None,  # upstream.py writes one line a request
-        shutdown_timeout=config.drain_s,
+        shutdown_timeout=LEAST_S,  # what runs has had its time by then (`drain.py`)
+        keepalive_timeout=config.head_timeout_s,
+        lingering_time=LINGER_S,
         max_line_size=config.max_header_bytes,
         max_field_size=config.max_header_bytes,
     )
@@ -68,7 +79,7 @@ async def run(
         take(new)
 
     def take(new: Config) -> None:
-        taken, fixed = app[GATEWAY].reload(new, require_keys=keys_required(new, sockets))
+        taken, fixed = app[GATEWAY].reload(new, require_keys=keys_required(new, listeners))
         _log.info("configuration read; in force now: %s", ", ".join(taken) or "nothing new")
         if fixed:
             _log.warning("these settings need a restart: %s", ", ".join(fixed))
@@ -84,7 +95,9 @@ async def run(
                     stop.stop(at_once=at_once)
 
     await runner.setup()
-    watching = asyncio.create_task(certificate.watch()) if certificate else None
+    tasks = [asyncio.create_task(keep_trimmed(trimmer()))]
+    if certificate is not None:
+        tasks.append(asyncio.create_task(certificate.watch()))
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, reload)
     if worker is not None:
@@ -92,20 +105,23 @@ async def run(
     try:
         if worker is not None:  # others serve meanwhile, and know the replicas
             await app[GATEWAY].begun(BEGIN_S)
-        for sock in sockets:
+        _log.info("open files: %d at most, %d of them for clients", files, clients)
+        for sock in listeners:
             await web.SockSite(
                 runner, sock, ssl_context=certificate.context if certificate else None
             ).start()
+            sock.listen(BACKLOG)  # aiohttp asks for 128, and takes as many before it serves again
             _log.info("listening address=%s", address(sock, "https" if certificate else "http"))
         if worker is not None:
             worker.ready()
         await stop.told.wait()
         _log.info("stopping: running requests get %.0f s", config.drain_s)
+        await drain(runner, app[GATEWAY].bounds, config.drain_s)
     finally:
-        if watching is not None:
-            watching.cancel()
+        for task in tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await watching
+                await task
         await runner.cleanup()
     _log.info("stopped")
 

@@ -86,6 +86,8 @@ def _one(entries: Sequence[Entry]) -> Entry:
     well = any(entry["usable"] and not entry["reason"] for entry in entries)
     said = next((entry["reason"] for entry in entries if entry["reason"]), "")
     kinds = sorted({kind for entry in entries for kind in entry["first_byte_s"]})
+    ours = sum(entry["in_flight"] for entry in entries)
+    there = max(entry["in_flight"] + entry["others_in_flight"] for entry in entries)
     trips = [entry["rtt_s"] for entry in entries if entry["rtt_s"] is not None]
     return first | {
         "models": list(dict.fromkeys(model for entry in entries for model in entry["models"])),
@@ -93,7 +95,8 @@ def _one(entries: Sequence[Entry]) -> Entry:
         "reason": "" if well else said,
         "cooling_s": min(entry["cooling_s"] for entry in entries),
         "breaker": max((entry["breaker"] for entry in entries), key=_WORST.index),
-        "in_flight": sum(entry["in_flight"] for entry in entries),
+        "in_flight": ours,
+        "others_in_flight": round(max(there - ours, 0.0), 1),  # each worker's has the others' own
         "requests": sum(entry["requests"] for entry in entries),
         "first_byte_s": {
             kind: _mean([(x["first_byte_s"][kind], x["requests"]) for x in entries

@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
 import msgspec
 
+from gateway.bodies import read_most
 from gateway.errors import NotRunning
+from gateway.modalities import seeing
 from gateway.routing import Replica, Router
 
 _log = logging.getLogger(__name__)
@@ -52,6 +55,22 @@ class _Models(msgspec.Struct, frozen=True):
 class _Health(msgspec.Struct, frozen=True):
     status: str = ""
     reason: str = ""
+    running: int | None = None
+
+
+_decode_health = msgspec.json.Decoder(_Health).decode
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a replica tells: an outside server its models, and which of them see; a head its load.
+
+    `models` None: of a head, whose models the agent knows; `running`: requests that are there.
+    """
+
+    models: tuple[str, ...] | None = None
+    seeing: frozenset[str] = frozenset()
+    running: int | None = None
 
 
 class _UnhealthyError(Exception):
@@ -66,7 +85,7 @@ class Watch:
         router: Router,
         session: aiohttp.ClientSession,
         source: Source | None,
-        named: Mapping[str, str],
+        named: Iterable[Replica],
     ) -> None:
         self._router = router
         self._session = session
@@ -74,8 +93,7 @@ class Watch:
         self._agent_state: str | None = ""
         self._news = asyncio.Event()
         self.first_round_done = asyncio.Event()
-        now = time.monotonic()
-        router.update("named", [Replica(name, url, "named") for name, url in named.items()], now)
+        router.update("named", named, time.monotonic())
 
     @property
     def agent_missing(self) -> str | None:
@@ -138,7 +156,7 @@ class Watch:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                models = await self._ask(replica)
+                found = await self._ask(replica)
         except TimeoutError:
             reason = f"no answer within {CHECK_TIMEOUT_S:.0f} s"
         except _UnhealthyError as error:
@@ -149,30 +167,39 @@ class Watch:
             reason = f"does not answer as an OpenAI server does: {error}"
         else:
             now = time.monotonic()
-            if self._router.check_passed(replica.url, models, now, now - begun):
-                _log.info("ready replica=%s models=%s", replica.name, models or replica.models)
+            if self._router.check_passed(replica.url, found.models, now, now - begun, found.seeing):
+                models = found.models or replica.models
+                _log.info("ready replica=%s models=%s", replica.name, models)
+            if found.running is not None:
+                self._router.told(replica.url, found.running, now)
             self._tell()
             return
         if self._router.check_failed(replica.url, reason):
             _log.warning("not ready replica=%s reason=%s", replica.name, reason)
 
-    async def _ask(self, replica: Replica) -> tuple[str, ...] | None:
-        """Return the models of an outside server, None for a head; raises if it cannot serve."""
+    async def _ask(self, replica: Replica) -> _Found:
+        """Return what a replica tells of itself. Raises what says that it cannot serve."""
         named = replica.source == "named"
         url = replica.url + ("/v1/models" if named else "/health")
         async with self._session.get(url, allow_redirects=False) as answer:
-            body = await answer.content.read(MAX_ANSWER_BYTES)
+            body = await read_most(answer.content, MAX_ANSWER_BYTES)
             if answer.status != 200:
                 raise _UnhealthyError(_said(answer.status, body))
             if not named:
-                return None
-            return tuple(model.id for model in msgspec.json.decode(body, type=_Models).data)
+                return _Found(running=_health(body).running)
+            models = msgspec.json.decode(body, type=_Models).data
+            return _Found(tuple(model.id for model in models), seeing(body))
+
+
+def _health(body: bytes) -> _Health:
+    """Return what a head says of itself, nothing where that makes no sense."""
+    try:
+        return _decode_health(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Health()
 
 
 def _said(status: int, body: bytes) -> str:
-    try:
-        health = msgspec.json.decode(body, type=_Health)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        health = _Health()
+    health = _health(body)
     said = ": ".join(part for part in (health.status, health.reason) if part)
     return said or f"answers with status {status}"

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import ApiError
-from gateway.routing import STRATEGIES, Need
+from gateway.routing import STRATEGIES, Need, Shown
 from gateway.routing.prefixes import blocks
 
 STRATEGY, SESSION = "x-covey-strategy", "x-covey-session"
@@ -55,8 +55,13 @@ class Wishes:
     priority: int
 
 
-def wishes(headers: Mapping[str, str], path: str, fields: Fields) -> Wishes:
-    """Return what a request for a model says; raises ApiError where a header makes no sense."""
+def wishes(
+    headers: Mapping[str, str], path: str, fields: Fields, shown: Shown | None = None
+) -> Wishes:
+    """Return what a request for a model says, which shows `shown`.
+
+    Raises ApiError where a header makes no sense.
+    """
     strategy = headers.get(STRATEGY, "")
     if strategy and strategy not in STRATEGIES:
         raise ApiError(
@@ -81,6 +86,7 @@ def wishes(headers: Mapping[str, str], path: str, fields: Fields) -> Wishes:
         prefix=blocks([fields.model.encode("utf-8", "surrogatepass"), *prompt]) if prompt else (),
         session=_session(headers, fields),
         strategy=strategy,
+        shown=shown,
     )
     return Wishes(
         need,

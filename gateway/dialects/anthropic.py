@@ -11,7 +11,8 @@ A core; the answers' side is `anthropic_answer.py`. Of what the API has beyond O
 | `output_config` | `format` as `response_format`; `effort` is passed on as `reasoning_effort` |
 | `metadata`, `cache_control`, `service_tier` | accepted, of no effect |
 | an assistant's message at the end | refused: answers begin anew here |
-| images, documents, `mcp_servers`, tools that Anthropic defines | refused |
+| images in a user's message | parts of the chat, for replicas that see; not counted |
+| documents, images elsewhere, `mcp_servers`, tools that Anthropic defines | refused |
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from gateway.dialects import pictures
 from gateway.dialects.anthropic_answer import CountReader, MessageReader, error_body
 from gateway.dialects.asked import chat, decode
 from gateway.dialects.port import Refused, Translated
 from gateway.dialects.translation import EVENT_STREAM
+from gateway.routing.replicas import Shown
 
 
 class _Block(msgspec.Struct, frozen=True):
@@ -36,6 +39,7 @@ class _Block(msgspec.Struct, frozen=True):
     tool_use_id: str | None = None
     content: str | list[_Block] | None = None
     is_error: bool | None = None
+    source: Any = None
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -123,9 +127,10 @@ class Messages:
         )
         reader = MessageReader(asked.model, frozenset(asked.stop_sequences or ()), now)
         streamed = asked.stream is True
-        return Translated(given, "/v1/chat/completions", streamed, EVENT_STREAM, reader)
+        seen = _shown(asked)
+        return Translated(given, "/v1/chat/completions", streamed, EVENT_STREAM, reader, seen)
 
-    def error(self, status: int, message: str, kind: str) -> bytes:
+    def error(self, status: int, message: str, kind: str, param: str | None = None) -> bytes:
         """Return Anthropic's error object."""
         return error_body(status, message)
 
@@ -135,10 +140,13 @@ class CountTokens:
 
     def ask(self, body: bytes, now: float) -> Translated:
         """Return it as a request to tokenize messages; see `port.Dialect`."""
-        prompt = _shared(decode(body, _decode_counted))
+        asked = decode(body, _decode_counted)
+        if seen := _shown(asked):
+            raise Refused(400, f"`{seen.where}` is an image, and only text is counted here")
+        prompt = _shared(asked)
         return Translated(prompt, "/tokenize", False, EVENT_STREAM, CountReader())
 
-    def error(self, status: int, message: str, kind: str) -> bytes:
+    def error(self, status: int, message: str, kind: str, param: str | None = None) -> bytes:
         """Return Anthropic's error object."""
         if status == 404 and kind != "model_not_found":
             message = "The server of this model cannot count tokens"
@@ -181,7 +189,7 @@ def _user(where: str, role: str, blocks: Sequence[_Block]) -> Iterator[dict[str,
             texts.append(block)
             continue
         if texts:
-            yield {"role": role, "content": _text(where, texts)}
+            yield {"role": role, "content": _content(where, role, texts)}
             texts = []
         if not block.tool_use_id:
             raise Refused(400, f"A tool_result in `{where}` has no `tool_use_id`")
@@ -192,7 +200,30 @@ def _user(where: str, role: str, blocks: Sequence[_Block]) -> Iterator[dict[str,
             "content": f"Error: {result}" if block.is_error else result,
         }
     if texts or not blocks:
-        yield {"role": role, "content": _text(where, texts)}
+        yield {"role": role, "content": _content(where, role, texts)}
+
+
+def _content(where: str, role: str, blocks: Sequence[_Block]) -> str | list[dict[str, Any]]:
+    """Return a message's content, in parts where a user shows something."""
+    if role != "user" or not any(block.type == "image" for block in blocks):
+        return _text(where, blocks)
+    return [
+        pictures.of_source(where, block.source)
+        if block.type == "image"
+        else {"type": "text", "text": _text(where, [block])}
+        for block in blocks
+    ]
+
+
+def _shown(asked: _Counted) -> Shown | None:
+    """Return the first image in a user's message."""
+    for at, message in enumerate(asked.messages):
+        if message.role != "user" or isinstance(message.content, str):
+            continue
+        for number, block in enumerate(message.content):
+            if block.type == "image":
+                return Shown(f"messages[{at}].content[{number}]", "image")
+    return None
 
 
 def _assistant(where: str, blocks: Sequence[_Block]) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class MessageReader:
         return sse.event("ping", {"type": "ping"})
 
     def _stopped(self) -> dict[str, Any]:
-        """Return why it stopped; a stop sequence where the replica tells (vLLM does)."""
+        """Return why it stopped; a stop sequence where the replica tells (heads, vLLM)."""
         parts = self._parts
         reason = _STOP_REASONS.get(parts.finish_reason or "stop", "end_turn")
         stop = parts.stop_reason

@@ -78,7 +78,7 @@ class Generate:
             fields["stream_options"] = {"include_usage": True}
         return Translated(fields, "/v1/completions", streamed, _EVENTS, _Reader())
 
-    def error(self, status: int, message: str, kind: str) -> bytes:
+    def error(self, status: int, message: str, kind: str, param: str | None = None) -> bytes:
         """Return an error (port.Dialect)."""
         return msgspec.json.encode({"error": message})
 

@@ -6,7 +6,8 @@ A core, wired by `app.py`. Streams are lines of JSON and are the default.
 |---|---|
 | no messages, no prompt | is the model there? It makes one token, and `done_reason` is `load` |
 | `raw`, `suffix` | /v1/completions; all else is a chat, to which the template is applied |
-| `images`, `template`, `context` | refused: they would change the answer, and cannot be had |
+| `images` | parts of the chat, for replicas that see |
+| `template`, `context` | refused: they would change the answer, and cannot be had |
 | `keep_alive`, `truncate`, `shift`, options of loading | accepted; the mesh says what is loaded |
 | no ids of calls | call_0, call_1, …; a result belongs to the first open call of its name |
 """
@@ -19,14 +20,14 @@ from typing import Any
 import msgspec
 
 from gateway.dialects import ollama_options as options
+from gateway.dialects import pictures
 from gateway.dialects.ollama_answers import AnswerReader, LoadReader, chat_form, generate_form
 from gateway.dialects.ollama_requests import Endpoint, decoder, ndjson
 from gateway.dialects.port import Refused, Translated
+from gateway.routing.replicas import Shown
 
 _CHAT = "/v1/chat/completions"
 _COMPLETION = "/v1/completions"
-
-_NO_IMAGES = "images are not served here: the models read text only; leave `images` out"
 
 Json = dict[str, Any]
 
@@ -97,7 +98,11 @@ class Chat(Endpoint):
         }
         if ask.tools:
             fields["tools"] = [{"type": "function"} | tool for tool in ask.tools]
-        return ndjson(fields, _CHAT, AnswerReader(ask.model, now, chat_form))
+        seen = next(
+            (Shown(f"messages[{at}].images[0]", "image")
+             for at, message in enumerate(ask.messages) if message.images), None,
+        )  # fmt: skip
+        return ndjson(fields, _CHAT, AnswerReader(ask.model, now, chat_form), seen)
 
 
 class Generate(Endpoint):
@@ -108,7 +113,7 @@ class Generate(Endpoint):
         ask = _decode_generate(body)
         _check(ask)
         model = self._meant(ask.model)
-        if not ask.prompt:
+        if not ask.prompt and not ask.images:
             return ndjson(_load(model), _CHAT, LoadReader(ask.model, now, generate_form))
         reader = AnswerReader(ask.model, now, generate_form)
         if ask.raw or ask.suffix:
@@ -116,15 +121,13 @@ class Generate(Endpoint):
             if ask.suffix:
                 fields["suffix"] = ask.suffix
             return ndjson(fields, _COMPLETION, reader)
-        said = [("system", ask.system), ("user", ask.prompt)]
-        messages = [{"role": role, "content": text} for role, text in said if text]
+        said = [("system", ask.system), ("user", _content("images", ask.prompt, ask.images))]
+        messages = [{"role": role, "content": content} for role, content in said if content]
         fields = {"model": model, "messages": messages, **_shared(ask), **_told(ask)}
-        return ndjson(fields, _CHAT, reader)
+        return ndjson(fields, _CHAT, reader, Shown("images[0]", "image") if ask.images else None)
 
 
 def _check(ask: _GenerateAsk) -> None:
-    if ask.images:
-        raise Refused(400, _NO_IMAGES)
     if ask.template:
         raise Refused(
             400, "`template` is not supported: the model's own chat template is applied; write the"
@@ -137,8 +140,9 @@ def _check(ask: _GenerateAsk) -> None:
         )  # fmt: skip
     if not (ask.raw or ask.suffix):
         return
-    if ask.system:
-        raise Refused(400, "`system` needs a template, and `raw` and `suffix` mean none")
+    for name, given in (("system", ask.system), ("images", ask.images)):
+        if given:
+            raise Refused(400, f"`{name}` needs a template, and `raw` and `suffix` mean none")
     if ask.logprobs:
         raise Refused(400, "`logprobs` are not supported together with `raw` or `suffix`")
 
@@ -169,13 +173,20 @@ def _told(ask: _Ask) -> Json:
 
 def _messages(messages: Sequence[_Message]) -> list[Json]:
     calls = _CallIds()
-    return [_message(message, calls) for message in messages]
+    return [_message(at, message, calls) for at, message in enumerate(messages)]
 
 
-def _message(message: _Message, calls: _CallIds) -> Json:
-    if message.images:
-        raise Refused(400, _NO_IMAGES)
-    found: Json = {"role": message.role, "content": message.content or ""}
+def _content(where: str, text: str | None, images: Sequence[Any] | None) -> str | list[Json]:
+    """Return a message's content, in parts where there are images; `where` they are."""
+    if not images:
+        return text or ""
+    parts = [pictures.of_base64(f"{where}[{at}]", data) for at, data in enumerate(images)]
+    return [{"type": "text", "text": text}, *parts] if text else parts
+
+
+def _message(at: int, message: _Message, calls: _CallIds) -> Json:
+    content = _content(f"messages[{at}].images", message.content, message.images)
+    found: Json = {"role": message.role, "content": content}
     if message.thinking:
         found["reasoning_content"] = message.thinking
     if message.tool_calls:

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.dialects.names import Known, resolve
 from gateway.dialects.port import Reader, Refused, Translated
+from gateway.routing.replicas import Shown
 
 CONTENT_TYPE = "application/x-ndjson"
 
@@ -36,9 +37,11 @@ def decoder(kind: type[_Ask]) -> Callable[[bytes], _Ask]:
     return read
 
 
-def ndjson(fields: dict[str, Any], path: str, reader: Reader) -> Translated:
+def ndjson(
+    fields: dict[str, Any], path: str, reader: Reader, shown: Shown | None = None
+) -> Translated:
     """Return a request whose answer is a stream if `fields` ask for one."""
-    return Translated(fields, path, fields.get("stream") is True, CONTENT_TYPE, reader)
+    return Translated(fields, path, fields.get("stream") is True, CONTENT_TYPE, reader, shown)
 
 
 class Endpoint:
@@ -47,7 +50,7 @@ class Endpoint:
     def __init__(self, known: Known) -> None:
         self._known = known
 
-    def error(self, status: int, message: str, kind: str) -> bytes:
+    def error(self, status: int, message: str, kind: str, param: str | None = None) -> bytes:
         """Return an error (port.Dialect)."""
         return msgspec.json.encode({"error": message})
 

@@ -55,7 +55,7 @@ class _Choice(msgspec.Struct, frozen=True):
     message: _Said = _Said()
     delta: _Said = _Said()
     finish_reason: str | None = None
-    # vLLM's: the stop string that ended the answer, or the id of the token that did.
+    # Heads' and vLLM's: the stop string that ended the answer, or the id of the token that did.
     stop_reason: str | int | None = None
 
 

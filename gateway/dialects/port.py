@@ -12,17 +12,24 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+from gateway.routing.replicas import Shown
+
 
 class Refused(Exception):
-    """The request makes no sense in its dialect, or asks for what is not served (images).
+    """The request makes no sense in its dialect, or asks for what is not served (files).
 
-    `status` is HTTP's, `message` a sentence or two for a person, without a full stop at the end.
+    `status` is HTTP's, `message` a sentence or two for a person, without a full stop at the end;
+    `param` names the field that is at fault, `code` is OpenAI's word for it, for those that know.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.param = param
+        self.code = code
 
 
 class Reader(Protocol):
@@ -52,7 +59,7 @@ class Translated(NamedTuple):
 
     `body` is OpenAI's (chat completions, completions, embeddings) with `model`, `path` where it
     goes at the replica. `content_type` is that of a stream in the dialect: text/event-stream or
-    application/x-ndjson.
+    application/x-ndjson. With `shown`, in the dialect's words, it is for replicas that see.
     """
 
     body: dict[str, Any]
@@ -60,6 +67,7 @@ class Translated(NamedTuple):
     streamed: bool
     content_type: str
     reader: Reader
+    shown: Shown | None = None
 
 
 class Dialect(Protocol):
@@ -71,9 +79,9 @@ class Dialect(Protocol):
         It is called again when another replica is tried, and may be called in any thread.
         """
 
-    def error(self, status: int, message: str, kind: str) -> bytes:
+    def error(self, status: int, message: str, kind: str, param: str | None = None) -> bytes:
         """Return an error as JSON in the dialect's form.
 
         `kind` is OpenAI's `code` (model_not_found) where it has one for it, else its `type`
-        (invalid_request_error, server_error).
+        (invalid_request_error, server_error); `param` is the client's field at fault, if known.
         """

@@ -10,7 +10,8 @@ A core; the answers' side is `responses_answer.py`. Of what the API has beyond c
 | `reasoning.effort`, `text.verbosity` | passed on as chat completions' fields |
 | `store`, `include` of encrypted reasoning, cache keys, `service_tier` | accepted, of no effect |
 | `previous_response_id`, `conversation`, `prompt`, `background` | refused: nothing is kept here |
-| tools that run at OpenAI, images, files, `top_logprobs`, `truncation: auto` | refused |
+| images, files and audio in a user's message | as parts of chats, for replicas that see |
+| tools that run at OpenAI, uploaded files, `top_logprobs`, `truncation: auto` | refused |
 """
 
 from __future__ import annotations
@@ -23,15 +24,9 @@ import msgspec
 from gateway.dialects.asked import chat, decode
 from gateway.dialects.port import Refused, Translated
 from gateway.dialects.responses_answer import Echo, ResponseReader
+from gateway.dialects.responses_content import Content, contents, shown, text_of
 from gateway.dialects.translation import EVENT_STREAM
-
-_TEXTS = frozenset({"input_text", "output_text", "text"})
-
-
-class _Content(msgspec.Struct, frozen=True):
-    type: str
-    text: str | None = None
-    refusal: str | None = None
+from gateway.routing.replicas import Shown
 
 
 class _Item(msgspec.Struct, frozen=True):
@@ -39,11 +34,11 @@ class _Item(msgspec.Struct, frozen=True):
 
     type: str = "message"
     role: str | None = None
-    content: str | list[_Content] | None = None
+    content: str | list[Content] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[_Content] | None = None
+    output: str | list[Content] | None = None
 
 
 class _Tool(msgspec.Struct, frozen=True):
@@ -131,13 +126,14 @@ class Responses:
         )
         reader = ResponseReader(decode(body, _decode_echo), now)
         streamed = asked.stream is True
-        return Translated(given, "/v1/chat/completions", streamed, EVENT_STREAM, reader)
+        seen = None if isinstance(asked.input, str) else _shown(asked.input)
+        return Translated(given, "/v1/chat/completions", streamed, EVENT_STREAM, reader, seen)
 
-    def error(self, status: int, message: str, kind: str) -> bytes:
+    def error(self, status: int, message: str, kind: str, param: str | None = None) -> bytes:
         """Return OpenAI's error object."""
         type_ = "invalid_request_error" if status < 500 else "server_error"
         code = None if kind == type_ else kind
-        error = {"message": message, "type": type_, "param": None, "code": code}
+        error = {"message": message, "type": type_, "param": param, "code": code}
         return msgspec.json.encode({"error": error})
 
 
@@ -185,11 +181,13 @@ def _message(where: str, item: _Item) -> Iterator[dict[str, Any]]:
             ):
                 raise Refused(400, f"`{where}` needs a `role` that is known, and a `content`")
             role = "system" if item.role == "developer" else item.role
-            yield {"role": role, "content": _text(f"{where}.content", item.content)}
+            place = f"{where}.content"
+            told = contents(place, item.content) if role == "user" else text_of(place, item.content)
+            yield {"role": role, "content": told}
         case "function_call_output":
             if not item.call_id or item.output is None:
                 raise Refused(400, f"`{where}` needs `call_id` and `output`")
-            output = _text(f"{where}.output", item.output)
+            output = text_of(f"{where}.output", item.output)
             yield {"role": "tool", "tool_call_id": item.call_id, "content": output}
         case "reasoning":
             return
@@ -215,19 +213,14 @@ def _call(where: str, item: _Item) -> dict[str, Any]:
     return {"id": item.call_id, "type": "function", "function": function}
 
 
-def _text(where: str, content: str | Sequence[_Content]) -> str:
-    if isinstance(content, str):
-        return content
-    texts: list[str] = []
-    for part in content:
-        text = part.refusal if part.type == "refusal" else part.text
-        if part.type not in (*_TEXTS, "refusal") or text is None:
-            raise Refused(
-                400, f"`{where}` holds a part of type {part.type!r}, but models here read text"
-                " only: send it as text, or leave it out",
-            )  # fmt: skip
-        texts.append(text)
-    return "\n".join(texts)
+def _shown(items: Sequence[_Item]) -> Shown | None:
+    """Return the first part that is no text; those of users' messages alone get so far."""
+    for index, item in enumerate(items):
+        if item.type != "message" or isinstance(item.content, str):
+            continue
+        if seen := shown(f"input[{index}].content", item.content or ()):
+            return seen
+    return None
 
 
 def _tool(tool: _Tool) -> dict[str, Any]:

@@ -36,9 +36,10 @@ class Tokens:
             fields["model"] = only(self._known())
         return Translated(fields, self._path, False, "application/json", _AsItIs())
 
-    def error(self, status: int, message: str, kind: str) -> bytes:
+    def error(self, status: int, message: str, kind: str, param: str | None = None) -> bytes:
         """Return an error (port.Dialect)."""
-        return _error(message, "invalid_request_error" if status < 500 else "server_error", kind)
+        type_ = "invalid_request_error" if status < 500 else "server_error"
+        return _error(message, type_, kind, param)
 
 
 class _AsItIs:
@@ -57,7 +58,7 @@ class _AsItIs:
         return _error(message, "server_error", code)
 
 
-def _error(message: str, type_: str, kind: str) -> bytes:
+def _error(message: str, type_: str, kind: str, param: str | None = None) -> bytes:
     code = None if kind in _TYPES else kind or None
-    error = {"message": message, "type": type_, "param": None, "code": code}
+    error = {"message": message, "type": type_, "param": param, "code": code}
     return msgspec.json.encode({"error": error})

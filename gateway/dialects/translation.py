@@ -54,7 +54,7 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Translation:
-    """A request's `body`, `path`, `model` and `streamed` for a replica, and its answer's way back.
+    """A request's `body`, `path`, `model` and so on for a replica, and its answer's way back.
 
     `over`: the client has got the end of its stream. `ask` is the client's body, `now` unix
     seconds. Raises Refused.
@@ -70,6 +70,7 @@ class Translation:
         self.streamed = translated.streamed
         self.body = msgspec.json.encode(translated.body)
         self.content_type = translated.content_type
+        self.shown = translated.shown
         self._dialect = dialect
         self._reader = translated.reader
         self._events = sse.Parser()

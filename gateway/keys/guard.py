@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from gateway.attached import KEY, METER
+from gateway.attached import BODY, KEY, METER
 from gateway.errors import ApiError
 from gateway.keys.accounts import RETRY_AFTER_STORE_S, Accounts
 from gateway.keys.key import PREFIX, Key
@@ -113,7 +113,7 @@ class Guard:
     async def _counted(
         self, request: web.Request, handler: Handler, key: Key
     ) -> web.StreamResponse:
-        body = await request.read()
+        body = request[BODY]
         fields = _fields(body)
         model = fields.model if isinstance(fields.model, str) else ""
         if key.models != ("*",) and not key.allows(model):

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from gateway.routing.breaker import Breaker, State
+from gateway.routing.others import Others
 from gateway.routing.prediction import Prediction, load
 from gateway.routing.prefixes import Prefixes, covered_bytes
 from gateway.routing.replicas import Attempt, Fault, Need, Replica
@@ -36,12 +37,14 @@ class Learned:
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.models = replica.models
+        self.seeing: frozenset[str] = frozenset()  # those that say that they take more than text
         self.check: bool | None = None
         self.said = "not checked yet"  # by its last check, or by its last fault
         self.breaker = Breaker()
         self.prediction = Prediction()
         self.prefixes = Prefixes()
         self.in_flight = 0
+        self.others = Others()
         self.chosen_last = 0
         self.requests = 0
         self._checks_s: deque[float] = deque(maxlen=CHECKS)
@@ -67,6 +70,10 @@ class Learned:
         """The round trip to it over the network, None before a check has passed."""
         return min(self._checks_s, default=None)
 
+    def there(self, now: float) -> float:
+        """Return how many requests are there, ours and others'."""
+        return self.in_flight + self.others.at(now) if self.others.known else self.in_flight
+
     def checked_in(self, seconds: float) -> None:
         """Note how long a passed check took."""
         self._checks_s.append(seconds)
@@ -81,6 +88,10 @@ class Learned:
             return kind in self.replica.kinds
         return now - self._lacks.get(kind, -math.inf) >= LACKS_S
 
+    def sees(self, model: str) -> bool:
+        """Say whether its model takes more than text, as far as it or the operator tells."""
+        return self.replica.vision or model in self.seeing
+
     def holds(self, tokens: float) -> bool:
         """Say whether its context is long enough for a request of so many tokens."""
         return self.replica.context is None or tokens <= self.replica.context
@@ -92,22 +103,24 @@ class Learned:
             matched = covered_bytes(self.prefixes.matched(need.prefix, now))
             share = min(matched / need.prompt_bytes, 1.0)
             made.cached_tokens = tokens * share * self.prefixes.trust
-        made.load = load(made.uncached_ktokens, self._ahead_k(need.streamed, now), self.in_flight)
+        ahead_k = self._ahead_k(need.streamed, now)
+        made.load = load(made.uncached_ktokens, ahead_k, self.there(now))
         made.predicted_s = self.prediction.first_s(need.streamed, made.load, now, ordinary)
-        made.late_s = self.late_s(now)
+        made.late_s = max(self.late_s(now), 0.0)
         return made
 
     def late_s(self, now: float) -> float:
         """Return by how many seconds an answer is overdue: whoever comes next waits longer."""
-        late_s = 0.0
-        for attempt in islice(self._waiting, OLDEST):
-            due_s = self.prediction.due_s(attempt.need.streamed, attempt.expected_s)
-            since = attempt.begun
-            if not attempt.need.streamed:
-                # Its answer may just be long: as long as others are answered, nothing stands still.
-                since = max(since, self._answered_at)
-            late_s = max(late_s, now - since - due_s)
-        return late_s
+        oldest = islice(self._waiting, OLDEST)
+        return max((now - self.due_at(attempt) for attempt in oldest), default=0.0)
+
+    def due_at(self, attempt: Attempt) -> float:
+        """Return when a request's first byte is overdue, as far as it has waited here."""
+        since = attempt.begun
+        if not attempt.need.streamed:
+            # Its answer may just be long: as long as others are answered, nothing stands still.
+            since = max(since, self._answered_at)
+        return since + self.prediction.due_s(attempt.need.streamed, attempt.expected_s)
 
     def begin(self, attempt: Attempt | None, now: float) -> None:
         """Note that a request goes here."""
@@ -137,7 +150,7 @@ class Learned:
     def first_byte(self, attempt: Attempt, seconds: float, now: float) -> None:
         """Note an answer that has begun; `settle` learns from it."""
         self._samples.append((attempt, seconds, now))
-        attempt.first_at, attempt.in_flight = now, self.in_flight
+        attempt.first_at, attempt.there = now, self.there(now)
         self._answered_at = now
         if attempt in self._waiting:
             self._gone(attempt, now)
@@ -146,6 +159,12 @@ class Learned:
             self.fault(Fault.SLOW, f"answered after {seconds:.1f} s", now)
         else:
             self.breaker.served(now)
+
+    def outrun(self, attempt: Attempt, now: float) -> None:
+        """Note that another replica, asked later, had its first byte before this one."""
+        if self._answered_at <= attempt.begun:  # else it goes on, and this one was a long one
+            seconds = now - attempt.begun
+            self.fault(Fault.SLOW, f"had no first byte after {seconds:.1f} s, another had", now)
 
     def settle(self) -> None:
         """Learn from the answers since the last time; it is done before anything is predicted."""
@@ -176,9 +195,10 @@ class Learned:
             "cooling_s": max(round(breaker.cool_until - now, 3), 0.0),
             "breaker": breaker.state(now).value,
             "in_flight": self.in_flight,
+            "others_in_flight": round(self.others.at(now), 1),
             "requests": self.requests,
             "first_byte_s": self.prediction.view(),
-            "token_s": round(self.prediction.token_s(self.in_flight), 6),
+            "token_s": round(self.prediction.token_s(self.there(now)), 6),
             "rtt_s": None if self.rtt_s is None else round(self.rtt_s, 6),
         }
 

@@ -5,7 +5,8 @@ A core. The time to the first byte is taken for a linear law of
     1        the network, HTTP, a first step
     u        the prompt's tokens that are not cached, in thousands: prefill
     w        such tokens of the requests that wait there before it, in thousands: the queue
-    n, n²    the requests that are there: the share of the machine that is left, and places
+    n, n²    the requests that are there, others' as well: the share of the machine that is left,
+             and places
 
 with coefficients learned by `regression.py`, for streams and whole answers apart: the two are not
 comparable. Beside it stands how much slower or faster than that law the last answers were, which
@@ -48,9 +49,9 @@ EARLY, EARLY_MOST = 2.0, 0.9
 FEW = 5
 
 
-def load(uncached_k: float, waiting_k: float, in_flight: int) -> tuple[float, ...]:
+def load(uncached_k: float, waiting_k: float, there: float) -> tuple[float, ...]:
     """Return what the time to the first byte depends on, in the order of the table above."""
-    return (1.0, uncached_k, waiting_k, float(in_flight), in_flight * in_flight / SQUARE)
+    return (1.0, uncached_k, waiting_k, there, there * there / SQUARE)
 
 
 class _FirstByte:
@@ -90,10 +91,10 @@ class Prediction:
         """Note an answer whose first byte came `seconds` after it was sent, at the load x."""
         self._kinds[streamed].learn(x, seconds, now)
 
-    def tokens(self, count: int, seconds: float, in_flight: int, now: float) -> None:
+    def tokens(self, count: int, seconds: float, there: float, now: float) -> None:
         """Note an answer with `count` tokens behind the first, which took `seconds`."""
         if count > 0 and seconds >= 0:
-            self._token.learn((1.0, float(in_flight)), seconds / count, now)
+            self._token.learn((1.0, there), seconds / count, now)
 
     def first_s(
         self, streamed: bool, x: Sequence[float], now: float, ordinary: float | None = None
@@ -120,9 +121,9 @@ class Prediction:
         kind = self._kinds[streamed]
         return math.exp(-max(now - kind.at, 0.0) / FADE_S) if kind.law.samples else 1.0
 
-    def token_s(self, in_flight: int) -> float:
+    def token_s(self, there: float) -> float:
         """Return the seconds for each token behind the first, with so many requests there."""
-        return self._token.predict((1.0, float(in_flight)))
+        return self._token.predict((1.0, there))
 
     def scale(self, streamed: bool) -> float | None:
         """Return what a replica nobody has measured may be taken for; None: this one is none."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Fault(enum.Enum):
@@ -24,6 +25,7 @@ class Replica:
 
     `models` is empty for an outside server until its first check; `context` is in tokens; `kinds`
     are the last words of the paths it serves (`embeddings`), empty where that is not known.
+    `vision`: the operator says that its models see; some servers say it themselves of some.
     """
 
     name: str
@@ -32,6 +34,14 @@ class Replica:
     models: tuple[str, ...] = ()
     context: int | None = None
     kinds: tuple[str, ...] = ()
+    vision: bool = False
+
+
+class Shown(NamedTuple):
+    """What a request shows that is no text: where, as clients write it, and the part's type."""
+
+    where: str
+    type: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Need:
 
     `kind` is the last word of its path; `prefix` the hashes of `prefixes.blocks`; `session` what
     the client calls its conversation; `strategy` its wish. Empty and zero: it does not say.
+    With `shown` it is only for replicas that see.
     """
 
     model: str
@@ -50,13 +61,15 @@ class Need:
     prefix: tuple[int, ...] = ()
     session: str = ""
     strategy: str = ""
+    shown: Shown | None = None
 
 
 @dataclass(eq=False)
 class Attempt:
     """A request at a replica, from the choice to its end; `load` is what predicts its time.
 
-    `late_s` is how overdue the replica is with others; `others_s` what the others would take.
+    `late_s` is how overdue the replica is with others; `others_s` what the others would take;
+    `hedge`: it is the second of a request that waits elsewhere.
     """
 
     url: str
@@ -69,8 +82,9 @@ class Attempt:
     load: tuple[float, ...] = ()
     # Filled in when the first byte is there; the rest of the answer is timed from then on.
     first_at: float | None = None
-    in_flight: int = 0
+    there: float = 0.0  # requests at the replica
     others_s: float | None = None
+    hedge: bool = False
 
     @property
     def expected_s(self) -> float:
@@ -101,6 +115,13 @@ class UnknownModel:
     """No replica has the model, and none is to have it; these are known."""
 
     known: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TextOnly:
+    """The model's replicas read text, as far as they tell, and the request shows something else."""
+
+    shown: Shown
 
 
 @dataclass(frozen=True)

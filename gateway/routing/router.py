@@ -4,7 +4,8 @@ A core. Used by `watch.py` (which replicas there are, checks) and `proxy.py` and
 (choices, what came of them).
 
     can serve = usable, its context is long enough and it serves the kind of request, as far as
-                known: where none is left by the last two, all that are usable are asked
+                known: where none is left by the last two, all that are usable are asked;
+                with a picture, or what else is no text: those alone that are said to see
     usable    = its last check did not fail (none yet counts as usable), and it is not cooling
                 down (`breaker.py`); one on trial is asked only where there is no other
 
@@ -19,9 +20,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from random import Random
-from statistics import median
 from typing import Any
 
+from gateway.routing import choice
 from gateway.routing.breaker import COOL_FIRST_S
 from gateway.routing.learned import Learned
 from gateway.routing.replicas import (
@@ -31,23 +32,15 @@ from gateway.routing.replicas import (
     NoneUsable,
     Picked,
     Replica,
+    TextOnly,
     UnknownModel,
 )
-from gateway.routing.strategies import STRATEGIES, Candidate
-from gateway.routing.tokens import BytesPerToken, Usage
+from gateway.routing.tokens import BytesPerToken
+from gateway.usage import Tokens
 
 # A lost head has a successor within seconds, or not soon: a model that is large takes minutes.
 LATELY_S = 60.0
-# How much a conversation's last replica may be worse than the best and still get it.
-AFFINITY = 0.7
 MOST_SESSIONS = 10_000
-# A choice that is good for the first byte and bad for all that follows is none: a wait for so
-# many tokens counts as much as one for the first byte.
-ANSWER_TOKENS = 2
-# One that nobody has measured is taken for a little better than the others, so that it is tried.
-UNTRIED = 0.7
-# Estimates of a prompt's tokens may be too high by this much; nobody is refused for them.
-ESTIMATE = 0.8
 
 
 class Router:
@@ -104,11 +97,13 @@ class Router:
         return sum(model in x.models and x.usable(now) for x in self._known.values())
 
     def check_passed(
-        self, url: str, models: tuple[str, ...] | None, now: float, seconds: float | None = None
-    ) -> bool:
+        self, url: str, models: tuple[str, ...] | None, now: float, seconds: float | None = None,
+        seeing: frozenset[str] = frozenset(),
+    ) -> bool:  # fmt: skip
         """Note a passed check, with the models it found if it asked; True if this is news.
 
-        `seconds` is how long it took, which is little more than the network's round trip.
+        `seconds` is how long it took, which is little more than the network's round trip; `seeing`
+        are those of the models that say that they take more than text.
         """
         learned = self._known.get(url)
         if learned is None:
@@ -122,10 +117,15 @@ class Router:
         if seconds is not None:
             learned.checked_in(seconds)
         if models is not None:
-            learned.models = models
+            learned.models, learned.seeing = models, seeing
             self._see(models, now)
         self._well(learned, now)
         return news
+
+    def told(self, url: str, there: int, now: float) -> None:
+        """Note that the replica says how many requests are there, those of ours among them."""
+        if learned := self._known.get(url):
+            learned.others.told(there, learned.in_flight, now)
 
     def check_failed(self, url: str, reason: str) -> bool:
         """Note a failed check; True if this is news."""
@@ -138,7 +138,7 @@ class Router:
 
     def pick(
         self, need: Need, now: float, without: frozenset[str] = frozenset()
-    ) -> Picked | UnknownModel | NoneUsable:
+    ) -> Picked | UnknownModel | NoneUsable | TextOnly:
         """Return the choice for a request, `without` those URLs that it was tried at already.
 
         `need.strategy` has to be one of `STRATEGIES`, or empty.
@@ -149,44 +149,77 @@ class Router:
             return NoneUsable(COOL_FIRST_S, ("it is deployed, and has no head now",), awaited)
         if not having:
             return UnknownModel(tuple(sorted(self._models())))
+        if need.shown is not None:
+            having = [x for x in having if x.sees(need.model)]
+            if not having:
+                return TextOnly(need.shown)
         usable = [x for x in having if x.usable(now) and x.replica.url not in without]
         if not usable:
             cooling = [x.breaker.cool_until - now for x in having if x.check is not False]
             reasons = tuple(f"{x.replica.name}: {x.said or 'tried already'}" for x in having)
             wait_s = max(min(cooling, default=COOL_FIRST_S), COOL_FIRST_S)
             return NoneUsable(wait_s, reasons, awaited)
-        self.settle()
-        tokens = self._tokens(need)
-        fitting = self._fitting(need, tokens, usable, now)
-        ordinary = self._ordinary(need.streamed, having)
-        attempts = {x.replica.url: x.attempt(need, tokens, now, ordinary) for x in fitting}
+        fitting, would = self._compared(need, usable, having, now)
         last = self._sessions.get((need.model, need.session), "") if need.session else ""
         strategy = need.strategy or self.strategy
-        if len(fitting) == 1:  # there is nothing to compare
-            url = fitting[0].replica.url
-        else:
-            url = STRATEGIES[strategy](
-                [self._candidate(x, attempts[x.replica.url], last, now) for x in fitting],
-                self._random,
-            ).url
+        chosen = choice.choose(strategy, fitting, would, last, now, self._random)
         self._turn += 1
-        chosen, attempt = self._known[url], attempts[url]
         chosen.chosen_last = self._turn
-        others = [
-            attempts[x.replica.url].expected_s
-            for x in fitting
-            if x is not chosen and x.prediction.known(need.streamed)
-        ]
-        attempt.others_s = median(others) if others else None
-        same = "same session" if url == last else ""
+        attempt = would[chosen.replica.url]
+        attempt.others_s = choice.others_s(chosen, fitting, would)
+        same = "same session" if attempt.url == last else ""
         counts = f"{len(usable)} of {len(having)} usable"
-        return _picked(chosen, attempt, strategy, same, counts)
+        return choice.picked(chosen, attempt, strategy, same, counts)
+
+    def overdue_in_s(self, attempt: Attempt, now: float) -> float:
+        """Return in how many seconds its first byte is overdue, infinite where nobody knows.
+
+        0 or less: it is.
+        """
+        learned = self._known.get(attempt.url)
+        if learned is None:
+            return math.inf
+        known = learned.prediction.known(attempt.need.streamed)
+        # One that is not measured yet is expected to be about as fast as the others.
+        if not known and attempt.others_s is None:
+            return math.inf
+        return learned.due_at(attempt) - now
+
+    def second(
+        self, first: Attempt, without: frozenset[str], within_s: float, most: int, now: float
+    ) -> Picked | None:
+        """Return whom to ask as well, as `first` is overdue: who is predicted to be there in time.
+
+        None of those `without`; less than `most` of our requests are there.
+        """
+        need = first.need
+        having = [x for x in self._known.values() if need.model in x.models]
+        usable = [x for x in having if x.usable(now) and x.replica.url not in without]
+        if not usable:
+            return None
+        fitting, would = self._compared(need, usable, having, now)
+        chosen = choice.sooner(fitting, would, within_s, most, now)
+        if chosen is None:
+            return None
+        attempt = would[chosen.replica.url]
+        attempt.hedge = True
+        slow = self._known.get(first.url)
+        name = slow.replica.name if slow is not None else "another"
+        late = f"{name} had no first byte after {now - first.begun:.2f} s"
+        counts = f"{len(usable)} of {len(having)} usable"
+        return choice.picked(chosen, attempt, "hedge", late, counts)
+
+    def outrun(self, attempt: Attempt, now: float) -> None:
+        """Note that a second replica's first byte came before this one's, which has ended."""
+        if learned := self._known.get(attempt.url):
+            learned.outrun(attempt, now)
 
     def choose(
         self, model: str, *, streamed: bool, now: float, without: frozenset[str] = frozenset()
     ) -> Replica | UnknownModel | NoneUsable:
         """Return the replica for a request of which no more is known."""
         picked = self.pick(Need(model, streamed), now, without)
+        assert not isinstance(picked, TextOnly)  # noqa: S101  # nothing is shown
         return picked.replica if isinstance(picked, Picked) else picked
 
     def begin(self, url: str, attempt: Attempt | None = None, now: float = 0.0) -> None:
@@ -195,7 +228,8 @@ class Router:
         if learned is None:
             return
         learned.begin(attempt, now)
-        if attempt is not None and attempt.need.session:
+        # Where a hedge was sent to, a conversation goes on only if it was the sooner one.
+        if attempt is not None and attempt.need.session and not attempt.hedge:
             self._remember((attempt.need.model, attempt.need.session), url)
 
     def end(self, url: str, attempt: Attempt | None = None, now: float = 0.0) -> None:
@@ -217,6 +251,8 @@ class Router:
         if attempt is None:
             attempt = learned.attempt(Need("", streamed), 0.0, now - seconds, None)
         learned.first_byte(attempt, seconds, now)
+        if attempt.hedge and attempt.need.session:
+            self._remember((attempt.need.model, attempt.need.session), url)
         self._well(learned, now)
 
     def settle(self) -> None:
@@ -224,24 +260,25 @@ class Router:
         for learned in self._known.values():
             learned.settle()
 
-    def answered(self, attempt: Attempt, usage: Usage, chunks: int, now: float) -> None:
-        """Note the end of an answer that came whole, in so many chunks.
+    def answered(self, attempt: Attempt, cost: Tokens | None, events: int, now: float) -> None:
+        """Note the end of an answer that came whole, with so many events if it is a stream.
 
-        Without a usage, a stream's chunks are taken for its tokens: servers send each as it comes.
+        One that does not say its cost is taken to have a token in each: servers send each as it
+        comes.
         """
         learned = self._known.get(attempt.url)
         need = attempt.need
         if learned is None:
             return
-        if usage.prompt and need.prompt_bytes:
+        if cost is not None and cost.prompt and need.prompt_bytes:
             ratio = self._ratios.setdefault(need.model, BytesPerToken())
-            ratio.learn(need.prompt_bytes, usage.prompt)
-        if usage.cached is not None and attempt.cached_tokens:
+            ratio.learn(need.prompt_bytes, cost.prompt)
+        if cost is not None and cost.cached is not None and attempt.cached_tokens:
             believed = attempt.cached_tokens / max(learned.prefixes.trust, 0.01)
-            learned.prefixes.proved(usage.cached / believed)
-        count = usage.completion if usage.completion is not None else chunks
+            learned.prefixes.proved(cost.cached / believed)
+        count = (cost.completion if cost is not None else 0) or events
         if need.streamed and attempt.first_at is not None:
-            learned.prediction.tokens(count - 1, now - attempt.first_at, attempt.in_flight, now)
+            learned.prediction.tokens(count - 1, now - attempt.first_at, attempt.there, now)
 
     def fault(
         self, url: str, fault: Fault, reason: str, now: float, retry_after_s: float = 0.0
@@ -277,40 +314,19 @@ class Router:
         known = sorted(self._known.values(), key=lambda x: (x.replica.name, x.replica.url))
         return [learned.view(now) for learned in known]
 
-    def _fitting(
-        self, need: Need, tokens: float, usable: Sequence[Learned], now: float
-    ) -> Sequence[Learned]:
-        """Return those that can serve the request, or all where an estimate says none can."""
-        for fits in (
-            lambda x: x.serves(need.kind, now),
-            lambda x: x.holds(tokens * ESTIMATE + need.max_tokens),
-            lambda x: not x.breaker.on_trial(now),
-        ):
-            usable = [x for x in usable if fits(x)] or usable
-        return usable
-
-    def _candidate(self, x: Learned, attempt: Attempt, last: str, now: float) -> Candidate:
-        predicted_s = attempt.expected_s
-        if attempt.need.streamed:
-            predicted_s += ANSWER_TOKENS * x.prediction.token_s(x.in_flight + 1)
-        predicted_s *= x.prediction.fade(attempt.need.streamed, now)
-        if attempt.url == last:
-            predicted_s *= AFFINITY
-        return Candidate(
-            attempt.url, predicted_s, x.in_flight, x.chosen_last, x.rtt_s, x.replica.context,
-            len(x.models),
-        )  # fmt: skip
+    def _compared(
+        self, need: Need, usable: Sequence[Learned], having: Sequence[Learned], now: float
+    ) -> tuple[Sequence[Learned], dict[str, Attempt]]:
+        """Return those of the usable that can serve a request, and how it would be at each."""
+        self.settle()
+        tokens = self._tokens(need)
+        fitting = choice.fitting(need, tokens, usable, now)
+        return fitting, choice.attempts(need, tokens, fitting, having, now)
 
     def _tokens(self, need: Need) -> float:
         """Return how many tokens a request's prompt has, as far as that can be told."""
         ratio = self._ratios.get(need.model)
         return need.prompt_bytes / (ratio or BytesPerToken()).value
-
-    def _ordinary(self, streamed: bool, having: Iterable[Learned]) -> float | None:
-        """Return what a replica nobody has measured is taken for, None: nobody is measured."""
-        scales = [x.prediction.scale(streamed) for x in having]
-        measured = [scale for scale in scales if scale is not None]
-        return median(measured) * UNTRIED if measured else None
 
     def _remember(self, session: tuple[str, str], url: str) -> None:
         self._sessions.pop(session, None)
@@ -332,20 +348,3 @@ class Router:
     def _see(self, models: Iterable[str], now: float) -> None:
         for model in models:
             self._first_seen.setdefault(model, now)
-
-
-def _picked(x: Learned, attempt: Attempt, strategy: str, session: str, counts: str) -> Picked:
-    """Return the choice, and why, in words for the client."""
-    known = x.prediction.known(attempt.need.streamed)
-    what = "to the first token" if attempt.need.streamed else "to the answer"
-    cached = attempt.cached_tokens
-    said = (
-        strategy,
-        f"predicted {attempt.expected_s:.2f} s {what}" if known else "not measured yet",
-        f"prefix {cached:,.0f} tokens cached" if cached >= 1 else "",
-        session,
-        counts,
-    )
-    route = "; ".join(filter(None, said))
-    soonest_s = x.prediction.soonest_s(attempt.need.streamed, attempt.expected_s)
-    return Picked(x.replica, soonest_s if known else None, route, attempt)

@@ -29,12 +29,13 @@ class Candidate:
     """What a strategy sees of a usable replica.
 
     `predicted_s` is what to compare: seconds to the first byte and for tokens, less what speaks
-    for it. `rtt_s` None: not measured; `context` in tokens, None: not known; `models`: how many.
+    for it; `there` is how many requests are at it. `rtt_s` None: not measured; `context` in tokens,
+    None: not known; `models`: how many.
     """
 
     url: str
     predicted_s: float
-    in_flight: int
+    there: float
     chosen_last: int
     rtt_s: float | None = None
     context: int | None = None
@@ -59,7 +60,7 @@ def round_robin(candidates: Sequence[Candidate], random: Random) -> Candidate:
 
 def least_loaded(candidates: Sequence[Candidate], random: Random) -> Candidate:
     """Choose the one with the fewest requests, in turn where several have as few."""
-    return min(candidates, key=lambda candidate: (candidate.in_flight, candidate.chosen_last))
+    return min(candidates, key=lambda candidate: (candidate.there, candidate.chosen_last))
 
 
 def capability_based(candidates: Sequence[Candidate], random: Random) -> Candidate:

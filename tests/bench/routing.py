@@ -1,6 +1,7 @@
 """The gateway's choice of a replica measured, on virtual time, beside others' ways to choose.
 
     python tests/bench/routing.py [--quick] [--json FILE] [--seeds N] [--case NAME]
+                                  [--hedge PERCENT] [--deaf]
 
 Clients, replicas and networks are simulated (routinglab/): replicas batch continuously, have
 places, prefill and caches; our router is the gateway's own code. Every way to choose gets the same
@@ -16,11 +17,13 @@ import statistics
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from random import Random
 
 from report import Row, conditions, finish, parser, row
-from routinglab.cases import CASES, Case
-from routinglab.ours import Ours
-from routinglab.peers import PEERS
+from routinglab.cases import CASES, EXTRA, Case
+from routinglab.ours import HEDGE_PERCENT, Ours
+from routinglab.peers import PEERS, Probe
 from routinglab.world import World
 
 OURS = "Covey"
@@ -30,11 +33,15 @@ FIRST_SEED = 5000
 FIGURES = ("first token p50", "first token p95", "first token p99", "good answers")
 
 
-def run(task: tuple[str, str, int]) -> tuple[float, ...]:
+def run(task: tuple[str, str, int], hedge: float, listens: bool) -> tuple[float, ...]:
     """Return the four figures of one way to choose in one situation with one seed."""
     case_name, way, seed = task
-    case = next(case for case in CASES if case.name == case_name)
-    make = (lambda count, random, probe: Ours(count, random)) if way == OURS else PEERS[way]
+    case = next(case for case in (*CASES, *EXTRA) if case.name == case_name)
+
+    def ours(count: int, random: Random, _: Probe) -> Ours:
+        return Ours(count, random, hedge_percent=hedge, listens=listens)
+
+    make = ours if way == OURS else PEERS[way]
     seen = World(case, seed, make).run()
     return (seen.quantile(0.5), seen.quantile(0.95), seen.quantile(0.99), seen.good_per_s)
 
@@ -60,16 +67,21 @@ def main() -> int:
     made = parser(__doc__)
     made.add_argument("--seeds", type=int, metavar="N", help=f"{SEEDS}; quick: {QUICK_SEEDS}")
     made.add_argument("--first-seed", type=int, default=FIRST_SEED, metavar="N")
-    made.add_argument("--case", action="append", choices=[case.name for case in CASES])
+    made.add_argument("--case", action="append", choices=[case.name for case in (*CASES, *EXTRA)])
     made.add_argument("--way", action="append", choices=[OURS, *PEERS])
+    made.add_argument("--hedge", type=float, default=HEDGE_PERCENT, metavar="PERCENT")
+    made.add_argument("--deaf", action="store_true", help="ours hears no replica tell its load")
     flags = made.parse_args()
     seeds = flags.seeds or (QUICK_SEEDS if flags.quick else SEEDS)
-    cases = [case for case in CASES if not flags.case or case.name in flags.case]
+    cases = CASES
+    if flags.case:
+        cases = tuple(case for case in (*CASES, *EXTRA) if case.name in flags.case)
     ways = flags.way or [OURS, *PEERS]
     numbers = range(flags.first_seed, flags.first_seed + seeds)
     tasks = [(case.name, way, seed) for case in cases for way in ways for seed in numbers]
     with ProcessPoolExecutor(2) as pool:
-        results = dict(zip(tasks, pool.map(run, tasks, chunksize=4), strict=True))
+        work = partial(run, hedge=flags.hedge, listens=not flags.deaf)
+        results = dict(zip(tasks, pool.map(work, tasks, chunksize=4), strict=True))
     table: list[Row] = []
     for case in cases:
         found = {way: [results[case.name, way, seed] for seed in numbers] for way in ways}

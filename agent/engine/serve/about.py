@@ -1,7 +1,8 @@
 """What a server says of its one model: /v1/models, /health, and refusals by name or state.
 
-/health has `running` too: how many requests are being answered, so that the agent may wait for the
-last one.
+/health has `running` too: how many requests are being answered or wait, so that the agent may wait
+for the last one; and each answer says so in `x-covey-load`, itself among them, so that a gateway
+knows what others have here (`gateway/routing/others.py`).
 
 Used by `app.py` (text) and `embeddings.py`.
 """
@@ -18,6 +19,9 @@ from agent.engine.serve.http import RETRY_AFTER_S, reply
 from agent.engine.serve.openai import ApiError
 from agent.errors import NotRunning
 
+LOAD = "x-covey-load"
+_COUNTED = web.RequestKey("counted", bool)
+
 
 class About:
     """Answers for `model`, which has these capabilities (the names of its endpoints)."""
@@ -32,12 +36,21 @@ class About:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         """Count the requests that are being answered: those that ask the model for something."""
-        asks = request.method == "POST"
-        self._running += asks
+        if request.method != "POST":
+            return await handler(request)
+        self._running += 1
+        request[_COUNTED] = True
         try:
             return await handler(request)
         finally:
-            self._running -= asks
+            self._running -= 1
+            request[_COUNTED] = False
+
+    async def tell(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Say in an answer how many requests are here; a signal of aiohttp's."""
+        counted = request.get(_COUNTED)
+        if counted is not None:  # an answer in one piece leaves when it is counted no more
+            response.headers[LOAD] = str(self._running + (not counted))
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add the routes that every model's server has."""

@@ -46,6 +46,7 @@ def make_app(model: Model) -> web.Application:
     about = About(model, ["chat", "completions"])
     server = _Server(model, about)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[about.count, errors])
+    app.on_response_prepare.append(about.tell)
     app.router.add_post("/v1/chat/completions", server.chat)
     app.router.add_post("/v1/completions", server.completion)
     app.router.add_post("/tokenize", server.tokenize)

@@ -39,6 +39,7 @@ def make_app(encoder: Encoder) -> web.Application:
     about = About(encoder, ["rerank" if ranks else "embeddings"])
     server = _Server(encoder, about)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[about.count, errors])
+    app.on_response_prepare.append(about.tell)
     about.refuse(app.router, "/v1/chat/completions", "chats")
     about.refuse(app.router, "/v1/completions", "completions")
     if ranks:

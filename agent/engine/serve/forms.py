@@ -53,9 +53,7 @@ class Form(Protocol):
     def called(self, index: int, number: int, call: Call) -> tuple[Json, ...]:
         """Return the chunks that carry a call, which is the choice's call `number` (from 0)."""
 
-    def end(
-        self, index: int, reason: FinishReason, extra: Json, stop: str | None = None
-    ) -> Json:
+    def end(self, index: int, reason: FinishReason, extra: Json, stop: str | None = None) -> Json:
         """Return the chunk that says why a choice ended; `extra` is added to it.
 
         `stop` is the stop string that did it, if one did.
@@ -109,9 +107,7 @@ class ChatForm:
                   {"index": number, "function": {"arguments": call.arguments}})  # fmt: skip
         return tuple(self._chunk(index, {"tool_calls": [delta]}) for delta in deltas)
 
-    def end(
-        self, index: int, reason: FinishReason, extra: Json, stop: str | None = None
-    ) -> Json:
+    def end(self, index: int, reason: FinishReason, extra: Json, stop: str | None = None) -> Json:
         """Return the chunk that says why a choice ended."""
         return self._chunk(index, {}, reason, stop=stop) | extra
 
@@ -179,9 +175,7 @@ class CompletionForm:
         """Return nothing: completions have no tools."""
         return ()
 
-    def end(
-        self, index: int, reason: FinishReason, extra: Json, stop: str | None = None
-    ) -> Json:
+    def end(self, index: int, reason: FinishReason, extra: Json, stop: str | None = None) -> Json:
         """Return the chunk that says why a choice ended."""
         return self._chunk(self._choice(index, "", reason, stop=stop)) | extra
 

@@ -134,7 +134,7 @@ KINDS: dict[str, Kind] = {
     "stage's agent killed": Kind("stage", faults.kill_agent, _SHORT, True, True),
     "stage's power lost": Kind("stage", faults.fail_power, _LONG, True, True),
     "owner's agent killed": Kind("owner", faults.kill_agent, _SHORT, True, True),
-    # Longer than what a gateway waits for a machine that may be gone (gateway/upstream.py).
+    # Longer than what a gateway waits for a machine that may be gone (gateway/sockets.py).
     "head's power lost": Kind("head", faults.fail_power, (25.0, 60.0), True, True),
     "head's agent killed": Kind("head", faults.kill_agent, _SHORT, True, True),
     "another's agent killed": Kind("other", faults.kill_agent, _SHORT, True, True),

@@ -62,6 +62,11 @@ class Process:
         return int(exact.partition("Rss:")[2].split()[0]) / 1024
 
     @property
+    def files(self) -> int:
+        """How many files it has open."""
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+
+    @property
     def cpu_s(self) -> float:
         """The processor's time that it took up to now, on any behalf."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -169,14 +174,15 @@ def peers_bin() -> Path:
 
 def _up(process: Process, port: int, path: str) -> tuple[Process, int]:
     try:
-        process.wait_for(lambda: _answers(port, path))
+        process.wait_for(lambda: answers(port, path))
     except BenchError:
         process.stop()
         raise
     return process, port
 
 
-def _answers(port: int, path: str) -> bool:
+def answers(port: int, path: str) -> bool:
+    """Say whether a GET on this machine is answered with 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)

@@ -60,3 +60,6 @@ CASES = (
     ),
     Case("three gateways", _SPEEDS, Traffic(4.5), gateways=3),
 )  # fmt: skip
+# For --case only. More than all of them can do, and no admission queue as a gateway has: no choice
+# makes that good, but nothing that is sent twice may make it worse.
+EXTRA = (Case("too much", _SPEEDS, Traffic(9.0), seconds=60.0),)

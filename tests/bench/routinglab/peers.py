@@ -37,11 +37,20 @@ class Chooser(Protocol):
     def choose(self, request: Request, now: float, without: frozenset[int]) -> int | None:
         """Return the replica, None if there is none."""
 
+    def look(self, request: Request, now: float) -> tuple[int | None, float]:
+        """Return a second replica for a request that waits, or in how many seconds to ask again."""
+
     def begin(self, replica: int, request: Request, now: float) -> None:
         """Note that the request goes there."""
 
     def first(self, replica: int, request: Request, seconds: float, now: float) -> None:
         """Note its first byte."""
+
+    def outrun(self, replica: int, request: Request, now: float) -> None:
+        """Note that it has left, as the second replica was sooner."""
+
+    def told(self, replica: int, there: int, now: float) -> None:
+        """Note that the replica says how many requests are there."""
 
     def failed(self, replica: int, request: Request, now: float) -> None:
         """Note a 503."""
@@ -80,11 +89,20 @@ class Peer(ABC):
     @abstractmethod
     def pick(self, there: Sequence[int], now: float) -> int: ...
 
+    def look(self, request: Request, now: float) -> tuple[int | None, float]:
+        return None, math.inf
+
     def begin(self, replica: int, request: Request, now: float) -> None:
         self.in_flight[replica] += 1
 
     def first(self, replica: int, request: Request, seconds: float, now: float) -> None:
         self._faults[replica] = 0
+
+    def outrun(self, replica: int, request: Request, now: float) -> None:
+        self.end(replica, request, False, now)
+
+    def told(self, replica: int, there: int, now: float) -> None:  # noqa: B027
+        """None of them asks for it, but Prequal, which has its probes."""
 
     def failed(self, replica: int, request: Request, now: float) -> None:
         self._faults[replica] += 1

@@ -38,7 +38,7 @@ class Law:
 
 
 @dataclass(eq=False)
-class _Work:
+class Work:
     request: Request
     first: Callable[[], None]
     done: Callable[[], None]
@@ -57,11 +57,11 @@ class Server:
         self._random = random
         self._call = call
         self._at = 0.0
-        self._queue: deque[_Work] = deque()
-        self._prefill: deque[_Work] = deque()
+        self._queue: deque[Work] = deque()
+        self._prefill: deque[Work] = deque()
         self._work_s = 0.0  # what is left of the front prompt's
         self._decoded = 0.0  # tokens that every stream has had since the beginning of time
-        self._streams: list[tuple[float, int, _Work]] = []
+        self._streams: list[tuple[float, int, Work]] = []
         self._held = 0
         self._count = 0
         self._version = 0
@@ -81,16 +81,16 @@ class Server:
 
     def ask(
         self, request: Request, now: float, first: Callable[[], None], done: Callable[[], None]
-    ) -> _Work:
+    ) -> Work:
         """Take a request; its callbacks come when its first token and its last are there."""
         self._go(now)
-        work = _Work(request, first, done, now, self.in_flight)
+        work = Work(request, first, done, now, self.in_flight)
         self._queue.append(work)
         self._admit(now)
         self._plan(now)
         return work
 
-    def leave(self, work: _Work, now: float) -> None:
+    def leave(self, work: Work, now: float) -> None:
         """Give up a request whose client has left."""
         self._go(now)
         if work.left:

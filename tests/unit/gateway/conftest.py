@@ -21,21 +21,22 @@ from gateway.keys.store import Store
 from gateway.routing import Replica
 
 
-def _serve_conftest() -> ModuleType:
-    """Load the scripted model of the head's tests: the same fake, the same real server."""
-    path = Path(__file__).parents[1] / "serve" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("scripted_head", path)
+def _load(name: str, path: Path) -> ModuleType:
+    """Load a module that is on no path; tests import it by `name`."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["scripted_head"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-_head = _serve_conftest()
+# The scripted model of the head's tests: the same fake, the same real server.
+_head = _load("scripted_head", Path(__file__).parents[1] / "serve" / "conftest.py")
 serve = _head.serve
 client_of = _head.client_of
 scripted = _head.scripted
+world = _load("bare_http", Path(__file__).parent / "bare_http.py").world
 
 
 class ListedSource:

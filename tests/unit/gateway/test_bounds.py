@@ -10,6 +10,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from gateway.app import GATEWAY
+from gateway.bounds import SMALL_BODY_BYTES
+
 PATH = "/v1/chat/completions"
 BODY = b'{"model": "m"}'
 
@@ -85,3 +88,81 @@ async def test_an_answer_that_takes_too_long_is_not_taken_for_a_whole_one(
         assert answer.status == 200
         with pytest.raises(aiohttp.ClientError):
             await answer.read()
+
+
+def request(size: int) -> bytes:
+    body = b'{"model": "m", "x": "' + b"x" * (size - 23) + b'"}'
+    head = f"POST {PATH} HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n"
+    return head.encode() + body
+
+
+async def test_bodies_are_bounded_together_and_small_ones_pass(
+    upstream: Any, gateway: Any, head: Any, runners: Any
+) -> None:
+    step = asyncio.Event()
+
+    async def handler(_: web.Request) -> web.Response:
+        await step.wait()
+        return web.json_response({})
+
+    url = await gateway(head("a", await upstream(handler)), max_bodies_bytes=400_000)
+    bounds = runners[-1].app[GATEWAY].bounds
+    where = url.removeprefix("http://").split(":")
+
+    async def until_held(least: int, most: int) -> None:
+        async with asyncio.timeout(5):
+            while not least <= bounds.held_bytes <= most:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.005)
+
+    async def sent(data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*where)
+        writer.write(data)
+        return reader, writer
+
+    _, half = await sent(request(300_000)[:-100_000])  # one that never comes whole
+    await until_held(150_000, 250_000)
+    served, serving = await sent(request(100_000))  # and one that runs
+    await until_held(250_000, 350_000)
+    refused, writer = await sent(request(300_000))
+    async with asyncio.timeout(5):
+        assert b"503" in await refused.readline()
+        assert b"as large as may be together" in await refused.readuntil(b"}}")
+    writer.close()
+    small, small_writer = await sent(request(SMALL_BODY_BYTES))
+    half.close()
+    await until_held(100_000, 100_000)
+    step.set()
+    async with asyncio.timeout(5):
+        assert b"200" in await served.readline()
+        assert b"200" in await small.readline()
+    await until_held(0, 0)
+    for one in (serving, small_writer):
+        one.close()
+
+
+async def test_a_body_that_says_it_is_too_long_is_not_waited_for(gateway: Any) -> None:
+    url = await gateway(max_body_bytes=1000)
+    reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+    writer.write(request(2000)[:-1900])
+    async with asyncio.timeout(5):
+        assert b"413" in await reader.readline()
+    writer.close()
+
+
+async def test_a_late_answer_without_a_length_is_reset(
+    upstream: Any, gateway: Any, head: Any
+) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"half")
+        await asyncio.sleep(30)
+        return response
+
+    url = await gateway(head("a", await upstream(handler)), request_timeout_s=0.2)
+    reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+    writer.write(request(100).replace(b"HTTP/1.1", b"HTTP/1.0"))
+    async with asyncio.timeout(5):
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+    writer.close()

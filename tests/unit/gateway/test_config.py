@@ -67,6 +67,15 @@ def test_two_replicas_need_two_names_and_two_urls() -> None:
         load("", "f", {"replicas": parse_replicas(["a=http://h", "b=http://h/v1"])})
 
 
+def test_those_that_see_are_replicas_and_add_up() -> None:
+    text = 'vision = ["a"]\n[replicas]\na = "http://h"\n'
+    config = load(text, "f", {"replicas": {"b": "http://i"}, "vision": ("b",)})
+    assert config.vision == ("a", "b")
+    assert reloaded(load("", "f", {}), config)[1] == ["replicas", "vision"]
+    with pytest.raises(UsageFault, match="'c' is said to see, but no replica is named so"):
+        load(text, "f", {"vision": ("c",)})
+
+
 def test_flags_win_over_the_file_and_replicas_add_up() -> None:
     text = 'listen = "[::1]:1"\nstrategy = "round_robin"\n[replicas]\na = "http://h/v1"\n'
     config = load(text, "f", {"listen": "h:2", "strategy": None, "replicas": {"b": "http://i"}})

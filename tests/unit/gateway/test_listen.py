@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from gateway.errors import EnvironmentFault, UsageFault
-from gateway.listen import address, open_sockets, sibling
+from gateway.listen import Listener, address, open_sockets, sibling
 
 
 @pytest.fixture
@@ -109,3 +112,63 @@ def test_systemd_sockets_of_another_process_are_not(pid: str) -> None:
     [sock] = open_sockets("127.0.0.1:0", None, {"LISTEN_FDS": "1", "LISTEN_PID": pid})
     with sock:
         assert sock.getsockname()[0] == "127.0.0.1"
+
+
+def accepted(listener: Listener, client: socket.socket) -> socket.socket:
+    client.connect(listener.getsockname())
+    connection, _ = listener.accept()
+    return connection
+
+
+def test_connections_are_refused_when_files_run_short(
+    listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Listener(listener, 0, plain=True) as bounded, socket.socket() as client:
+        client.connect(bounded.getsockname())
+        client.sendall(b"POST / HTTP/1.1\r\n\r\n")
+        with pytest.raises(BlockingIOError):
+            bounded.accept()
+        client.settimeout(10)
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503") and b"Retry-After: 1" in head
+        assert "no file left" in json.loads(body)["error"]["message"]
+        with socket.create_connection(bounded.getsockname()), pytest.raises(BlockingIOError):
+            bounded.accept()
+        assert len(caplog.records) == 1  # the second is told of later
+        assert "refusing connections" in caplog.text
+
+
+def test_a_refusal_before_tls_is_a_closed_connection(listener: socket.socket) -> None:
+    with Listener(listener, 0, plain=False) as bounded, socket.socket() as client:
+        client.connect(bounded.getsockname())
+        with pytest.raises(BlockingIOError):
+            bounded.accept()
+        client.settimeout(10)
+        assert client.recv(1) == b""
+
+
+def test_a_client_that_takes_nothing_is_found_out(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.listen.GONE_S", 1)
+    with (
+        Listener(listener, 2**20, plain=True) as bounded,
+        socket.socket() as client,
+        accepted(bounded, client) as connection,
+    ):
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        connection.settimeout(60)
+        with pytest.raises(TimeoutError) as caught:
+            while True:
+                connection.sendall(b"x" * 2**20)
+        assert caught.value.errno == errno.ETIMEDOUT  # the kernel's, not the socket's own
+
+
+def test_a_unix_socket_can_be_bounded_too(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as plain:
+        plain.bind(str(tmp_path / "s"))
+        plain.listen()
+        with Listener(plain, 2**20, plain=True) as bounded, socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "s"))
+            bounded.accept()[0].close()

@@ -129,8 +129,8 @@ def test_what_is_no_operation_is_counted_only_where_it_is_refused() -> None:
 
 def test_what_two_processes_counted_comes_to_what_one_would_have() -> None:
     refused = record(error="deadline", refused=True, attempts=0)
-    here = [record(), refused, record(begun=9.5)]
-    there = [record(), record(model="n", attempts=4), refused, record(streamed=False)]
+    here = [record(), refused, record(begun=9.5, attempts=2, hedge="won")]
+    there = [record(), record(model="n", attempts=4), refused, record(streamed=False, hedge="sent")]
     one, two, both, total = (Metrics() for _ in range(4))
     for metrics, records in ((one, here), (two, there), (both, here + there)):
         for each in records:
@@ -166,6 +166,8 @@ def test_the_gateways_own() -> None:
     metrics.in_flight = 3
     metrics.ended(record(attempts=3), known=True)
     metrics.ended(record(attempts=0), known=True)
+    metrics.ended(record(attempts=2, hedge="won"), known=True)
+    metrics.ended(record(attempts=3, hedge="sent"), known=True)
     rings = [
         {"name": "box", "usable": True, "in_flight": 2, "breaker": "closed"},
         {"name": "box", "usable": False, "in_flight": 1, "breaker": "open"},
@@ -174,7 +176,9 @@ def test_the_gateways_own() -> None:
     assert value(metrics, "covey_gateway_requests_in_flight", now) == 3
     assert value(metrics, "covey_gateway_requests_waiting", now, reason="place") == 4
     assert value(metrics, "covey_gateway_requests_waiting", now, reason="head") == 0
-    assert value(metrics, "covey_gateway_retries_total", now) == 2
+    assert value(metrics, "covey_gateway_retries_total", now) == 3
+    assert value(metrics, "covey_gateway_hedges_total", now, what="sent") == 2
+    assert value(metrics, "covey_gateway_hedges_total", now, what="won") == 1
     assert value(metrics, "covey_gateway_dropped_total", now, what="spans") == 5
     name = "covey_gateway_replicas_usable"
     assert value(metrics, name, now, gen_ai_request_model="m") == 1

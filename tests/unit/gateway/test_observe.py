@@ -274,7 +274,7 @@ async def test_a_client_that_reads_nothing_has_left(
         while True:
             await response.write(b"data: %s\n\n" % (b"x" * 2**16))
 
-    monkeypatch.setattr("gateway.upstream.WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("gateway.delivery.WRITE_TIMEOUT_S", 0.2)
     log = tmp_path / "access.log"
     url = await gateway(head("box", await upstream(much)), access_log=str(log))
     async with aiohttp.ClientSession() as session:

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from gateway import upstream as upstream_module
+from gateway import delivery
 from gateway.routing import Replica
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -124,6 +124,27 @@ async def test_the_request_arrives_as_it_was_sent(upstream: Any, gateway: Any, h
     assert {name: seen["headers"][name] for name in kept} == kept
     assert not {"X-Private", "TE"} & set(seen["headers"])
     assert (headers["x-covey-replica"], headers["X-Other"]) == ("a", "kept")
+
+
+@pytest.mark.parametrize("raw", ["André".encode(), "André".encode("latin-1")])
+async def test_a_header_beyond_ascii_arrives(
+    upstream: Any, gateway: Any, head: Any, raw: bytes
+) -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(request.headers["X-Name"])
+        return web.Response(body=b"ok")
+
+    url = URL(await gateway(head("a", await upstream(handler))))
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    lines = [b"POST %s HTTP/1.1" % PATH.encode(), b"Host: x", b"Connection: close",
+             b"X-Name: " + raw, b"Content-Length: %d" % len(BODY), b"", BODY]  # fmt: skip
+    writer.write(b"\r\n".join(lines))
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    assert (answer.split(b"\r\n")[0], seen) == (b"HTTP/1.1 200 OK", ["André"])
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
@@ -372,7 +393,7 @@ async def test_an_answer_cut_short_never_looks_whole(
 async def test_a_client_that_reads_nothing_is_given_up(
     upstream: Any, gateway: Any, head: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream_module, "WRITE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(delivery, "WRITE_TIMEOUT_S", 0.05)
     ended = asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:

@@ -7,17 +7,16 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.retries import BACKOFF_FIRST_S, BACKOFF_MOST_S, MOST, SHARE, RetryBudget, backoff_s
+from gateway.retries import BACKOFF_FIRST_S, BACKOFF_MOST_S, Budget, backoff_s
 
 
 def test_when_all_fails_a_fifth_more_is_asked() -> None:
-    budget = RetryBudget()
+    budget = Budget(0.2, 100.0)
     retried = 0
     for _ in range(10_000):
         budget.request()
-        retried += sum(budget.retry() for _ in range(2))
-    assert retried <= MOST + 10_000 * SHARE
-    assert retried >= 10_000 * SHARE - 1
+        retried += sum(budget.take() for _ in range(2))
+    assert 10_000 * 0.2 - 1 <= retried <= 100.0 + 10_000 * 0.2
 
 
 @given(retries=st.integers(0, 1000), seed=st.integers(0, 99))

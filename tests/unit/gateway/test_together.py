@@ -16,7 +16,7 @@ def entry(name: str = "box", url: str = "http://box", **given: Any) -> dict[str,
     usual = {
         "name": name, "url": url, "source": "mesh", "models": ["m"], "usable": True, "reason": "",
         "cooling_s": 0.0, "breaker": "closed", "in_flight": 0, "requests": 0, "first_byte_s": {},
-        "token_s": 0.0, "rtt_s": None,
+        "others_in_flight": 0.0, "token_s": 0.0, "rtt_s": None,
     }  # fmt: skip
     return usual | given
 
@@ -42,15 +42,16 @@ def test_of_one_worker_it_is_what_the_worker_says() -> None:
 def test_a_replica_that_several_know() -> None:
     one = entry(
         usable=False, reason="answered with status 503", cooling_s=2.0, breaker="open",
-        in_flight=1, requests=30, first_byte_s={"stream": 0.1}, token_s=0.02, rtt_s=0.004,
+        in_flight=1, others_in_flight=6.5, requests=30,
+        first_byte_s={"stream": 0.1}, token_s=0.02, rtt_s=0.004,
     )  # fmt: skip
     two = entry(
-        models=["n", "m"], in_flight=2, requests=10, breaker="half-open",
+        models=["n", "m"], in_flight=2, others_in_flight=4.0, requests=10, breaker="half-open",
         first_byte_s={"stream": 0.3, "whole": 1.0}, token_s=0.06, rtt_s=0.003,
     )  # fmt: skip
     [found] = replicas([sheet(one), sheet(two), sheet()])
     assert found == entry(
-        models=["m", "n"], breaker="open", in_flight=3, requests=40,
+        models=["m", "n"], breaker="open", in_flight=3, requests=40, others_in_flight=4.5,
         first_byte_s={"stream": 0.15, "whole": 1.0}, token_s=0.03, rtt_s=0.003,
     )  # fmt: skip
 

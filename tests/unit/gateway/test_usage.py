@@ -28,9 +28,9 @@ STREAM = sse(*[delta("x", usage=None)] * 3, {"choices": [], "usage": USAGE}) + b
 TIMINGS = {"cache_n": 4, "prompt_n": 6, "prompt_ms": 1.5, "predicted_n": 7, "predicted_ms": 2.0}
 END = {"index": 0, "delta": {}, "finish_reason": "stop"}
 FORMS = {
-    "a whole answer": (json.dumps({"choices": [{"text": "hi"}], "usage": USAGE}), (12, 34)),
+    "a whole answer": (json.dumps({"choices": [{"text": "hi"}], "usage": USAGE}), (12, 34, 5)),
     "spaces": ('{"usage" : {"prompt_tokens" : 12 , "completion_tokens":\n 34}}', (12, 34)),
-    "a stream that asked": (STREAM.decode(), (12, 34)),
+    "a stream that asked": (STREAM.decode(), (12, 34, 5)),
     "embeddings, usage last": (
         json.dumps({"data": [[0.25] * 9000], "usage": {"prompt_tokens": 8, "total_tokens": 8}}),
         (8, 0),
@@ -42,7 +42,7 @@ FORMS = {
     "anthropic": (
         json.dumps({"content": [], "usage": {"input_tokens": 10, "output_tokens": 5,
                     "cache_creation_input_tokens": 3, "cache_read_input_tokens": 2}}),
-        (15, 5),
+        (15, 5, 2),
     ),
     "an anthropic stream": (
         'event: message_start\n'
@@ -56,7 +56,7 @@ FORMS = {
         'data: {"message":{"usage":{"input_tokens":25,"cache_read_input_tokens":5,'
         '"output_tokens":1}}}\n\ndata: {"usage":{"input_tokens":25,"cache_read_input_tokens":5,'
         '"output_tokens":15}}\n\n',
-        (30, 15),
+        (30, 15, 5),
     ),
     "responses": (
         sse({"type": "response.created", "response": {"usage": None}},
@@ -64,7 +64,7 @@ FORMS = {
                 "input_tokens": 7, "input_tokens_details": {"cached_tokens": 0},
                 "output_tokens": 9, "output_tokens_details": {"reasoning_tokens": 4},
                 "total_tokens": 16}}}).decode(),
-        (7, 9),
+        (7, 9, 0),
     ),
     "ollama": (
         '{"message":{"content":"x"},"done":false}\n' * 500
@@ -73,23 +73,25 @@ FORMS = {
     ),
     "a stream of a head that did not ask": (
         (sse(delta("x"), {"choices": [END], "timings": TIMINGS}) + b"data: [DONE]\n\n").decode(),
-        (10, 7),
+        (10, 7, 4),
     ),
     "two answers in such a stream": (
         sse({"choices": [END], "timings": TIMINGS},
             {"choices": [END], "timings": {**TIMINGS, "predicted_n": 5}}).decode(),
-        (10, 12),
+        (10, 12, 4),
     ),
     "timings with each token": (
         sse(delta("x", timings={**TIMINGS, "predicted_n": 1}),
             delta("x", timings={**TIMINGS, "predicted_n": 2}),
             {"choices": [END], "timings": {**TIMINGS, "predicted_n": 2}}).decode(),
-        (10, 2),
+        (10, 2, 4),
     ),
     "a text that looks like usage": (
         json.dumps({"usage": USAGE, "choices": [{"text": '"usage": {"prompt_tokens": 0}'}]}),
-        (12, 34),
+        (12, 34, 5),
     ),
+    "two, the last counts": ('"usage":{"prompt_tokens":1},"usage":{"prompt_tokens":2}', (2, 0)),
+    "cut before its end": ('"completion_tokens":5,"usage":{"prompt_tokens":12', (12, 0)),
 }  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def test_forms(form: str, sizes: list[int]) -> None:
 @given(sizes=st.lists(st.integers(1, 5000), min_size=1, max_size=30), before=st.integers(0, 60_000))
 def test_any_cut_gives_the_same(sizes: list[int], before: int) -> None:
     data = sse(delta("x" * before)) + STREAM
-    assert fed(data, sizes).tokens() == Tokens(12, 34)
+    assert fed(data, sizes).tokens() == Tokens(12, 34, 5)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "GZIP"])
@@ -123,7 +125,7 @@ def test_compressed_answers(encoding: str) -> None:
     noise = Random(5).randbytes(40_000).hex()
     data = json.dumps({"choices": [{"text": noise}], "usage": USAGE}).encode()
     packed = zlib.compress(data) if encoding == "deflate" else gzip.compress(data)
-    assert fed(packed, [1000], encoding).tokens() == Tokens(12, 34)
+    assert fed(packed, [1000], encoding).tokens() == Tokens(12, 34, 5)
 
 
 def test_what_is_not_what_it_says_is_estimated() -> None:
@@ -155,3 +157,33 @@ def test_estimates() -> None:
     assert fed(b"x" * 401, [9]).estimate() == 101
     assert Meter().estimate() == 0
     assert (of_prompt(0), of_prompt(401)) == (1, 100)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b'data: {"choices":[]}\n\ndata: [DONE]\n\n',
+        b'{"usage":null}',
+        b'{"usage":{"prompt_tokens":12345678901234}}',
+        b"\x1f\x8b\x08\x00 compressed",
+    ],
+)
+def test_what_says_nothing_is_not_guessed(data: bytes) -> None:
+    assert fed(data, [5]).tokens() is None
+
+
+def test_it_may_be_asked_before_the_end_and_again() -> None:
+    meter = fed(sse(delta("x")), [999])
+    assert (meter.tokens(), meter.events) == (None, 1)
+    meter.feed(STREAM)
+    assert (meter.tokens(), meter.tokens()) == (Tokens(12, 34, 5), Tokens(12, 34, 5))
+    assert meter.events == 6
+
+
+@given(data=st.lists(st.sampled_from([b"\n", b"a", b"\n\n", b"x" * 9000]), min_size=1, max_size=8))
+def test_how_it_ends_so_far(data: list[bytes]) -> None:
+    meter = Meter()
+    for chunk in data:
+        meter.feed(chunk)
+    assert meter.ends_with(b"\n\n") == b"".join(data).endswith(b"\n\n")

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from gateway import proxy
-from gateway.upstream import PROBES, connector
+from gateway.sockets import PROBES, connector
 
 PATH = "/v1/chat/completions"
 BODY = b'{"model":"m","messages":[]}'

@@ -257,7 +257,7 @@ async def test_a_deadline_counts_in_the_queue_and_a_client_that_leaves_it_frees_
 async def test_when_the_budget_for_retries_is_spent_a_refusal_is_the_answer(
     upstream: Any, gateway: Any, head: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy.RetryBudget, "retry", lambda self: False)
+    monkeypatch.setattr(proxy, "RETRIES_MOST", 0.0)
 
     async def refusing(_: web.Request) -> web.Response:
         return web.Response(status=500, body=b"no")

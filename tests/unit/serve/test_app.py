@@ -173,14 +173,41 @@ async def test_a_stop_string_over_tokens_ends_the_generation(
     if stream:
         chunks = [json.loads(line[6:]) for line in (await lines(url, body))[:-1]]
         text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
-        reason = chunks[-1]["choices"][0]["finish_reason"]
+        last = chunks[-1]["choices"][0]
+        assert not any("stop_reason" in c["choices"][0] for c in chunks[:-1])
     else:
         _, answer, _ = await post(url, body)
-        text = answer["choices"][0]["message"]["content"]
-        reason = answer["choices"][0]["finish_reason"]
+        last = answer["choices"][0]
+        text = last["message"]["content"]
         assert answer["usage"]["completion_tokens"] == 3
-    assert (text, reason) == ("one ", "stop")
+    assert (text, last["finish_reason"], last["stop_reason"]) == ("one ", "stop", "END")
     assert (model.delivered, model.running, model.turn.locked()) == (3, 0, False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [([b"aENDb"], "END"), ([b"a\nb"], "\n"), ([b"\nEND"], "\n"), ([b"a EN"], None), ([], None)],
+)
+async def test_which_stop_string_it_was(
+    serve: Any, models: Any, stream: bool, script: list[bytes], told: str | None
+) -> None:
+    url = await serve(models(script))
+    body = {"model": "covey-mini", "prompt": "x", "stop": ["END", "\n"], "stream": stream}
+    if stream:
+        answer = json.loads((await lines(url, body, "/v1/completions"))[-2][6:])
+    else:
+        _, answer, _ = await post(url, body, "/v1/completions")
+    [choice] = answer["choices"]
+    assert (choice["finish_reason"], choice.get("stop_reason")) == ("stop", told)
+
+
+async def test_each_choice_has_its_own_stop_string(serve: Any, models: Any) -> None:
+    url = await serve(models([b"a", b"END"]))
+    _, answer, _ = await post(url, {**CHAT, "stop": "END", "n": 2, "max_tokens": 1})
+    assert [choice.get("stop_reason", "") for choice in answer["choices"]] == ["", ""]
+    _, answer, _ = await post(url, {**CHAT, "stop": "END", "n": 2})
+    assert [choice["stop_reason"] for choice in answer["choices"]] == ["END", "END"]
 
 
 async def test_text_held_for_a_stop_string_comes_at_the_end(start: Any, models: Any) -> None:

@@ -262,7 +262,10 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "'image', but models here read"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "needs a `source`"),
+        ({"messages": [{"role": "user", "content": [
+            {"type": "image", "source": {"type": "file", "file_id": "f"}}]}]}, "needs a `source`"),
+        ({"messages": [{"role": "system", "content": [IMAGE]}, *HELLO]}, "'image'"),
         ({"messages": [{"role": "user", "content": [
             {"type": "tool_result", "tool_use_id": "t", "content": [IMAGE]}]}]}, "'image'"),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "'document'"),
@@ -289,6 +292,25 @@ def test_what_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(Refused, match=re.escape(words)) as caught:
         asked(**fields)
     assert caught.value.status == 400
+
+
+def test_images_are_shown_to_models_that_see_and_not_counted() -> None:
+    linked = {"type": "image", "source": {"type": "url", "url": "https://x/a.png"}}
+    blocks = [{"type": "text", "text": "What is this?"}, {"type": "image", "source": {
+        "type": "base64", "media_type": "image/png", "data": "AA=="}}, linked]  # fmt: skip
+    fields = {"model": "m", "messages": [*HELLO, {"role": "user", "content": blocks}]}
+    body = json.dumps({**fields, "max_tokens": 5}).encode()
+    translated = Messages().ask(body, NOW)
+    assert translated.shown == ("messages[1].content[1]", "image")
+    assert translated.body["messages"][1]["content"] == [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "image_url", "image_url": {"url": "https://x/a.png"}},
+    ]
+    with pytest.raises(Refused, match="only text is counted"):
+        CountTokens().ask(body, NOW)
+    assert Messages().ask(json.dumps({**fields, "messages": HELLO, "max_tokens": 5}).encode(),
+                          NOW).shown is None  # fmt: skip
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"{}", b'{"model":"m"}', b"[" * 10**5])

@@ -75,6 +75,24 @@ async def test_a_real_head(serve: Any, scripted: Any, gateway: Any, head: Any, c
     assert (cut.stop_reason, cut.content[0].text) == ("max_tokens", "Hi")
 
 
+async def test_a_real_head_tells_the_stop_sequence(
+    serve: Any, scripted: Any, gateway: Any, head: Any, client: Any
+) -> None:
+    url = await gateway(head("a", await serve(scripted([b"Hi", b" the", b"re"])), "covey-mini"))
+    messages = client(url).messages
+    asked = {"model": "covey-mini", "max_tokens": 9, "messages": HELLO}
+    for stops, told in (
+        (["x", " there"], ("stop_sequence", " there", "Hi")),
+        (["x"], ("end_turn", None, "Hi there")),
+    ):
+        whole = await messages.create(**asked, stop_sequences=stops)
+        async with messages.stream(**asked, stop_sequences=stops) as stream:
+            streamed = await stream.get_final_message()
+        for message in (whole, streamed):
+            text = message.content[0].text
+            assert (message.stop_reason, message.stop_sequence, text) == told
+
+
 async def test_a_real_head_calls_a_tool(
     serve: Any, scripted: Any, gateway: Any, head: Any, client: Any
 ) -> None:
@@ -145,7 +163,7 @@ async def test_errors(answers: Any, client: Any, script: Any) -> None:
         await messages.create(model="other", max_tokens=9, messages=HELLO)
     image = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
     shown: Any = [{"role": "user", "content": [{"type": "image", "source": image}]}]
-    with pytest.raises(anthropic.BadRequestError, match="models here read text only"):
+    with pytest.raises(anthropic.BadRequestError, match="reads text only here"):
         await messages.create(model="m", max_tokens=9, messages=shown)
 
 

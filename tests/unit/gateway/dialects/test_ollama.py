@@ -341,13 +341,29 @@ def test_a_name_may_have_latest_or_not(asked: str, meant: str) -> None:
         assert next(streamed(found, ["Hi"]))["model"] == asked, "as the client calls it"
 
 
+def test_images_are_shown_to_models_that_see() -> None:
+    png = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0K"}}
+    jpeg = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9j/4AAQ"}}
+    asked = {"role": "user", "content": "What?", "images": ["iVBORw0K", "/9j/4AAQ"]}
+    found = ask(chat, messages=[*HELLO, asked])
+    assert found.shown == (f"messages[{len(HELLO)}].images[0]", "image")
+    content = found.body["messages"][-1]["content"]
+    assert content == [{"type": "text", "text": "What?"}, png, jpeg]
+    found = ask(generate, prompt="What?", images=["iVBORw0K"])
+    assert found.shown == ("images[0]", "image")
+    assert found.body["messages"][-1]["content"] == [{"type": "text", "text": "What?"}, png]
+    found = ask(generate, images=["iVBORw0K"], stream=False)
+    assert found.body["messages"] == [{"role": "user", "content": [png]}]
+    assert ask(chat, messages=HELLO).shown is ask(generate, prompt="a").shown is None
+
+
 @pytest.mark.parametrize(
     ("dialect", "fields", "said"),
     [
         (chat, {"model": ""}, "model is required"),
-        (chat, {"messages": [{"role": "user", "images": ["iVBOR"]}]}, "images are not served"),
-        (generate, {"prompt": "a", "images": ["iVBOR"]}, "images are not served"),
-        (generate, {"images": ["iVBOR"]}, "images are not served"),
+        (chat, {"messages": [{"role": "user", "images": ["AAAA"]}]}, "is no PNG"),
+        (generate, {"prompt": "a", "images": ["iVBOR", 5]}, "is no PNG"),
+        (generate, {"prompt": "a", "images": ["iVBOR"], "raw": True}, "`images`"),
         (generate, {"prompt": "a", "template": "{{ .Prompt }}"}, "`raw`"),
         (generate, {"prompt": "a", "context": [1, 2]}, "/api/chat"),
         (generate, {"prompt": "a", "raw": True, "system": "b"}, "`system`"),

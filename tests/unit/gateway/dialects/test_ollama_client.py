@@ -195,7 +195,7 @@ async def test_errors_are_those_of_the_client(client: ollama.AsyncClient, model:
         (client.chat("nobody", HELLO), 404, "covey-mini"),
         (client.show("nobody"), 404, "model 'nobody' not found"),
         (client.chat("covey-mini", HELLO, options={"temperature": -1}), 400, "temperature"),
-        (client.generate("covey-mini", "a", images=["aGk="]), 400, "images"),
+        (client.generate("covey-mini", "a", images=["iVBORw0K"]), 400, "reads text only"),
     ):
         with pytest.raises(ollama.ResponseError, match=said) as caught:
             await call

@@ -66,7 +66,7 @@ async def test_errors(client: ollama.AsyncClient, url: str) -> None:
         (client.chat("nobody", HELLO), 404, "covey-mini"),
         (client.show("nobody"), 404, "not found"),
         (client.embed("covey-mini", "a"), 400, "does not do embeddings"),
-        (client.generate("covey-mini", "a", images=["aGk="]), 400, "images"),
+        (client.generate("covey-mini", "a", images=["iVBORw0K"]), 400, "reads text only here"),
     ):
         with pytest.raises(ollama.ResponseError, match=said) as caught:
             await asked

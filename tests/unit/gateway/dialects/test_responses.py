@@ -260,8 +260,15 @@ def test_tools_and_formats() -> None:
         ({"text": {"format": {"type": "json_schema"}}}, "needs a `schema`"),
         ({"text": {"format": {"type": "xml"}}}, "format"),
         ({"input": []}, "`input` is empty"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
-         "'input_image', but models here read text"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
+         "`input[0].content[0]` does not hold its image"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "u"}]}]},
+         "does not hold its file"),
+        ({"input": [{"role": "system", "content": [{"type": "input_image", "image_url": "u"}]}]},
+         "`input[0].content[0]` is of type 'input_image', but only text is read there"),
+        ({"input": [{"type": "function_call_output", "call_id": "c",
+                     "output": [{"type": "input_image", "image_url": "u"}]}]}, "only text is read"),
+        ({"input": [{"role": "user", "content": [{"type": "hologram"}]}]}, "'hologram'"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "send it whole"),
         ({"input": [{"type": "web_search_call", "id": "x"}]}, "'web_search_call'"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "needs `call_id` and `name`"),
@@ -277,3 +284,24 @@ def test_what_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(Refused, match=re.escape(words)) as caught:
         asked(**fields)
     assert caught.value.status == 400
+
+
+def test_what_is_shown_to_models_that_see() -> None:
+    parts = [
+        {"type": "input_text", "text": "What is this?"},
+        {"type": "input_image", "image_url": "data:image/png;base64,AA", "detail": "low"},
+        {"type": "input_file", "file_data": "data:application/pdf;base64,AA", "filename": "a.pdf"},
+        {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
+    ]
+    items = [{"role": "user", "content": "hello"}, {"role": "user", "content": parts}]
+    body = json.dumps({"model": "m", "input": items}).encode()
+    translated = Responses().ask(body, NOW)
+    assert translated.shown == ("input[1].content[1]", "input_image")
+    assert translated.body["messages"][1]["content"] == [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA", "detail": "low"}},
+        {"type": "file",
+         "file": {"file_data": "data:application/pdf;base64,AA", "filename": "a.pdf"}},
+        {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
+    ]  # fmt: skip
+    assert Responses().ask(json.dumps({"model": "m", "input": "hello"}).encode(), NOW).shown is None

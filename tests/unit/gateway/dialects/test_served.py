@@ -406,3 +406,11 @@ async def test_a_dialects_request_waits_for_the_next_head(
         status, body, headers = await waiting
     assert (status, headers["x-covey-replica"]) == (200, "b")
     assert text_of(MESSAGES, json.loads(body)) == "Hi there"
+
+
+async def test_who_names_no_model_while_there_is_none_may_come_again(gateway: Any) -> None:
+    url = await gateway()
+    for path, body in (("/generate", {"prompt": "a"}), ("/tokenize", {"content": "a"})):
+        async with aiohttp.ClientSession() as session, session.post(url + path, json=body) as found:
+            assert (found.status, found.headers["Retry-After"]) == (503, "5")
+            assert "there is none yet" in await found.text()

@@ -11,10 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.routing import STRATEGIES, Fault, Need, NoneUsable, Picked, Replica, Router, State
+from gateway.routing import (
+    STRATEGIES,
+    Fault,
+    Need,
+    NoneUsable,
+    Picked,
+    Replica,
+    Router,
+    Shown,
+    State,
+    TextOnly,
+    UnknownModel,
+)
 from gateway.routing.prefixes import blocks
 from gateway.routing.router import MOST_SESSIONS
-from gateway.routing.tokens import Usage
+from gateway.usage import Tokens
 
 ASK = Need("m", streamed=True, kind="completions", prompt_bytes=4000)
 
@@ -36,14 +48,14 @@ def picked(made: Router, need: Need = ASK, now: float = 0.0, **how: Any) -> Pick
 
 
 def served(
-    made: Router, name: str, need: Need, seconds: float, now: float, usage: Usage | None = None
+    made: Router, name: str, need: Need, seconds: float, now: float, cost: Tokens | None = None
 ) -> None:
     """Have `name` serve a request at that time, whoever would be chosen."""
     others = frozenset(f"http://{r.name}" for r in made.replicas() if r.name != name)
     one = picked(made, need, now, without=others)
     made.begin(one.replica.url, one.attempt, now)
     made.first_byte(one.replica.url, seconds, streamed=True, now=now + seconds, attempt=one.attempt)
-    made.answered(one.attempt, usage or Usage(), 50, now + seconds + 1.0)
+    made.answered(one.attempt, cost, 50, now + seconds + 1.0)
     made.end(one.replica.url, one.attempt, now + seconds + 1.0)
 
 
@@ -120,8 +132,8 @@ def test_a_memory_that_proves_false_is_trusted_less() -> None:
     after = picked(made, need, now + 60).attempt.cached_tokens
     assert after < believed / 2
     for step in range(20):
-        usage = Usage(prompt=1000, completion=50, cached=960)
-        served(made, "a", need, 0.1, now + 60 + 3 * step, usage)
+        cost = Tokens(prompt=1000, completion=50, cached=960)
+        served(made, "a", need, 0.1, now + 60 + 3 * step, cost)
     assert picked(made, need, now + 120).attempt.cached_tokens > after
 
 
@@ -211,6 +223,23 @@ def test_the_kinds_it_serves_are_known_or_learned() -> None:
     assert {picked(made, ASK).replica.name for _ in range(40)} == {"chats", "either"}
     later = {picked(made, need, 61.0).replica.name for _ in range(60)}
     assert later == {"embeds", "chats", "either"}
+
+
+def test_what_is_no_text_goes_to_those_that_see_and_waits_for_no_others() -> None:
+    shows = replace(ASK, shown=Shown("messages[0].content[0]", "image_url"))
+    made = router("reads", Replica("sees", "http://sees", "mesh", ("m", "n"), vision=True), "tells")
+    assert {picked(made, shows).replica.name for _ in range(20)} == {"sees"}
+    assert {picked(made).replica.name for _ in range(60)} == {"reads", "sees", "tells"}
+    made.check_passed("http://tells", ("m", "o"), 0.0, seeing=frozenset({"m"}))
+    assert {picked(made, shows).replica.name for _ in range(40)} == {"sees", "tells"}
+    assert made.pick(replace(shows, model="o"), 0.0) == TextOnly(shows.shown)
+    assert isinstance(made.pick(replace(shows, model="p"), 0.0), UnknownModel)
+    made.check_passed("http://tells", ("m", "o"), 0.0)  # it has another model of that name now
+    assert {picked(made, shows).replica.name for _ in range(20)} == {"sees"}
+    made.check_failed("http://sees", "away")
+    gone = made.pick(shows, 0.0)
+    assert isinstance(gone, NoneUsable)
+    assert gone.reasons == ("sees: away",)
 
 
 def test_strategies_by_request_and_what_each_prefers() -> None:
@@ -316,7 +345,7 @@ def test_whatever_happens_counts_are_right_and_predictions_are_numbers(
                         made.first_byte(
                             attempt.url, seconds, streamed=True, now=now, attempt=attempt
                         )
-                        made.answered(attempt, Usage(10, 5), 5, now)
+                        made.answered(attempt, Tokens(10, 5), 5, now)
                 case "end":
                     running.remove(attempt)
                     made.end(attempt.url, attempt, now)

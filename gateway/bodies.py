@@ -1,0 +1,71 @@
+"""Read what replicas answer: whole where it is needed so, and never half of it for the whole.
+
+A shell, used by `upstream.py` and `watch.py`; the session that `app.py` makes has `Answer` for its
+answers.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+
+
+class Content(Protocol):
+    """What is left to read of an answer."""
+
+    async def readany(self) -> bytes:
+        """Return the next bytes, nothing at the end; raises aiohttp.ClientError."""
+
+
+class Answer(aiohttp.ClientResponse):
+    """An answer that knows how its connection ended, also when aiohttp has let go of it."""
+
+    _link: ResponseHandler | None = None
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        """Read the head."""
+        self._link = connection.protocol
+        return await super().start(connection)
+
+    @property
+    def was_reset(self) -> bool:
+        """Whether its connection ended by an error, and not because the replica closed it."""
+        return self._link is not None and isinstance(self._link.exception(), aiohttp.ClientOSError)
+
+
+class _UntilClosed:
+    """The content of an answer that only its connection's end ends.
+
+    To aiohttp a reset is such an end too.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    async def readany(self) -> bytes:
+        piece = await self._answer.content.readany()
+        if not piece and self._answer.was_reset:
+            raise aiohttp.ClientPayloadError("the connection was reset")
+        return piece
+
+
+def content_of(answer: aiohttp.ClientResponse) -> Content:
+    """Return what is left to read of an answer."""
+    framed = answer.content_length is not None or "Transfer-Encoding" in answer.headers
+    return answer.content if framed or not isinstance(answer, Answer) else _UntilClosed(answer)
+
+
+async def read_most(content: Content, most: int) -> bytes:
+    """Return the body, however many pieces it comes in; more than `most` bytes if it goes on.
+
+    StreamReader.read(n) returns what is there, which may be the first piece of many.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    while size <= most and (piece := await content.readany()):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)

@@ -1,0 +1,1 @@
+"""What `tests/bench/connections.py` measures with: useless connections, and a replica to waste."""
