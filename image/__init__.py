@@ -1,5 +1,6 @@
 """The appliance: what a machine is that was flashed with Covey.
 
-`node/` runs on the appliance, `boot/` is what GRUB runs, `disk/` puts files into a disk image.
+`node/` runs on the appliance, with what lies in `root/`; `boot/` is what GRUB runs. `make/` builds
+the image, and `disk/` puts files into it.
 Nothing here needs root.
 """

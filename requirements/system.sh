@@ -14,6 +14,11 @@ missing=""
 if [ "${1:-}" = vm ]; then
     # What the cases run in the guest are programs of this machine.
     NEEDED="$NEEDED qemu-system-x86_64:qemu-system-x86 busybox:busybox modprobe:kmod"
+    # And to build the appliance's image.
+    NEEDED="$NEEDED mksquashfs:squashfs-tools grub-mkimage:grub-common"
+    [ -d /usr/lib/grub/i386-pc ] || missing="$missing grub-pc-bin"
+    [ -d /usr/lib/grub/x86_64-efi ] || missing="$missing grub-efi-amd64-bin"
+    [ -d /usr/share/OVMF ] || missing="$missing ovmf"
     # A kernel with WireGuard, and with 9p, which Debian's kernels for clouds lack.
     kernel=""
     for modules in /lib/modules/*; do

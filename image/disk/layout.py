@@ -27,6 +27,8 @@ NAMES = ("bios", "boot", "slot-a", "slot-b", "data")
 # The table before the partitions, and the one after them.
 _MARGIN_BYTES = MIB
 _BIOS_BYTES = MIB
+# Where the first partition begins, and with it GRUB's core image for BIOS.
+FIRST_SECTOR = _MARGIN_BYTES // SECTOR_BYTES
 # FAT32 has at least 65,525 clusters, which take that with the smallest of 512 bytes.
 LEAST_BOOT_BYTES = 33 * MIB
 

@@ -11,4 +11,4 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 # In the guest the cases run, here what starts them.
 IN_GUEST = os.environ.get("COVEY_TEST_DEVICES") == "kernel"
-collect_ignore = ["test_guest.py", "test_boot.py"] if IN_GUEST else ["guest"]
+collect_ignore = ["test_guest.py", "test_boot.py", "test_image.py"] if IN_GUEST else ["guest"]

@@ -30,7 +30,7 @@ REQUIRED_CORES = frozenset(
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    for package in ("agent", "gateway"):
+    for package in ("agent", "gateway", "image"):
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             yield ".".join(parts).removesuffix(".__init__"), path
@@ -121,6 +121,19 @@ def test_the_gateway_imports_nothing_of_the_agent_but_its_client() -> None:
     }
     assert {i for _, i in found if not i.startswith("agent.client")} == set()
     assert len({name for name, _ in found}) == 1
+
+
+def test_the_image_imports_only_cores_of_the_agent() -> None:
+    """What runs on the appliance beside the agent, and what builds it, load nothing heavy."""
+    found = {
+        i
+        for name, names in imports().items()
+        if name.startswith("image")
+        for i in names
+        if i.startswith("agent") and i in MODULES
+    }
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert found - packages - cores() == set()
 
 
 def test_dependencies_point_one_way() -> None:

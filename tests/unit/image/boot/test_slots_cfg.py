@@ -14,9 +14,10 @@ import pytest
 
 from image.node.envblock import decode as values_of
 from image.node.slotblocks import NAMES, encode, following, latest
-from image.node.slots import SLOTS, Bad, Empty, Good, State, Trial, boot
+from image.node.slots import SLOTS, Bad, Empty, Good, ResetWanted, State, Trial, apply, boot
 
 SCRIPT = Path(__file__).parents[4] / "image" / "boot" / "slots.cfg"
+CONFIGS = ("slots.cfg", "grub.cfg", "early.cfg")
 STANDINGS = (
     Good(), Empty(), Bad("tries"), Bad("unreadable"), Bad("unhealthy"),
     Trial(3), Trial(2), Trial(1), Trial(0),
@@ -58,15 +59,18 @@ def words(block: bytes) -> str:
     return ",".join(values_of(block)[name] for name in NAMES) if block else "-"
 
 
-def run(cases: list[Case]) -> list[str]:
-    """Return what the script does in each case: the slot it boots, and both blocks then."""
+def run(cases: list[Case], factory: str = "n") -> list[str]:
+    """Return what the script does in each case: the slot it boots, and both blocks then.
+
+    `factory` is y where a person chose a factory reset.
+    """
     lines = [
         f"{words(zero)} {words(one)} {readable or '-'} {'y' if writable else 'n'}\n"
         for zero, one, readable, writable in cases
     ]
     done = subprocess.run(
         ["bash", "-c", WORDS], input="".join(lines), capture_output=True, text=True, check=True,
-        env={"SCRIPT": str(SCRIPT)},
+        env={"SCRIPT": str(SCRIPT), "factory": factory},
     )  # fmt: skip
     assert done.stderr == ""
     answers = done.stdout.splitlines()
@@ -119,6 +123,23 @@ def test_with_one_whole_block_or_none_that_can_be_written_it_boots_what_is_good(
         assert latest((zero, one)).state.of("a" if answer[0] == "a" else "b") == Good()
 
 
+def test_a_factory_reset_is_stored_before_what_boots_anyway() -> None:
+    cases: list[Case] = []
+    wanted: list[str] = []
+    for number, state in enumerate(STATES):
+        if not state.reset:
+            old = encode(STATES[number - 1], 0)
+            cases.append((old, encode(state, 1), "ab", True))
+            after, slot = boot(apply(state, ResetWanted()))
+            wanted.append(f"{slot} {words(encode(after, 2))} {words(encode(state, 1))}")
+    assert run(cases, factory="y") == wanted
+
+
+def test_a_reset_that_is_wanted_already_needs_no_write() -> None:
+    state, old = encode(State(reset=True), 1), encode(State(), 0)
+    assert run([(old, state, "ab", True)], factory="y") == [f"a {words(old)} {words(state)}"]
+
+
 def test_without_any_state_it_boots_what_it_can_read() -> None:
     answers = run([(b"", b"", "ab", True), (b"", b"", "b", True), (b"", b"", "", True)])
     assert answers == ["a - -", "b - -", "none - -"]
@@ -134,5 +155,6 @@ def test_it_has_no_words_that_grub_lacks() -> None:
 @pytest.mark.skipif(
     shutil.which("grub-script-check") is None, reason="grub-script-check is not installed"
 )
-def test_grub_can_parse_it() -> None:
-    subprocess.run(["grub-script-check", SCRIPT], check=True)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_grub_can_parse_it(name: str) -> None:
+    subprocess.run(["grub-script-check", SCRIPT.with_name(name)], check=True)

@@ -1,0 +1,82 @@
+"""Fetches Debian's packages with apt and unpacks them, without root and without their scripts.
+
+A shell. apt checks every package against the mirror's signed lists. Its own configuration counts,
+unless a mirror is named: then that mirror is asked, and nothing but Debian's own keys is trusted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.errors import EnvironmentFault
+from image.make.packages import KERNELS, WANTED, Package, chosen
+from image.make.programs import run
+
+SUITE = "bookworm"
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_MIRROR_HINT = (
+    "Check the address and the network: it has to answer to apt, and to have dists/ in it."
+)
+
+
+class Apt:
+    """apt with a cache and an empty list of installed packages; both in `cache`."""
+
+    def __init__(self, cache: Path, mirror: str = "") -> None:
+        """Make the folders; `mirror` is a URL or a folder, "" what this machine is set up with."""
+        self._debs = cache / "debs"
+        self._debs.mkdir(parents=True, exist_ok=True)
+        self._mirror = mirror
+        # Nothing is installed here: so apt resolves all that the wanted packages need.
+        self._options = ["-o", "Dir::State::status=/dev/null", "-o", "Debug::NoLocking=1"]
+        if mirror:
+            self._options += self._own_lists(cache / "apt")
+
+    def plan(self, flavour: str) -> tuple[Package, ...]:
+        """Return the packages and their versions as the mirror has them; `flavour`: see KERNELS."""
+        if self._mirror:
+            url = self._mirror
+            run(
+                ["apt-get", *self._options, "-qq", "-o", "APT::Update::Error-Mode=any", "update"],
+                hint=f"The mirror {url} could not be used. {_MIRROR_HINT}",
+            )
+        hint = "Run `apt-get update` as root, or name a mirror with --mirror."
+        simulate = ["install", "-s", "-y", "-qq", "--no-install-recommends"]
+        simulate += [KERNELS[flavour], *WANTED]
+        return chosen(run(["apt-get", *self._options, *simulate], hint=hint))
+
+    def fetch(self, packages: tuple[Package, ...]) -> list[Path]:
+        """Return the packages' files; those that are not in the cache are fetched first."""
+        wanted = [package for package in packages if not (self._debs / package.file).exists()]
+        if wanted:
+            run(
+                ["apt-get", *self._options, "-qq", "download",
+                 *(package.request for package in wanted)],
+                cwd=self._debs,
+                hint="The mirror did not answer, or has newer packages: run `apt-get update`.",
+            )  # fmt: skip
+        files = [self._debs / package.file for package in packages]
+        for file in files:
+            if not file.exists():
+                raise EnvironmentFault(f"apt-get did not fetch {file.name}")
+        return files
+
+    def _own_lists(self, folder: Path) -> list[str]:
+        for name in ("lists/partial", "archives/partial", "empty"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        local = Path(self._mirror).is_dir()
+        url = f"file:{Path(self._mirror).absolute()}" if local else self._mirror.rstrip("/")
+        sources = folder / "sources.list"
+        sources.write_text(f"deb [signed-by={_KEYRING}] {url} {SUITE} main\n")
+        settings = {
+            "Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": folder / "empty",
+            "Dir::State::Lists": folder / "lists", "Dir::Cache": folder,
+            "Acquire::Retries": 1, "Acquire::http::Timeout": 20,
+        }  # fmt: skip
+        return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+
+
+def unpack(files: list[Path], root: Path) -> None:
+    """Unpack the packages' files into a folder; what a later one has in common counts."""
+    for file in files:
+        run(["dpkg-deb", "-x", file, root], hint=f"Remove {file}, then build again.")

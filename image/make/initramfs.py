@@ -1,0 +1,26 @@
+"""Puts together what the kernel starts first: busybox, modules, a script. A shell."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+from image.make import cpio
+from image.make.modules import FIRST, in_order
+
+INIT = Path(__file__).parents[1] / "boot" / "init.sh"
+_FOLDERS = ("dev", "proc", "sys", "low", "up", "new")
+
+
+def make(root: Path, release: str) -> bytes:
+    """Return the compressed archive for the kernel `release` whose tree is `root`."""
+    modules = root / "lib/modules" / release
+    order = in_order((modules / "modules.dep").read_text(), FIRST)
+    files = {
+        f"modules/{number:02}-{Path(path).name}": (modules / path).read_bytes()
+        for number, path in enumerate(order)
+    }
+    # It is linked statically, so it is all that the script needs.
+    files["bin/busybox"] = (root / "bin/busybox").read_bytes()
+    files["init"] = INIT.read_bytes()
+    return gzip.compress(cpio.archive(files, _FOLDERS), compresslevel=9, mtime=0)

@@ -1,0 +1,32 @@
+"""Which kernel modules are needed, and in what order they are loaded. A core."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# What it takes to find a disk and to mount a slot, whatever the disk hangs on. Those that the
+# kernel has built in, or lacks, are passed over.
+FIRST = (
+    "virtio_pci", "virtio_blk", "virtio_scsi", "ahci", "ata_piix", "nvme", "sd_mod", "usb_storage",
+    "uas", "xhci_pci", "ehci_pci", "sdhci_pci", "mmc_block", "hv_storvsc", "xen_blkfront",
+    "squashfs", "overlay",
+)  # fmt: skip
+
+
+def in_order(modules_dep: str, names: Iterable[str]) -> list[str]:
+    """Return the paths of modules and of all they need, by depmod's modules.dep."""
+    needs: dict[str, list[str]] = {}
+    for line in modules_dep.splitlines():
+        path, _, rest = line.partition(":")
+        needs[path] = rest.split()
+    by_name = {_name(path): path for path in needs}
+    ordered: dict[str, None] = {}
+    for path in (by_name[name] for name in names if name in by_name):
+        # All that is needed is listed, the innermost last.
+        ordered.update(dict.fromkeys([*reversed(needs[path]), path]))
+    return list(ordered)
+
+
+def _name(path: str) -> str:
+    return re.sub(r"\.ko.*$", "", path.rpartition("/")[2]).replace("-", "_")

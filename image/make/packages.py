@@ -1,0 +1,67 @@
+"""Which of Debian's packages the appliance is made of. A core.
+
+apt says what the wanted ones depend on. No script of any package runs, so what only scripts and
+people need is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from agent.errors import EnvironmentFault
+
+# By what the machine is: one of its own, or one in another (no drivers but those that it needs).
+KERNELS = {"metal": "linux-image-amd64", "virt": "linux-image-cloud-amd64"}
+WANTED = (
+    "busybox-static", "openrc", "kmod", "dash",
+    "iproute2", "nftables", "conntrack", "wireguard-tools",
+    "e2fsprogs", "fdisk", "util-linux", "dosfstools", "netbase",
+    "python3.11",
+    # Of wheels: libraries that they take from the system.
+    "libgmp10", "libgomp1", "libstdc++6",
+)  # fmt: skip
+# The C library and what links to it come with others; these are for scripts, logins and builds.
+_LEFT_OUT = frozenset((
+    "adduser", "coreutils", "cpio", "debconf", "debianutils", "dpkg", "initramfs-tools",
+    "initramfs-tools-core", "insserv", "klibc-utils", "libdb5.3", "libklibc", "libnsl2",
+    "libpam-modules", "libpam-modules-bin", "libsemanage-common", "libsemanage2", "libsepol2",
+    "linux-base", *KERNELS.values(), "logsave", "media-types", "passwd", "readline-common", "tar",
+    "udev", "util-linux-extra",
+))  # fmt: skip
+_INSTALLED = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) [^)]*\[(\S+)\]\)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package; `arch` is Debian's word for it, or all."""
+
+    name: str
+    version: str
+    arch: str
+
+    @property
+    def file(self) -> str:
+        """The name that apt gives its file."""
+        return f"{self.name}_{self.version.replace(':', '%3a')}_{self.arch}.deb"
+
+    @property
+    def request(self) -> str:
+        """How apt is asked for just this."""
+        return (
+            f"{self.name}:{self.arch}={self.version}"
+            if self.arch != "all"
+            else (f"{self.name}={self.version}")
+        )
+
+
+def chosen(simulated: str) -> tuple[Package, ...]:
+    """Return what `apt-get install -s` says it would install, by name, less what is left out.
+
+    Raises EnvironmentFault where it names nothing, since then its output has another form.
+    """
+    found = [Package(*match.groups()) for match in _INSTALLED.finditer(simulated)]
+    if not found:
+        raise EnvironmentFault("apt-get does not say what it would install")
+    kept = {package for package in found if package.name not in _LEFT_OUT}
+    return tuple(sorted(kept, key=lambda package: package.name))

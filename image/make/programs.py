@@ -1,0 +1,58 @@
+"""Runs the programs that building takes; says which package has a missing one. A shell."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from agent.errors import EnvironmentFault
+
+# Debian's packages, by program. tests/vm and image/build need them, `make test` does not.
+PACKAGES = {
+    "apt-get": "apt", "dpkg-deb": "dpkg", "depmod": "kmod", "mksquashfs": "squashfs-tools",
+    "grub-mkimage": "grub-common", "mkfs.vfat": "dosfstools", "mcopy": "mtools",
+}  # fmt: skip
+# Debian keeps administrators' programs off the path of people.
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+_TIMEOUT_S = 1800.0
+_SHOWN_LINES = 3
+
+
+def missing() -> list[str]:
+    """Return the packages whose programs are not there."""
+    found = {PACKAGES[program] for program in PACKAGES if not shutil.which(program, path=PATH)}
+    return sorted(found)
+
+
+def run(
+    command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None,
+    hint: str = "",
+) -> str:  # fmt: skip
+    """Run a program and return what it prints.
+
+    Raises EnvironmentFault with its last words when it is missing, fails, or takes half an hour.
+    """
+    program = Path(command[0]).name
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env={**os.environ, "LC_ALL": "C", "TZ": "UTC", "PATH": PATH,
+                                   **(env or {})},
+            capture_output=True, timeout=_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise EnvironmentFault(
+            f"{program} is not installed",
+            hint=f"Install the package {PACKAGES.get(program, program)}.",
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFault(f"{program} did not end within {_TIMEOUT_S:.0f} s") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+        words = "; ".join(line.strip() for line in said[-_SHOWN_LINES:])
+        raise EnvironmentFault(
+            f"{program} failed: {words or f'exit status {done.returncode}'}", hint=hint
+        )
+    return done.stdout.decode(errors="replace")

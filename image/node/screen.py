@@ -1,0 +1,58 @@
+"""What the machine shows on its screen and its serial line. A core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WAITING = (
+    "This machine is in no mesh yet. On a member run `agent invite`, write the ticket into",
+    'covey.toml on the boot partition (any computer can read it) as ticket = "…", start again.',
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What is known: `addresses` of the LAN, `member` whether it is in a mesh.
+
+    `mesh`, `overlay` and `peers` are the agent's, and empty while it does not answer; `joining`
+    says that a ticket is there, `notes` what is wrong with the settings, `faults` with the machine
+    or the agent, and `error` what the agent ended with.
+    """
+
+    version: str
+    slot: str
+    name: str
+    addresses: Sequence[str] = ()
+    member: bool = False
+    mesh: str = ""
+    overlay: str = ""
+    peers: int = 0
+    joining: bool = False
+    notes: Sequence[str] = ()
+    faults: Sequence[str] = ()
+    error: str = ""
+
+
+def text(view: View) -> str:
+    """Return the lines to show; the same view gives the same text."""
+    lines = [
+        f"Covey {view.version}, slot {view.slot}: {view.name}",
+        f"  Addresses: {', '.join(view.addresses) or 'none; is a cable in?'}",
+    ]
+    if view.mesh:
+        peers = f"{view.peers} peers" if view.peers != 1 else "1 peer"
+        lines.append(f"  Mesh: {view.mesh}, {view.overlay}, {peers}")
+    elif view.member:
+        lines.append("  Mesh: a member; the agent does not answer yet")
+    elif view.joining:
+        lines.append("  Mesh: joining with the ticket of covey.toml")
+    elif not view.notes:
+        lines += [f"  {line}" for line in WAITING]
+    if view.notes:
+        lines.append("  What is wrong with covey.toml, of which nothing counts therefore:")
+        lines += [f"    {note}" for note in view.notes]
+    if view.error and not view.mesh:
+        lines.append(f"  {view.error}")
+    lines += [f"  {fault}" for fault in view.faults]
+    return "\n".join(lines) + "\n"

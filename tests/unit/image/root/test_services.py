@@ -1,0 +1,76 @@
+"""The appliance's own scripts: a shell can read them, and what they name is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from image.make import assemble, tree
+from image.node import slotblocks
+from image.node.settings import read
+
+ROOT = tree.OVERLAY
+SCRIPTS = sorted((ROOT / "usr/lib/covey").iterdir())
+SERVICES = sorted((ROOT / "etc/init.d").iterdir())
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, *SERVICES, ROOT.parent / "boot/init.sh"], ids=str)
+def test_a_shell_can_read_it(script: Path) -> None:
+    subprocess.run(["sh", "-n", script], check=True)
+
+
+def test_what_is_started_can_be_run() -> None:
+    programs = [*SCRIPTS, *SERVICES, *(ROOT / "usr/bin").iterdir()]
+    assert [path for path in programs if not os.access(path, os.X_OK)] == []
+
+
+def test_each_service_starts_in_one_runlevel() -> None:
+    started = [name for names in tree._RUNLEVELS.values() for name in names]
+    assert sorted(started) == [path.name for path in SERVICES]
+
+
+def test_services_need_services_that_are_there() -> None:
+    names = {path.name for path in SERVICES}
+    for path in SERVICES:
+        for needed in re.findall(r"^\s+(?:need|after) (.*)", path.read_text(), re.MULTILINE):
+            assert set(needed.split()) <= names, path
+
+
+def test_modules_that_scripts_run_are_there() -> None:
+    named = {
+        found
+        for path in [*SCRIPTS, *SERVICES]
+        for found in re.findall(r"-m (image\.node\.\w+)", path.read_text())
+    }
+    assert named == {"image.node.startup", "image.node.watching", "image.node.resetdone"}
+    for name in named:
+        assert (tree.REPOSITORY / f"{name.replace('.', '/')}.py").exists()
+
+
+def test_nothing_on_the_data_partition_can_be_run() -> None:
+    mounts = re.findall(r"^mount -t .*", (ROOT / "usr/lib/covey/disk").read_text(), re.MULTILINE)
+    assert len(mounts) == 2
+    for line in mounts:
+        options = re.search(r"-o (\S+)", line)
+        assert options and {"noexec", "nosuid", "nodev"} <= set(options[1].split(",")), line
+
+
+def test_nobody_can_log_in() -> None:
+    fields = [line.split(":") for line in (ROOT / "etc/shadow").read_text().splitlines()]
+    assert {field[1] for field in fields} == {"!"}
+    assert "getty" not in (ROOT / "etc/inittab").read_text()
+
+
+def test_the_boot_partition_begins_with_a_reset_and_a_file_that_sets_nothing(
+    tmp_path: Path,
+) -> None:
+    files = assemble.boot_files(tmp_path, tmp_path / "efi")
+    blocks = (files["covey/slots0.env"].read_bytes(), files["covey/slots1.env"].read_bytes())
+    assert slotblocks.latest(blocks).state.reset
+    raw = files["covey.toml"].read_bytes()
+    assert b"\r\n" in raw and not read(raw).mistakes
+    assert {"EFI/BOOT/BOOTX64.EFI", "covey/grub.cfg", "covey/slots.cfg"} < files.keys()

@@ -1,0 +1,131 @@
+"""The appliance in QEMU: a disk made from an image, started, and watched on its serial line.
+
+No acceleration and no root; the machine reaches the network, and this machine, through QEMU's own
+NAT. Used by test_image.py and join.py.
+
+Needs: qemu-system-x86, ovmf for UEFI, mtools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from image.disk.gpt import SECTOR_BYTES
+from image.disk.layout import Sizes, plan
+from image.node import slotblocks
+from image.node.slots import State
+
+DISK_BYTES = 3 << 30
+_MEMORY_MIB = 1024
+_CPUS = min(2, os.cpu_count() or 1)
+_OVMF = Path("/usr/share/OVMF")
+_END_S = 10.0
+_POLL_S = 0.2
+_ENTRIES_AT = 2 * SECTOR_BYTES
+_ENTRY_BYTES = 128
+
+
+class ApplianceFault(Exception):
+    """The machine did not say what was waited for; the message has all that it said."""
+
+
+class Appliance:
+    """A disk with the image on it, in `folder`."""
+
+    def __init__(self, image: Path, folder: Path) -> None:
+        self._folder = folder
+        self._disk = folder / "disk.img"
+        subprocess.run(["cp", "--sparse=always", image, self._disk], check=True)
+        os.truncate(self._disk, DISK_BYTES)
+        boot = plan("x86_64", Sizes(), {}).partitions[1]
+        self._boot = f"{self._disk}@@{boot.first * SECTOR_BYTES}"
+
+    def write(self, name: str, text: str) -> None:
+        """Put a file onto the boot partition, as a person does in another computer."""
+        file = self._folder / "file"
+        file.write_text(text)
+        _mtools("mcopy", "-o", "-i", self._boot, file, f"::{name}")
+
+    def read(self, name: str) -> bytes:
+        """Return a file of the boot partition."""
+        return _mtools("mtype", "-i", self._boot, f"::{name}")
+
+    def slots(self) -> State:
+        """Return the state of both slots, as it is on the disk."""
+        zero, one = (self.read(f"covey/{name}") for name in slotblocks.FILES)
+        return slotblocks.latest((zero, one)).state
+
+    def data_ends_at(self) -> int:
+        """Return the byte behind the data partition, by the disk's partition table."""
+        with self._disk.open("rb") as disk:
+            disk.seek(_ENTRIES_AT + 4 * _ENTRY_BYTES)
+            entry = disk.read(_ENTRY_BYTES)
+        return (int(struct.unpack_from("<Q", entry, 40)[0]) + 1) * SECTOR_BYTES
+
+    @contextmanager
+    def running(self, firmware: str = "bios") -> Iterator[None]:
+        """Start it with a firmware, "bios" or "uefi"; leaving the block cuts its power."""
+        more = []
+        if firmware == "uefi":
+            variables = self._folder / "variables.fd"
+            shutil.copyfile(_OVMF / "OVMF_VARS_4M.fd", variables)
+            code = _OVMF / "OVMF_CODE_4M.fd"
+            more = [
+                "-machine", "q35",
+                "-drive", f"if=pflash,format=raw,readonly=on,file={code}",
+                "-drive", f"if=pflash,format=raw,file={variables}",
+            ]  # fmt: skip
+        self._serial.write_bytes(b"")
+        command = [
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+            "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(_CPUS),
+            "-m", str(_MEMORY_MIB), "-serial", f"file:{self._serial}",
+            "-drive", f"if=none,id=disk,format=raw,file={self._disk}",
+            "-device", "virtio-blk-pci,drive=disk", "-nic", "user,model=virtio-net-pci", *more,
+        ]  # fmt: skip
+        with (self._folder / "qemu").open("wb") as said:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+            )
+        try:
+            yield
+        finally:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_S)
+            self._process.kill()
+            self._process.wait()
+
+    def wait_for(self, text: str, timeout_s: float) -> float:
+        """Return after how many seconds the console showed a text; ApplianceFault if not."""
+        began = time.monotonic()
+        while text not in self.console():
+            waited = time.monotonic() - began
+            if waited > timeout_s or self._process.poll() is not None:
+                said = (self._folder / "qemu").read_text(errors="replace")
+                raise ApplianceFault(f"{waited:.0f} s without {text!r}:\n{said}{self.console()}")
+            time.sleep(_POLL_S)
+        return time.monotonic() - began
+
+    def console(self) -> str:
+        """Return all that this start has shown."""
+        return self._serial.read_bytes().decode(errors="replace").replace("\r", "")
+
+    @property
+    def _serial(self) -> Path:
+        return self._folder / "console"
+
+
+def _mtools(*command: object) -> bytes:
+    environment = {**os.environ, "MTOOLS_SKIP_CHECK": "1"}
+    return subprocess.run(
+        [str(word) for word in command], env=environment, check=True, stdout=subprocess.PIPE
+    ).stdout
