@@ -144,8 +144,9 @@ class Upstream:
     def _end(self, ask: Ask, picked: Picked, sent_at: float, status: int | str) -> None:
         now = time.monotonic()
         self._router.end(picked.replica.url, picked.attempt, now)
-        _log.info(
-            "request path=%s model=%s replica=%s status=%s seconds=%.3f",
+        # To write it takes a moment, in which the answer had better be on its way.
+        asyncio.get_running_loop().call_soon(
+            _log.info, "request path=%s model=%s replica=%s status=%s seconds=%.3f",
             ask.request.path, ask.model, picked.replica.name, status, now - sent_at,
         )  # fmt: skip
 
