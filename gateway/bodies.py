@@ -1,7 +1,7 @@
 """Read what replicas answer: whole where it is needed so, and never half of it for the whole.
 
-A shell, used by `upstream.py` and `watch.py`; the session that `app.py` makes has `Answer` for its
-answers.
+A shell, used by `upstream.py`, `watch.py` and `otlp.py`; the session that `app.py` makes has
+`Answer` for its answers.
 """
 
 from __future__ import annotations

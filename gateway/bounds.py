@@ -9,7 +9,7 @@ server's parser, its time and the number of connections by `serve.py`.
 | a body that does not come | `body_timeout_s` |
 | a body that is too long, packed or not | `max_body_bytes` |
 | bodies that are too much together | `max_bodies_bytes` |
-| an answer that is not read | `upstream.WRITE_TIMEOUT_S`, and TCP (`listen.GONE_S`) |
+| an answer that is not read | `delivery.WRITE_TIMEOUT_S`, and TCP (`listen.GONE_S`) |
 | requests at once | `max_requests` |
 | connections at once | the limit of open files (`process.py`) |
 """

@@ -15,6 +15,7 @@ from uuid import uuid4
 import aiohttp
 import msgspec
 
+from gateway.bodies import read_most
 from gateway.metrics import PROVIDER
 from gateway.record import MOST_LETTERS, Record
 
@@ -114,7 +115,7 @@ class Exporter:
                 self._url, data=body, headers={"Content-Type": "application/json"},
                 allow_redirects=False, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
             ) as answer:  # fmt: skip
-                said = await answer.content.read(_MAX_ANSWER_BYTES)
+                said = await read_most(answer.content, _MAX_ANSWER_BYTES)
         except (aiohttp.ClientError, OSError) as error:
             raise _AwayError(str(error) or type(error).__name__) from error
         if answer.status in _AGAIN:
