@@ -19,12 +19,12 @@ from aiohttp import web
 
 from gateway.answers import answer as _response
 from gateway.answers import json_answer as _json
-from gateway.bodies import Answer
 from gateway.bounds import Bounds
 from gateway.config import Config, reloaded, share
 from gateway.dialects.port import Dialect
 from gateway.dialects.served import DIALECTS, by_name
 from gateway.errors import ApiError
+from gateway.exchange import Exchanges
 from gateway.gate import Gate
 from gateway.keys.accounts import Accounts
 from gateway.keys.guard import Guard
@@ -122,15 +122,15 @@ class Gateway:
     async def live(self, _: web.Application) -> AsyncIterator[None]:
         """Hold the connections and the watch as long as the application runs."""
         source = self._make_source() if self._make_source else None
+        connections = connector()
         session = aiohttp.ClientSession(
-            connector=connector(),
-            response_class=Answer,
+            connector=connections,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_SKIPPED_HEADERS,
         )
         self._watch = Watch(self._router, session, source, _named(self._config))
-        upstream = Upstream(self._router, session)
+        upstream = Upstream(self._router, Exchanges(connections))
         config = share(self._config, self._number)
         self._proxy = Proxy(
             self._router, self._watch, upstream, Gate(config.queue, config.queue_wait_s),

@@ -1,7 +1,6 @@
 """Read what replicas answer: whole where it is needed so, and never half of it for the whole.
 
-A shell, used by `upstream.py`, `watch.py` and `otlp.py`; the session that `app.py` makes has
-`Answer` for its answers.
+A shell, used by `upstream.py`, `watch.py` and `otlp.py`.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection
+
+from gateway.exchange import Answer
 
 
 class Content(Protocol):
@@ -19,21 +18,8 @@ class Content(Protocol):
     async def readany(self) -> bytes:
         """Return the next bytes, nothing at the end; raises aiohttp.ClientError."""
 
-
-class Answer(aiohttp.ClientResponse):
-    """An answer that knows how its connection ended, also when aiohttp has let go of it."""
-
-    _link: ResponseHandler | None = None
-
-    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
-        """Read the head."""
-        self._link = connection.protocol
-        return await super().start(connection)
-
-    @property
-    def was_reset(self) -> bool:
-        """Whether its connection ended by an error, and not because the replica closed it."""
-        return self._link is not None and isinstance(self._link.exception(), aiohttp.ClientOSError)
+    def at_eof(self) -> bool:
+        """Say whether it is known that nothing follows."""
 
 
 class _UntilClosed:
@@ -51,11 +37,14 @@ class _UntilClosed:
             raise aiohttp.ClientPayloadError("the connection was reset")
         return piece
 
+    def at_eof(self) -> bool:
+        return False  # how it ended is told with the end
 
-def content_of(answer: aiohttp.ClientResponse) -> Content:
+
+def content_of(answer: Answer) -> Content:
     """Return what is left to read of an answer."""
     framed = answer.content_length is not None or "Transfer-Encoding" in answer.headers
-    return answer.content if framed or not isinstance(answer, Answer) else _UntilClosed(answer)
+    return answer.content if framed else _UntilClosed(answer)
 
 
 async def read_most(content: Content, most: int) -> bytes:

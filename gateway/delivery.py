@@ -20,14 +20,16 @@ WRITE_TIMEOUT_S = 60.0
 _UNWATCHED_BYTES = 16 * 2**10
 
 
-async def write(request: web.Request, response: web.StreamResponse, chunk: bytes) -> bool:
-    """Write a chunk, or the end for an empty one; False if the client has left or does not read."""
+async def write(
+    request: web.Request, response: web.StreamResponse, chunk: bytes, *, last: bool
+) -> bool:
+    """Write a chunk, and the end behind the `last`; False if the client has left or reads not."""
     try:
         if _takes(request.transport, len(chunk)):
-            await _write_now(request, response, chunk)
+            await _write_now(request, response, chunk, last)
         else:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await _write_now(request, response, chunk)
+                await _write_now(request, response, chunk, last)
     except (ConnectionError, TimeoutError):
         if request.transport is not None:
             request.transport.abort()
@@ -40,10 +42,12 @@ def _takes(transport: asyncio.Transport | None, count: int) -> bool:
     return transport is not None and transport.get_write_buffer_size() + count <= _UNWATCHED_BYTES
 
 
-async def _write_now(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
+async def _write_now(
+    request: web.Request, response: web.StreamResponse, chunk: bytes, last: bool
+) -> None:
     if not response.prepared:
         await response.prepare(request)
-    await (response.write(chunk) if chunk else response.write_eof())
+    await (response.write_eof(chunk) if last else response.write(chunk))
 
 
 async def break_off(
@@ -56,11 +60,10 @@ async def break_off(
     """
     streams = response.content_type == "text/event-stream" and response.content_length is None
     if translation is not None:  # whose bytes are whole events always
-        if await write(request, response, translation.broken(error.message, error.kind)):
-            await write(request, response, b"")
+        said = translation.broken(error.message, error.kind)
+        await write(request, response, said, last=True)
     elif streams and between_events:
         event = b"data: %s\n\n" % msgspec.json.encode(error.body())
-        if await write(request, response, event):
-            await write(request, response, b"")
+        await write(request, response, event, last=True)
     else:
         cut(request, framed=response.content_length is not None)

@@ -12,6 +12,7 @@ import aiohttp
 from multidict import CIMultiDict
 
 from gateway.dialects.translation import Garbled, Translation
+from gateway.exchange import Answer
 
 # A body in one piece is held until it is translated; the largest are lists of embeddings.
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -32,13 +33,17 @@ _DROPS = (
 class TranslatedContent:
     """What is left to read of an answer, in the dialect."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, translation: Translation) -> None:
+    def __init__(self, answer: Answer, translation: Translation) -> None:
         self._answer = answer
         self._translation = translation
         self.streamed = translation.streamed and answer.status < 400
         self.type = translation.content_type if self.streamed else "application/json"
         self._begun = False
         self._ended = False
+
+    def at_eof(self) -> bool:
+        """Say whether the end has been returned, or all that is before it."""
+        return self._ended
 
     async def readany(self) -> bytes:
         """Return the next bytes for the client, nothing at the end.

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import io
 import logging
 import time
 from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
-from yarl import URL
 
 from gateway import headers
 from gateway.ask import Ask, AttemptFailedError
@@ -27,6 +25,7 @@ from gateway.bodies import Content, content_of, read_most
 from gateway.delivery import break_off, write
 from gateway.dialects.translation import Garbled
 from gateway.errors import ApiError
+from gateway.exchange import SILENCE_TIMEOUT_S, Answer, Exchanges
 from gateway.observe import went_wrong
 from gateway.routing import Fault, Picked, Replica, Router
 from gateway.translating import TranslatedContent, translate_headers
@@ -34,18 +33,10 @@ from gateway.usage import Meter
 
 _log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 3.0
-# OpenAI's own client waits ten minutes; a long prompt on a slow ring may take minutes.
-SILENCE_TIMEOUT_S = 600.0
 # An error's body is read before another replica is tried; it is a sentence or two.
 MAX_ERROR_BYTES = 2**20
 # It has no such endpoint; that says nothing of its health.
 _LACKS = (404, 405, 501)
-# aiohttp warns that one piece larger than this blocks the loop.
-_ONE_PIECE_BYTES = 2**20
-_TIMEOUT = aiohttp.ClientTimeout(
-    total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
-)
 
 
 @dataclass(eq=False, slots=True)
@@ -59,17 +50,17 @@ class Begun:
     picked: Picked
     sent_at: float
     first_at: float
-    answer: aiohttp.ClientResponse
+    answer: Answer
     content: Content
     first: bytes
 
 
 class Upstream:
-    """Attempts over one `session`, which must not decompress and is closed by its owner."""
+    """Attempts by the requests of `exchanges`; what came of them is told to `router`."""
 
-    def __init__(self, router: Router, session: aiohttp.ClientSession) -> None:
+    def __init__(self, router: Router, exchanges: Exchanges) -> None:
         self._router = router
-        self._session = session
+        self._exchanges = exchanges
 
     async def begin(self, ask: Ask, picked: Picked) -> Begun:
         """Send the request and return when the first bytes of an answer are there.
@@ -131,9 +122,9 @@ class Upstream:
         record = begun.ask.request[RECORD]
         record.replica, record.first_at = begun.picked.replica.name, begun.first_at
         try:
-            async with begun.answer:
-                return await self._pass_on(begun)
+            return await self._pass_on(begun)
         finally:
+            begun.answer.close()
             self._end(begun.ask, begun.picked, begun.sent_at, begun.answer.status)
 
     def give_up(self, begun: Begun) -> None:
@@ -150,24 +141,16 @@ class Upstream:
             ask.request.path, ask.model, picked.replica.name, status, now - sent_at,
         )  # fmt: skip
 
-    async def _send(self, ask: Ask, replica: Replica) -> aiohttp.ClientResponse:
-        body = ask.body
+    async def _send(self, ask: Ask, replica: Replica) -> Answer:
         request = ask.request
-        path = request.raw_path
         sent = headers.of_request(request.headers, request[RECORD].trace, keyed=KEY in request)
+        path = request.rel_url.raw_path_qs
         if ask.translation is not None:
             path = ask.translation.path
             translate_headers(sent)
-        return await self._session.request(
-            request.method,
-            URL(replica.url + path, encoded=True),
-            data=body if len(body) <= _ONE_PIECE_BYTES else io.BytesIO(body),
-            headers=sent,
-            allow_redirects=False,
-            timeout=_TIMEOUT,
-        )
+        return await self._exchanges.ask(replica.url, path, sent, ask.body)
 
-    def _load(self, replica: Replica, answer: aiohttp.ClientResponse) -> None:
+    def _load(self, replica: Replica, answer: Answer) -> None:
         """Have the router know how many requests are at the replica, if that makes sense."""
         there = headers.load(answer.headers)
         if there is not None:
@@ -197,9 +180,7 @@ class Upstream:
         sent = not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         return AttemptFailedError(replica, reason, sent=sent)
 
-    async def _failed(
-        self, ask: Ask, picked: Picked, answer: aiohttp.ClientResponse
-    ) -> AttemptFailedError:
+    async def _failed(self, ask: Ask, picked: Picked, answer: Answer) -> AttemptFailedError:
         replica = picked.replica
         reason = f"answered with status {answer.status}"
         wait_s = answer.headers.get("Retry-After", "")
@@ -251,8 +232,9 @@ class Upstream:
                 status=answer.status, reason=answer.reason, headers=told, body=chunk
             )
         response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=told)
-        while await write(request, response, chunk):
-            if not chunk:
+        # The end leaves with what is before it, where both are there.
+        while await write(request, response, chunk, last=(last := not chunk or content.at_eof())):
+            if last:
                 self._answered(begun, meter)
                 break
             try:
