@@ -8,8 +8,9 @@ another core. Every round has all of them, so that what else the machine does fa
 What a gateway adds is its figure less that of no gateway in the same round; all figures are medians
 over the rounds.
 
-The peer of a row is the best of the others; the JSON's `limit` has them all. LiteLLM and SMG are
-installed into the cache folder as requirements/peers.txt pins them.
+The peer of a row is the best of the others; the JSON's `limit` has them all, and a proxy that is
+aiohttp and nothing else (gatewaylab/plain.py), on whose server and connections ours is made.
+LiteLLM and SMG are installed into the cache folder as requirements/peers.txt pins them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from gatewaylab.client import BenchError, ask, body, request
 from gatewaylab.rounds import Figures, Rounds
 from report import Row, conditions, finish, parser, row
 
-OURS, DIRECT = "Covey", "no gateway"
+OURS, DIRECT, FLOOR = "Covey", "no gateway", "aiohttp alone"
 PEERS = {"LiteLLM": contenders.litellm, "SMG": contenders.smg}
-GATEWAYS = {OURS: contenders.covey, **PEERS}
+GATEWAYS = {OURS: contenders.covey, FLOOR: contenders.plain, **PEERS}
 CONNECTIONS = (1, 16, 64)
 STREAMS, STREAM_TOKENS = 64, 16
 REQUESTS, QUICK_REQUESTS = 1_000_000, 20_000
@@ -139,7 +140,7 @@ def main() -> int:
         stack.callback(replica.stop)
         ports = {DIRECT: direct}
         processes = {}
-        for name in (OURS, *arguments.only):
+        for name in (OURS, FLOOR, *arguments.only):
             try:
                 process, port = GATEWAYS[name](direct, cores[0], folder)
                 stack.callback(process.stop)
@@ -153,7 +154,7 @@ def main() -> int:
             processes[name], ports[name] = process, port
         for line in missing:
             print(line, file=sys.stderr)
-        found = Rounds(list(ports), ours=OURS, direct=DIRECT)
+        found = Rounds(list(ports), ours=OURS, direct=DIRECT, floor=FLOOR)
         for number in range(rounds):
             found.note(DIRECT, measure(direct, seconds, replica))
             for name, process in processes.items():

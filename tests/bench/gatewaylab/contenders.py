@@ -117,6 +117,14 @@ def covey(upstream: int, core: int, folder: Path) -> tuple[Process, int]:
     return _up(Process("Covey", command, core, folder), port, "/health")
 
 
+def plain(upstream: int, core: int, folder: Path) -> tuple[Process, int]:
+    """Start a proxy that is aiohttp and nothing else."""
+    port = free_port()
+    script = Path(__file__).parent / "plain.py"
+    command = [sys.executable, str(script), str(port), str(upstream)]
+    return _up(Process("aiohttp alone", command, core, folder), port, "/health")
+
+
 def litellm(upstream: int, core: int, folder: Path) -> tuple[Process, int]:
     """Start LiteLLM's proxy with one worker."""
     port = free_port()

@@ -13,12 +13,13 @@ Figures = dict[str, float]
 class Rounds:
     """What was found of each contender, a value of each figure a round.
 
-    `ours` and `direct` name the one that goals are for and the one that is nothing in between.
+    `ours` and `direct` name the one that goals are for and the one that is nothing in between;
+    `floor` is no peer, but what ours is made on.
     """
 
-    def __init__(self, names: Sequence[str], *, ours: str, direct: str) -> None:
+    def __init__(self, names: Sequence[str], *, ours: str, direct: str, floor: str) -> None:
         self.names = names
-        self._ours, self._direct = ours, direct
+        self._ours, self._direct, self._floor = ours, direct, floor
         self._found: dict[str, list[Figures]] = {name: [] for name in names}
 
     def note(self, name: str, figures: Figures) -> None:
@@ -46,10 +47,11 @@ class Rounds:
         higher: bool = False,
     ) -> Row:  # fmt: skip
         """Return a row, with the best of the peers beside ours."""
-        peers = {name: of(name) for name in self.names
-                 if name not in (self._ours, self._direct)}  # fmt: skip
-        best = (max if higher else min)(peers.values(), default=None)
-        words = ", ".join(f"{name} {value:.3f}" for name, value in peers.items())
+        others = {name: of(name) for name in self.names
+                  if name not in (self._ours, self._direct)}  # fmt: skip
+        peers = [value for name, value in others.items() if name != self._floor]
+        best = (max if higher else min)(peers, default=None)
+        words = ", ".join(f"{name} {value:.3f}" for name, value in others.items())
         return row(
             title, of(self._ours), unit, goal=goal, higher=higher, peer=best, limit=words or None
         )

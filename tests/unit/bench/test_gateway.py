@@ -65,17 +65,18 @@ def test_what_is_no_answer_ends_the_bench(lab: Any, port: int) -> None:
 
 
 def test_what_a_gateway_adds_is_told_round_by_round(lab: Any) -> None:
-    found = lab.rounds.Rounds(["direct", "ours", "a", "b"], ours="ours", direct="direct")
-    for direct, ours, a, b in (
-        (1.0, 2.0, 4.0, 9.0),
-        (10.0, 12.0, 13.0, 18.0),
-        (2.0, 7.0, 3.0, 9.0),
+    names = ["direct", "ours", "floor", "a", "b"]
+    found = lab.rounds.Rounds(names, ours="ours", direct="direct", floor="floor")
+    for values in (
+        (1.0, 2.0, 1.5, 4.0, 9.0),
+        (10.0, 12.0, 10.5, 13.0, 18.0),
+        (2.0, 7.0, 2.5, 3.0, 9.0),
     ):
-        for name, value in zip(found.names, (direct, ours, a, b), strict=True):
+        for name, value in zip(found.names, values, strict=True):
             found.note(name, {"p50": value})
     assert found.added("p50")("ours") == 2.0
     row = found.row("added", found.added("p50"), "ms", 2.5)
     assert (row["value"], row["peer"], row["met"]) == (2.0, 3.0, True)
-    assert row["limit"] == "a 3.000, b 8.000"
+    assert row["limit"] == "floor 0.500, a 3.000, b 8.000"
     most = found.row("rate", found.absolute("p50"), "1/s", 8.0, higher=True)
     assert (most["value"], most["peer"], most["met"]) == (7.0, 9.0, False)
