@@ -13,6 +13,7 @@ from zlib import crc32
 
 # Of each half: the number of the write, the bytes that follow, and their CRC-32.
 _HEADER = struct.Struct("<QII")
+_BEATS = struct.Struct("<Q")
 # Memory is taken only where it was written to. Some ten thousand series of metrics fit.
 _HALF_BYTES = 2**21
 MOST_BYTES = _HALF_BYTES - _HEADER.size
@@ -24,6 +25,7 @@ class Board:
 
     def __init__(self, workers: int) -> None:
         self._flags = mmap.mmap(-1, workers + 1)
+        self._beats = mmap.mmap(-1, workers * _BEATS.size)
         self._memory = mmap.mmap(-1, workers * 2 * _HALF_BYTES)
         self.workers = workers
 
@@ -40,6 +42,15 @@ class Board:
         self._memory[begin : begin + _HEADER.size] = header
         self._flags[number] = 1
         return True
+
+    def beat(self, number: int) -> None:
+        """Note that a worker lives."""
+        _BEATS.pack_into(self._beats, (number - 1) * _BEATS.size, self.beats()[number] + 1)
+
+    def beats(self) -> dict[int, int]:
+        """Return how often each was noted to live, over all processes that were it."""
+        counts = _BEATS.iter_unpack(self._beats[:])
+        return {number: count for number, (count,) in enumerate(counts, 1)}
 
     def leave(self, number: int) -> None:
         """Note that the worker is gone; what it wrote stays."""

@@ -11,6 +11,8 @@ A core, used by `workers.py`. Workers are numbered from 1.
                                                              would end the same way
     waiting    the gateway stops                             gone
     running    it ends, and the gateway stops                gone
+    running    it told at STILL looks in a row, LOOK_S  killed
+               apart, no more that it lives
     running    its time is over (`drain_s` and some more,    killed
                or AT_ONCE_S if all end at once)
 """
@@ -18,6 +20,7 @@ A core, used by `workers.py`. Workers are numbered from 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # A worker takes about a second to start; what fails each time must not take a core for itself.
@@ -27,15 +30,23 @@ PROVED_S = 60.0
 # After the drain: the store is told what was counted, the access log is written, spans are sent.
 CLOSE_S = 30.0
 AT_ONCE_S = 5.0
+# A worker tells twice a second that it lives. One that stands still holds its clients, and the
+# kernel hands it new ones; looks are counted, so that a machine that slept blames nobody.
+LOOK_S, STILL = 5.0, 4
 
 
 @dataclass
 class _Worker:
-    """`since` is when it was started; while it waits, `due` is when it will be."""
+    """`since` is when it was started; while it waits, `due` is when it will be.
+
+    `lives`: it has told so since it was started; `still`: at how many looks since it had not again.
+    """
 
     due: float | None
     since: float | None = None
     in_a_row: int = 0
+    lives: bool = False
+    still: int = 0
 
 
 class Supervision:
@@ -46,6 +57,8 @@ class Supervision:
         self._drain_s = drain_s
         self._until = math.inf
         self._proved = False
+        self._looked: dict[int, int] = {}
+        self._looked_at = -math.inf
         self.stopping = False
         self.failed = False  # none of them could start
 
@@ -74,7 +87,7 @@ class Supervision:
         """
         worker = self._workers[number]
         ran_s = now - (now if worker.since is None else worker.since)
-        worker.since = None
+        worker.since, worker.lives, worker.still = None, False, 0
         if not self._proved and not self.stopping:
             self.failed = True
             self.stop(now)
@@ -101,6 +114,20 @@ class Supervision:
             return []
         self._until = now + AT_ONCE_S
         return [number for number, worker in self._workers.items() if worker.since is not None]
+
+    def still(self, beats: Mapping[int, int], now: float) -> list[int]:
+        """Return those that stand still, by how often each told that it lives."""
+        if self.stopping or now - self._looked_at < LOOK_S:
+            return []
+        before, self._looked, self._looked_at = self._looked, dict(beats), now
+        found = []
+        for number, worker in self._workers.items():
+            told = beats[number] != before.get(number, 0)
+            worker.lives = (told or worker.lives) and worker.since is not None
+            worker.still = 0 if told or not worker.lives else worker.still + 1
+            if worker.still >= STILL:
+                found.append(number)
+        return found
 
     def wait_s(self, now: float) -> float:
         """Return how long nothing is to be done unless something happens; may be infinite."""

@@ -113,8 +113,9 @@ class Worker:
     async def tell_on(
         self, sheet: Callable[[], Sheet], hear: Callable[[Sequence[Sheet]], None]
     ) -> None:
-        """Tell, and `hear` the others, again and again until cancelled."""
+        """Tell, and `hear` the others, again and again until cancelled: it lives."""
         while True:
+            self._board.beat(self.number)
             try:
                 hear(self.told(sheet())[1:])
             except Exception:  # a fault of ours; /metrics would stand still without a word

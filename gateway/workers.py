@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import msgspec
 
-from gateway import access_log, listen, logs
+from gateway import access_log, listen, logs, supervision
 from gateway.board import Board
 from gateway.config import Config, reloaded
 from gateway.errors import EnvironmentFault, GatewayError
@@ -32,9 +32,6 @@ from gateway.worker import Order, Reload, Stop, Worker
 _log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-# Children are looked after so often even where no signal says that one has ended.
-_LOOK_S = 5.0
-
 # What a worker does, with its configuration and sockets, until it is told to end.
 Serve = Callable[[Config, Sequence[socket.socket], Worker], None]
 
@@ -92,10 +89,13 @@ class _Supervisor:
         while not self._rules.over:
             now = time.monotonic()
             for number in self._rules.overdue(now):
-                self._kill(number)
+                self._kill(number, "does not end")
+            for number in self._rules.still(self._board.beats(), now):
+                self._kill(number, "stands still")
             for number in self._rules.due(now):
                 self._start(number)
-            wait_s = min(self._rules.wait_s(time.monotonic()), _LOOK_S)
+            # Children are looked after so often even where no signal says that one has ended.
+            wait_s = min(self._rules.wait_s(time.monotonic()), supervision.LOOK_S)
             self._heed(signal.sigtimedwait(_SIGNALS, wait_s))
             self._look_after()
         if self._rules.failed:
@@ -208,11 +208,11 @@ class _Supervisor:
             self._cut = True
             _log.error("worker %d (pid %d) %s", number, process.pid, how)
 
-    def _kill(self, number: int) -> None:
+    def _kill(self, number: int, why: str) -> None:
         process = self._processes[number]
         if not process.killed:
             process.killed = True
-            _log.error("worker %d (pid %d) does not end, and is killed", number, process.pid)
+            _log.error("worker %d (pid %d) %s, and is killed", number, process.pid, why)
             os.kill(process.pid, signal.SIGKILL)
 
     def _close(self) -> None:

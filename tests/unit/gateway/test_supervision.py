@@ -5,9 +5,11 @@ from __future__ import annotations
 from gateway.supervision import (
     AT_ONCE_S,
     CLOSE_S,
+    LOOK_S,
     PROVED_S,
     RESTART_FIRST_S,
     RESTART_MOST_S,
+    STILL,
     Supervision,
 )
 
@@ -77,3 +79,37 @@ def test_who_does_not_end_is_killed_and_sooner_at_the_second_stop() -> None:
     assert rules.overdue(until + 0.1) == []  # a killed one takes a moment
     assert rules.stop(until) is True
     assert rules.wait_s(until) == AT_ONCE_S
+
+
+def looks(rules: Supervision, beats: list[dict[int, int]], began: float = 0.0) -> list[list[int]]:
+    """Return who stands still at each of so many looks in a row."""
+    return [rules.still(told, began + n * LOOK_S) for n, told in enumerate(beats)]
+
+
+def test_one_that_tells_nothing_any_more_stands_still_until_it_has_ended() -> None:
+    rules = started()
+    beats = [{1: 10 + n, 2: min(20 + n, 22)} for n in range(9)]
+    assert looks(rules, beats) == [[]] * (2 + STILL) + [[2]] * 3
+    rules.ended(2, 50.0)
+    rules.due(60.0)
+    # Until the next one that is worker 2 has told anything, it may still be starting.
+    beats = [{1: 30 + n, 2: 22} for n in range(STILL + 3)]
+    assert looks(rules, beats, 60.0) == [[]] * len(beats)
+    beats = [{1: 60 + n, 2: 23} for n in range(STILL + 2)]
+    assert looks(rules, beats, 120.0) == [[]] * (STILL) + [[2], [2]]
+
+
+def test_looks_that_come_too_soon_or_after_a_sleep_blame_nobody() -> None:
+    rules = started()
+    assert rules.still({1: 1, 2: 1}, 0.0) == []
+    for n in range(100):
+        assert rules.still({1: 1, 2: 1}, n * LOOK_S / 100) == []
+    assert rules.still({1: 1, 2: 1}, 10_000.0) == []
+    assert rules.still({1: 2, 2: 2}, 20_000.0) == []
+
+
+def test_who_stops_is_given_its_time() -> None:
+    rules = started()
+    rules.still({1: 1, 2: 1}, 0.0)
+    rules.stop(1.0)
+    assert looks(rules, [{1: 1, 2: 1}] * (STILL + 3), LOOK_S) == [[]] * (STILL + 3)

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,13 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     """Start the real program with its state in `tmp_path`; what a test leaves is killed."""
     programs: list[Program] = []
 
-    async def begin(*arguments: str, pass_fds: tuple[int, ...] = ()) -> Program:
+    async def begin(
+        *arguments: str, pass_fds: tuple[int, ...] = (), program: Sequence[str] = ("-m", "gateway")
+    ) -> Program:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("COVEY_")}
         environment |= {"PYTHONPATH": str(ROOT), "STATE_DIRECTORY": str(tmp_path)}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway", "serve", "--json-logs", *arguments,
+            sys.executable, *program, "serve", "--json-logs", *arguments,
             "--socket", str(tmp_path / "none.sock"), stderr=PIPE, env=environment,
             pass_fds=pass_fds,
         )  # fmt: skip
@@ -249,6 +251,34 @@ async def test_workers_share_a_port_and_one_that_is_killed_is_started_again(
     assert await program.ended() == 0
     await program.reading
     assert program.lines[-1]["event"] == "stopped" and "worker" not in program.lines[-1]
+
+
+async def test_a_worker_that_stands_still_is_killed_and_started_again(
+    start: Start, upstream: Any
+) -> None:
+    # One look takes five seconds otherwise.
+    soon = "from gateway import cli, supervision; supervision.LOOK_S = 0.8; cli.main()"
+    program = await start(
+        "--listen", "127.0.0.1:0", "--workers", "2", "--replica", f"r={await upstream(whole)}",
+        program=("-c", soon),
+    )  # fmt: skip
+    url = await program.address(2)
+    async with fresh() as session:
+
+        async def both_there() -> bool:
+            pids[:] = (await get(session, url + "/gateway/status"))["workers"]["pids"]
+            return len(pids) == 2 and frozen not in pids
+
+        pids: list[int] = []
+        frozen = 0
+        await until(both_there)
+        frozen = pids[0]
+        os.kill(frozen, signal.SIGSTOP)
+        await program.said(f"(pid {frozen}) stands still, and is killed")
+        await program.said("was killed by signal 9 and is started again")
+        await program.said("listening address=", 3)
+        await until(both_there)
+        assert (await post(session, url))[0] == 200
 
 
 async def test_a_reload_reaches_all_and_a_stop_waits_for_streams(
