@@ -23,6 +23,7 @@ from gateway.ask import Ask, AttemptFailedError
 from gateway.attached import KEY, METER, RECORD
 from gateway.bodies import Content, content_of, read_most
 from gateway.delivery import break_off, write
+from gateway.dialects.port import Refused
 from gateway.dialects.translation import Garbled
 from gateway.errors import ApiError
 from gateway.exchange import SILENCE_TIMEOUT_S, Answer, Exchanges
@@ -87,8 +88,7 @@ class Upstream:
                 content: Content = (
                     TranslatedContent(answer, translation) if translation else content_of(answer)
                 )
-                # Some servers send their status line long before they have a token.
-                first = await content.readany()
+                first = await self._first(ask, picked, answer, content)
             except (aiohttp.ClientError, OSError) as error:
                 status = type(error).__name__
                 raise self._no_answer(replica, error) from error
@@ -207,6 +207,26 @@ class Upstream:
             told["Content-Type"] = "application/json"
         refusal = web.Response(status=answer.status, reason=answer.reason, body=body, headers=told)
         return AttemptFailedError(replica, reason, refusal)
+
+    async def _first(self, ask: Ask, picked: Picked, answer: Answer, content: Content) -> bytes:
+        """Return the first bytes; some servers send their head long before they have a token."""
+        try:
+            return await content.readany()
+        except Refused as refused:
+            raise self._cannot(ask, picked, answer, refused) from refused
+
+    def _cannot(
+        self, ask: Ask, picked: Picked, answer: Answer, refused: Refused
+    ) -> AttemptFailedError:
+        """Return what to raise where a replica answered, but not what it was asked."""
+        assert ask.translation is not None  # noqa: S101  # nobody else looks at its answer
+        self._router.lacks(picked.replica.url, ask.need.kind, time.monotonic())
+        told = headers.of_answer(answer.headers, picked)
+        told.popall("Content-Length", None)
+        told["Content-Type"] = "application/json"
+        body = ask.translation.refused(refused)
+        refusal = web.Response(status=refused.status, body=body, headers=told)
+        return AttemptFailedError(picked.replica, refused.message, refusal)
 
     async def _pass_on(self, begun: Begun) -> web.StreamResponse:
         request, replica, answer = begun.ask.request, begun.picked.replica, begun.answer

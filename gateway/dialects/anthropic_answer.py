@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.dialects import sse
 from gateway.dialects.parts import Begun, Ended, Grown, Part, Parts, Step, Usage
+from gateway.dialects.port import Refused
 
 _STOP_REASONS = {
     "stop": "end_turn",
@@ -49,7 +50,10 @@ class CountReader:
     """Turns a list of tokens into their number; it is never streamed."""
 
     def whole(self, answer: dict[str, Any]) -> bytes:
-        """Return the count."""
+        """Return the count; raises Refused for a server that did not look at the messages."""
+        # llama-server's own /tokenize takes a text alone, and finds no token in no text.
+        if not answer["tokens"]:
+            raise Refused(501, "The server of this model cannot count the tokens of messages")
         return msgspec.json.encode({"input_tokens": len(answer["tokens"])})
 
     def event(self, chunk: dict[str, Any]) -> bytes:

@@ -35,7 +35,8 @@ class Refused(Exception):
 class Reader(Protocol):
     """Turns a replica's answer into the dialect's; one for each time that a replica is asked.
 
-    Raises anything for an answer that is not as OpenAI defines it.
+    Raises anything for an answer that is not as OpenAI defines it, and Refused where the replica
+    cannot do what was asked.
     """
 
     def whole(self, answer: dict[str, Any]) -> bytes:

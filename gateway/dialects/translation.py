@@ -82,9 +82,11 @@ class Translation:
         return self.path not in _NOT_RUN
 
     def whole(self, body: bytes) -> bytes:
-        """Return the body for a replica's answer in one piece; raises Garbled."""
+        """Return the body for a replica's answer in one piece; raises Garbled, or Refused."""
         try:
             return self._reader.whole(_decode_object(body))
+        except Refused:
+            raise
         except Exception as error:
             _log.exception("an answer cannot be translated path=%s", self.path)
             raise Garbled("does not answer as an OpenAI server does") from error
@@ -98,6 +100,10 @@ class Translation:
         message, kind = (told, "") if isinstance(told, str) else (told.message or "", told.kind)
         kind = kind or ("invalid_request_error" if status < 500 else "server_error")
         return self._dialect.error(status, message or f"Status {status}", kind)
+
+    def refused(self, refused: Refused) -> bytes:
+        """Return the body for what a replica cannot do."""
+        return self._dialect.error(refused.status, refused.message, "server_error")
 
     def push(self, piece: bytes) -> bytes:
         """Return what the client gets for the next bytes of a stream; after its end, nothing."""

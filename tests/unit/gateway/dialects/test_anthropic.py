@@ -331,6 +331,14 @@ def test_counting_asks_for_the_tokens_of_the_same_prompt() -> None:
         translated.reader.whole({})
 
 
+def test_a_server_that_counts_no_messages_is_not_taken_for_one_without_tokens() -> None:
+    body = {"model": "m", "messages": HELLO}
+    reader = CountTokens().ask(json.dumps(body).encode(), NOW).reader
+    with pytest.raises(Refused, match="cannot count the tokens of messages") as refused:
+        reader.whole({"tokens": []})
+    assert refused.value.status == 501
+
+
 def test_a_server_that_cannot_count_says_so() -> None:
     missing = json.loads(CountTokens().error(404, "There is no /tokenize here", "not_found"))
     assert missing["error"]["message"] == "The server of this model cannot count tokens"

@@ -156,6 +156,27 @@ async def test_counting(answers: Any, client: Any, script: Any) -> None:
     assert asked[-1]["messages"] == HELLO
 
 
+async def test_a_server_that_counts_texts_only_is_passed_over_or_says_so(
+    upstream: Any, gateway: Any, head: Any, client: Any
+) -> None:
+    def counting(tokens: list[int]) -> Any:
+        async def handler(request: web.Request) -> web.Response:
+            return web.json_response({"tokens": tokens})
+
+        return handler
+
+    texts_only = head("a", await upstream(counting([])))  # as llama-server does
+    ask: Any = {"model": "m", "messages": HELLO}
+    with pytest.raises(anthropic.APIStatusError, match="cannot count the tokens of") as error:
+        await client(await gateway(texts_only)).messages.count_tokens(**ask)
+    assert error.value.status_code == 501
+    assert error.value.response.headers["x-covey-replica"] == "a"
+    able = head("b", await upstream(counting([1, 2])))
+    messages = client(await gateway(texts_only, able)).messages
+    for _ in range(8):
+        assert (await messages.count_tokens(**ask)).input_tokens == 2
+
+
 async def test_errors(answers: Any, client: Any, script: Any) -> None:
     url, _ = await answers(script(("Hi",)))
     messages = client(url).messages
