@@ -220,6 +220,8 @@ class Gateway:
             "created": int(entry["first_seen"] + self._unix_offset),
             "owned_by": "covey",
             "context_length": entry["context"],
+            # OpenRouter's words, which other gateways and clients look for.
+            "architecture": {"input_modalities": ["text", "image"] if entry["sees"] else ["text"]},
             "covey": {"replicas": entry["replicas"], "usable": entry["usable"]},
         }
 

@@ -84,7 +84,7 @@ def show(body: bytes, entries: Iterable[Json], unix_offset: float) -> bytes:
             "template": "",
             "details": _details(),
             "model_info": info,
-            "capabilities": ["completion"],
+            "capabilities": ["completion", "vision"] if entry["sees"] else ["completion"],
             "modified_at": timestamp(entry["first_seen"] + unix_offset),
         }
     )

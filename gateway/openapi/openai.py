@@ -226,6 +226,7 @@ SCHEMAS: Json = {
             "created": COUNT,
             "owned_by": TEXT,
             "context_length": maybe(COUNT),
+            "architecture": thing({"input_modalities": many(words("text", "image"))}),
             "covey": thing({"replicas": many(NAME), "usable": COUNT}),
         }
     ),

@@ -293,7 +293,11 @@ class Router:
             learned.lacks(kind, now)
 
     def models(self, now: float) -> list[dict[str, Any]]:
-        """Return what /v1/models says: id, first seen, largest context, replicas, usable ones."""
+        """Return what /v1/models says of each.
+
+        Its id, when it was first seen, the largest context, the replicas, how many of them are
+        usable, and whether any sees pictures.
+        """
         entries = []
         for model in sorted(self._models()):
             having = [x for x in self._known.values() if model in x.models]
@@ -305,6 +309,7 @@ class Router:
                     "context": max(contexts, default=None),
                     "replicas": sorted(x.replica.name for x in having),
                     "usable": sum(x.usable(now) for x in having),
+                    "sees": any(x.sees(model) for x in having),
                 }
             )
         return entries

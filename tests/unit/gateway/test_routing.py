@@ -281,7 +281,14 @@ def test_models_are_listed_once_with_who_has_them() -> None:
     made.update("mesh", [replica("a"), Replica("b", "http://b", "mesh", ("m",), 4096)], 9.0)
     made.check_failed("http://b", "loading")
     assert made.models(9.0) == [
-        {"id": "m", "first_seen": 0.0, "context": 4096, "replicas": ["a", "b"], "usable": 1}
+        {
+            "id": "m",
+            "first_seen": 0.0,
+            "context": 4096,
+            "replicas": ["a", "b"],
+            "usable": 1,
+            "sees": False,
+        }
     ]
 
 

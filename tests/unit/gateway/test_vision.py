@@ -11,6 +11,8 @@ import openai
 import pytest
 from aiohttp import web
 
+from gateway.modalities import seeing
+
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 DATA = "data:image/png;base64,iVBORw0KGgo="
 TEXT = {"type": "text", "text": "What is this?"}
@@ -120,6 +122,11 @@ async def test_one_that_sees_gets_it_and_no_other(
     image = {"type": "image_url", "image_url": {"url": DATA}}
     assert sent == [[TEXT, image] if path == CHAT else [image]] * 3
     assert model.requests == []
+    async with aiohttp.ClientSession(url) as session:
+        async with session.get("/v1/models") as listed:
+            assert seeing(await listed.read()) == {"m"}  # so a gateway before this one knows it
+        async with session.post("/api/show", json={"model": "m"}) as shown:
+            assert "vision" in (await shown.json())["capabilities"]
 
 
 @pytest.mark.parametrize(
