@@ -92,7 +92,7 @@ class Build:
         self._stored = stored or NoStore()
         self._planning = Planning(
             wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer,
-            doubted=carried.lost if carried else None,
+            doubted=frozenset({carried.lost} if carried and carried.lost else ()),
             kept=kept, ring=ring if kept else "", number=number,
         )  # fmt: skip
         self._number = number

@@ -28,6 +28,7 @@ from agent.deploy.asked import asked
 from agent.deploy.beside import refused, room_for
 from agent.deploy.blobs import BlobServer
 from agent.deploy.board import Board
+from agent.deploy.doubts import Doubts
 from agent.deploy.engines import Engines
 from agent.deploy.executor import Executor
 from agent.deploy.heads import Head
@@ -96,13 +97,14 @@ class Deployments:
         self._noted: dict[str, str] = {}
         self._draining: frozenset[NodeId] = frozenset()
         self._mesh = mesh
+        self._doubts = Doubts()
         self._tasks: list[asyncio.Task[None]] = []
         self._avoided: dict[str, frozenset[NodeId]] = {}  # by ring's key
         self._wants: dict[str, Want] = {}
         self._keeper = BookKeeper(settings.state_dir, mesh_id, key, mesh, self._book_changed)
         self._rings = Rings(
             settings, key.id, name, engines, blobs, mesh, self._rings_changed,
-            self._measured_links, stored,
+            self._measured_links, stored, lambda: self._doubts.nodes(time.monotonic()),
         )  # fmt: skip
         self._stored = stored or NoStore()
         self._succession = Succession(
@@ -190,10 +192,12 @@ class Deployments:
 
     def suspect(self, node: NodeId) -> None:
         """Hear that a member may have died."""
+        self._doubts.suspect(node, time.monotonic())
         self._ownership.suspect(node)
 
     def trust(self, node: NodeId) -> None:
         """Hear that a member is there (again)."""
+        self._doubts.trust(node)
         self._ownership.trust(node)
 
     def draining_changed(self) -> None:

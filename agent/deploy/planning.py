@@ -80,11 +80,15 @@ def node_of(node: NodeId, name: str, facts: Facts, tags: Iterable[str] = ()) -> 
 
 @dataclass(frozen=True)
 class Own:
-    """This node: as placement takes it, its links, and what measures them (None: nothing does)."""
+    """This node: as placement takes it, its links, and what measures them (None: nothing does).
+
+    `doubted` are members that may have died a moment ago.
+    """
 
     node: Node
     links: Sequence[LinkFacts] = ()
     measure: Measure | None = None
+    doubted: frozenset[NodeId] = frozenset()
 
 
 @dataclass
@@ -112,7 +116,8 @@ class Planning:
     `waits` False: answers wait, so nobody else does. Nodes `without` which it can be are left out;
     `fewer`: where not as many nodes are there as were wished for, the plan is over those, and
     `missing` says how many are not. `kept` are the nodes of the ring as it was, which `ring` names:
-    its stages there make room. Who is `doubted`, as its stage was just lost, is hardly waited for.
+    its stages there make room. Who is `doubted`, as its stage was just lost, is hardly waited for,
+    and neither are those whom `own` doubts.
     `number`: which of the wish's rings it is; it keeps off the others' nodes (`beside.py`). The
     head is this node, or with `heads` one of those.
     """
@@ -120,8 +125,9 @@ class Planning:
     def __init__(
         self, wish: Wish, own: Own, mesh: Mesh, progress: Progress, *, waits: bool = True,
         without: frozenset[NodeId] = frozenset(), fewer: bool = False,
-        kept: frozenset[NodeId] = frozenset(), ring: str = "", doubted: NodeId | None = None,
-        heads: frozenset[NodeId] | None = None, number: int = 1, weigh: Weigh = plan,
+        kept: frozenset[NodeId] = frozenset(), ring: str = "",
+        doubted: frozenset[NodeId] = frozenset(), heads: frozenset[NodeId] | None = None,
+        number: int = 1, weigh: Weigh = plan,
     ) -> None:  # fmt: skip
         self._number = number
         self._others = self._none_told(wish)
@@ -134,7 +140,7 @@ class Planning:
         self._fewer = fewer
         self._kept = kept
         self._ring = ring
-        self._doubted = doubted
+        self._doubted = doubted | own.doubted
         self._elsewhere = heads is not None
         self._heads = frozenset({own.node.node} if heads is None else map(str, heads))
         self._weigh = weigh
@@ -329,14 +335,14 @@ class Planning:
             found.nodes = found.nodes[1:]
 
     async def _all_facts(self, nodes: Sequence[NodeId]) -> dict[NodeId, Facts | None]:
-        """Ask all at once; once the others have answered the doubted one has a moment more."""
+        """Ask all at once; once the others have answered the doubted have a moment more."""
         asks = {node: asyncio.create_task(self._facts(node)) for node in nodes}
         try:
-            others = [ask for node, ask in asks.items() if node != self._doubted]
-            if others:
+            doubted = [ask for node, ask in asks.items() if node in self._doubted]
+            if others := [ask for ask in asks.values() if ask not in doubted]:
                 await asyncio.wait(others)
-            if self._doubted in asks:
-                await asyncio.wait([asks[self._doubted]], timeout=_DOUBTED_S)
+            if doubted:
+                await asyncio.wait(doubted, timeout=_DOUBTED_S)
             return {node: ask.result() for node, ask in asks.items() if ask.done()}
         finally:
             for ask in asks.values():

@@ -75,10 +75,11 @@ class Rings:
     def __init__(
         self, settings: Config, own: NodeId, name: str, engines: Engines, blobs: BlobServer,
         mesh: Mesh, changed: Callable[[], None], measure: Measure | None = None,
-        stored: Stored | None = None,
+        stored: Stored | None = None, doubted: Callable[[], frozenset[NodeId]] = frozenset,
     ) -> None:  # fmt: skip
         """`changed` is called when a deployment here turns to another phase, comes or goes;
-        `measure` has this node's links measured; `stored` has models by their ids.
+        `measure` has this node's links measured; `stored` has models by their ids; `doubted` tells
+        which members may have died a moment ago.
         """
         self._settings = settings
         self._own = own
@@ -90,6 +91,7 @@ class Rings:
         self._changed = changed
         self._measure = measure
         self._stored = stored
+        self._doubted = doubted
         self._deployments: dict[str, Deployment] = {}
         self._revision = 0
         self._regain = Regain(mesh)
@@ -209,7 +211,8 @@ class Rings:
             facts = msgspec.structs.replace(facts, free_bytes=free)
         member = self._mesh.find(self._own)
         tags = member.certificate.tags if member is not None else ()
-        return Own(node_of(self._own, self._name, facts, tags), facts.links, self._measure)
+        node = node_of(self._own, self._name, facts, tags)
+        return Own(node, facts.links, self._measure, self._doubted())
 
     def partners(self) -> set[NodeId]:
         """Return the nodes that hold stages of the rings here, this one too."""

@@ -92,8 +92,9 @@ def made(mesh: FakeMesh, nodes: int | None = None, **changes: Any) -> Planning:
         for name in ("waits", "without", "fewer", "kept", "ring", "doubted", "number", "heads")
         if name in changes
     }
+    measure = mesh.own_links if mesh.carries else None
+    own = Own(Node(str(OWN), "box", GIB), (), measure, changes.pop("own_doubts", frozenset()))
     wish = Wish(name="m", model="x", nodes=nodes, author=bytes(32), generation=1, at=0, **changes)
-    own = Own(Node(str(OWN), "box", GIB), (), mesh.own_links if mesh.carries else None)
     return Planning(wish, own, mesh, lambda *_: None, **settings)  # type: ignore[arg-type] # as far as it is used
 
 
@@ -125,10 +126,11 @@ async def test_while_answers_wait_nobody_is_waited_for_long() -> None:
     assert "3 nodes were asked for, and 1 of them" in found.absent[0]
 
 
-async def test_whose_stage_was_lost_has_a_moment_and_the_others_all_their_time() -> None:
+@pytest.mark.parametrize("by", ["doubted", "own_doubts"])
+async def test_who_may_be_dead_has_a_moment_and_the_others_all_their_time(by: str) -> None:
     mesh = FakeMesh(den=GIB, attic=GIB)
     mesh.slow = {DEN}
-    settings = {"waits": False, "fewer": True, "doubted": DEN}
+    settings = {"waits": False, "fewer": True, by: frozenset({DEN})}
     assert await nodes_of(made(mesh, 3, **settings)) == {"box", "attic"}
     mesh.slow = set()
     assert await nodes_of(made(mesh, 3, **settings)) == {"box", "den", "attic"}
