@@ -1,10 +1,10 @@
 """How fast a link of the ring is: probes to the successor, once the ring is joined.
 
-For `process.py`, in a ring whose row types are not set by hand. Each probe is four times as large
-as the one before, until one takes a while, so that a fast link is asked 5.3 MiB and a slow one
-little; empty ones show how long nothing takes. A slow one is tried again: it may have been a busy
-machine. All stages measure at the same time, and each answers its predecessor's probes meanwhile,
-and later too (`link.py`).
+For `loaded.py`, in a ring whose row types are not set by hand. Each probe is four times as large
+as the one before, until one takes a while or shows that there is plenty for this model's rows, so
+that a link is asked 320 KiB to 5.3 MiB and a slow one little; empty ones show how long nothing
+takes. A slow one is tried again: it may have been a busy machine. All stages measure at the same
+time, and each answers its predecessor's probes meanwhile, and later too (`link.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 _FIRST_BYTES = 64 << 10
 # A probe that takes so long tells enough: several turns of a long link, and long for a clock.
 _ENOUGH_S = 0.2
+# What crosses at once may be a shaper's burst.
+_BURST_BYTES = 64 << 10
 # A link on which 64 KiB take longer is slow enough to know.
 _AT_MOST_S = 3.0
 _STEP_S = 0.2
@@ -32,7 +34,8 @@ _EMPTY_PROBES = 3
 def measure(inlet: Inlet, outlet: Outlet, patience: Patience) -> float:
     """Return the bytes a second that go to the successor; raises Lost when a neighbour is gone.
 
-    A link that gives no answer within some seconds counts as one that takes that long.
+    Where they are plenty (`row_types.py`), more may go. A link that gives no answer within some
+    seconds counts as one that takes that long.
     """
     patience = patience.at_most(_AT_MOST_S)
     bandwidth = _FIRST_BYTES / _AT_MOST_S
@@ -45,7 +48,7 @@ def measure(inlet: Inlet, outlet: Outlet, patience: Patience) -> float:
         if math.isinf(took_s):
             break
         bandwidth = size / max(took_s - min(empty), 1e-6)
-        if took_s > _ENOUGH_S:
+        if took_s > _ENOUGH_S or (size > _BURST_BYTES and bandwidth >= outlet.types.plenty):
             break
         size *= 4
     log.info("%s takes %.1f Mbit/s", outlet.name, 8e-6 * bandwidth)

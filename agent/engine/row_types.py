@@ -17,18 +17,26 @@ from agent.engine.frames import Q8_BLOCK, RowType
 
 FRAME_S = 1e-3
 ROW_S = 0.25e-3
+# How sure a measured bandwidth is to be what it was before and after.
+_MARGIN = 2.0
 
 
 @dataclass(frozen=True)
 class LinkTypes:
     """The types of one link whose rows have `n_embd` values.
 
-    `fixed` is the operator's choice, None: by `bandwidth`, in bytes a second.
+    `fixed` is the operator's choice, None: by `bandwidth`, in bytes a second; from `plenty` on it
+    may be more.
     """
 
     n_embd: int
     fixed: RowType | None = RowType.F32
     bandwidth: float = 0.0
+
+    @property
+    def plenty(self) -> float:
+        """The bandwidth of which so much as that every frame goes in f32 is half."""
+        return _MARGIN * RowType.F32.row_bytes(self.n_embd) / ROW_S
 
     def of(self, rows: int) -> RowType:
         """Return the type for a frame of so many rows."""
@@ -46,4 +54,5 @@ class LinkTypes:
             return f"{self.fixed.name.lower()} (as set)"
         few, many = (self.of(rows).name.lower() for rows in (1, 1024))
         types = few if few == many else f"{few}, prompts {many}"
-        return f"{types} ({8e-6 * self.bandwidth:,.0f} Mbit/s)"
+        more = " or more" if self.bandwidth >= self.plenty else ""
+        return f"{types} ({8e-6 * self.bandwidth:,.0f} Mbit/s{more})"

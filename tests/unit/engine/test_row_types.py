@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_the_operators_word_decides_and_is_said() -> None:
         assert {types.of(1), types.of(512)} == {row_type}
         assert str(types) == f"{row_type.name.lower()} (as set)"
     assert str(LinkTypes(4096, None, 100 * MBIT)) == "f16, prompts q8 (100 Mbit/s)"
-    assert str(LinkTypes(4096, None, 9400 * MBIT)) == "f32 (9,400 Mbit/s)"
+    assert str(LinkTypes(4096, None, 9400 * MBIT)) == "f32 (9,400 Mbit/s or more)"
 
 
 def member(stage: int, row_type: RowType | None = None) -> Membership:
@@ -199,3 +199,32 @@ def test_frames_that_come_meanwhile_are_kept_in_order(monkeypatch: pytest.Monkey
             if len(found) < 3:
                 inlet.pump()
         assert found == [0, 1, 2]
+
+
+def test_who_has_plenty_is_not_asked_for_more_and_a_burst_is_not_plenty() -> None:
+    passed: list[int] = []
+
+    def fast(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 20):
+                passed.append(len(data))
+                target.sendall(data)
+
+    with ring(fast) as ends:
+        plenty = ends[0][1].types.plenty
+        assert min(all_measured(ends)) >= plenty
+    assert 320 << 10 <= sum(passed) < 1 << 20
+
+    left = [128 << 10]
+
+    def shaped(source: socket.socket, target: socket.socket) -> None:
+        """Hand on 128 KiB at once, then 16 KiB each 20 ms."""
+        with suppress(OSError):
+            while data := source.recv(16 << 10):
+                left[0] -= len(data)
+                if left[0] < 0 and len(data) > 1000:
+                    time.sleep(0.02)
+                target.sendall(data)
+
+    with ring(shaped) as ends:
+        assert all_measured(ends)[0] < plenty

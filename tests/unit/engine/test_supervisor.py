@@ -113,7 +113,9 @@ async def test_two_nodes_answer_as_llama_cpp_and_stop_cleanly_when_asked(
             assert await complete(engines[0], TEXT) == expected
         assert all(not engine.ended for engine in engines)
         # Loopback is fast enough for exact rows, and each engine says so.
-        assert all(re.fullmatch(r"f32 \([\d,]+ Mbit/s\)", engine.rows) for engine in engines)
+        assert all(
+            re.fullmatch(r"f32 \([\d,]+ Mbit/s( or more)?\)", engine.rows) for engine in engines
+        )
         assert {engine.runs_on for engine in engines} == {"1 CPU thread"}
         await asyncio.sleep(4.0)  # for some pings: fewer than two tell nothing
     # Each has its neighbour on both sides, and says at its end what it learned of it.
