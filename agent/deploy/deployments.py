@@ -204,6 +204,7 @@ class Deployments:
         """Hear that a member drains, this one perhaps, or that one does not any more."""
         if self._mesh.draining() != self._draining:
             self._draining = self._mesh.draining()
+            self._read_wants()
             self._rings.draining_changed()
             self._succession.look_soon()
             self._ownership.kick()
@@ -483,6 +484,10 @@ class Deployments:
             for wish in self._keeper.book.entries()
             for number, key in enumerate(wish.keys, 1)
         }  # fmt: skip
+        member = self._mesh.find(self._own)
+        works = member is not None and "worker" in member.certificate.roles and not self._drains()
+        cut = any(wish.engine != "rpc" for wish in self._keeper.book.wishes())
+        self._engines.expect(parts=works and cut)
 
     def _on_duty(self) -> list[tuple[Wish, str, str]]:
         """Return the wishes that this node owns, or is to own next, with the ring's key and id."""

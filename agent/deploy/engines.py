@@ -60,6 +60,7 @@ class Engines:
         self.hardware = Hardware(settings)
         self._spare = Spare()
         self._sparing: asyncio.Task[None] | None = None
+        self._expects = False
         self.logs = Logs()
         self._links: dict[str, Known] = {}  # by overlay address
 
@@ -184,9 +185,8 @@ class Engines:
         finally:
             self._starting -= {spec.port, spec.http_port}
         _log.info("%s runs on %s; %s", spec.title, engine.runs_on, self.hardware.cpu())
-        if spec.role in _IN_RINGS and (self._sparing is None or self._sparing.done()):
-            self._sparing = asyncio.create_task(self._keep_spare(), name="spare engine")
         self._running = [*(e for e in self._running if not e.ended), engine]
+        self._spare_if_wanted()
         return engine
 
     async def _try(self, spec: EngineSpec) -> Engine:
@@ -207,16 +207,29 @@ class Engines:
         engine.runs_on += ", since it did not start on the GPU"
         return engine
 
+    def expect(self, *, parts: bool) -> None:
+        """Say whether this node may get a part of a ring before long."""
+        self._expects = parts
+        self._spare_if_wanted()
+
+    def _wants_spare(self) -> bool:
+        return self._expects or any(not e.ended and e.spec.role in _IN_RINGS for e in self._running)
+
+    def _spare_if_wanted(self) -> None:
+        if self._wants_spare() and (self._sparing is None or self._sparing.done()):
+            self._sparing = asyncio.create_task(self._keep_spare(), name="spare engine")
+
     async def _keep_spare(self) -> None:
-        """Keep an engine process in advance as long as this node has a part of a ring."""
+        """Keep an engine process in advance as long as one may be wanted."""
         await asyncio.sleep(_SPARE_AFTER_S)
-        while any(not e.ended and e.spec.role in _IN_RINGS for e in self._running):
+        while self._wants_spare():
             self._spare.wish()
             await asyncio.sleep(_SPARE_INTERVAL_S)
         await self._spare.drop()
 
     async def stop(self) -> None:
         """End the process that was started in advance; engines are ended by who started them."""
+        self._expects = False
         if self._sparing is not None:
             self._sparing.cancel()
             await asyncio.wait([self._sparing])

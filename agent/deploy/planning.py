@@ -335,14 +335,16 @@ class Planning:
             found.nodes = found.nodes[1:]
 
     async def _all_facts(self, nodes: Sequence[NodeId]) -> dict[NodeId, Facts | None]:
-        """Ask all at once; once the others have answered the doubted have a moment more."""
+        """Ask all at once; the doubted have a moment, or as long as the others take."""
+        until = asyncio.get_running_loop().time() + _DOUBTED_S
         asks = {node: asyncio.create_task(self._facts(node)) for node in nodes}
         try:
             doubted = [ask for node, ask in asks.items() if node in self._doubted]
             if others := [ask for ask in asks.values() if ask not in doubted]:
                 await asyncio.wait(others)
             if doubted:
-                await asyncio.wait(doubted, timeout=_DOUBTED_S)
+                left_s = until - asyncio.get_running_loop().time()
+                await asyncio.wait(doubted, timeout=max(left_s, 0.0))
             return {node: ask.result() for node, ask in asks.items() if ask.done()}
         finally:
             for ask in asks.values():

@@ -1,7 +1,8 @@
 """One engine process in advance, for the next stage: a ring that broke waits for its start.
 
 For `engines.py`. It has loaded Python and numpy, half a second on a small machine, and takes 45 MB
-of which others share a part; so there is one only while this node has a part of a ring.
+of which others share a part; so there is one only while this node has a part of a ring, or may get
+one of those that the mesh is to run.
 """
 
 from __future__ import annotations

@@ -123,9 +123,13 @@ class Node:
         self.announced: list[str] = []
         self.notes: list[tuple[str, str, str]] = []
         self.logs = Logs()
+        self.expects = False
 
     def _note(self, kind: str, name: str, text: str) -> None:
         self.notes.append((kind, name, text))
+
+    def _expect(self, *, parts: bool) -> None:
+        self.expects = parts
 
     @property
     def up(self) -> Deployments:
@@ -136,7 +140,7 @@ class Node:
         settings, _ = config.load(Path("/dev/null"), {}, [f"node.state_dir={self.state}"])
         engines: Any = SimpleNamespace(
             own_address=self.address, hardware=Hardware(settings), logs=self.logs,
-            stop=_nothing,
+            stop=_nothing, expect=self._expect,
         )  # fmt: skip
         stored: Any = FakeStored(self)
         stored.part = None
@@ -671,6 +675,7 @@ async def test_what_is_deployed_on_a_draining_node_runs_elsewhere(net: Net, tmp_
     await first.up.deploy(request())
     seen = await phase(first, "ready")
     assert (seen["owner"], seen["head"]) == (str(second.id), str(second.id))
+    assert [node.expects for node in (first, second, third)] == [False, True, True]
     assert FakeBuild.made == [("m", second.name)]
     model = tmp_path / "own.gguf"
     model.write_bytes(bundled.path().read_bytes())
@@ -730,10 +735,12 @@ async def test_what_shall_run_is_known_everywhere_and_a_plan_says_what_runs(net:
     await third.up.deploy(request())
     await phase(first, "ready")
     assert [node.up.wished() for node in (first, second, third)] == [["m"]] * 3
+    assert [node.expects for node in (first, second, third)] == [True] * 3
     found = await second.up.plan(request())
     assert found["running"] == [{"name": "m", "gain": ""}]
     await second.up.undeploy("m")
     assert second.up.wished() == []
+    assert not second.expects
 
 
 async def test_a_plan_has_links_measured_and_the_catalogue_asks_all(net: Net) -> None:

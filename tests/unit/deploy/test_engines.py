@@ -225,6 +225,22 @@ async def test_a_node_with_a_part_of_a_ring_keeps_an_engine_in_advance(
     await few.stop()
 
 
+async def test_who_may_get_a_part_has_one_in_advance(
+    few: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_SPARE_AFTER_S", 0.0)
+    monkeypatch.setattr(engines, "_SPARE_INTERVAL_S", 0.01)
+    few.expect(parts=True)
+    async with asyncio.timeout(20):
+        while (spare := few._spare._process) is None:  # noqa: ASYNC110 - a process starts
+            await asyncio.sleep(0.01)
+    few.expect(parts=False)
+    async with asyncio.timeout(20):
+        await spare.wait()
+    assert few._spare.take() is None
+    await few.stop()
+
+
 async def test_a_spare_that_died_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Spare()
     kept.wish()
