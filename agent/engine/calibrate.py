@@ -1,10 +1,11 @@
 """How fast a link of the ring is: probes to the successor, once the ring is joined.
 
 For `loaded.py`, in a ring whose row types are not set by hand. Each probe is four times as large
-as the one before, until one takes a while or shows that there is plenty for this model's rows, so
-that a link is asked 320 KiB to 5.3 MiB and a slow one little; empty ones show how long nothing
-takes. A slow one is tried again: it may have been a busy machine. All stages measure at the same
-time, and each answers its predecessor's probes meanwhile, and later too (`link.py`).
+as the one before, until one takes a while, or shows that there is plenty for this model's rows, or
+no more than the one before: TCP has found its pace. So a link is asked 320 KiB to 5.3 MiB, and a
+slow one little; empty ones show how long nothing takes. A slow one is tried again: it may have been
+a busy machine. All stages measure at the same time, and each answers its predecessor's probes
+meanwhile, and later too (`link.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _FIRST_BYTES = 64 << 10
 _ENOUGH_S = 0.2
 # What crosses at once may be a shaper's burst.
 _BURST_BYTES = 64 << 10
+# TCP's window at least doubles from one probe to the next while it still grows.
+_STEADY = 0.25
 # A link on which 64 KiB take longer is slow enough to know.
 _AT_MOST_S = 3.0
 _STEP_S = 0.2
@@ -38,7 +41,7 @@ def measure(inlet: Inlet, outlet: Outlet, patience: Patience) -> float:
     seconds counts as one that takes that long.
     """
     patience = patience.at_most(_AT_MOST_S)
-    bandwidth = _FIRST_BYTES / _AT_MOST_S
+    bandwidth = before = _FIRST_BYTES / _AT_MOST_S
     empty = [_echo_s(0, inlet, outlet, patience) for _ in range(_EMPTY_PROBES)]
     size = _FIRST_BYTES
     while size <= MAX_PROBE_BYTES:
@@ -47,8 +50,9 @@ def measure(inlet: Inlet, outlet: Outlet, patience: Patience) -> float:
             took_s = min(took_s, _echo_s(size, inlet, outlet, patience))
         if math.isinf(took_s):
             break
-        bandwidth = size / max(took_s - min(empty), 1e-6)
-        if took_s > _ENOUGH_S or (size > _BURST_BYTES and bandwidth >= outlet.types.plenty):
+        before, bandwidth = bandwidth, size / max(took_s - min(empty), 1e-6)
+        settled = bandwidth >= outlet.types.plenty or abs(bandwidth / before - 1) <= _STEADY
+        if took_s > _ENOUGH_S or (size > _BURST_BYTES and settled):
             break
         size *= 4
     log.info("%s takes %.1f Mbit/s", outlet.name, 8e-6 * bandwidth)
