@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,16 @@ from agent.errors import EnvironmentFault
 
 # Debian's packages, by program. tests/vm and image/build need them, `make test` does not.
 PACKAGES = {
-    "apt-get": "apt", "dpkg-deb": "dpkg", "depmod": "kmod", "mksquashfs": "squashfs-tools",
-    "grub-mkimage": "grub-common", "mkfs.vfat": "dosfstools", "mcopy": "mtools",
-}  # fmt: skip
+    "apt-get": "apt",
+    "dpkg-deb": "dpkg",
+    "depmod": "kmod",
+    "mksquashfs": "squashfs-tools",
+    "grub-mkimage": "grub-common",
+    "mkfs.vfat": "dosfstools",
+    "mcopy": "mtools",
+}
+# Of one source or one purpose only.
+_MORE = {"bwrap": "bubblewrap", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu"}  # fmt: skip
 # Debian keeps administrators' programs off the path of people.
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _TIMEOUT_S = 1800.0
@@ -25,6 +33,28 @@ def missing() -> list[str]:
     """Return the packages whose programs are not there."""
     found = {PACKAGES[program] for program in PACKAGES if not shutil.which(program, path=PATH)}
     return sorted(found)
+
+
+def emulator(arch: str, *, nested: bool = False) -> list[str]:
+    """Return what runs one program of an architecture here: nothing where it is this machine's.
+
+    A program that starts others (`nested`) takes such a machine. Raises EnvironmentFault.
+    """
+    if arch == platform.machine():
+        return []
+    if nested:
+        raise EnvironmentFault(
+            f"what is built for {arch} is built with its own programs, and this machine is "
+            f"{platform.machine()}",
+            hint=f"Build the image on a machine with {arch}.",
+        )
+    for program in (f"qemu-{arch}", f"qemu-{arch}-static"):
+        found = shutil.which(program, path=PATH)
+        if found:
+            return [found]
+    raise EnvironmentFault(
+        f"programs for {arch} cannot be run here", hint="Install the package qemu-user."
+    )
 
 
 def run(
@@ -45,7 +75,7 @@ def run(
     except FileNotFoundError:
         raise EnvironmentFault(
             f"{program} is not installed",
-            hint=f"Install the package {PACKAGES.get(program, program)}.",
+            hint=f"Install the package {({**PACKAGES, **_MORE}).get(program, program)}.",
         ) from None
     except subprocess.TimeoutExpired:
         raise EnvironmentFault(f"{program} did not end within {_TIMEOUT_S:.0f} s") from None
