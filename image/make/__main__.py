@@ -35,15 +35,23 @@ def main() -> int:
         "--keys", type=Path, metavar="DIR",
         help="public keys that Alpine's packages may be signed with, in place of Alpine's own",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("covey.img"), help="the image's file")
+    parser.add_argument(
+        "--oci", action="store_true",
+        help="images of the agent and of the gateway for containers, in one tar",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, help="the file to make  [default: covey.img, or covey-oci.tar]"
+    )
     arguments = parser.parse_args()
-    missing = [*programs.missing(), *grub.missing(arguments.arch)]
+    missing = [*programs.missing(), *([] if arguments.oci else grub.missing(arguments.arch))]
     if missing:
         print(f"Missing on this machine: {' '.join(missing)}. Install these packages.",
               file=sys.stderr)  # fmt: skip
         return 5
     try:
-        wish = Wish(arguments.out.absolute(), _source(arguments), arguments.arch, arguments.flavour)
+        out = arguments.out or Path("covey-oci.tar" if arguments.oci else "covey.img")
+        wish = Wish(out.absolute(), _source(arguments), arguments.arch, arguments.flavour,
+                    arguments.oci)  # fmt: skip
         build(wish, lambda words: print(words, flush=True))
     except CoveyError as error:
         print(error.line(), file=sys.stderr)

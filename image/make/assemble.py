@@ -11,7 +11,7 @@ from pathlib import Path
 from image.disk import bootfiles
 from image.disk.layout import MIB, Sizes
 from image.disk.write import write
-from image.make import grub, tree
+from image.make import grub, oci, tree
 from image.make.programs import run
 from image.make.source import Source
 from image.node import settings, slotblocks
@@ -24,12 +24,16 @@ _KERNEL = "(name(vmlinuz)||name(initramfs))"
 
 @dataclass(frozen=True)
 class Wish:
-    """What to build: out of which source, for which machine, into which file."""
+    """What to build: out of which source, for which machine, into which file.
+
+    `oci`: images for containers, and not one of a disk.
+    """
 
     out: Path
     source: Source
     arch: str = "x86_64"
     flavour: str = "virt"
+    oci: bool = False
     sizes: Sizes = field(default_factory=Sizes)
 
 
@@ -50,11 +54,16 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
         root.mkdir(mode=0o755)
         step(f"Unpacking {packages.count + len(python)} packages")
         tree.make(root, packages, python)
+        if wish.oci:
+            step("Packing the images")
+            oci.write(root, wish.arch, EPOCH_S, wish.out)
+            step(f"{wish.out} is built; it has {wish.out.stat().st_size / MIB:.0f} MiB")
+            return
         step("Packing the root file system")
         squash(root, folder / "slot")
         step("Making the boot partition and the disk")
         loader = grub.make(folder, wish.arch)
-        bootfiles.make(folder / "boot", wish.sizes.boot, boot_files(folder, loader), EPOCH_S)
+        bootfiles.make(folder / "boot", wish.sizes.boot, boot_files(folder, loader.efi), EPOCH_S)
         parts = {"boot": folder / "boot", "slot-a": folder / "slot"}
         if loader.core:
             (folder / "core").write_bytes(loader.core)
@@ -79,7 +88,7 @@ def squash(root: Path, out: Path) -> None:
     )  # fmt: skip
 
 
-def boot_files(folder: Path, loader: grub.Loader) -> dict[str, Path]:
+def boot_files(folder: Path, efi: Path) -> dict[str, Path]:
     """Return the boot partition's files by their paths in it; those that are new lie in a folder.
 
     The first start is a reset: it makes the data partition, and makes it as large as the disk.
@@ -89,7 +98,7 @@ def boot_files(folder: Path, loader: grub.Loader) -> dict[str, Path]:
         (folder / name).write_bytes(block)
     (folder / "covey.toml").write_text(settings.sample().replace("\n", "\r\n"), newline="")
     return {
-        f"EFI/BOOT/{loader.efi.name}": loader.efi,
+        f"EFI/BOOT/{efi.name}": efi,
         "covey.toml": folder / "covey.toml",
         "covey/grub.cfg": grub.BOOT / "grub.cfg",
         "covey/slots.cfg": grub.BOOT / "slots.cfg",

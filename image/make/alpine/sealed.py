@@ -27,7 +27,7 @@ _GZIP = 31
 _MOST_BYTES = 16 << 20
 _SIGNATURE = re.compile(r"\.SIGN\.(RSA|RSA256|RSA512)\.(.+)")
 # abuild signs with the first of them, so that is what Alpine's packages have.
-_ALGORITHMS = {"RSA": hashes.SHA1(), "RSA256": hashes.SHA256(), "RSA512": hashes.SHA512()}
+_ALGORITHMS = {"RSA": hashes.SHA1(), "RSA256": hashes.SHA256(), "RSA512": hashes.SHA512()}  # noqa: S303
 _LOST_HINT = "Remove what is in the cache of it and build again, or name another mirror."
 
 Keys = Mapping[str, RSAPublicKey]

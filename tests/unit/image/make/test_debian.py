@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -43,3 +44,13 @@ def test_a_program_that_is_missing_is_told_with_its_package(
 def test_a_program_that_fails_is_told_with_its_last_words() -> None:
     with pytest.raises(EnvironmentFault, match="sh failed: b; c; d"):
         programs.run(["sh", "-c", "printf 'a\nb\nc\nd\n' >&2; exit 3"])
+
+
+def test_a_program_of_this_machine_needs_no_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert programs.emulator(platform.machine(), nested=True) == []
+    monkeypatch.setattr(programs, "PATH", "/nowhere")
+    with pytest.raises(EnvironmentFault) as caught:
+        programs.emulator("s390x")
+    assert "Install the package qemu-user." in caught.value.line()
+    with pytest.raises(EnvironmentFault, match="built with its own programs"):
+        programs.emulator("s390x", nested=True)
