@@ -49,6 +49,7 @@ def main() -> int:
               file=sys.stderr)  # fmt: skip
         return 5
     try:
+        programs.require_machine(arguments.arch)
         out = arguments.out or Path("covey-oci.tar" if arguments.oci else "covey.img")
         wish = Wish(out.absolute(), _source(arguments), arguments.arch, arguments.flavour,
                     arguments.oci)  # fmt: skip

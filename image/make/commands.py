@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from image.make.programs import emulator, run
-from image.make.source import Layout
+from image.make.programs import run
 
 _FOLDERS = ("bin", "sbin", "usr/bin", "usr/sbin")
 
 
-def link(root: Path, layout: Layout) -> None:
+def link(root: Path) -> None:
     """Add the links to /bin/busybox; raises EnvironmentFault where it cannot be run here."""
-    for name in run([*emulator(layout.arch), root / "bin/busybox", "--list-full"]).split():
+    for name in run([root / "bin/busybox", "--list-full"]).split():
         path = root / name
         if not os.path.lexists(path) and not _found(root, path.name):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,20 +6,16 @@ unless a mirror is named: then that mirror is asked, and nothing but Debian's ow
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import EnvironmentFault
-from image.make import crossbuild, foreign, wheels
+from image.make import foreign, wheels
 from image.make.packages import KERNELS, WANTED, Package, chosen
 from image.make.programs import run
 from image.make.source import ARCHES, Layout
 
 SUITE = "bookworm"
-# Another architecture's lists are none of this machine's.
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _MIRROR_HINT = (
     "Check the address and the network: it has to answer to apt, and to have dists/ in it."
@@ -29,31 +25,19 @@ _MIRROR_HINT = (
 class Apt:
     """apt with a cache and an empty list of installed packages; both in `cache`."""
 
-    def __init__(self, cache: Path, mirror: str = "", arch: str = "") -> None:
-        """Make the folders; `mirror` is a URL or a folder, "" what this machine is set up with.
-
-        `arch` is Linux' word for an architecture, "" this machine's.
-        """
+    def __init__(self, cache: Path, mirror: str = "", arch: str = "x86_64") -> None:
+        """Make the folders; `mirror` is a URL or a folder, "" what this machine is set up with."""
         self._debs = cache / "debs"
         self._debs.mkdir(parents=True, exist_ok=True)
-        arch = arch or platform.machine()
-        other = arch != platform.machine()
-        self._mirror = mirror or (DEFAULT_MIRROR if other else "")
+        self._mirror = mirror
         self._arch = ARCHES[arch]
         # Nothing is installed here: so apt resolves all that the wanted packages need.
         self._options = ["-o", "Dir::State::status=/dev/null", "-o", "Debug::NoLocking=1"]
-        if other:
-            self._options += ["-o", f"APT::Architecture={self._arch}",
-                              "-o", f"APT::Architectures={self._arch}"]  # fmt: skip
-        if self._mirror:
-            self._options += self._own_lists(cache / f"apt-{self._arch}")
+        if mirror:
+            self._options += self._own_lists(cache / "apt")
 
     def plan(self, flavour: str) -> tuple[Package, ...]:
         """Return the packages and their versions as the mirror has them; `flavour`: see KERNELS."""
-        return chosen(self.simulated([KERNELS[flavour][self._arch], *WANTED]))
-
-    def simulated(self, wanted: Sequence[str]) -> str:
-        """Return what apt says it would install for packages."""
         if self._mirror:
             url = self._mirror
             run(
@@ -62,7 +46,8 @@ class Apt:
             )
         hint = "Run `apt-get update` as root, or name a mirror with --mirror."
         simulate = ["install", "-s", "-y", "-qq", "--no-install-recommends"]
-        return run(["apt-get", *self._options, *simulate, *wanted], hint=hint)
+        simulate += [KERNELS[flavour][self._arch], *WANTED]
+        return chosen(run(["apt-get", *self._options, *simulate], hint=hint))
 
     def fetch(self, packages: tuple[Package, ...]) -> list[Path]:
         """Return the packages' files; those that are not in the cache are fetched first."""
@@ -86,7 +71,7 @@ class Apt:
         local = Path(self._mirror).is_dir()
         url = f"file:{Path(self._mirror).absolute()}" if local else self._mirror.rstrip("/")
         sources = folder / "sources.list"
-        sources.write_text(f"deb [arch={self._arch} signed-by={_KEYRING}] {url} {SUITE} main\n")
+        sources.write_text(f"deb [signed-by={_KEYRING}] {url} {SUITE} main\n")
         settings = {
             "Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": folder / "empty",
             "Dir::State::Lists": folder / "lists", "Dir::Cache": folder,
@@ -109,7 +94,6 @@ class DebianPackages:
     arch: str
     cache: Path
     llama_cache: Path
-    apt: Apt
 
     @property
     def count(self) -> int:
@@ -132,11 +116,8 @@ class DebianPackages:
 
     def wheels(self) -> list[Path]:
         """Return PyPI's wheels and those that are compiled here."""
-        if self.arch == platform.machine():
-            found = wheels.fetch(foreign.REQUIREMENTS / "runtime.txt", self.cache)
-            return [*found, wheels.llama(foreign.REPOSITORY, self.llama_cache)]
-        target = foreign.Target(self.layout.python, self.arch, f"manylinux_2_36_{self.arch}")
-        return foreign.ready(target, self.cache) + crossbuild.wheels(target, self.apt, self.cache)
+        found = wheels.fetch(foreign.REQUIREMENTS / "runtime.txt", self.cache)
+        return [*found, wheels.llama(foreign.REPOSITORY, self.llama_cache)]
 
 
 class Debian:
@@ -152,4 +133,4 @@ class Debian:
     def fetch(self, flavour: str) -> DebianPackages:
         """Return the packages for a flavour; raises EnvironmentFault."""
         files = self._apt.fetch(self._apt.plan(flavour))
-        return DebianPackages(files, self._arch, self._cache, self._llama_cache, self._apt)
+        return DebianPackages(files, self._arch, self._cache, self._llama_cache)

@@ -1,6 +1,6 @@
 """The appliance's root as OCI images, for the agent and for the gateway: one layer, two configs.
 
-What is built is one tar in the form of OCI's image layout 1.0: `podman pull oci-archive:FILE:agent`.
+What is built is one tar in the form of OCI's image layout 1.0 (`oci-archive:FILE:agent`).
 A container has its host's kernel, so kernel, modules and firmware stay out. The same root gives the
 same bytes. What an image is made of is a core; `write` is the shell. Used by image/make alone.
 """
@@ -80,7 +80,7 @@ class Layer:
 
 
 def layer(root: Path, epoch_s: int) -> Layer:
-    """Return a tree as a layer: all files root's, dated by `epoch_s`, in the order of their names."""
+    """Return a tree as a layer: files root's, dated by `epoch_s`, in the order of their names."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted({*_names(root), *_OWNED}):
@@ -138,9 +138,7 @@ def layout(found: Layer, arch: str, epoch_s: int, images: Iterable[Image]) -> di
             **keep(_MANIFEST, _json(manifest)), "platform": platform,
             "annotations": {"org.opencontainers.image.ref.name": image.name},
         })  # fmt: skip
-    files["index.json"] = _json(
-        {"schemaVersion": 2, "mediaType": _INDEX, "manifests": manifests}
-    )
+    files["index.json"] = _json({"schemaVersion": 2, "mediaType": _INDEX, "manifests": manifests})
     return files
 
 

@@ -21,8 +21,8 @@ PACKAGES = {
     "mkfs.vfat": "dosfstools",
     "mcopy": "mtools",
 }
-# Of one source or one purpose only.
-_MORE = {"bwrap": "bubblewrap", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu"}  # fmt: skip
+# Of one source only.
+_MORE = {"bwrap": "bubblewrap"}  # fmt: skip
 # Debian keeps administrators' programs off the path of people.
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _TIMEOUT_S = 1800.0
@@ -35,26 +35,14 @@ def missing() -> list[str]:
     return sorted(found)
 
 
-def emulator(arch: str, *, nested: bool = False) -> list[str]:
-    """Return what runs one program of an architecture here: nothing where it is this machine's.
-
-    A program that starts others (`nested`) takes such a machine. Raises EnvironmentFault.
-    """
-    if arch == platform.machine():
-        return []
-    if nested:
+def require_machine(arch: str) -> None:
+    """Raise EnvironmentFault unless this machine runs programs of an architecture."""
+    if arch != platform.machine():
         raise EnvironmentFault(
-            f"what is built for {arch} is built with its own programs, and this machine is "
+            f"an image for {arch} is built with its own programs, and this machine is "
             f"{platform.machine()}",
-            hint=f"Build the image on a machine with {arch}.",
+            hint=f"Build it on a machine with {arch}.",
         )
-    for program in (f"qemu-{arch}", f"qemu-{arch}-static"):
-        found = shutil.which(program, path=PATH)
-        if found:
-            return [found]
-    raise EnvironmentFault(
-        f"programs for {arch} cannot be run here", hint="Install the package qemu-user."
-    )
 
 
 def run(

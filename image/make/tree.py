@@ -10,7 +10,7 @@ from agent import __version__
 from agent.errors import EnvironmentFault
 from image.make import commands, initramfs, wheels
 from image.make.foreign import PACKAGES, REPOSITORY
-from image.make.programs import emulator, run
+from image.make.programs import run
 from image.make.source import Layout, Packages
 
 OVERLAY = Path(__file__).parents[1] / "root"
@@ -128,7 +128,7 @@ def _lay(root: Path, layout: Layout) -> None:
         path.unlink(missing_ok=True)
         path.symlink_to(target)
     # What a package brought is better than busybox's command of the same name.
-    commands.link(root, layout)
+    commands.link(root)
     for level, services in _RUNLEVELS.items():
         folder = root / "etc/runlevels" / level
         folder.mkdir(parents=True)
@@ -154,7 +154,7 @@ def _compile(root: Path, layout: Layout) -> None:
     folders = ":".join(str(root / folder) for folder in layout.libraries)
     library = root / f"usr/lib/python{layout.python}"
     run(
-        [*emulator(layout.arch), root / layout.loader, "--library-path", folders,
+        [root / layout.loader, "--library-path", folders,
          root / f"usr/bin/python{layout.python}", "-B", "-s", "-S", "-m", "compileall", "-q",
          "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/", library, root / PACKAGES],
         env={"PYTHONHOME": str(root / "usr"), "PYTHONPATH": "", "PYTHONHASHSEED": "0"},

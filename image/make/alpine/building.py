@@ -16,7 +16,7 @@ from pathlib import Path
 from image.make import commands, foreign, wheels
 from image.make.alpine import repository
 from image.make.alpine.index import Entry
-from image.make.programs import emulator, run
+from image.make.programs import run
 from image.make.source import Layout
 
 _WORK = Path("/tmp/work")  # noqa: S108 - in the root's own memory
@@ -65,15 +65,13 @@ class Stage:
         """Return the root that it is built in; unpacked once."""
         root = self.cache / f"stage-{repository.digest(self.packages)}"
         if not root.exists():
-            # It runs the packages' own programs: so it takes a CPU like theirs.
-            emulator(self.layout.arch, nested=True)
             self.mirror.fetch(self.packages)
             with tempfile.TemporaryDirectory(dir=self.cache, prefix="unpacking-") as scratch:
                 fresh = Path(scratch) / "root"
                 fresh.mkdir()
                 self.mirror.unpack(self.packages, fresh)
                 (fresh / self.layout.busybox).rename(fresh / "bin/busybox")
-                commands.link(fresh, self.layout)
+                commands.link(fresh)
                 fresh.rename(root)
         return root
 

@@ -46,11 +46,8 @@ def test_a_program_that_fails_is_told_with_its_last_words() -> None:
         programs.run(["sh", "-c", "printf 'a\nb\nc\nd\n' >&2; exit 3"])
 
 
-def test_a_program_of_this_machine_needs_no_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert programs.emulator(platform.machine(), nested=True) == []
-    monkeypatch.setattr(programs, "PATH", "/nowhere")
+def test_an_image_is_built_on_a_machine_of_its_architecture() -> None:
+    programs.require_machine(platform.machine())
     with pytest.raises(EnvironmentFault) as caught:
-        programs.emulator("s390x")
-    assert "Install the package qemu-user." in caught.value.line()
-    with pytest.raises(EnvironmentFault, match="built with its own programs"):
-        programs.emulator("s390x", nested=True)
+        programs.require_machine("s390x")
+    assert caught.value.hint == "Build it on a machine with s390x."

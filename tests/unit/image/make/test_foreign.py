@@ -47,7 +47,11 @@ def test_each_pin_of_ours_is_one_for_pip(python: str) -> None:
 
 
 def test_the_platforms_that_wheels_may_be_for() -> None:
-    assert MUSL.platforms == ["musllinux_1_2_x86_64", "musllinux_1_1_x86_64", "musllinux_1_0_x86_64"]
+    assert MUSL.platforms == [
+        "musllinux_1_2_x86_64",
+        "musllinux_1_1_x86_64",
+        "musllinux_1_0_x86_64",
+    ]
     found = Target("3.11", "aarch64", "manylinux_2_36_aarch64").platforms
     assert (found[0], found[-2:]) == (
         "manylinux_2_36_aarch64", ["manylinux_2_17_aarch64", "manylinux2014_aarch64"],

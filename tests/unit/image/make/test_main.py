@@ -15,6 +15,7 @@ def complete(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever building takes is there."""
     monkeypatch.setattr(programs, "missing", list)
     monkeypatch.setattr(grub, "missing", lambda arch: [])
+    monkeypatch.setattr(programs, "require_machine", lambda arch: None)
 
 
 @pytest.mark.parametrize(

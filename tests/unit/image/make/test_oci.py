@@ -1,4 +1,4 @@
-"""The root as OCI images: what the image-spec demands of each field, and the same bytes each time."""
+"""The root as OCI images: what the image-spec demands of each field, each time the same."""
 
 from __future__ import annotations
 

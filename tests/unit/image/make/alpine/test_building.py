@@ -95,9 +95,7 @@ def test_a_build_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
     assert not list(out.iterdir())
 
 
-def stage(
-    mirror: Repository, keys: Path, tmp_path: Path, arch: str = "x86_64"
-) -> tuple[building.Stage, list[Entry]]:
+def stage(mirror: Repository, keys: Path, tmp_path: Path) -> tuple[building.Stage, list[Entry]]:
     busybox = b"#!/bin/sh\nprintf 'bin/sed\\n'\n"
     mirror.add("busybox-static", files={"bin/busybox.static": busybox})
     mirror.add("build-base", files={"usr/bin/make": b"x"})
@@ -105,7 +103,7 @@ def stage(
     found = repository.Mirror(str(mirror.folder), mirror.arch, tmp_path / "apks",
                               repository.keys(keys))  # fmt: skip
     entries = found.entries()
-    layout = Layout(arch, "3.12", "", (), "/bin/busybox", "bin/busybox.static")
+    layout = Layout("x86_64", "3.12", "", (), "/bin/busybox", "bin/busybox.static")
     return building.Stage(found, entries, tmp_path, layout), entries
 
 
@@ -119,16 +117,6 @@ def test_the_root_that_it_is_built_in_is_made_of_packages_once(
     shutil.rmtree(repository.folder)
     assert made._root() == root
     assert len(entries) == 2
-
-
-def test_for_another_cpu_it_takes_such_a_machine(
-    repository: Repository, keys: Path, tmp_path: Path
-) -> None:
-    made, _ = stage(repository, keys, tmp_path, "s390x")
-    with pytest.raises(EnvironmentFault) as caught:
-        made._root()
-    assert "Build the image on a machine with s390x." in caught.value.line()
-    assert not list(tmp_path.glob("stage-*"))
 
 
 def test_without_bubblewrap_its_package_is_named(

@@ -1,4 +1,4 @@
-"""The appliance's root out of a mirror of Alpine's: packages of the test's, everything else ours."""
+"""The appliance's root out of a mirror of Alpine's: packages of the test's, all else ours."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def source(release: Repository, keys: Path, tmp_path: Path) -> Alpine:
 
 
 @pytest.mark.skipif(shutil.which("depmod", path=programs.PATH) is None, reason="no depmod")
-def test_the_root_out_of_alpines_packages(
-    release: Repository, keys: Path, tmp_path: Path
-) -> None:
+def test_the_root_out_of_alpines_packages(release: Repository, keys: Path, tmp_path: Path) -> None:
     packages = source(release, keys, tmp_path).fetch("virt")
     assert packages.layout.python == "3.12"
     assert packages.count == len({*WANTED, *CONTENTS})
