@@ -46,6 +46,8 @@ _LINKS = {
     "sbin/init": "/bin/busybox", "sbin/getty": "/bin/busybox",
     "var/run": "/run", "var/lock": "/run/lock",
 }  # fmt: skip
+# Linux' names of the first serial line.
+_SERIAL_LINES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 _RUNLEVELS = {
     "sysinit": ("covey-devices",),
     "boot": ("covey-disk", "covey-settings"),
@@ -127,6 +129,9 @@ def _lay(root: Path, layout: Layout) -> None:
         path = root / name
         path.unlink(missing_ok=True)
         path.symlink_to(target)
+    inittab = root / "etc/inittab"
+    line = _SERIAL_LINES[layout.arch]
+    inittab.write_text(inittab.read_text().replace("\nttyS0::", f"\n{line}::"))
     # What a package brought is better than busybox's command of the same name.
     commands.link(root)
     for level, services in _RUNLEVELS.items():

@@ -77,6 +77,7 @@ def test_the_root_out_of_alpines_packages(release: Repository, keys: Path, tmp_p
     assert sorted(path.name for path in (root / "etc/init.d").iterdir())[0] == "covey-agent"
     assert not (root / "etc/init.d/sshd").exists()
     assert (root / "etc/passwd").read_text().startswith("root:")
+    assert "\nttyS0::respawn:" in (root / "etc/inittab").read_text()
     site = (root / "usr/lib/python3.12/site-packages/covey.pth").read_text()
     assert (root / site.strip().lstrip("/") / "agent/cli").is_dir()
     assert not (root / "usr/lib/python3.12/ensurepip").exists()
