@@ -65,7 +65,7 @@ IMAGES = (
         "gateway", "Covey's gateway: OpenAI's API for a mesh", ("serve",), ("8088/tcp",),
         "/var/lib/gateway",
         ("COVEY_GATEWAY_LISTEN=0.0.0.0:8088", "COVEY_GATEWAY_SOCKET=/run/covey/agent.sock",
-         "XDG_STATE_HOME=/var/lib/gateway"),
+         "XDG_STATE_HOME=/var/lib/gateway", "HOME=/var/lib/gateway"),
         f"{_USER}:{_USER}",
     ),
 )  # fmt: skip
