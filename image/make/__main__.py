@@ -7,10 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-from agent.errors import CoveyError
+from agent.errors import CoveyError, UsageError
 from image.make import grub, programs
+from image.make.alpine.source import Alpine
 from image.make.assemble import Wish, build
-from image.make.packages import KERNELS
+from image.make.debian import Debian
+from image.make.source import ARCHES, FLAVOURS, Source
 
 
 def main() -> int:
@@ -18,33 +20,56 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="image/build", description="Build the appliance's disk image, without root."
     )
-    parser.add_argument("--arch", choices=["x86_64"], default="x86_64")
-    parser.add_argument("--source", choices=["debian"], default="debian")
+    parser.add_argument("--arch", choices=sorted(ARCHES), default="x86_64")
+    parser.add_argument("--source", choices=["alpine", "debian"], default="debian")
     parser.add_argument(
-        "--flavour", choices=sorted(KERNELS), default="virt",
+        "--flavour", choices=FLAVOURS, default="virt",
         help="the kernel for machines of their own (metal), or for virtual ones (virt)",
     )  # fmt: skip
     parser.add_argument(
         "--mirror", default="", metavar="URL|DIR",
-        help="where Debian 12's packages come from; else what this machine's apt is set up with",
+        help="where packages come from: a release's folder like https://HOST/alpine/v3.22, or a "
+        "mirror of Debian (without it what this machine's apt is set up with)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("covey.img"), help="the image's file")
+    parser.add_argument(
+        "--keys", type=Path, metavar="DIR",
+        help="public keys that Alpine's packages may be signed with, in place of Alpine's own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--oci", action="store_true",
+        help="images of the agent and of the gateway for containers, in one tar",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, help="the file to make  [default: covey.img, or covey-oci.tar]"
+    )
     arguments = parser.parse_args()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "covey"
-    llama = Path(os.environ.get("COVEY_CACHE") or Path.home() / ".cache" / "covey")
-    missing = [*programs.missing(), *grub.missing()]
+    missing = [*programs.missing(), *([] if arguments.oci else grub.missing(arguments.arch))]
     if missing:
         print(f"Missing on this machine: {' '.join(missing)}. Install these packages.",
               file=sys.stderr)  # fmt: skip
         return 5
     try:
-        wish = Wish(arguments.out.absolute(), base / "image", llama, arguments.mirror,
-                    arguments.flavour)  # fmt: skip
+        programs.require_machine(arguments.arch)
+        out = arguments.out or Path("covey-oci.tar" if arguments.oci else "covey.img")
+        wish = Wish(out.absolute(), _source(arguments), arguments.arch, arguments.flavour,
+                    arguments.oci)  # fmt: skip
         build(wish, lambda words: print(words, flush=True))
     except CoveyError as error:
         print(error.line(), file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "covey"
+    if arguments.source == "alpine":
+        if not arguments.mirror:
+            raise UsageError("--source alpine takes a --mirror", hint="Name a URL or a folder.")
+        return Alpine(arguments.mirror, arguments.arch, base / "image", arguments.keys)
+    if arguments.keys:
+        raise UsageError("--keys is for --source alpine", hint="apt has keys of its own.")
+    llama = Path(os.environ.get("COVEY_CACHE") or Path.home() / ".cache" / "covey")
+    return Debian(arguments.mirror, arguments.arch, base / "image", llama)
 
 
 if __name__ == "__main__":

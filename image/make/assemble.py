@@ -11,8 +11,9 @@ from pathlib import Path
 from image.disk import bootfiles
 from image.disk.layout import MIB, Sizes
 from image.disk.write import write
-from image.make import debian, grub, tree, wheels
+from image.make import grub, oci, tree
 from image.make.programs import run
+from image.make.source import Source
 from image.node import settings, slotblocks
 from image.node.slots import State
 
@@ -23,16 +24,16 @@ _KERNEL = "(name(vmlinuz)||name(initramfs))"
 
 @dataclass(frozen=True)
 class Wish:
-    """What to build: from which mirror ("": this machine's), into which file, with which cache.
+    """What to build: out of which source, for which machine, into which file.
 
-    `llama_cache` is where `make` keeps llama-cpp-python's wheel, `flavour` one of `KERNELS`.
+    `oci`: images for containers, and not one of a disk.
     """
 
     out: Path
-    cache: Path
-    llama_cache: Path
-    mirror: str = ""
+    source: Source
+    arch: str = "x86_64"
     flavour: str = "virt"
+    oci: bool = False
     sizes: Sizes = field(default_factory=Sizes)
 
 
@@ -44,25 +45,30 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
         say(f"{time.monotonic() - began:5.1f} s  {words}")
 
     step("Asking for packages")
-    apt = debian.Apt(wish.cache, wish.mirror)
-    debs = apt.fetch(apt.plan(wish.flavour))
+    packages = wish.source.fetch(wish.flavour)
     step("Asking for Python's packages")
-    python = wheels.fetch(tree.REPOSITORY / "requirements/runtime.txt", wish.cache)
-    python.append(wheels.llama(tree.REPOSITORY, wish.llama_cache))
+    python = packages.wheels()
     with tempfile.TemporaryDirectory(prefix="covey-image-") as name:
         folder = Path(name)
         root = folder / "root"
         root.mkdir(mode=0o755)
-        step(f"Unpacking {len(debs) + len(python)} packages")
-        tree.make(root, debs, python)
+        step(f"Unpacking {packages.count + len(python)} packages")
+        tree.make(root, packages, python)
+        if wish.oci:
+            step("Packing the images")
+            oci.write(root, wish.arch, EPOCH_S, wish.out)
+            step(f"{wish.out} is built; it has {wish.out.stat().st_size / MIB:.0f} MiB")
+            return
         step("Packing the root file system")
         squash(root, folder / "slot")
         step("Making the boot partition and the disk")
-        loader = grub.make(folder)
-        (folder / "core").write_bytes(loader.core)
+        loader = grub.make(folder, wish.arch)
         bootfiles.make(folder / "boot", wish.sizes.boot, boot_files(folder, loader.efi), EPOCH_S)
-        parts = {"bios": folder / "core", "boot": folder / "boot", "slot-a": folder / "slot"}
-        write(wish.out, "x86_64", wish.sizes, parts, loader.boot_code)
+        parts = {"boot": folder / "boot", "slot-a": folder / "slot"}
+        if loader.core:
+            (folder / "core").write_bytes(loader.core)
+            parts["bios"] = folder / "core"
+        write(wish.out, wish.arch, wish.sizes, parts, loader.boot_code)
         size = (folder / "slot").stat().st_size
     step(f"{wish.out} is built; a slot's content has {size / MIB:.0f} MiB")
 
@@ -92,7 +98,7 @@ def boot_files(folder: Path, efi: Path) -> dict[str, Path]:
         (folder / name).write_bytes(block)
     (folder / "covey.toml").write_text(settings.sample().replace("\n", "\r\n"), newline="")
     return {
-        "EFI/BOOT/BOOTX64.EFI": efi,
+        f"EFI/BOOT/{efi.name}": efi,
         "covey.toml": folder / "covey.toml",
         "covey/grub.cfg": grub.BOOT / "grub.cfg",
         "covey/slots.cfg": grub.BOOT / "slots.cfg",

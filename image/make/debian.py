@@ -6,11 +6,14 @@ unless a mirror is named: then that mirror is asked, and nothing but Debian's ow
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import EnvironmentFault
+from image.make import foreign, wheels
 from image.make.packages import KERNELS, WANTED, Package, chosen
 from image.make.programs import run
+from image.make.source import ARCHES, Layout
 
 SUITE = "bookworm"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -22,11 +25,12 @@ _MIRROR_HINT = (
 class Apt:
     """apt with a cache and an empty list of installed packages; both in `cache`."""
 
-    def __init__(self, cache: Path, mirror: str = "") -> None:
+    def __init__(self, cache: Path, mirror: str = "", arch: str = "x86_64") -> None:
         """Make the folders; `mirror` is a URL or a folder, "" what this machine is set up with."""
         self._debs = cache / "debs"
         self._debs.mkdir(parents=True, exist_ok=True)
         self._mirror = mirror
+        self._arch = ARCHES[arch]
         # Nothing is installed here: so apt resolves all that the wanted packages need.
         self._options = ["-o", "Dir::State::status=/dev/null", "-o", "Debug::NoLocking=1"]
         if mirror:
@@ -42,7 +46,7 @@ class Apt:
             )
         hint = "Run `apt-get update` as root, or name a mirror with --mirror."
         simulate = ["install", "-s", "-y", "-qq", "--no-install-recommends"]
-        simulate += [KERNELS[flavour], *WANTED]
+        simulate += [KERNELS[flavour][self._arch], *WANTED]
         return chosen(run(["apt-get", *self._options, *simulate], hint=hint))
 
     def fetch(self, packages: tuple[Package, ...]) -> list[Path]:
@@ -80,3 +84,53 @@ def unpack(files: list[Path], root: Path) -> None:
     """Unpack the packages' files into a folder; what a later one has in common counts."""
     for file in files:
         run(["dpkg-deb", "-x", file, root], hint=f"Remove {file}, then build again.")
+
+
+@dataclass(frozen=True)
+class DebianPackages:
+    """Packages that apt has fetched; `cache` and `llama_cache` keep Python's."""
+
+    files: list[Path]
+    arch: str
+    cache: Path
+    llama_cache: Path
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return len(self.files)
+
+    @property
+    def layout(self) -> Layout:
+        """Where they have what."""
+        python = ".".join(map(str, wheels.PYTHON))
+        libraries = (f"lib/{self.arch}-linux-gnu", f"usr/lib/{self.arch}-linux-gnu")
+        loader = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}[self.arch]
+        return Layout(
+            self.arch, python, f"{libraries[0]}/{loader}", libraries, "dash", "bin/busybox"
+        )
+
+    def unpack(self, root: Path) -> None:
+        """Unpack them into a folder."""
+        unpack(self.files, root)
+
+    def wheels(self) -> list[Path]:
+        """Return PyPI's wheels and those that are compiled here."""
+        found = wheels.fetch(foreign.REQUIREMENTS / "runtime.txt", self.cache)
+        return [*found, wheels.llama(foreign.REPOSITORY, self.llama_cache)]
+
+
+class Debian:
+    """Debian 12 as a source."""
+
+    def __init__(self, mirror: str, arch: str, cache: Path, llama_cache: Path) -> None:
+        """`mirror` is a URL or a folder; "" is what this machine's apt is set up with."""
+        self._apt = Apt(cache, mirror, arch)
+        self._arch = arch
+        self._cache = cache
+        self._llama_cache = llama_cache
+
+    def fetch(self, flavour: str) -> DebianPackages:
+        """Return the packages for a flavour; raises EnvironmentFault."""
+        files = self._apt.fetch(self._apt.plan(flavour))
+        return DebianPackages(files, self._arch, self._cache, self._llama_cache)

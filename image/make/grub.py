@@ -12,7 +12,12 @@ from image.make.programs import run
 
 BOOT = Path(__file__).parents[1] / "boot"
 _GRUB = Path("/usr/lib/grub")
-_PACKAGES = {"i386-pc": "grub-pc-bin", "x86_64-efi": "grub-efi-amd64-bin"}
+# What each architecture starts with: GRUB's word for it, Debian's package, the program's name.
+_PACKAGES = {
+    "x86_64": {"i386-pc": "grub-pc-bin", "x86_64-efi": "grub-efi-amd64-bin"},
+    "aarch64": {"arm64-efi": "grub-efi-arm64-bin"},
+}
+_EFI = {"x86_64": ("x86_64-efi", "BOOTX64.EFI"), "aarch64": ("arm64-efi", "BOOTAA64.EFI")}
 # What the configuration names, and what it takes to read our partitions.
 _MODULES = (
     "part_gpt", "fat", "squash4", "xzio", "gzio", "normal", "configfile", "loadenv", "test",
@@ -30,28 +35,32 @@ class Loader:
     efi: Path
 
 
-def missing() -> list[str]:
+def missing(arch: str) -> list[str]:
     """Return the packages with GRUB's images that are not there."""
-    return [package for kind, package in _PACKAGES.items() if not (_GRUB / kind).is_dir()]
+    return [package for kind, package in _PACKAGES[arch].items() if not (_GRUB / kind).is_dir()]
 
 
-def make(folder: Path) -> Loader:
+def make(folder: Path, arch: str) -> Loader:
     """Return the loader; files are made in a folder. Raises EnvironmentFault."""
-    for kind, package in _PACKAGES.items():
-        if not (_GRUB / kind).is_dir():
-            raise EnvironmentFault(
-                f"GRUB's images for {kind} are not installed",
-                hint=f"Install the package {package}.",
-            )
-    core, efi = folder / "core.img", folder / "BOOTX64.EFI"
-    for kind, out, more in (
-        ("i386-pc", core, ["biosdisk"]), ("x86_64-efi", efi, ["efi_gop", "efifwsetup"]),
-    ):  # fmt: skip
-        run(["grub-mkimage", "-O", kind, "-c", BOOT / "early.cfg", "-p", "/covey", "-o", out,
-             *_MODULES, *more])  # fmt: skip
+    for package in missing(arch):
+        raise EnvironmentFault(
+            "GRUB's images are not installed", hint=f"Install the package {package}."
+        )
+    kind, name = _EFI[arch]
+    efi = folder / name
+    _mkimage(kind, efi, ["efi_gop", "efifwsetup"] if arch == "x86_64" else ["efi_gop", "fdt"])
+    if arch != "x86_64":
+        return Loader(b"", b"", efi)
+    core = folder / "core.img"
+    _mkimage("i386-pc", core, ["biosdisk"])
     boot = (_GRUB / "i386-pc" / "boot.img").read_bytes()
     return Loader(
         grubcore.boot_code(boot, FIRST_SECTOR),
         grubcore.core_image(core.read_bytes(), FIRST_SECTOR),
         efi,
     )
+
+
+def _mkimage(kind: str, out: Path, more: list[str]) -> None:
+    run(["grub-mkimage", "-O", kind, "-c", BOOT / "early.cfg", "-p", "/covey", "-o", out,
+         *_MODULES, *more])  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 from pathlib import Path
 
 from image.make import cpio
@@ -17,10 +18,22 @@ def make(root: Path, release: str) -> bytes:
     modules = root / "lib/modules" / release
     order = in_order((modules / "modules.dep").read_text(), FIRST)
     files = {
-        f"modules/{number:02}-{Path(path).name}": (modules / path).read_bytes()
+        f"modules/{number:02}-{Path(path).name.partition('.')[0]}.ko": _module(modules / path)
         for number, path in enumerate(order)
     }
     # It is linked statically, so it is all that the script needs.
     files["bin/busybox"] = (root / "bin/busybox").read_bytes()
     files["init"] = INIT.read_bytes()
     return gzip.compress(cpio.archive(files, _FOLDERS), compresslevel=9, mtime=0)
+
+
+def _module(path: Path) -> bytes:
+    """Return a module as it is loaded; Alpine's are compressed, which busybox need not read."""
+    content = path.read_bytes()
+    match path.suffix:
+        case ".gz":
+            return gzip.decompress(content)
+        case ".xz":
+            return lzma.decompress(content)
+        case _:
+            return content

@@ -10,9 +10,13 @@ import re
 from dataclasses import dataclass
 
 from agent.errors import EnvironmentFault
+from image.make.source import ARCHES
 
-# By what the machine is: one of its own, or one in another (no drivers but those that it needs).
-KERNELS = {"metal": "linux-image-amd64", "virt": "linux-image-cloud-amd64"}
+# By Debian's word for the architecture.
+KERNELS = {
+    flavour: {arch: f"linux-image-{kind}{arch}" for arch in ARCHES.values()}
+    for flavour, kind in (("metal", ""), ("virt", "cloud-"))
+}
 WANTED = (
     "busybox-static", "openrc", "kmod", "dash",
     "iproute2", "nftables", "conntrack", "wireguard-tools",
@@ -26,8 +30,9 @@ _LEFT_OUT = frozenset((
     "adduser", "coreutils", "cpio", "debconf", "debianutils", "dpkg", "initramfs-tools",
     "initramfs-tools-core", "insserv", "klibc-utils", "libdb5.3", "libklibc", "libnsl2",
     "libpam-modules", "libpam-modules-bin", "libsemanage-common", "libsemanage2", "libsepol2",
-    "linux-base", *KERNELS.values(), "logsave", "media-types", "passwd", "readline-common", "tar",
+    "linux-base", "logsave", "media-types", "passwd", "readline-common", "tar",
     "udev", "util-linux-extra",
+    *(name for kernels in KERNELS.values() for name in kernels.values()),
 ))  # fmt: skip
 _INSTALLED = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) [^)]*\[(\S+)\]\)", re.MULTILINE)
 

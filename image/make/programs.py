@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,16 @@ from agent.errors import EnvironmentFault
 
 # Debian's packages, by program. tests/vm and image/build need them, `make test` does not.
 PACKAGES = {
-    "apt-get": "apt", "dpkg-deb": "dpkg", "depmod": "kmod", "mksquashfs": "squashfs-tools",
-    "grub-mkimage": "grub-common", "mkfs.vfat": "dosfstools", "mcopy": "mtools",
-}  # fmt: skip
+    "apt-get": "apt",
+    "dpkg-deb": "dpkg",
+    "depmod": "kmod",
+    "mksquashfs": "squashfs-tools",
+    "grub-mkimage": "grub-common",
+    "mkfs.vfat": "dosfstools",
+    "mcopy": "mtools",
+}
+# Of one source only.
+_MORE = {"bwrap": "bubblewrap"}  # fmt: skip
 # Debian keeps administrators' programs off the path of people.
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _TIMEOUT_S = 1800.0
@@ -25,6 +33,16 @@ def missing() -> list[str]:
     """Return the packages whose programs are not there."""
     found = {PACKAGES[program] for program in PACKAGES if not shutil.which(program, path=PATH)}
     return sorted(found)
+
+
+def require_machine(arch: str) -> None:
+    """Raise EnvironmentFault unless this machine runs programs of an architecture."""
+    if arch != platform.machine():
+        raise EnvironmentFault(
+            f"an image for {arch} is built with its own programs, and this machine is "
+            f"{platform.machine()}",
+            hint=f"Build it on a machine with {arch}.",
+        )
 
 
 def run(
@@ -45,7 +63,7 @@ def run(
     except FileNotFoundError:
         raise EnvironmentFault(
             f"{program} is not installed",
-            hint=f"Install the package {PACKAGES.get(program, program)}.",
+            hint=f"Install the package {({**PACKAGES, **_MORE}).get(program, program)}.",
         ) from None
     except subprocess.TimeoutExpired:
         raise EnvironmentFault(f"{program} did not end within {_TIMEOUT_S:.0f} s") from None

@@ -8,19 +8,34 @@ from pathlib import Path
 
 from agent import __version__
 from agent.errors import EnvironmentFault
-from image.make import debian, initramfs, wheels
+from image.make import commands, initramfs, wheels
+from image.make.foreign import PACKAGES, REPOSITORY
 from image.make.programs import run
+from image.make.source import Layout, Packages
 
-REPOSITORY = Path(__file__).parents[2]
 OVERLAY = Path(__file__).parents[1] / "root"
-PACKAGES = Path("usr/lib/python3/dist-packages")
-_LIBRARY = Path("usr/lib/python3.11")
 # For people, for other programs, and for tests.
 _NOT_NEEDED = (
-    "usr/share", "usr/games", "usr/include", "usr/lib/initramfs-tools", "usr/lib/systemd",
-    "lib/systemd", "lib/udev", "etc/cron.d", "etc/runlevels", "etc/init.d", "etc/pam.d", "boot",
-    f"{_LIBRARY}/ensurepip", f"{_LIBRARY}/idlelib", f"{_LIBRARY}/lib2to3", f"{_LIBRARY}/pydoc_data",
-    f"{_LIBRARY}/tkinter", f"{_LIBRARY}/turtledemo", "usr/bin/perf",
+    "usr/share",
+    "usr/games",
+    "usr/include",
+    "usr/lib/initramfs-tools",
+    "usr/lib/systemd",
+    "lib/systemd",
+    "lib/udev",
+    "etc/cron.d",
+    "etc/runlevels",
+    "etc/init.d",
+    "etc/pam.d",
+    "boot",
+    "usr/bin/perf",
+    "etc/apk",
+    "lib/apk",
+    "usr/lib/apk",
+)
+# Of Python's own library.
+_NOT_NEEDED_OF_PYTHON = (
+    "ensurepip", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtledemo",
 )  # fmt: skip
 _TEST_FOLDERS = frozenset(("test", "tests", "_pyinstaller"))
 _FOLDERS = (
@@ -28,9 +43,11 @@ _FOLDERS = (
     "run", "sbin", "sys", "tmp", "usr/bin", "usr/sbin", "var/lib/covey", "var/log", "var/tmp",
 )  # fmt: skip
 _LINKS = {
-    "bin/sh": "dash", "usr/bin/python3": "python3.11", "sbin/init": "/bin/busybox",
-    "sbin/getty": "/bin/busybox", "var/run": "/run", "var/lock": "/run/lock",
+    "sbin/init": "/bin/busybox", "sbin/getty": "/bin/busybox",
+    "var/run": "/run", "var/lock": "/run/lock",
 }  # fmt: skip
+# Linux' names of the first serial line.
+_SERIAL_LINES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 _RUNLEVELS = {
     "sysinit": ("covey-devices",),
     "boot": ("covey-disk", "covey-settings"),
@@ -41,19 +58,20 @@ _RUNLEVELS = {
 _OURS = ("agent", "gateway", "image/node")
 
 
-def make(root: Path, debs: list[Path], python: list[Path]) -> None:
-    """Fill an empty folder: Debian's packages, wheels, Covey, kernel and initramfs.
+def make(root: Path, packages: Packages, python: list[Path]) -> None:
+    """Fill an empty folder: a source's packages, wheels, Covey, kernel and initramfs.
 
     Raises EnvironmentFault for what cannot be unpacked or is not in the packages.
     """
-    debian.unpack(debs, root)
+    packages.unpack(root)
+    layout = packages.layout
     release = _kernel(root)
     for wheel in python:
         wheels.unpack(wheel, root / PACKAGES)
-    _trim(root)
+    _trim(root, layout)
     _covey(root / PACKAGES)
-    _lay(root)
-    _compile(root)
+    _lay(root, layout)
+    _compile(root, layout)
     run(["depmod", "-b", root, release])
     (root / "boot/initramfs").write_bytes(initramfs.make(root, release))
     _even_modes(root)
@@ -62,21 +80,27 @@ def make(root: Path, debs: list[Path], python: list[Path]) -> None:
 def _kernel(root: Path) -> str:
     """Set the kernel aside; return its release."""
     kernels = list((root / "boot").glob("vmlinuz-*"))
-    if len(kernels) != 1:
-        raise EnvironmentFault(f"the packages have {len(kernels)} kernels, and not one")
+    releases = list((root / "lib/modules").glob("*"))
+    if len(kernels) != 1 or len(releases) != 1:
+        raise EnvironmentFault(
+            f"the packages have {len(kernels)} kernels and modules for {len(releases)}, and not one"
+        )
     kernels[0].rename(root / "vmlinuz")
-    return kernels[0].name.removeprefix("vmlinuz-")
+    return releases[0].name
 
 
-def _trim(root: Path) -> None:
-    for name in _NOT_NEEDED:
-        path = root / name
+def _trim(root: Path, layout: Layout) -> None:
+    library = root / f"usr/lib/python{layout.python}"
+    for path in (
+        *(root / name for name in _NOT_NEEDED),
+        *(library / name for name in _NOT_NEEDED_OF_PYTHON),
+    ):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for library in (root / _LIBRARY, root / PACKAGES):
-        for folder, names, _ in os.walk(library):
+    for packages in (library, root / PACKAGES):
+        for folder, names, _ in os.walk(packages):
             for name in _TEST_FOLDERS.intersection(names):
                 shutil.rmtree(Path(folder) / name)
                 names.remove(name)
@@ -92,22 +116,24 @@ def _covey(packages: Path) -> None:
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: covey\nVersion: {__version__}\n")
 
 
-def _lay(root: Path) -> None:
+def _lay(root: Path, layout: Layout) -> None:
     """Add folders, links, busybox's commands, image/root, and what starts when."""
     for name in _FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "vmlinuz").rename(root / "boot/vmlinuz")
     shutil.copytree(OVERLAY, root, dirs_exist_ok=True)
-    for name, target in _LINKS.items():
+    if layout.busybox != "bin/busybox":
+        (root / layout.busybox).rename(root / "bin/busybox")
+    links = {"bin/sh": layout.shell, "usr/bin/python3": f"python{layout.python}", **_LINKS}
+    for name, target in links.items():
         path = root / name
         path.unlink(missing_ok=True)
         path.symlink_to(target)
+    inittab = root / "etc/inittab"
+    line = _SERIAL_LINES[layout.arch]
+    inittab.write_text(inittab.read_text().replace("\nttyS0::", f"\n{line}::"))
     # What a package brought is better than busybox's command of the same name.
-    for name in run([root / "bin/busybox", "--list-full"]).split():
-        path = root / name
-        if not os.path.lexists(path) and not _found(root, path.name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to("/bin/busybox")
+    commands.link(root)
     for level, services in _RUNLEVELS.items():
         folder = root / "etc/runlevels" / level
         folder.mkdir(parents=True)
@@ -124,23 +150,17 @@ def _even_modes(root: Path) -> None:
                 path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
 
 
-def _found(root: Path, program: str) -> bool:
-    folders = ("bin", "sbin", "usr/bin", "usr/sbin")
-    return any(os.path.lexists(root / folder / program) for folder in folders)
-
-
-def _compile(root: Path) -> None:
+def _compile(root: Path, layout: Layout) -> None:
     """Compile Python's files, which a read-only root could not keep; unchecked, as none changes.
 
     By the image's own Python, since another one may write other bytes. One process goes through
     them in the order of their names, for the same reason.
     """
-    folders = [root / "lib/x86_64-linux-gnu", root / "usr/lib/x86_64-linux-gnu"]
+    folders = ":".join(str(root / folder) for folder in layout.libraries)
+    library = root / f"usr/lib/python{layout.python}"
     run(
-        [folders[0] / "ld-linux-x86-64.so.2", "--library-path", ":".join(map(str, folders)),
-         root / "usr/bin/python3.11", "-B", "-s", "-S", "-m", "compileall", "-q",
-         "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/",
-         root / _LIBRARY, root / PACKAGES],
+        [root / layout.loader, "--library-path", folders,
+         root / f"usr/bin/python{layout.python}", "-B", "-s", "-S", "-m", "compileall", "-q",
+         "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/", library, root / PACKAGES],
         env={"PYTHONHOME": str(root / "usr"), "PYTHONPATH": "", "PYTHONHASHSEED": "0"},
-        hint="The image is for x86_64, and so has to be the machine that builds it.",
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -43,3 +44,10 @@ def test_a_program_that_is_missing_is_told_with_its_package(
 def test_a_program_that_fails_is_told_with_its_last_words() -> None:
     with pytest.raises(EnvironmentFault, match="sh failed: b; c; d"):
         programs.run(["sh", "-c", "printf 'a\nb\nc\nd\n' >&2; exit 3"])
+
+
+def test_an_image_is_built_on_a_machine_of_its_architecture() -> None:
+    programs.require_machine(platform.machine())
+    with pytest.raises(EnvironmentFault) as caught:
+        programs.require_machine("s390x")
+    assert caught.value.hint == "Build it on a machine with s390x."

@@ -68,7 +68,7 @@ def test_nobody_can_log_in() -> None:
 def test_the_boot_partition_begins_with_a_reset_and_a_file_that_sets_nothing(
     tmp_path: Path,
 ) -> None:
-    files = assemble.boot_files(tmp_path, tmp_path / "efi")
+    files = assemble.boot_files(tmp_path, tmp_path / "BOOTX64.EFI")
     blocks = (files["covey/slots0.env"].read_bytes(), files["covey/slots1.env"].read_bytes())
     assert slotblocks.latest(blocks).state.reset
     raw = files["covey.toml"].read_bytes()

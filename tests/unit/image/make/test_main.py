@@ -1,0 +1,37 @@
+"""The command line says what does not fit together, before anything is fetched."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from image.make import __main__ as command
+from image.make import grub, programs
+
+
+@pytest.fixture(autouse=True)
+def complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever building takes is there."""
+    monkeypatch.setattr(programs, "missing", list)
+    monkeypatch.setattr(grub, "missing", lambda arch: [])
+    monkeypatch.setattr(programs, "require_machine", lambda arch: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--source alpine", "--source alpine takes a --mirror. Name a URL or a folder."),
+        ("--keys /etc", "--keys is for --source alpine."),
+        ("--source alpine --mirror /nowhere --keys /nowhere", "no public key is in /nowhere."),
+        ("--source alpine --mirror /nowhere", "the mirror /nowhere has no main for x86_64."),
+    ],
+)
+def test_what_does_not_fit_together(
+    arguments: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["image/build", *arguments.split()])
+    assert command.main() in (2, 5)
+    assert words in capsys.readouterr().err
