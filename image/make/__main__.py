@@ -28,6 +28,10 @@ def main() -> int:
         "--mirror", default="", metavar="URL|DIR",
         help="where Debian 12's packages come from; else what this machine's apt is set up with",
     )  # fmt: skip
+    parser.add_argument(
+        "--plain", action="store_true",
+        help="with llama.cpp for the oldest CPUs alone: slow, but built in a minute",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("covey.img"), help="the image's file")
     arguments = parser.parse_args()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "covey"
@@ -39,7 +43,7 @@ def main() -> int:
         return 5
     try:
         wish = Wish(arguments.out.absolute(), base / "image", llama, arguments.mirror,
-                    arguments.flavour)  # fmt: skip
+                    arguments.flavour, arguments.plain)  # fmt: skip
         build(wish, lambda words: print(words, flush=True))
     except CoveyError as error:
         print(error.line(), file=sys.stderr)

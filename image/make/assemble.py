@@ -25,7 +25,8 @@ _KERNEL = "(name(vmlinuz)||name(initramfs))"
 class Wish:
     """What to build: from which mirror ("": this machine's), into which file, with which cache.
 
-    `llama_cache` is where `make` keeps llama-cpp-python's wheel, `flavour` one of `KERNELS`.
+    `llama_cache` is where `make` keeps llama-cpp-python's wheels, `flavour` one of `KERNELS`. With
+    `plain` llama.cpp uses no vector instructions but SSE 4.2.
     """
 
     out: Path
@@ -33,6 +34,7 @@ class Wish:
     llama_cache: Path
     mirror: str = ""
     flavour: str = "virt"
+    plain: bool = False
     sizes: Sizes = field(default_factory=Sizes)
 
 
@@ -48,7 +50,8 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
     debs = apt.fetch(apt.plan(wish.flavour))
     step("Asking for Python's packages")
     python = wheels.fetch(tree.REPOSITORY / "requirements/runtime.txt", wish.cache)
-    python.append(wheels.llama(tree.REPOSITORY, wish.llama_cache))
+    step("Asking for llama.cpp, " + ("a plain one" if wish.plain else "for CPUs of all ages"))
+    python.append(wheels.llama(tree.REPOSITORY, wish.llama_cache, plain=wish.plain))
     with tempfile.TemporaryDirectory(prefix="covey-image-") as name:
         folder = Path(name)
         root = folder / "root"
