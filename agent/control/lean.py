@@ -45,8 +45,8 @@ def _without_nameservers() -> None:
     if read.__module__ == __name__:
         return
 
-    def read_if_any(self: BaseResolver, file: Any) -> None:
+    def read_if_any(self: BaseResolver, f: Any) -> None:
         with contextlib.suppress(NoResolverConfiguration):
-            read(self, file)
+            read(self, f)
 
     BaseResolver.read_resolv_conf = read_if_any  # type: ignore[method-assign]

@@ -1,10 +1,10 @@
 """Take from an engine process what it does not need: the network, files, rights.
 
-Every engine gives up the rights that an agent has without being root (`give_up_rights`). The rest is
-for `rpc_server.py`, which runs code of llama.cpp that is known to be unsafe with hostile input. All
-of it is Linux's own, without privileges: a network namespace, Landlock, capabilities, limits. It
-holds for this thread and for those that it starts later, so call it before any other starts; it
-cannot be undone.
+Every engine gives up the rights of an agent that is no root (`give_up_rights`). The rest is for
+`rpc_server.py`, which runs code of llama.cpp that is known to be unsafe with hostile input. All of
+it is Linux's own, without privileges: a network namespace, Landlock, capabilities, limits. It holds
+for this thread and for those that it starts later, so call it before any other starts; it cannot be
+undone.
 """
 
 from __future__ import annotations

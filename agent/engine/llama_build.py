@@ -101,7 +101,7 @@ def build(
     ready = sorted(entry.glob("*.whl"))
     if ready:
         return ready[0]
-    what = "any CPU (about 15" if any_cpu else "this CPU (about 5"
+    what = "any CPU (about 10" if any_cpu else "this CPU (about 5"
     print(f"Building llama-cpp-python for {what} minutes on 2 cores): {entry}")
     with _tools(build_requirements) as (scratch, environment):
         environment["CMAKE_ARGS"] = " ".join(options)
@@ -129,8 +129,8 @@ def build_plain(requirements: Path, cache: Path, build_requirements: Path) -> Pa
         subprocess.run(["tar", "-xzf", archive, "-C", scratch], check=True)
         source, made = next(scratch.glob("*/vendor/llama.cpp")), scratch / "made"
         cmake = scratch / "venv/bin/cmake"
-        for words in (["-G", "Ninja", "-S", source, "-B", made, *options],
-                      ["--build", made, "--target", "ggml-cpu"]):  # fmt: skip
+        for words in (["-G", "Ninja", "-S", str(source), "-B", str(made), *options],
+                      ["--build", str(made), "--target", "ggml-cpu"]):  # fmt: skip
             subprocess.run([cmake, *words], check=True, env=environment, stdout=sys.stderr)
         part = (made / "bin" / _CPU_PART).read_bytes()
         wheel = scratch / usual.name

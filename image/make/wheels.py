@@ -16,7 +16,7 @@ from image.make.programs import run
 
 # The image's, in Debian 12.
 PYTHON = (3, 11)
-# llama.cpp for any CPU takes a quarter of an hour on two cores that do nothing else.
+# llama.cpp for any CPU took 15 minutes of CPU time; a small machine that does more needs hours.
 _LLAMA_S = 4 * 3600.0
 # Many virtual machines announce AMX and do not let it run; what llama.cpp has for such CPUs dies
 # there. Those CPUs take the part that is next to it, which lacks nothing but AMX.

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +76,7 @@ class Bench(AgentLab):
                 wait_until(
                     "the gateway finds the model",
                     lambda: MODEL in machine.run(["curl", "-s", f"{url}/v1/models"]).stdout,
+                    _LIMIT_S,
                 )
                 ask = [sys.executable, str(_ASK), url, MODEL, QUESTION]
                 done = machine.run(ask, env=environment, timeout_s=_LIMIT_S)

@@ -17,9 +17,10 @@ _TIMES = ("joined", "deployed", "answered")
 
 def run(image: Path, folder: Path, count: int, cpu: str = "max") -> dict[str, Any]:
     """Return what answer.py found."""
-    script = [sys.executable, str(Path(__file__).with_name("answer.py")), image, folder, str(count), cpu]
+    script = Path(__file__).with_name("answer.py")
     done = subprocess.run(
-        [sys.executable, "-m", "agent.demo.sandbox", "--", *script],
+        [sys.executable, "-m", "agent.demo.sandbox", "--",
+         sys.executable, script, image, folder, str(count), cpu],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -89,7 +89,7 @@ class Appliance:
 
     @contextmanager
     def running(self, firmware: str = "bios", cpu: str = "max") -> Iterator[None]:
-        """Start it with a firmware, "bios" or "uefi", and a CPU that QEMU has; then cut its power."""
+        """Start it with "bios" or "uefi" and a CPU of QEMU's; leaving it cuts the power."""
         more = []
         if firmware == "uefi":
             variables = self._folder / "variables.fd"
