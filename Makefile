@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos routing gateway connections
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: help demo test check lint unit lab namespaces matrix fuzz vm bench setup lock clean
+.PHONY: help demo test check lint unit lab namespaces matrix fuzz appliance vm bench setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -17,7 +17,7 @@ help: ## Show these commands.
 demo: $(READY) ## Bring up three nodes and a gateway here and ask them two questions (ARGS=--keep).
 	@$(BIN)/agent demo $(ARGS)
 
-test: unit namespaces ## Run the unit tests, then those that need namespaces (20 minutes).
+test: unit namespaces appliance ## Run the unit tests, those that need namespaces, and boot the appliance (40 minutes).
 
 check: lint unit ## Run the fast tests: lint, types, unit.
 
@@ -40,6 +40,14 @@ matrix: $(READY) ## Connect every kind of NAT with every other (20 minutes; ARGS
 
 fuzz: $(READY) ## Feed millions of random and mutated inputs to all that reads others' (ARGS="--seed 2").
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+appliance: $(READY) ## Build the appliance, boot it in qemu and ask it (3 minutes; COVEY_NO_VM=1: not).
+ifdef COVEY_NO_VM
+	@echo "The appliance is not booted, since COVEY_NO_VM is set."
+else
+	@sh requirements/system.sh appliance
+	@$(BIN)/pytest tests/vm/test_short.py
+endif
 
 vm: $(READY) ## Run the tests that need a kernel of their own, in qemu.
 	@sh requirements/system.sh vm

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Install the Debian packages that the tree's set-up, demo and tests need, if any is missing;
-# with the argument "vm" those for the tests in a virtual machine instead.
+# with the argument "appliance" also those to build and boot the appliance's image, with "vm" those
+# for all tests in virtual machines.
 # As root it installs them; otherwise it says in one line what is missing.
 set -eu
 
@@ -11,13 +12,15 @@ miniupnpd:miniupnpd-nftables conntrack:conntrack sgdisk:gdisk mkfs.vfat:dosfstoo
 
 PATH="$PATH:/usr/sbin:/sbin"
 missing=""
-if [ "${1:-}" = vm ]; then
-    # What the cases run in the guest are programs of this machine.
-    NEEDED="$NEEDED qemu-system-x86_64:qemu-system-x86 busybox:busybox modprobe:kmod"
-    # And to build the appliance's image.
-    NEEDED="$NEEDED mksquashfs:squashfs-tools grub-mkimage:grub-common"
+if [ "${1:-}" = vm ] || [ "${1:-}" = appliance ]; then
+    NEEDED="$NEEDED qemu-system-x86_64:qemu-system-x86 modprobe:kmod mksquashfs:squashfs-tools
+grub-mkimage:grub-common"
     [ -d /usr/lib/grub/i386-pc ] || missing="$missing grub-pc-bin"
     [ -d /usr/lib/grub/x86_64-efi ] || missing="$missing grub-efi-amd64-bin"
+fi
+if [ "${1:-}" = vm ]; then
+    # What the cases run in the guest are programs of this machine.
+    NEEDED="$NEEDED busybox:busybox"
     [ -d /usr/share/OVMF ] || missing="$missing ovmf"
     # A kernel with WireGuard, and with 9p, which Debian's kernels for clouds lack.
     kernel=""

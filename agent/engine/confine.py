@@ -1,9 +1,10 @@
 """Take from an engine process what it does not need: the network, files, rights.
 
-For `rpc_server.py`, which runs code of llama.cpp that is known to be unsafe with hostile input. All
-of it is Linux's own, without privileges: a network namespace, Landlock, capabilities, limits. It
-holds for this thread and for those that it starts later, so call it before any other starts; it
-cannot be undone.
+Every engine gives up the rights of an agent that is no root (`give_up_rights`). The rest is for
+`rpc_server.py`, which runs code of llama.cpp that is known to be unsafe with hostile input. All of
+it is Linux's own, without privileges: a network namespace, Landlock, capabilities, limits. It holds
+for this thread and for those that it starts later, so call it before any other starts; it cannot be
+undone.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def confine() -> tuple[str, ...]:
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         missing.append(f"no_new_privs ({os.strerror(ctypes.get_errno())})")
     missing += _give_up_files()
-    missing += _give_up_rights()
+    missing += give_up_rights()
     return tuple(missing)
 
 
@@ -103,8 +104,8 @@ def _give_up_files() -> list[str]:
     )
 
 
-def _give_up_rights() -> list[str]:
-    """Drop every capability, also those that a program could be given later."""
+def give_up_rights() -> list[str]:
+    """Drop every capability, also those that a program could be given later; what failed."""
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     for capability in range(_CAPABILITIES_MAX):
         # Refused beyond the last one, and to who may not; then there is none to be given either.

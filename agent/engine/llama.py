@@ -27,6 +27,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from agent.engine import backends
 from agent.engine.apart import ROWS_MAX, Apart
 from agent.engine.cut import ROWS_ENTER
 from agent.engine.frames import Copy, Ints, Marks, Operation, Remove
@@ -43,7 +44,7 @@ _MEMORY_FULL = 1
 _KEPT_ERRORS = 8
 _FLOATS = ctypes.POINTER(ctypes.c_float)
 
-_library: Any = llama_cpp.llama_cpp._lib
+_library: Any = backends.library()
 _tensor_name = _library.ggml_get_name
 _tensor_name.restype = ctypes.c_char_p
 _tensor_name.argtypes = [ctypes.c_void_p]

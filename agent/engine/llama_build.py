@@ -8,6 +8,11 @@ before anything is installed.
 GGML_NATIVE is off because it would make the compiler use everything that the CPU announces: many
 virtual machines announce AMX, mask it, and crash on the first batched matmul. The instruction
 sets below are those that llama.cpp gains from and that /proc/cpuinfo really lists.
+
+With `--any-cpu` the wheel is for machines of all ages instead: it has the CPU's part in 14 builds,
+of which llama.cpp takes the best one that can run when it starts (`backends.py`). With `--plain` it
+is the wheel for this CPU with another CPU's part in it, which asks for SSE 4.2 and no more: that is
+slow, runs in an emulator, and is compiled in a minute.
 """
 
 from __future__ import annotations
@@ -19,6 +24,9 @@ import platform
 import subprocess
 import sys
 import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # CMake option → the /proc/cpuinfo flags that it needs, all of them.
@@ -35,6 +43,21 @@ _X86_OPTIONS: dict[str, tuple[str, ...]] = {
     "GGML_AVX512_VNNI": ("avx512f", "avx512_vnni"),
     "GGML_AVX512_BF16": ("avx512f", "avx512_bf16"),
 }
+
+
+# What makes the CPU's part libraries of their own, for all CPUs, where the package has its others.
+# Those for images are left out: nothing here shows a model a picture.
+ANY_CPU_OPTIONS = (
+    "-DGGML_NATIVE=OFF", "-DGGML_RPC=ON", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON",
+    "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib", "-DCMAKE_INSTALL_RPATH=$ORIGIN", "-DLLAVA_BUILD=OFF",
+)  # fmt: skip
+# What the plain CPU's part is compiled with; its interface is that of every other one.
+_PLAIN_OPTIONS = (
+    "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DLLAMA_BUILD_COMMON=OFF",
+    "-DLLAMA_CURL=OFF", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN",
+)  # fmt: skip
+_CPU_PART = "libggml-cpu.so"
+_FROM_SOURCE = ("--no-deps", "--no-build-isolation", "--no-binary", "llama-cpp-python")
 
 
 def cmake_options(machine: str, cpu_flags: frozenset[str]) -> list[str]:
@@ -62,42 +85,94 @@ def cache_entry(cache: Path, requirement: str, options: list[str]) -> Path:
     return cache / "wheels" / f"llama-{abi}-{key}"
 
 
-def build(requirements: Path, cache: Path, build_requirements: Path) -> Path:
-    """Return the wheel for `requirements` (one pinned line); build it if it is not cached."""
-    options = cmake_options(platform.machine(), read_cpu_flags())
+def build(
+    requirements: Path, cache: Path, build_requirements: Path, *, any_cpu: bool = False
+) -> Path:
+    """Return the wheel for `requirements` (one pinned line); build it if it is not cached.
+
+    It is for this CPU, or for any of its architecture.
+    """
+    if any_cpu:
+        options = list(ANY_CPU_OPTIONS)
+    else:
+        options = cmake_options(platform.machine(), read_cpu_flags())
     options += os.environ.get("CMAKE_ARGS", "").split()
     entry = cache_entry(cache, requirements.read_text(), options)
     ready = sorted(entry.glob("*.whl"))
     if ready:
         return ready[0]
-    print(f"Building llama-cpp-python for this CPU (about 5 minutes on 2 cores): {entry}")
-    entry.mkdir(parents=True, exist_ok=True)
+    what = "any CPU (about 10" if any_cpu else "this CPU (about 5"
+    print(f"Building llama-cpp-python for {what} minutes on 2 cores): {entry}")
+    with _tools(build_requirements) as (scratch, environment):
+        environment["CMAKE_ARGS"] = " ".join(options)
+        wheels = scratch / "wheels"
+        # pip's own cache knows nothing of CMAKE_ARGS and would return a build for another CPU.
+        _pip(environment, "wheel", "--no-cache-dir", "--require-hashes", "-w", wheels,
+             *_FROM_SOURCE, "-r", requirements)  # fmt: skip
+        built = next(wheels.glob("*.whl"))
+        return _keep(entry, built.name, built.read_bytes())
+
+
+def build_plain(requirements: Path, cache: Path, build_requirements: Path) -> Path:
+    """Return the wheel for this CPU with a plain CPU's part; what is not cached is built."""
+    usual = build(requirements, cache, build_requirements)
+    options = [*cmake_options(platform.machine(), frozenset({"sse4_2"})), *_PLAIN_OPTIONS]
+    entry = cache_entry(cache, f"{requirements.read_text()}{usual.parent.name}", options)
+    ready = sorted(entry.glob("*.whl"))
+    if ready:
+        return ready[0]
+    print(f"Building a plain CPU's part of llama.cpp (about a minute on 2 cores): {entry}")
+    with _tools(build_requirements) as (scratch, environment):
+        _pip(environment, "download", "--require-hashes", "-d", scratch, *_FROM_SOURCE,
+             "-r", requirements)  # fmt: skip
+        archive = next(scratch.glob("*.tar.gz"))
+        subprocess.run(["tar", "-xzf", archive, "-C", scratch], check=True)
+        source, made = next(scratch.glob("*/vendor/llama.cpp")), scratch / "made"
+        cmake = scratch / "venv/bin/cmake"
+        for words in (["-G", "Ninja", "-S", str(source), "-B", str(made), *options],
+                      ["--build", str(made), "--target", "ggml-cpu"]):  # fmt: skip
+            subprocess.run([cmake, *words], check=True, env=environment, stdout=sys.stderr)
+        part = (made / "bin" / _CPU_PART).read_bytes()
+        wheel = scratch / usual.name
+        with_part(usual, part, wheel)
+        return _keep(entry, usual.name, wheel.read_bytes())
+
+
+def with_part(usual: Path, part: bytes, out: Path) -> None:
+    """Write a wheel that is as `usual`, but for the CPU's part of llama.cpp."""
+    with zipfile.ZipFile(usual) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            # A wheel knows no links: the library is in it under each of its names.
+            is_part = Path(member.filename).name.startswith(_CPU_PART)
+            new.writestr(member, part if is_part else old.read(member))
+
+
+@contextmanager
+def _tools(build_requirements: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Give a folder that goes again, and the environment in which what builds is on the path."""
     with tempfile.TemporaryDirectory(prefix="covey-llama-") as scratch:
         venv = Path(scratch) / "venv"
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-        pip = [str(venv / "bin" / "pip"), "--disable-pip-version-check", "-q"]
-        subprocess.run(
-            [*pip, "install", "--require-hashes", "-r", str(build_requirements)], check=True
-        )
-        wheels = Path(scratch) / "wheels"
         environment = {
             **os.environ,
-            "CMAKE_ARGS": " ".join(options),
             "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
             "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}",
         }
-        # pip's own cache knows nothing of CMAKE_ARGS and would return a build for another CPU.
-        subprocess.run(
-            [*pip, "wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation",
-             "--require-hashes", "--no-binary", "llama-cpp-python", "-w", str(wheels),
-             "-r", str(requirements)],
-            check=True, env=environment,
-        )  # fmt: skip
-        built = next(wheels.glob("*.whl"))
-        # A rename inside the cache's file system, so that a killed build leaves no half wheel.
-        partial = entry / f".{built.name}.{os.getpid()}"
-        partial.write_bytes(built.read_bytes())
-        return partial.rename(entry / built.name)
+        _pip(environment, "install", "--require-hashes", "-r", build_requirements)
+        yield Path(scratch), environment
+
+
+def _pip(environment: dict[str, str], *words: str | Path) -> None:
+    pip = Path(environment["PATH"].split(os.pathsep)[0]) / "pip"
+    subprocess.run([pip, "--disable-pip-version-check", "-q", *words], check=True, env=environment)
+
+
+def _keep(entry: Path, name: str, content: bytes) -> Path:
+    """Write a wheel into the cache, so that a killed build leaves no half of one."""
+    entry.mkdir(parents=True, exist_ok=True)
+    partial = entry / f".{name}.{os.getpid()}"
+    partial.write_bytes(content)
+    return partial.rename(entry / name)
 
 
 def main() -> int:
@@ -106,9 +181,13 @@ def main() -> int:
     parser.add_argument("--requirements", type=Path, required=True)
     parser.add_argument("--build-requirements", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
-    arguments = parser.parse_args()
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--any-cpu", action="store_true", help="not just for this machine's")
+    which.add_argument("--plain", action="store_true", help="no more than SSE 4.2 is asked for")
+    said = parser.parse_args()
+    where = (said.requirements, said.cache, said.build_requirements)
     try:
-        print(build(arguments.requirements, arguments.cache, arguments.build_requirements))
+        print(build_plain(*where) if said.plain else build(*where, any_cpu=said.any_cpu))
     except subprocess.CalledProcessError as error:
         print(f"llama-cpp-python could not be built: {' '.join(error.cmd[:3])} … ended with "
               f"{error.returncode}; its own message is above.", file=sys.stderr)  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -162,14 +162,9 @@ def _features() -> tuple[str, ...]:
 
 def _list() -> bytes:
     trial.bound(devices.TIMEOUT_S)
-    import llama_cpp.llama_cpp
+    from agent.engine import backends
 
-    library: Any = llama_cpp.llama_cpp._lib
-    # Where backends are libraries of their own that are loaded at run time, this finds them.
-    library.ggml_backend_load_all.restype = None
-    if not library.ggml_backend_dev_count():
-        library.ggml_backend_load_all()
-    return msgspec.json.encode(devices.listed(library))
+    return msgspec.json.encode(devices.listed(backends.library()))
 
 
 def _try_cpu(words: Sequence[str]) -> bytes:

@@ -16,7 +16,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from agent.engine import means
+from agent.engine import confine, means
 from agent.engine.channel import STDIN, Channel
 from agent.engine.gguf_file import GgufFile
 from agent.engine.join import Listener
@@ -103,6 +103,10 @@ def main() -> int:
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
+    if os.geteuid():
+        # Those of an agent that is no root but may change the network. Root's would be missed: a
+        # model's file may belong to somebody else.
+        confine.give_up_rights()
     channel = Channel()
     code = 0
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.engine import backends
 from agent.engine.frames import Q8_BLOCK, Frame, Rows, RowType
 
 F16_MAX = 65_504.0
@@ -33,10 +34,8 @@ _FROM_Q8 = ("dequantize_row_q8_0",)
 @functools.cache
 def _conversion(names: tuple[str, ...]) -> Any:
     """Return a function of llama.cpp's that converts (from, to, count of values)."""
-    import llama_cpp  # late: an engine proves it in another process first
-
-    library: Any = llama_cpp.llama_cpp._lib
-    found = next(getattr(library, name) for name in names if hasattr(library, name))
+    # Called late: an engine proves llama.cpp in another process first.
+    found = backends.function(*names)
     found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     found.restype = None
     return found

@@ -12,13 +12,12 @@ from typing import Any
 
 import llama_cpp
 
+from agent.engine import backends
 from agent.errors import EngineError
 
 # Where the matrix is that makes logits of rows; it would go to the last server otherwise, and
 # logits of a whole vocabulary over the network for each token.
 _OUTPUT = b"^(output|token_embd)"
-
-_library: Any = llama_cpp.llama_cpp._lib
 
 
 class _Override(ctypes.Structure):
@@ -29,7 +28,7 @@ class _Override(ctypes.Structure):
 
 def _function(name: str, returns: Any, *takes: Any) -> Any:
     try:
-        found = getattr(_library, name)
+        found = backends.function(name)
     except AttributeError:
         raise EngineError(
             "the llama.cpp of this node was built without RPC.",

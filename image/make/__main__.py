@@ -40,6 +40,10 @@ def main() -> int:
         help="images of the agent and of the gateway for containers, in one tar",
     )  # fmt: skip
     parser.add_argument(
+        "--plain", action="store_true",
+        help="with llama.cpp for the oldest CPUs alone: slow, but built in a minute",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path, help="the file to make  [default: covey.img, or covey-oci.tar]"
     )
     arguments = parser.parse_args()
@@ -65,11 +69,13 @@ def _source(arguments: argparse.Namespace) -> Source:
     if arguments.source == "alpine":
         if not arguments.mirror:
             raise UsageError("--source alpine takes a --mirror", hint="Name a URL or a folder.")
+        if arguments.plain:
+            raise UsageError("--plain is for --source debian", hint="Leave it out.")
         return Alpine(arguments.mirror, arguments.arch, base / "image", arguments.keys)
     if arguments.keys:
         raise UsageError("--keys is for --source alpine", hint="apt has keys of its own.")
     llama = Path(os.environ.get("COVEY_CACHE") or Path.home() / ".cache" / "covey")
-    return Debian(arguments.mirror, arguments.arch, base / "image", llama)
+    return Debian(arguments.mirror, arguments.arch, base / "image", llama, plain=arguments.plain)
 
 
 if __name__ == "__main__":

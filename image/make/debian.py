@@ -88,12 +88,16 @@ def unpack(files: list[Path], root: Path) -> None:
 
 @dataclass(frozen=True)
 class DebianPackages:
-    """Packages that apt has fetched; `cache` and `llama_cache` keep Python's."""
+    """Packages that apt has fetched; `cache` and `llama_cache` keep Python's.
+
+    With `plain` llama.cpp uses no vector instructions but SSE 4.2.
+    """
 
     files: list[Path]
     arch: str
     cache: Path
     llama_cache: Path
+    plain: bool = False
 
     @property
     def count(self) -> int:
@@ -117,20 +121,27 @@ class DebianPackages:
     def wheels(self) -> list[Path]:
         """Return PyPI's wheels and those that are compiled here."""
         found = wheels.fetch(foreign.REQUIREMENTS / "runtime.txt", self.cache)
-        return [*found, wheels.llama(foreign.REPOSITORY, self.llama_cache)]
+        llama = wheels.llama(foreign.REPOSITORY, self.llama_cache, plain=self.plain)
+        return [*found, llama]
 
 
 class Debian:
     """Debian 12 as a source."""
 
-    def __init__(self, mirror: str, arch: str, cache: Path, llama_cache: Path) -> None:
-        """`mirror` is a URL or a folder; "" is what this machine's apt is set up with."""
+    def __init__(
+        self, mirror: str, arch: str, cache: Path, llama_cache: Path, *, plain: bool = False
+    ) -> None:
+        """`mirror` is a URL or a folder; "" is what this machine's apt is set up with.
+
+        `plain`: as `DebianPackages` has it.
+        """
         self._apt = Apt(cache, mirror, arch)
         self._arch = arch
         self._cache = cache
         self._llama_cache = llama_cache
+        self._plain = plain
 
     def fetch(self, flavour: str) -> DebianPackages:
         """Return the packages for a flavour; raises EnvironmentFault."""
         files = self._apt.fetch(self._apt.plan(flavour))
-        return DebianPackages(files, self._arch, self._cache, self._llama_cache)
+        return DebianPackages(files, self._arch, self._cache, self._llama_cache, plain=self._plain)

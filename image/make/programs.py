@@ -47,18 +47,18 @@ def require_machine(arch: str) -> None:
 
 def run(
     command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None,
-    hint: str = "",
+    hint: str = "", timeout_s: float = _TIMEOUT_S,
 ) -> str:  # fmt: skip
     """Run a program and return what it prints.
 
-    Raises EnvironmentFault with its last words when it is missing, fails, or takes half an hour.
+    Raises EnvironmentFault with its last words when it is missing, fails, or takes too long.
     """
     program = Path(command[0]).name
     try:
         done = subprocess.run(
             command, cwd=cwd, env={**os.environ, "LC_ALL": "C", "TZ": "UTC", "PATH": PATH,
                                    **(env or {})},
-            capture_output=True, timeout=_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
+            capture_output=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except FileNotFoundError:
         raise EnvironmentFault(
@@ -66,7 +66,7 @@ def run(
             hint=f"Install the package {({**PACKAGES, **_MORE}).get(program, program)}.",
         ) from None
     except subprocess.TimeoutExpired:
-        raise EnvironmentFault(f"{program} did not end within {_TIMEOUT_S:.0f} s") from None
+        raise EnvironmentFault(f"{program} did not end within {timeout_s:.0f} s") from None
     if done.returncode:
         said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
         words = "; ".join(line.strip() for line in said[-_SHOWN_LINES:])

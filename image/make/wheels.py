@@ -16,6 +16,11 @@ from image.make.programs import run
 
 # The image's, in Debian 12.
 PYTHON = (3, 11)
+# llama.cpp for any CPU took 15 minutes of CPU time; a small machine that does more needs hours.
+_LLAMA_S = 4 * 3600.0
+# Many virtual machines announce AMX and do not let it run; what llama.cpp has for such CPUs dies
+# there. Those CPUs take the part that is next to it, which lacks nothing but AMX.
+_NOT_IN_IMAGE = "llama_cpp/lib/libggml-cpu-sapphirerapids."
 
 
 def fetch(requirements: Path, cache: Path) -> list[Path]:
@@ -43,20 +48,24 @@ def fetch(requirements: Path, cache: Path) -> list[Path]:
     return sorted(folder.glob("*.whl"))
 
 
-def llama(root: Path, cache: Path) -> Path:
-    """Return llama-cpp-python's wheel for this machine's CPU, as `make setup` builds it."""
+def llama(root: Path, cache: Path, *, plain: bool) -> Path:
+    """Return llama-cpp-python's wheel for any CPU; or a plain one: see llama_build.py."""
     requirements = root / "requirements"
     said = run(
         [sys.executable, root / "agent/engine/llama_build.py",
          "--requirements", requirements / "llama.txt",
-         "--build-requirements", requirements / "build.txt", "--cache", cache],
-        hint="`make setup` shows what is wrong.",
+         "--build-requirements", requirements / "build.txt", "--cache", cache,
+         "--plain" if plain else "--any-cpu"],
+        hint="`make setup` shows what is wrong.", timeout_s=_LLAMA_S,
     )  # fmt: skip
     return Path(said.splitlines()[-1])
 
 
 def unpack(wheel: Path, packages: Path) -> None:
-    """Unpack a wheel into a folder of packages; its programs and headers are left out."""
+    """Unpack a wheel into a folder of packages; its programs and headers are left out.
+
+    So is what llama.cpp has for CPUs with AMX.
+    """
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
             target = _target(member.filename)
@@ -72,6 +81,8 @@ def _target(name: str) -> PurePosixPath | None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise EnvironmentFault(f"a wheel has a file outside itself: {name!r}")
+    if name.startswith(_NOT_IN_IMAGE):
+        return None
     if not path.parts[0].endswith(".data"):
         return path
     kind = path.parts[1] if len(path.parts) > 2 else ""

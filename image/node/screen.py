@@ -15,9 +15,9 @@ WAITING = (
 class View:
     """What is known: `addresses` of the LAN, `member` whether it is in a mesh.
 
-    `mesh`, `overlay` and `peers` are the agent's, and empty while it does not answer; `joining`
-    says that a ticket is there, `notes` what is wrong with the settings, `faults` with the machine
-    or the agent, and `error` what the agent ended with.
+    `mesh`, `overlay`, `peers` and `wireguard` (its interface and kind) are the agent's, and empty
+    while it does not answer; `joining` says that a ticket is there, `notes` what is wrong with the
+    settings, `faults` with the machine or the agent, and `error` what the agent ended with.
     """
 
     version: str
@@ -28,6 +28,7 @@ class View:
     mesh: str = ""
     overlay: str = ""
     peers: int = 0
+    wireguard: str = ""
     joining: bool = False
     notes: Sequence[str] = ()
     faults: Sequence[str] = ()
@@ -43,6 +44,7 @@ def text(view: View) -> str:
     if view.mesh:
         peers = f"{view.peers} peers" if view.peers != 1 else "1 peer"
         lines.append(f"  Mesh: {view.mesh}, {view.overlay}, {peers}")
+        lines.append(f"  WireGuard: {view.wireguard}")
     elif view.member:
         lines.append("  Mesh: a member; the agent does not answer yet")
     elif view.joining:

@@ -1,7 +1,8 @@
 """Watches the appliance while it runs: `python3 -m image.node.watching`. A shell.
 
-Every ten seconds: what the agent says goes to the screen; a version on trial is called good, or
-given up; and once the machine is a member the secrets leave covey.toml.
+Every ten seconds, and more often while the agent starts: what the agent says goes to the screen; a
+version on trial is called good, or given up; and once the machine is a member the secrets leave
+covey.toml.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from image.node.slotstore import SlotStore
 from image.node.startup import KEPT, RUN, SETTINGS, write_private
 
 _PERIOD_S = 10.0
+# While the agent starts: somebody may be in front of the screen.
+_SOON_S = 2.0
 _ANSWER_S = 5.0
 _TIMEOUT_S = 30.0
 # Of memory: what services write goes to no disk.
@@ -96,7 +99,10 @@ def forget_secrets(settings_file: Path, kept_file: Path) -> bool:
 
 
 class Watch:
-    """One appliance's watch; `look` is called again and again."""
+    """One appliance's watch; `look` is called again and again.
+
+    `settled` is false while an agent that does not answer yet is to come up.
+    """
 
     def __init__(self, slot: Slot, store: SlotStore, places: Places) -> None:
         self._slot: Slot = slot
@@ -104,6 +110,7 @@ class Watch:
         self._places = places
         self._probation = Probation()
         self._scrubbed = False
+        self.settled = False
 
     def look(self, now: float) -> None:
         """Look once; `now` is a steady clock's seconds."""
@@ -119,8 +126,9 @@ class Watch:
             faults.append(error.line())
         except OSError as error:
             faults.append(f"{error.filename or 'The disk'}: {error.strerror or error}.")
-        text = screen.text(self._view(status, faults))
-        write_private(self._places.run / "status", text.encode())
+        view = self._view(status, faults)
+        self.settled = bool(view.mesh) or not (view.member or view.joining)
+        write_private(self._places.run / "status", screen.text(view).encode())
 
     def _try(self, answers: bool, now: float) -> None:
         """Report to the probation of a version on trial, and store what follows."""
@@ -144,6 +152,7 @@ class Watch:
             mesh=found.get("mesh", ""),
             overlay=found.get("ipv6", ""),
             peers=found.get("peers", {}).get("alive", 0),
+            wireguard=found.get("parts", {}).get("overlay", ""),
             joining=bool((run / hostfiles.WISH).read_bytes()),
             notes=(run / hostfiles.NOTES).read_text().splitlines(),
             faults=faults,
@@ -177,7 +186,7 @@ def main() -> None:
     watch = Watch(running_slot(Path("/proc/cmdline").read_text()), SlotStore(), Places())
     while True:
         watch.look(time.monotonic())
-        time.sleep(_PERIOD_S)
+        time.sleep(_PERIOD_S if watch.settled else _SOON_S)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The appliance in QEMU: a disk made from an image, started, and watched on its serial line.
 
-No acceleration and no root; the machine reaches the network, and this machine, through QEMU's own
-NAT. Used by test_image.py and join.py.
+No acceleration and no root. The machine reaches the network, and this machine, through QEMU's own
+NAT; or it is plugged into a switch of a sandbox. Used by test_image.py, join.py and answer.py.
 
 Needs: qemu-system-x86, ovmf for UEFI, mtools.
 """
@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from image.disk.gpt import SECTOR_BYTES
@@ -37,11 +38,27 @@ class ApplianceFault(Exception):
     """The machine did not say what was waited for; the message has all that it said."""
 
 
-class Appliance:
-    """A disk with the image on it, in `folder`."""
+@dataclass(frozen=True)
+class Port:
+    """A port of a switch: a tap, by its name, in a network namespace; `mac` is the machine's."""
 
-    def __init__(self, image: Path, folder: Path) -> None:
+    namespace: str
+    tap: str
+    mac: str
+
+    def make(self, switch: str) -> None:
+        """Make the tap and plug it into the bridge `switch`."""
+        for words in (f"tuntap add {self.tap} mode tap", f"link set {self.tap} master {switch} up"):
+            subprocess.run(["ip", "-n", self.namespace, *words.split()], check=True)
+
+
+class Appliance:
+    """A disk with the image on it, in `folder`; `port` is what it is plugged into."""
+
+    def __init__(self, image: Path, folder: Path, port: Port | None = None) -> None:
+        folder.mkdir(exist_ok=True)
         self._folder = folder
+        self._port = port
         self._disk = folder / "disk.img"
         subprocess.run(["cp", "--sparse=always", image, self._disk], check=True)
         os.truncate(self._disk, DISK_BYTES)
@@ -71,8 +88,8 @@ class Appliance:
         return (int(struct.unpack_from("<Q", entry, 40)[0]) + 1) * SECTOR_BYTES
 
     @contextmanager
-    def running(self, firmware: str = "bios") -> Iterator[None]:
-        """Start it with a firmware, "bios" or "uefi"; leaving the block cuts its power."""
+    def running(self, firmware: str = "bios", cpu: str = "max") -> Iterator[None]:
+        """Start it with "bios" or "uefi" and a CPU of QEMU's; leaving it cuts the power."""
         more = []
         if firmware == "uefi":
             variables = self._folder / "variables.fd"
@@ -86,11 +103,13 @@ class Appliance:
         self._serial.write_bytes(b"")
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-            "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(_CPUS),
+            "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", str(_CPUS),
             "-m", str(_MEMORY_MIB), "-serial", f"file:{self._serial}",
             "-drive", f"if=none,id=disk,format=raw,file={self._disk}",
-            "-device", "virtio-blk-pci,drive=disk", "-nic", "user,model=virtio-net-pci", *more,
+            "-device", "virtio-blk-pci,drive=disk", *self._network(), *more,
         ]  # fmt: skip
+        if self._port:
+            command = ["nsenter", f"--net=/run/netns/{self._port.namespace}", *command]
         with (self._folder / "qemu").open("wb") as said:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
@@ -118,6 +137,12 @@ class Appliance:
     def console(self) -> str:
         """Return all that this start has shown."""
         return self._serial.read_bytes().decode(errors="replace").replace("\r", "")
+
+    def _network(self) -> list[str]:
+        if self._port is None:
+            return ["-nic", "user,model=virtio-net-pci"]
+        tap = f"tap,ifname={self._port.tap},script=no,downscript=no"
+        return ["-nic", f"{tap},model=virtio-net-pci,mac={self._port.mac}"]
 
     @property
     def _serial(self) -> Path:

@@ -11,35 +11,19 @@ from pathlib import Path
 
 import pytest
 from appliance import DISK_BYTES, Appliance
+from imagebuild import ROOT, build
 
 from image.disk.layout import MIB
 from image.node.slots import State
 
-ROOT = Path(__file__).parents[2]
 # Emulated on two cores a start takes half a minute; a machine with other work takes longer.
 START_S = 600.0
 pytestmark = pytest.mark.timeout(1800)
 
 
-def build(out: Path) -> None:
-    command = [sys.executable, "-m", "image.make", "--out", str(out)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        check=False, cwd=out.parent,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("image") / "covey.img"
-    build(out)
-    return out
 
 
 def test_another_build_in_another_folder_gives_the_same_bytes(image: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.engine.llama_build import ANY_CPU_OPTIONS
 from image.make import commands, foreign, wheels
 from image.make.alpine import repository
 from image.make.alpine.index import Entry
@@ -20,7 +21,6 @@ from image.make.programs import run
 from image.make.source import Layout
 
 _WORK = Path("/tmp/work")  # noqa: S108 - in the root's own memory
-_OPTIONS = "-DGGML_NATIVE=OFF -DGGML_RPC=ON"
 # What runs in there: PEP 517 without pip, which Alpine's Python lacks.
 _SCRIPT = f"""
 import importlib, os, sys, tarfile, tomllib
@@ -91,7 +91,8 @@ def wheel(root: Path, source: Path, tools: list[Path], out: Path) -> Path:
         values = {
             "PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/tmp", "LC_ALL": "C.UTF-8",  # noqa: S108
             "PYTHONPATH": f"{_WORK}/tools", "SOURCE_DATE_EPOCH": "315532800",
-            "CMAKE_ARGS": _OPTIONS, "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
+            "CMAKE_ARGS": " ".join(ANY_CPU_OPTIONS),
+            "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
         }  # fmt: skip
         settings = [word for key, value in values.items() for word in ("--setenv", key, value)]
         run(

@@ -1,5 +1,6 @@
 """The wheel's build: which instruction sets go in, and what names a cache entry."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,33 @@ def test_a_cached_wheel_is_taken_and_another_cpu_or_version_is_another_entry(
     entry.mkdir(parents=True)
     (entry / wheel.name).touch()
     assert llama_build.build(pinned, tmp_path, tmp_path / "none") == entry / wheel.name
+
+
+def test_what_is_for_any_cpu_is_another_entry_and_has_no_option_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = tmp_path / "llama.txt"
+    pinned.write_text("llama-cpp-python==0.0.1 --hash=sha256:00\n")
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    options = list(llama_build.ANY_CPU_OPTIONS)
+    assert not [option for option in options if "AVX" in option or "NATIVE=ON" in option]
+    entry = llama_build.cache_entry(tmp_path, pinned.read_text(), options)
+    entry.mkdir(parents=True)
+    wheel = entry / "llama_cpp_python-0.0.1-py3-none-linux_x86_64.whl"
+    wheel.touch()
+    assert llama_build.build(pinned, tmp_path, tmp_path / "none", any_cpu=True) == wheel
+
+
+def test_a_plain_wheel_is_the_usual_one_but_for_the_cpus_part(tmp_path: Path) -> None:
+    usual, out = tmp_path / "usual.whl", tmp_path / "out.whl"
+    lib = "llama_cpp/lib"
+    with zipfile.ZipFile(usual, "w") as archive:
+        for name in ("libggml-cpu.so", "libggml-cpu.so.0", "libggml-base.so", "libllama.so"):
+            archive.writestr(f"{lib}/{name}", name)
+    llama_build.with_part(usual, b"plain", out)
+    with zipfile.ZipFile(out) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    assert found == {
+        f"{lib}/libggml-cpu.so": b"plain", f"{lib}/libggml-cpu.so.0": b"plain",
+        f"{lib}/libggml-base.so": b"libggml-base.so", f"{lib}/libllama.so": b"libllama.so",
+    }  # fmt: skip

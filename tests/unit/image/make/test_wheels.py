@@ -32,6 +32,28 @@ def test_what_is_unpacked(tmp_path: Path) -> None:
     assert (into / "more.py").read_text() == "thing-1.0.data/purelib/more.py"
 
 
+def test_llama_cpps_part_for_cpus_with_amx_is_left_out(tmp_path: Path) -> None:
+    lib = "llama_cpp/lib/libggml-cpu-"
+    names = (f"{lib}zen4.so", f"{lib}sapphirerapids.so", f"{lib}sapphirerapids.so.0")
+    wheels.unpack(wheel(tmp_path, *names), tmp_path / "packages")
+    assert [path.name for path in tmp_path.rglob("libggml*")] == ["libggml-cpu-zen4.so"]
+
+
+@pytest.mark.parametrize(("plain", "word"), [(False, "--any-cpu"), (True, "--plain")])
+def test_llama_cpp_is_for_all_cpus_or_a_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: bool, word: str
+) -> None:
+    asked: list[object] = []
+
+    def run(command: list[object], **_: object) -> str:
+        asked.extend(command)
+        return "It takes a while.\n/cache/llama.whl\n"
+
+    monkeypatch.setattr(wheels, "run", run)
+    assert wheels.llama(tmp_path, tmp_path, plain=plain) == Path("/cache/llama.whl")
+    assert word in asked and asked.count("--plain") + asked.count("--any-cpu") == 1
+
+
 @pytest.mark.parametrize("name", ["../outside.py", "/etc/passwd", "thing/../../outside.py"])
 def test_a_file_outside_the_wheel_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(EnvironmentFault, match="outside itself"):

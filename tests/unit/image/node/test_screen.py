@@ -8,8 +8,9 @@ from image.node.screen import WAITING, View, text
 
 NEW = View("0.1.0", "a", "covey-123456", ["192.168.1.7"])
 MEMBER = replace(
-    NEW, name="shed-1", member=True, mesh="home", overlay="fd86::1", peers=2, joining=True
-)
+    NEW, name="shed-1", member=True, mesh="home", overlay="fd86::1", peers=2, joining=True,
+    wireguard="covey0 (kernel)",
+)  # fmt: skip
 
 
 def test_without_a_ticket_it_says_what_to_do() -> None:
@@ -22,7 +23,7 @@ def test_without_a_ticket_it_says_what_to_do() -> None:
 
 
 def test_a_member() -> None:
-    assert text(MEMBER).endswith("  Mesh: home, fd86::1, 2 peers\n")
+    assert text(MEMBER).endswith("  Mesh: home, fd86::1, 2 peers\n  WireGuard: covey0 (kernel)\n")
     assert "1 peer\n" in text(replace(MEMBER, peers=1))
 
 

@@ -23,6 +23,7 @@ from image.node.watching import Places, Watch, ask, forget_secrets, last_error, 
 
 STATUS = {
     "mesh": "home", "ipv6": "fd86::1", "peers": {"alive": 1},
+    "parts": {"overlay": "covey0 (kernel), UDP port 51820"},
     "health": [{"title": "No relay", "what_to_do": "Open a port."}],
 }  # fmt: skip
 FILE = f'ticket = "{TICKET}"\nname = "shed-1"\nwifi = "Ours"\nwifi_password = "long secret"\n'
@@ -95,7 +96,26 @@ def test_the_agents_answer_is_shown(places: Places) -> None:
         one.look(0.0)
     shown = (places.run / "status").read_text()
     assert "slot a: shed-1\n  Addresses: 10.0.2.15\n  Mesh: home, fd86::1, 1 peer\n" in shown
+    assert "\n  WireGuard: covey0 (kernel), UDP port 51820\n" in shown
     assert "No relay: Open a port." in shown
+
+
+def test_it_looks_more_often_only_while_an_agent_that_shall_come_up_is_not_there(
+    places: Places,
+) -> None:
+    one, _ = watch(places, State())
+    one.look(0.0)
+    assert not one.settled
+    with agent(places.socket):
+        one.look(0.0)
+    assert one.settled
+    # Without a ticket there is nothing to wait for; as a member there is.
+    (places.run / "wish").write_bytes(b"")
+    one.look(0.0)
+    assert one.settled
+    places.member.touch()
+    one.look(0.0)
+    assert not one.settled
 
 
 @pytest.mark.parametrize("answer", [(500, b"{}"), (200, b"{"), (200, b"[]")])

@@ -74,3 +74,42 @@ def test_the_boot_partition_begins_with_a_reset_and_a_file_that_sets_nothing(
     raw = files["covey.toml"].read_bytes()
     assert b"\r\n" in raw and not read(raw).mistakes
     assert {"EFI/BOOT/BOOTX64.EFI", "covey/grub.cfg", "covey/slots.cfg"} < files.keys()
+
+
+def test_the_agent_is_no_root_and_cannot_become_it(tmp_path: Path) -> None:
+    """The script is run with programs that say how they were called; its folders are others."""
+    said = tmp_path / "said"
+    text = (ROOT / "usr/lib/covey/agent").read_text()
+    for folder in ("/var/lib/covey", "/run/covey"):
+        text = text.replace(folder, f"{tmp_path}{folder}")
+    (tmp_path / "run").mkdir()
+    for folder in ("bin", "run/covey", "var/lib/covey"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "run/covey/wish").write_text("a ticket\n")
+    for program in ("chown", "setpriv"):
+        file = tmp_path / "bin" / program
+        file.write_text(f'#!/bin/sh\necho {program} "$@" >>{said}\n[ -t 0 ] || cat >>{said}\n')
+        file.chmod(0o755)
+    subprocess.run(
+        ["sh", "-c", text], check=True, stdin=subprocess.DEVNULL,
+        env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
+    )  # fmt: skip
+    chown, setpriv, ticket = said.read_text().splitlines()
+    assert chown == f"chown covey:covey {tmp_path}/run/covey-agent"
+    words = setpriv.split()
+    assert {"--reuid=covey", "--regid=covey", "--clear-groups", "--no-new-privs"} <= set(words)
+    rights = "-all,+net_admin,+net_raw,+net_bind_service"
+    kinds = ("bounding-set", "inh-caps", "ambient-caps")
+    assert {f"--{kind}={rights}" for kind in kinds} <= set(words)
+    assert words[-4:] == ["agent", "up", "--foreground", "--join-from-stdin"]
+    assert ticket == "a ticket"
+    # What root's services read words from is in a folder that the agent cannot write to.
+    assert os.readlink(tmp_path / "run/covey/agent.sock").endswith("/run/covey-agent/agent.sock")
+
+
+def test_the_agents_user_has_a_name_an_own_group_and_no_shell() -> None:
+    users = [line.split(":") for line in (ROOT / "etc/passwd").read_text().splitlines()]
+    (covey,) = [user for user in users if user[0] == "covey"]
+    assert covey[2:4] == ["900", "900"] and covey[6] == "/bin/false"
+    assert "covey:x:900:" in (ROOT / "etc/group").read_text().splitlines()
+    assert [user[0] for user in users if user[2] == "0"] == ["root"]
