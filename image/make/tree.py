@@ -30,13 +30,19 @@ _FOLDERS = (
 _LINKS = {
     "bin/sh": "dash", "usr/bin/python3": "python3.11", "sbin/init": "/bin/busybox",
     "sbin/getty": "/bin/busybox", "var/run": "/run", "var/lock": "/run/lock",
+    # Debian's own key signs its copy, and Debian's kernel trusts that.
+    "lib/firmware/regulatory.db": "regulatory.db-debian",
+    "lib/firmware/regulatory.db.p7s": "regulatory.db.p7s-debian",
 }  # fmt: skip
 _RUNLEVELS = {
     "sysinit": ("covey-devices",),
     "boot": ("covey-disk", "covey-settings"),
-    "default": ("covey-network", "covey-time", "covey-watchdog", "covey-agent", "covey-watch"),
+    "default": (
+        "covey-network", "covey-wifi", "covey-ssh", "covey-time", "covey-watchdog", "covey-power",
+        "covey-agent", "covey-watch",
+    ),
     "shutdown": (),
-}
+}  # fmt: skip
 # Covey's own; of image/ what runs on the appliance.
 _OURS = ("agent", "gateway", "image/node")
 

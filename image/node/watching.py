@@ -1,7 +1,8 @@
 """Watches the appliance while it runs: `python3 -m image.node.watching`. A shell.
 
 Every ten seconds: what the agent says goes to the screen; a version on trial is called good, or
-given up; and once the machine is a member the secrets leave covey.toml.
+given up; and once the machine is a member the secrets leave covey.toml. A thread tells the LAN of a
+machine that is not set up yet (`announcing.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from agent import __version__
 from agent.errors import CoveyError
-from image.node import hostfiles, kept, screen
+from image.node import announcing, conditions, hostfiles, kept, screen
 from image.node.probation import Probation
 from image.node.screen import View
 from image.node.scrub import scrub
@@ -119,8 +120,10 @@ class Watch:
             faults.append(error.line())
         except OSError as error:
             faults.append(f"{error.filename or 'The disk'}: {error.strerror or error}.")
-        text = screen.text(self._view(status, faults))
-        write_private(self._places.run / "status", text.encode())
+        faults += conditions.faults(self._places.run)
+        view = self._view(status, faults)
+        write_private(self._places.run / "status", screen.text(view).encode())
+        write_private(self._places.run / announcing.SETUP, screen.setup(view).encode())
 
     def _try(self, answers: bool, now: float) -> None:
         """Report to the probation of a version on trial, and store what follows."""
@@ -143,11 +146,13 @@ class Watch:
             member=self._places.member.exists(),
             mesh=found.get("mesh", ""),
             overlay=found.get("ipv6", ""),
+            roles=found.get("roles", []),
             peers=found.get("peers", {}).get("alive", 0),
             joining=bool((run / hostfiles.WISH).read_bytes()),
             notes=(run / hostfiles.NOTES).read_text().splitlines(),
             faults=faults,
             error=last_error(run / "agent.log"),
+            conditions=conditions.lines(run),
         )
 
 
@@ -175,6 +180,7 @@ def addresses() -> list[str]:
 def main() -> None:
     """Watch for ever."""
     watch = Watch(running_slot(Path("/proc/cmdline").read_text()), SlotStore(), Places())
+    announcing.begin(RUN)
     while True:
         watch.look(time.monotonic())
         time.sleep(_PERIOD_S)

@@ -7,8 +7,21 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 # In the guest the cases run, here what starts them.
 IN_GUEST = os.environ.get("COVEY_TEST_DEVICES") == "kernel"
-collect_ignore = ["test_guest.py", "test_boot.py", "test_image.py"] if IN_GUEST else ["guest"]
+_HERE = [path.name for path in Path(__file__).parent.glob("test_*.py")]
+collect_ignore = _HERE if IN_GUEST else ["guest"]
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the appliance's image."""
+    from test_image import build
+
+    out = tmp_path_factory.mktemp("image") / "covey.img"
+    build(out)
+    return out

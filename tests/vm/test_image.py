@@ -35,13 +35,6 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("image") / "covey.img"
-    build(out)
-    return out
-
-
 def test_another_build_in_another_folder_gives_the_same_bytes(image: Path, tmp_path: Path) -> None:
     again = tmp_path / "a" / "longer" / "path" / "again.img"
     again.parent.mkdir(parents=True)
