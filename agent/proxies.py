@@ -1,4 +1,4 @@
-"""The HTTP proxy that this machine's environment names, for what is fetched from outside. A core.
+"""The HTTP proxy that this machine's environment names, for what is fetched from outside. A shell.
 
 `https_proxy` and `no_proxy` as curl and others read them; the appliance sets them from covey.toml.
 Only https URLs go through one: http ones lead to members, and to this machine.

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from image.node.settings import Wifi
 from image.node.wifi import configuration, fault
+
+SUPPLICANT = shutil.which("wpa_supplicant", path="/usr/sbin:/sbin") or ""
 
 
 def test_a_network_with_a_passphrase() -> None:
@@ -33,6 +39,28 @@ def test_a_key_an_open_network_and_none() -> None:
 @pytest.mark.parametrize("name", ["a\n}", "}\nnetwork={", "=\t#"])
 def test_a_name_cannot_say_more_than_itself(name: str) -> None:
     assert configuration(Wifi(name, "long secret")).count(b"\n") == 9
+
+
+@pytest.mark.skipif(not SUPPLICANT, reason="wpa_supplicant is not installed")
+@pytest.mark.parametrize(
+    "network",
+    [
+        Wifi("Our network", 'a "long" # secret\\', "DE"), Wifi("Café 猫", "Ab" * 32),
+        Wifi("Guests", ""), Wifi("x", '"' * 63),
+    ],
+)  # fmt: skip
+def test_wpa_supplicant_takes_it(tmp_path: Path, network: Wifi) -> None:
+    file = tmp_path / "wifi.conf"
+    right = configuration(network)
+    for raw, said in ((right, False), (right.replace(b"ssid=", b"sid=", 1), True)):
+        file.write_bytes(raw)
+        # It reads the file first, and then ends, for there is no such port.
+        done = subprocess.run(
+            [SUPPLICANT, "-D", "nl80211", "-i", "covey-none0", "-c", file],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert ("Failed to read or parse configuration" in done.stdout) == said, done.stdout
+        assert "Successfully initialized wpa_supplicant" in done.stdout
 
 
 def test_what_the_log_says_last_counts() -> None:
