@@ -20,7 +20,8 @@ grub-mkimage:grub-common"
 fi
 if [ "${1:-}" = vm ]; then
     # What the cases run in the guest are programs of this machine.
-    NEEDED="$NEEDED busybox:busybox"
+    NEEDED="$NEEDED busybox:busybox ssh:openssh-client wpa_supplicant:wpasupplicant
+hostapd:hostapd iw:iw"
     [ -d /usr/share/OVMF ] || missing="$missing ovmf"
     # A kernel with WireGuard, and with 9p, which Debian's kernels for clouds lack.
     kernel=""

@@ -72,8 +72,8 @@ class Answer:
     texts: tuple[bytes, ...]
 
 
-class _UnreadableError(ValueError):
-    pass
+class UnreadableError(ValueError):
+    """A packet is cut short, or no DNS message."""
 
 
 def question(ident: int = 0) -> bytes:
@@ -123,14 +123,14 @@ def read(packet: bytes) -> Query | Answer | None:
         if flags & _RESPONSE:
             return _read_answer(packet, questions, sum(records))
         return _read_query(packet, ident, questions)
-    except _UnreadableError:
+    except UnreadableError:
         return None
 
 
 def _read_query(packet: bytes, ident: int, questions: int) -> Query | None:
     at = _HEADER.size
     for _ in range(min(questions, _RECORDS_MAX)):
-        labels, at = _read_name(packet, at)
+        labels, at = read_name(packet, at)
         kind, about = _unpack(_QUESTION, packet, at)
         at += _QUESTION.size
         if about & ~_TOP_BIT not in (_IN, _ANY):
@@ -146,55 +146,55 @@ def _read_query(packet: bytes, ident: int, questions: int) -> Query | None:
 def _read_answer(packet: bytes, questions: int, records: int) -> Answer | None:
     at = _HEADER.size
     for _ in range(min(questions, _RECORDS_MAX)):
-        _, at = _read_name(packet, at)
+        _, at = read_name(packet, at)
         at += _QUESTION.size
     texts = []
     for _ in range(min(records, _RECORDS_MAX)):
-        labels, at = _read_name(packet, at)
+        labels, at = read_name(packet, at)
         kind, about, _, length = _unpack(_RECORD, packet, at)
         at += _RECORD.size
         data = packet[at : at + length]
         if len(data) < length:
-            raise _UnreadableError
+            raise UnreadableError
         at += length
         if kind == _TXT and about & ~_TOP_BIT == _IN and labels[1:] == _SERVICE:
             texts.append(_text(data))
     return Answer(tuple(texts[:_TEXTS_MAX])) if texts else None
 
 
-def _read_name(packet: bytes, at: int) -> tuple[tuple[bytes, ...], int]:
-    """Return the labels in lower case, and where the name ends."""
+def read_name(packet: bytes, at: int) -> tuple[tuple[bytes, ...], int]:
+    """Return the labels in lower case, and where the name ends; raises UnreadableError."""
     labels: list[bytes] = []
     total = end = pointers = 0
     while True:
         if at >= len(packet):
-            raise _UnreadableError
+            raise UnreadableError
         length = packet[at]
         if length & 0xC0 == 0xC0:
             if at + 1 >= len(packet):
-                raise _UnreadableError
+                raise UnreadableError
             end = end or at + 2
             at = (length & 0x3F) << 8 | packet[at + 1]
             pointers += 1
             if pointers > _POINTERS_MAX:
-                raise _UnreadableError
+                raise UnreadableError
             continue
         if length & 0xC0:
-            raise _UnreadableError
+            raise UnreadableError
         at += 1
         if length == 0:
             return tuple(labels), end or at
         label = packet[at : at + length]
         total += 1 + length
         if len(label) < length or total > _NAME_BYTES_MAX or len(labels) >= _NAME_LABELS_MAX:
-            raise _UnreadableError
+            raise UnreadableError
         labels.append(label.lower())
         at += length
 
 
 def _unpack(what: struct.Struct, packet: bytes, at: int) -> tuple[int, ...]:
     if at + what.size > len(packet):
-        raise _UnreadableError
+        raise UnreadableError
     return what.unpack_from(packet, at)
 
 

@@ -20,6 +20,7 @@ import aiohttp
 from agent.errors import UsageError, one_line
 from agent.models.manifest import is_hash
 from agent.models.wanted import Networks, check_redirect, shown
+from agent.proxies import proxy_for
 
 # A source that sends nothing for so long has failed this time.
 SILENCE_S = 15.0
@@ -178,9 +179,11 @@ class HttpOrigin:
         url = self._url
         try:
             for _ in range(MAX_REDIRECTS + 1):
+                proxy = proxy_for(url)
                 async with self._session.get(
-                    url, headers=headers, allow_redirects=False
-                ) as response:
+                    url, headers=headers, allow_redirects=False,
+                    proxy=proxy.url, proxy_headers=proxy.headers,
+                ) as response:  # fmt: skip
                     if response.status in (301, 302, 303, 307, 308):
                         self._hub |= {
                             key: response.headers[key]
@@ -197,6 +200,9 @@ class HttpOrigin:
             raise RefusedError(error.message) from None
         except TimeoutError:
             raise BrokenError("it is silent") from None
+        except aiohttp.ClientHttpProxyError as error:
+            kind = BrokenError if error.status >= 500 else RefusedError
+            raise kind(f"the proxy answered {error.status}: {one_line(error.message)}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise BrokenError(one_line(str(error)) or type(error).__name__) from None
         raise RefusedError(f"it leads on more than {MAX_REDIRECTS} times")

@@ -25,6 +25,7 @@ _TIMEOUT_S = 120.0
 _PACKAGES = {"mkfs.vfat": "dosfstools", "mmd": "mtools", "mcopy": "mtools"}
 # Debian keeps mkfs off the path of people.
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+_ENVIRONMENT = {"LC_ALL": "C", "MTOOLS_SKIP_CHECK": "1"}
 # Of 512-byte clusters a larger one would have a table that GRUB takes seconds to walk.
 _SMALL_BYTES = 256 * MIB
 
@@ -47,10 +48,7 @@ def make(out: Path, size: int, files: Mapping[str, Path], epoch_s: int) -> None:
             f"SOURCE_DATE_EPOCH {epoch_s} is before 1980, and FAT cannot hold that",
             hint="Set it to the time of the last commit.",
         )
-    environment = {
-        "PATH": _PATH, "LC_ALL": "C", "TZ": "UTC", "SOURCE_DATE_EPOCH": str(epoch_s),
-        "MTOOLS_SKIP_CHECK": "1",
-    }  # fmt: skip
+    environment = _ENVIRONMENT | {"TZ": "UTC", "SOURCE_DATE_EPOCH": str(epoch_s)}
     ordered = sorted(files)
     with tempfile.TemporaryDirectory(prefix="covey-boot-") as folder:
         image = Path(folder) / "image"
@@ -74,6 +72,17 @@ def make(out: Path, size: int, files: Mapping[str, Path], epoch_s: int) -> None:
         shutil.copyfile(image, out)
 
 
+def put(boot: Path, name: str, raw: bytes) -> None:
+    """Put a file into a boot partition that was made, in the place of one of that name.
+
+    Raises EnvironmentFault where mtools is missing, or the file does not fit.
+    """
+    with tempfile.TemporaryDirectory(prefix="covey-boot-") as folder:
+        file = Path(folder) / "file"
+        file.write_bytes(raw)
+        _run(["mcopy", "-o", "-i", str(boot), str(file), f"::{name}"], _ENVIRONMENT)
+
+
 def _directories(names: list[str]) -> list[str]:
     """Return the folders that files lie in, the outer ones first."""
     found = {str(parent) for name in names for parent in PurePosixPath(name).parents}
@@ -91,7 +100,11 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
     program = command[0]
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, timeout=_TIMEOUT_S, check=False
+            command,
+            env={"PATH": _PATH, **environment},
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
         )
     except FileNotFoundError:
         raise EnvironmentFault(

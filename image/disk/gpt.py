@@ -1,4 +1,4 @@
-"""A GUID partition table as bytes: protective MBR, both headers, both arrays of entries. A core.
+"""A GUID partition table to bytes and back: protective MBR, headers, arrays of entries. A core.
 
     sector 0        protective MBR, with BIOS boot code in its first 440 bytes
     1               header              last       the header again
@@ -21,7 +21,10 @@ BOOT_CODE_BYTES = 440
 MAX_NAME_CHARACTERS = 36
 _ENTRIES, _ENTRY_BYTES = 128, 128
 _ENTRY_SECTORS = _ENTRIES * _ENTRY_BYTES // SECTOR_BYTES
-_HEADER_BYTES = 92
+_HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
+_HEADER_BYTES = _HEADER.size
+_ENTRY = struct.Struct("<16s16sQQQ72s")
+_SIGNATURE = b"EFI PART"
 FIRST_USABLE = 2 + _ENTRY_SECTORS
 # A header and the entries, at the disk's end.
 TAIL_SECTORS = 1 + _ENTRY_SECTORS
@@ -84,6 +87,31 @@ class Table:
                 hint=f"It needs at least {end + 1 + TAIL_SECTORS} sectors.",
             )
 
+    @classmethod
+    def read(cls, head: bytes) -> Table:
+        """Return the table in a disk's first 34 sectors.
+
+        Raises UsageError where there is none, or one that is damaged or of another form than ours.
+        """
+        header = head[SECTOR_BYTES : SECTOR_BYTES + _HEADER_BYTES]
+        entries = head[2 * SECTOR_BYTES : FIRST_USABLE * SECTOR_BYTES]
+        if len(entries) < _ENTRIES * _ENTRY_BYTES:
+            raise _unreadable()
+        found = _HEADER.unpack(header)
+        signature, _, size, checksum, _, own, other, _, _, guid, entries_at, count, each, over = (
+            found
+        )
+        bare = header[:16] + bytes(4) + header[20:]
+        if (signature, size, own, entries_at) != (_SIGNATURE, _HEADER_BYTES, 1, 2) or (
+            (count, each, over) != (_ENTRIES, _ENTRY_BYTES, zlib.crc32(entries))
+            or checksum != zlib.crc32(bare)
+        ):
+            raise _unreadable()
+        parts = (entries[at : at + _ENTRY_BYTES] for at in range(0, len(entries), _ENTRY_BYTES))
+        return cls(
+            UUID(bytes_le=guid), other + 1, tuple(_partition(raw) for raw in parts if any(raw[:16]))
+        )
+
     @property
     def last_usable(self) -> int:
         """The last sector that a partition may have."""
@@ -112,9 +140,8 @@ class Table:
 
     def _header(self, entries: bytes, *, own: int, other: int, entries_at: int) -> bytes:
         def packed(checksum: int) -> bytes:
-            return struct.pack(
-                "<8sIIIIQQQQ16sQIII",
-                b"EFI PART",
+            return _HEADER.pack(
+                _SIGNATURE,
                 0x0001_0000,
                 _HEADER_BYTES,
                 checksum,
@@ -137,8 +164,7 @@ class Table:
 
 
 def _entry(partition: Partition) -> bytes:
-    return struct.pack(
-        "<16s16sQQQ72s",
+    return _ENTRY.pack(
         partition.kind.bytes_le,
         partition.guid.bytes_le,
         partition.first,
@@ -146,3 +172,19 @@ def _entry(partition: Partition) -> bytes:
         partition.attributes,
         partition.name.encode("utf-16-le"),
     )
+
+
+def _partition(entry: bytes) -> Partition:
+    kind, guid, first, last, attributes, name = _ENTRY.unpack(entry)
+    return Partition(
+        name.decode("utf-16-le", "replace").rstrip("\0"),
+        UUID(bytes_le=kind),
+        UUID(bytes_le=guid),
+        first,
+        last - first + 1,
+        attributes,
+    )
+
+
+def _unreadable() -> UsageError:
+    return UsageError("there is no partition table that could be read")

@@ -117,6 +117,9 @@ class DebianPackages:
     def unpack(self, root: Path) -> None:
         """Unpack them into a folder."""
         unpack(self.files, root)
+        # Debian's own key signs its copy, and Debian's kernel trusts that.
+        for name in ("regulatory.db", "regulatory.db.p7s"):
+            (root / "lib/firmware" / name).symlink_to(f"{name}-debian")
 
     def wheels(self) -> list[Path]:
         """Return PyPI's wheels and those that are compiled here."""

@@ -22,6 +22,7 @@ WANTED = (
     "iproute2", "nftables", "conntrack", "wireguard-tools",
     "e2fsprogs", "fdisk", "util-linux", "dosfstools", "netbase",
     "python3.11",
+    "dropbear-bin", "wpasupplicant", "wireless-regdb",
     # Of wheels: libraries that they take from the system.
     "libgmp10", "libgomp1", "libstdc++6",
 )  # fmt: skip

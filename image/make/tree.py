@@ -51,9 +51,12 @@ _SERIAL_LINES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 _RUNLEVELS = {
     "sysinit": ("covey-devices",),
     "boot": ("covey-disk", "covey-settings"),
-    "default": ("covey-network", "covey-time", "covey-watchdog", "covey-agent", "covey-watch"),
+    "default": (
+        "covey-network", "covey-wifi", "covey-ssh", "covey-time", "covey-watchdog", "covey-power",
+        "covey-agent", "covey-watch",
+    ),
     "shutdown": (),
-}
+}  # fmt: skip
 # Covey's own; of image/ what runs on the appliance.
 _OURS = ("agent", "gateway", "image/node")
 

@@ -3,12 +3,13 @@
 `covey.toml` on the boot partition, which people write by hand: `filetext.py` (bytes to lines),
 `statements.py` (lines to keys and values), `fields.py` (what each may be), `settings.py` (all
 together), `scrub.py` (the file without its secrets), `kept.py` (those that are still needed),
-`hostfiles.py` (what the services read).
+`hostfiles.py` and `wifi.py` (what the services read).
 
 Updates: `manifest.py` (what is signed), `slots.py` (which of two versions boots), `slotblocks.py`
 and `envblock.py` (how that is stored, so that GRUB reads it), `probation.py` (when a version has
 proved itself).
 
-All of these are cores, and so is `screen.py` (what is shown). Shells: `startup.py` at each start,
-`watching.py` while it runs, `resetdone.py`, `slotstore.py`.
+All of these are cores, and so are `screen.py` (what is shown) and `setupdns.py` (what the LAN is
+told). Shells: `startup.py` at each start, `watching.py` while it runs, with `conditions.py` and
+`announcing.py`; `resetdone.py`, `slotstore.py`.
 """

@@ -2,7 +2,7 @@
 
 Every ten seconds, and more often while the agent starts: what the agent says goes to the screen; a
 version on trial is called good, or given up; and once the machine is a member the secrets leave
-covey.toml.
+covey.toml. A thread tells the LAN of a machine that is not set up yet (`announcing.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from agent import __version__
 from agent.errors import CoveyError
-from image.node import hostfiles, kept, screen
+from image.node import announcing, conditions, hostfiles, kept, screen
 from image.node.probation import Probation
 from image.node.screen import View
 from image.node.scrub import scrub
@@ -126,9 +126,11 @@ class Watch:
             faults.append(error.line())
         except OSError as error:
             faults.append(f"{error.filename or 'The disk'}: {error.strerror or error}.")
+        faults += conditions.faults(self._places.run)
         view = self._view(status, faults)
         self.settled = bool(view.mesh) or not (view.member or view.joining)
         write_private(self._places.run / "status", screen.text(view).encode())
+        write_private(self._places.run / announcing.SETUP, screen.setup(view).encode())
 
     def _try(self, answers: bool, now: float) -> None:
         """Report to the probation of a version on trial, and store what follows."""
@@ -151,12 +153,14 @@ class Watch:
             member=self._places.member.exists(),
             mesh=found.get("mesh", ""),
             overlay=found.get("ipv6", ""),
+            roles=found.get("roles", []),
             peers=found.get("peers", {}).get("alive", 0),
             wireguard=found.get("parts", {}).get("overlay", ""),
             joining=bool((run / hostfiles.WISH).read_bytes()),
             notes=(run / hostfiles.NOTES).read_text().splitlines(),
             faults=faults,
             error=last_error(run / "agent.log"),
+            conditions=conditions.lines(run),
         )
 
 
@@ -184,6 +188,7 @@ def addresses() -> list[str]:
 def main() -> None:
     """Watch for ever."""
     watch = Watch(running_slot(Path("/proc/cmdline").read_text()), SlotStore(), Places())
+    announcing.begin(RUN)
     while True:
         watch.look(time.monotonic())
         time.sleep(_PERIOD_S if watch.settled else _SOON_S)

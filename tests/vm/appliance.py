@@ -14,7 +14,7 @@ import shutil
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ _END_S = 10.0
 _POLL_S = 0.2
 _ENTRIES_AT = 2 * SECTOR_BYTES
 _ENTRY_BYTES = 128
+# Of the superblock, s_magic: behind it s_state, and 36 bytes on s_feature_incompat with RECOVER.
+_EXT4_AT = 1024 + 0x38
 
 
 class ApplianceFault(Exception):
@@ -88,8 +90,13 @@ class Appliance:
         return (int(struct.unpack_from("<Q", entry, 40)[0]) + 1) * SECTOR_BYTES
 
     @contextmanager
-    def running(self, firmware: str = "bios", cpu: str = "max") -> Iterator[None]:
-        """Start it with "bios" or "uefi" and a CPU of QEMU's; leaving it cuts the power."""
+    def running(
+        self, firmware: str = "bios", cpu: str = "max", devices: Sequence[str] = ()
+    ) -> Iterator[None]:
+        """Start it with "bios" or "uefi" and a CPU of QEMU's; leaving it cuts the power.
+
+        `devices` are more of QEMU's arguments.
+        """
         more = []
         if firmware == "uefi":
             variables = self._folder / "variables.fd"
@@ -106,7 +113,7 @@ class Appliance:
             "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", str(_CPUS),
             "-m", str(_MEMORY_MIB), "-serial", f"file:{self._serial}",
             "-drive", f"if=none,id=disk,format=raw,file={self._disk}",
-            "-device", "virtio-blk-pci,drive=disk", *self._network(), *more,
+            "-device", "virtio-blk-pci,drive=disk", *self._network(), *more, *devices,
         ]  # fmt: skip
         if self._port:
             command = ["nsenter", f"--net=/run/netns/{self._port.namespace}", *command]
@@ -133,6 +140,22 @@ class Appliance:
                 raise ApplianceFault(f"{waited:.0f} s without {text!r}:\n{said}{self.console()}")
             time.sleep(_POLL_S)
         return time.monotonic() - began
+
+    def wait_for_end(self, timeout_s: float) -> None:
+        """Return when it has switched itself off; ApplianceFault if it does not."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ApplianceFault(f"{timeout_s:.0f} s and still on:\n{self.console()}") from None
+
+    def is_clean(self) -> bool:
+        """Say whether the data partition was unmounted, by its file system's own note."""
+        with self._disk.open("rb") as disk:
+            disk.seek(_ENTRIES_AT + 4 * _ENTRY_BYTES)
+            first = int(struct.unpack_from("<Q", disk.read(_ENTRY_BYTES), 32)[0]) * SECTOR_BYTES
+            disk.seek(first + _EXT4_AT)
+            magic, state, needs = struct.unpack("<HH36xI", disk.read(44))
+        return (magic, state & 1, needs & 4) == (0xEF53, 1, 0)
 
     def console(self) -> str:
         """Return all that this start has shown."""

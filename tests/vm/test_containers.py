@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 START_S = 120.0
 # Control groups are the engine's affair. Debian's crun refuses a machine that has both versions of
 # them, so that it is shown none.
-_WITHOUT_CGROUPS = "umount -R -l /sys/fs/cgroup; mount -t tmpfs none /sys/fs/cgroup; exec \"$@\""
+_WITHOUT_CGROUPS = 'umount -R -l /sys/fs/cgroup; mount -t tmpfs none /sys/fs/cgroup; exec "$@"'
 _CRUN = ("unshare", "-m", "sh", "-c", _WITHOUT_CGROUPS, "sh", "crun", "--cgroup-manager=disabled")
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -58,7 +58,9 @@ class Images:
             archive.extractall(folder / "root", numeric_owner=True)
 
     @contextmanager
-    def running(self, name: str, *arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
+    def running(
+        self, name: str, *arguments: str, **settings: str
+    ) -> Iterator[subprocess.Popen[str]]:
         """Start an image as an engine does; leaving the block ends it."""
         said = self._json(self._manifests[name]["config"])["config"]
         bundle = self._folder / name

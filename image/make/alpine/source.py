@@ -26,7 +26,8 @@ KERNELS = {
 WANTED = (
     "busybox-static", "openrc", "kmod",
     "iproute2", "nftables", "conntrack-tools", "wireguard-tools-wg",
-    "e2fsprogs", "sfdisk", "partx", "dosfstools",
+    "e2fsprogs", "sfdisk", "partx", "dosfstools", "setpriv",
+    "dropbear", "wpa_supplicant", "wireless-regdb",
     "python3",
     # Of wheels: libraries that they take from the system.
     "gmp", "libgomp", "libstdc++",

@@ -100,3 +100,23 @@ def test_any_partitions_are_read_back(gaps: list[tuple[int, int]]) -> None:
     raw = image(Table(DISK, SECTORS, tuple(parts)))
     rows = [(p.name, p.kind, p.guid, p.first, p.last, 0) for p in parts]
     assert partitions(raw, 1) == partitions(raw, SECTORS - 1) == rows
+
+
+@given(st.lists(st.integers(0, 3), max_size=8), st.binary(max_size=440))
+def test_what_was_written_is_read(sizes: list[int], boot_code: bytes) -> None:
+    parts = [
+        partition(f"p{at}", FIRST_USABLE + 4 * at, size + 1, READ_ONLY)
+        for at, size in enumerate(sizes)
+    ]
+    table = Table(DISK, SECTORS, tuple(parts))
+    assert Table.read(table.head(boot_code)) == table
+
+
+@pytest.mark.parametrize("at", [512, 512 + 24, 512 + 32, 512 + 72, 1024, 1024 + 40, 17407])
+def test_a_table_with_a_bit_that_is_another_is_none(at: int) -> None:
+    raw = bytearray(Table(DISK, SECTORS, (partition(),)).head())
+    raw[at] ^= 1
+    with pytest.raises(UsageError, match="no partition table"):
+        Table.read(bytes(raw))
+    with pytest.raises(UsageError, match="no partition table"):
+        Table.read(bytes(raw[:at]))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from image.node.screen import WAITING, View, text
+from image.node.screen import WAITING, View, setup, text
 
 NEW = View("0.1.0", "a", "covey-123456", ["192.168.1.7"])
 MEMBER = replace(
     NEW, name="shed-1", member=True, mesh="home", overlay="fd86::1", peers=2, joining=True,
-    wireguard="covey0 (kernel)",
+    roles=["worker", "relay"], wireguard="covey0 (kernel)",
 )  # fmt: skip
 
 
@@ -23,8 +23,25 @@ def test_without_a_ticket_it_says_what_to_do() -> None:
 
 
 def test_a_member() -> None:
-    assert text(MEMBER).endswith("  Mesh: home, fd86::1, 2 peers\n  WireGuard: covey0 (kernel)\n")
+    assert text(MEMBER).endswith(
+        "  Mesh: home, fd86::1, 2 peers\n  Role: worker, relay\n  WireGuard: covey0 (kernel)\n"
+    )
     assert "1 peer\n" in text(replace(MEMBER, peers=1))
+
+
+def test_how_the_machine_is_comes_before_its_mesh() -> None:
+    shown = text(replace(MEMBER, conditions=["Temperature: 54 °C", "Wifi: connected"]))
+    assert "7\n  Temperature: 54 °C\n  Wifi: connected\n  Mesh: home" in shown
+
+
+def test_the_lan_is_told_of_a_machine_that_is_not_set_up() -> None:
+    assert setup(NEW) == "waiting for a ticket\n"
+    ended = replace(NEW, joining=True, error="Error: the ticket has been used.")
+    assert setup(ended) == "joining\nError: the ticket has been used.\n"
+    # A member is silent, but for what is wrong in its file.
+    assert setup(replace(MEMBER, faults=["No relay: open a port."])) == ""
+    note = "line 2, name: “Shed 1” cannot be a name."
+    assert setup(replace(MEMBER, notes=[note])) == f"covey.toml has mistakes\n{note}\n"
 
 
 def test_while_the_agent_does_not_answer_its_error_is_shown() -> None:

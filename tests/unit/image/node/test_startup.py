@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from covey_toml import TICKET
+from covey_toml import LINES, SSH_KEY, TICKET, WIFI_PASSWORD, file
 
 from agent.errors import StateError
 from image.node import hostfiles, kept
-from image.node.settings import Settings, read
+from image.node.settings import Proxy, Settings, Wifi, read
 from image.node.startup import start
 
 
@@ -82,4 +82,37 @@ def test_what_is_kept_comes_back() -> None:
 
 def test_the_files_are_all_that_services_read() -> None:
     files = hostfiles.of(Settings(), "")
-    assert files.keys() == {"hostname", "network", "wish"}
+    assert files.keys() == {
+        "hostname", "network", "wish", "ssh_keys", "proxy", "wifi.conf", "lacks",
+    }  # fmt: skip
+    # Nothing is set: a name, and no secret, no server, no wifi.
+    assert {name for name, raw in files.items() if raw} == {"hostname"}
+
+
+def test_a_full_file_becomes_what_services_read(tmp_path: Path) -> None:
+    notes, run = begun(tmp_path, file(*LINES).decode())
+    assert notes == []
+    assert (run / "ssh_keys").read_text() == f"{SSH_KEY}\n"
+    assert f'psk="{WIFI_PASSWORD}"' in (run / "wifi.conf").read_text()
+    assert (run / "lacks").read_bytes() == b""
+    for name in ("ssh_keys", "wifi.conf", "proxy"):
+        assert stat.S_IMODE((run / name).stat().st_mode) == 0o600
+    script = f". {run / 'proxy'}; printenv https_proxy http_proxy no_proxy"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    proxy = "http://shed:swordfish%231@proxy.lan:3128"
+    assert done.stdout.splitlines() == [proxy, proxy, "localhost,127.0.0.1,::1"]
+
+
+def test_passwords_that_are_nowhere_are_told(tmp_path: Path) -> None:
+    text = 'wifi = "Ours"\nproxy = "http://p:1"\nproxy_user = "u"\n'
+    notes, run = begun(tmp_path, text)
+    assert notes == []
+    lacks = (run / "lacks").read_text()
+    assert "Write wifi_password" in lacks and "Write proxy_password" in lacks
+    assert (run / "wifi.conf").read_bytes() == b""
+    passwords = kept.encode(
+        Settings(wifi=Wifi("Ours", "long secret"), proxy=Proxy("http://p:1", "u", "pw"))
+    )
+    _, run = begun(tmp_path, text, passwords)
+    assert (run / "lacks").read_bytes() == b""
+    assert 'psk="long secret"' in (run / "wifi.conf").read_text()

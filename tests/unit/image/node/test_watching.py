@@ -22,7 +22,7 @@ from image.node.startup import start
 from image.node.watching import Places, Watch, ask, forget_secrets, last_error, running_slot
 
 STATUS = {
-    "mesh": "home", "ipv6": "fd86::1", "peers": {"alive": 1},
+    "mesh": "home", "ipv6": "fd86::1", "peers": {"alive": 1}, "roles": ["worker"],
     "parts": {"overlay": "covey0 (kernel), UDP port 51820"},
     "health": [{"title": "No relay", "what_to_do": "Open a port."}],
 }  # fmt: skip
@@ -86,6 +86,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """No program of this machine is run; those that would be are returned."""
     ran: list[list[str]] = []
     monkeypatch.setattr(watching, "addresses", lambda: ["10.0.2.15"])
+    monkeypatch.setattr(watching.conditions, "temperature", lambda _: None)
     monkeypatch.setattr(watching.subprocess, "run", lambda command, **_: ran.append(command))
     return ran
 
@@ -95,7 +96,8 @@ def test_the_agents_answer_is_shown(places: Places) -> None:
     with agent(places.socket):
         one.look(0.0)
     shown = (places.run / "status").read_text()
-    assert "slot a: shed-1\n  Addresses: 10.0.2.15\n  Mesh: home, fd86::1, 1 peer\n" in shown
+    assert "slot a: shed-1\n  Addresses: 10.0.2.15\n  Wifi: connecting\n  Mesh: home" in shown
+    assert "  Mesh: home, fd86::1, 1 peer\n  Role: worker\n" in shown
     assert "\n  WireGuard: covey0 (kernel), UDP port 51820\n" in shown
     assert "No relay: Open a port." in shown
 
@@ -130,6 +132,7 @@ def test_secrets_stay_until_the_machine_is_a_member(places: Places) -> None:
     one.look(0.0)
     assert places.settings.read_text() == FILE
     assert "joining with the ticket" in (places.run / "status").read_text()
+    assert (places.run / "setup").read_text() == "joining\n"
     places.member.write_text("{}")
     one.look(10.0)
     assert places.settings.read_text() == 'name = "shed-1"\nwifi = "Ours"\n'
