@@ -14,7 +14,7 @@ import zlib
 from dataclasses import dataclass
 from uuid import UUID
 
-from agent.errors import UsageError
+from agent.errors import StateError, UsageError
 
 SECTOR_BYTES = 512
 BOOT_CODE_BYTES = 440
@@ -134,6 +134,21 @@ class Table:
 
     def _entries(self) -> bytes:
         return b"".join(map(_entry, self.partitions)).ljust(_ENTRIES * _ENTRY_BYTES, b"\0")
+
+
+def extents(head: bytes) -> dict[str, tuple[int, int]]:
+    """Return first sector and number of sectors of the partitions, by name, in a disk's head.
+
+    `head` are the disk's first 34 sectors. Raises StateError where they hold no table.
+    """
+    if head[SECTOR_BYTES : SECTOR_BYTES + 8] != b"EFI PART":
+        raise StateError("there is no GUID partition table")
+    found: dict[str, tuple[int, int]] = {}
+    for at in range(2 * SECTOR_BYTES, FIRST_USABLE * SECTOR_BYTES, _ENTRY_BYTES):
+        kind, _, first, last, _, name = struct.unpack_from("<16s16sQQQ72s", head, at)
+        if any(kind):
+            found[name.decode("utf-16-le", "replace").rstrip("\0")] = (first, last - first + 1)
+    return found
 
 
 def _entry(partition: Partition) -> bytes:

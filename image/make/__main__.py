@@ -11,6 +11,7 @@ from agent.errors import CoveyError
 from image.make import grub, programs
 from image.make.assemble import Wish, build
 from image.make.packages import KERNELS
+from image.make.signing import read_public
 
 
 def main() -> int:
@@ -28,6 +29,10 @@ def main() -> int:
         "--mirror", default="", metavar="URL|DIR",
         help="where Debian 12's packages come from; else what this machine's apt is set up with",
     )  # fmt: skip
+    parser.add_argument(
+        "--update-key", type=Path, action="append", default=[], metavar="FILE.pub", dest="keys",
+        help="take updates that this key signed (image/sign makes one); repeatable",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("covey.img"), help="the image's file")
     arguments = parser.parse_args()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "covey"
@@ -39,7 +44,7 @@ def main() -> int:
         return 5
     try:
         wish = Wish(arguments.out.absolute(), base / "image", llama, arguments.mirror,
-                    arguments.flavour)  # fmt: skip
+                    arguments.flavour, tuple(map(read_public, arguments.keys)))  # fmt: skip
         build(wish, lambda words: print(words, flush=True))
     except CoveyError as error:
         print(error.line(), file=sys.stderr)

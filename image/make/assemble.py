@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent import __version__
 from image.disk import bootfiles
 from image.disk.layout import MIB, Sizes
 from image.disk.write import write
-from image.make import debian, grub, tree, wheels
+from image.make import debian, grub, signing, tree, wheels
 from image.make.programs import run
 from image.node import settings, slotblocks
+from image.node.release import Release
 from image.node.slots import State
 
 # What everything in the image is dated; a build need not know when its version was made.
@@ -25,7 +27,8 @@ _KERNEL = "(name(vmlinuz)||name(initramfs))"
 class Wish:
     """What to build: from which mirror ("": this machine's), into which file, with which cache.
 
-    `llama_cache` is where `make` keeps llama-cpp-python's wheel, `flavour` one of `KERNELS`.
+    `llama_cache` is where `make` keeps llama-cpp-python's wheel, `flavour` one of `KERNELS`;
+    updates are taken that one of `update_keys` (Ed25519, public) signed.
     """
 
     out: Path
@@ -33,6 +36,7 @@ class Wish:
     llama_cache: Path
     mirror: str = ""
     flavour: str = "virt"
+    update_keys: tuple[bytes, ...] = ()
     sizes: Sizes = field(default_factory=Sizes)
 
 
@@ -55,6 +59,7 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
         root.mkdir(mode=0o755)
         step(f"Unpacking {len(debs) + len(python)} packages")
         tree.make(root, debs, python)
+        signing.lay(root, Release(__version__, "x86_64", wish.update_keys))
         step("Packing the root file system")
         squash(root, folder / "slot")
         step("Making the boot partition and the disk")

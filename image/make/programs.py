@@ -13,7 +13,8 @@ from agent.errors import EnvironmentFault
 # Debian's packages, by program. tests/vm and image/build need them, `make test` does not.
 PACKAGES = {
     "apt-get": "apt", "dpkg-deb": "dpkg", "depmod": "kmod", "mksquashfs": "squashfs-tools",
-    "grub-mkimage": "grub-common", "mkfs.vfat": "dosfstools", "mcopy": "mtools",
+    "unsquashfs": "squashfs-tools", "grub-mkimage": "grub-common", "mkfs.vfat": "dosfstools",
+    "mcopy": "mtools",
 }  # fmt: skip
 # Debian keeps administrators' programs off the path of people.
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

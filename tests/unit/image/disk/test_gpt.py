@@ -9,7 +9,7 @@ from gpt_tables import header, partitions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.errors import UsageError
+from agent.errors import StateError, UsageError
 from image.disk.gpt import (
     ESP,
     FIRST_USABLE,
@@ -19,7 +19,9 @@ from image.disk.gpt import (
     TAIL_SECTORS,
     Partition,
     Table,
+    extents,
 )
+from image.disk.layout import Sizes, plan
 
 DISK = UUID(int=0x1234)
 SECTORS = 4096
@@ -100,3 +102,12 @@ def test_any_partitions_are_read_back(gaps: list[tuple[int, int]]) -> None:
     raw = image(Table(DISK, SECTORS, tuple(parts)))
     rows = [(p.name, p.kind, p.guid, p.first, p.last, 0) for p in parts]
     assert partitions(raw, 1) == partitions(raw, SECTORS - 1) == rows
+
+
+def test_where_partitions_lie_is_read_back_from_a_disks_head() -> None:
+    table = plan("x86_64", Sizes(), {})
+    found = extents(table.head())
+    assert found == {one.name: (one.first, one.sectors) for one in table.partitions}
+    for none in (b"", bytes(34 * SECTOR_BYTES)):
+        with pytest.raises(StateError, match="no GUID partition table"):
+            extents(none)
