@@ -14,7 +14,7 @@ import shutil
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,8 +71,11 @@ class Appliance:
         return (int(struct.unpack_from("<Q", entry, 40)[0]) + 1) * SECTOR_BYTES
 
     @contextmanager
-    def running(self, firmware: str = "bios") -> Iterator[None]:
-        """Start it with a firmware, "bios" or "uefi"; leaving the block cuts its power."""
+    def running(self, firmware: str = "bios", devices: Sequence[str] = ()) -> Iterator[None]:
+        """Start it with a firmware, "bios" or "uefi"; leaving the block cuts its power.
+
+        `devices` are more of QEMU's arguments.
+        """
         more = []
         if firmware == "uefi":
             variables = self._folder / "variables.fd"
@@ -89,7 +92,8 @@ class Appliance:
             "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(_CPUS),
             "-m", str(_MEMORY_MIB), "-serial", f"file:{self._serial}",
             "-drive", f"if=none,id=disk,format=raw,file={self._disk}",
-            "-device", "virtio-blk-pci,drive=disk", "-nic", "user,model=virtio-net-pci", *more,
+            "-device", "virtio-blk-pci,drive=disk", "-nic", "user,model=virtio-net-pci",
+            *more, *devices,
         ]  # fmt: skip
         with (self._folder / "qemu").open("wb") as said:
             self._process = subprocess.Popen(
@@ -114,6 +118,19 @@ class Appliance:
                 raise ApplianceFault(f"{waited:.0f} s without {text!r}:\n{said}{self.console()}")
             time.sleep(_POLL_S)
         return time.monotonic() - began
+
+    def cut(self) -> None:
+        """Cut its power now."""
+        self._process.kill()
+        self._process.wait()
+
+    def keep(self, path: Path) -> None:
+        """Keep a copy of its disk, while it does not run."""
+        subprocess.run(["cp", "--sparse=always", self._disk, path], check=True)
+
+    def restore(self, path: Path) -> None:
+        """Give it a disk that was kept."""
+        subprocess.run(["cp", "--sparse=always", path, self._disk], check=True)
 
     def console(self) -> str:
         """Return all that this start has shown."""

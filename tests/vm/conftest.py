@@ -11,4 +11,5 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 # In the guest the cases run, here what starts them.
 IN_GUEST = os.environ.get("COVEY_TEST_DEVICES") == "kernel"
-collect_ignore = ["test_guest.py", "test_boot.py", "test_image.py"] if IN_GUEST else ["guest"]
+_OUTSIDE = ["test_guest.py", "test_boot.py", "test_image.py", "test_update.py"]
+collect_ignore = _OUTSIDE if IN_GUEST else ["guest"]
