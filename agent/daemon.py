@@ -27,6 +27,7 @@ from agent.acl import policyfile
 from agent.acl.service import Acl
 from agent.answers import Answers
 from agent.api import LocalApi
+from agent.appliance import sharing
 from agent.attention import talked_to
 from agent.authority import Authority, overlaykeys
 from agent.authority.service import SERVICE as REVOCATIONS
@@ -386,7 +387,9 @@ class Agent:
             await control
         address = str(membership.ipv6)
         keys = overlaykeys.route(membership, self._authority.keys_answer)
-        routes = [keys, *self._deployments.links.routes(), *self._store.routes()]
+        routes = [
+            keys, *self._deployments.links.routes(), *self._store.routes(), *sharing.routes(),
+        ]  # fmt: skip
         await self._blobs.start(address, network.overlay_port, routes)
         self._presence.start()
         await self._neighbours.enter_discovery()

@@ -26,6 +26,7 @@ from agent.cli import (
     network,
     placing,
     service,
+    update,
 )
 from agent.errors import CoveyError
 
@@ -47,8 +48,8 @@ for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, ser
                 members.rename, members.grant, members.revoke, members.leave, members.rotate,
                 acl.acl, events.events, models.pull, models.models, models.remove, models.verify,
                 catalogue.catalogue, placing.plan, deployments.deploy, deployments.undeploy,
-                deployments.ps, logs.logs, drain.drain, configuration.config,
-                demo.demo):  # fmt: skip
+                deployments.ps, logs.logs, drain.drain, update.update,
+                update.factory_reset, configuration.config, demo.demo):  # fmt: skip
     cli.add_command(command)
 
 

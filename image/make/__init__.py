@@ -9,6 +9,7 @@ tree.py                  the root file system, with what lies in image/root
 modules.py, cpio.py, initramfs.py   what the kernel starts first
 grubcore.py, grub.py     the boot loader, for BIOS and UEFI
 assemble.py              all of it, into one file
+signing.py, sign.py      updates out of what was built, and the keys for them: `image/sign`
 oci.py                   or the root alone, as images for containers
 programs.py              runs the programs that it takes
 """

@@ -12,6 +12,7 @@ from image.make import grub, programs
 from image.make.alpine.source import Alpine
 from image.make.assemble import Wish, build
 from image.make.debian import Debian
+from image.make.signing import read_public
 from image.make.source import ARCHES, FLAVOURS, Source
 
 
@@ -36,6 +37,11 @@ def main() -> int:
         help="public keys that Alpine's packages may be signed with, in place of Alpine's own",
     )  # fmt: skip
     parser.add_argument(
+        "--update-key", type=Path, action="append", default=[], metavar="FILE.pub",
+        dest="update_keys",
+        help="take updates that this key signed (image/sign makes one); repeatable",
+    )  # fmt: skip
+    parser.add_argument(
         "--oci", action="store_true",
         help="images of the agent and of the gateway for containers, in one tar",
     )  # fmt: skip
@@ -56,7 +62,7 @@ def main() -> int:
         programs.require_machine(arguments.arch)
         out = arguments.out or Path("covey-oci.tar" if arguments.oci else "covey.img")
         wish = Wish(out.absolute(), _source(arguments), arguments.arch, arguments.flavour,
-                    arguments.oci)  # fmt: skip
+                    arguments.oci, tuple(map(read_public, arguments.update_keys)))  # fmt: skip
         build(wish, lambda words: print(words, flush=True))
     except CoveyError as error:
         print(error.line(), file=sys.stderr)

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent import __version__
 from image.disk import bootfiles
 from image.disk.layout import MIB, Sizes
 from image.disk.write import measure, write
-from image.make import grub, oci, tree
+from image.make import grub, oci, signing, tree
 from image.make.programs import run
 from image.make.source import Source
 from image.node import settings, slotblocks
+from image.node.release import Release
 from image.node.slots import State
 
 # What everything in the image is dated; a build need not know when its version was made.
@@ -26,7 +28,8 @@ _KERNEL = "(name(vmlinuz)||name(initramfs))"
 class Wish:
     """What to build: out of which source, for which machine, into which file.
 
-    `oci`: images for containers, and not one of a disk.
+    `oci`: images for containers, and not one of a disk. Updates are taken that one of `update_keys`
+    (Ed25519, public) signed.
     """
 
     out: Path
@@ -34,6 +37,7 @@ class Wish:
     arch: str = "x86_64"
     flavour: str = "virt"
     oci: bool = False
+    update_keys: tuple[bytes, ...] = ()
     sizes: Sizes = field(default_factory=Sizes)
 
 
@@ -59,6 +63,7 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
             oci.write(root, wish.arch, EPOCH_S, wish.out)
             step(f"{wish.out} is built; it has {wish.out.stat().st_size / MIB:.0f} MiB")
             return
+        signing.lay(root, Release(__version__, wish.arch, wish.update_keys))
         step("Packing the root file system")
         squash(root, folder / "slot")
         step("Making the boot partition and the disk")

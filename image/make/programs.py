@@ -13,16 +13,12 @@ from agent.errors import EnvironmentFault
 
 # Debian's packages, by program. tests/vm and image/build need them, `make test` does not.
 PACKAGES = {
-    "apt-get": "apt",
-    "dpkg-deb": "dpkg",
-    "depmod": "kmod",
-    "mksquashfs": "squashfs-tools",
-    "grub-mkimage": "grub-common",
-    "mkfs.vfat": "dosfstools",
+    "apt-get": "apt", "dpkg-deb": "dpkg", "depmod": "kmod", "mksquashfs": "squashfs-tools",
+    "unsquashfs": "squashfs-tools", "grub-mkimage": "grub-common", "mkfs.vfat": "dosfstools",
     "mcopy": "mtools",
-}
+}  # fmt: skip
 # Of one source only.
-_MORE = {"bwrap": "bubblewrap"}  # fmt: skip
+_MORE = {"bwrap": "bubblewrap"}
 # Debian keeps administrators' programs off the path of people.
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _TIMEOUT_S = 1800.0

@@ -15,8 +15,8 @@ WAITING = (
 class View:
     """What is known: `addresses` of the LAN, `member` whether it is in a mesh.
 
-    `mesh`, `overlay`, `roles`, `peers` and `wireguard` (its interface and kind) are the agent's, and
-    empty while it does not answer; `joining` says that a ticket is there, `notes` what is wrong
+    `mesh`, `overlay`, `roles`, `peers` and `wireguard` (its interface and kind) are the agent's,
+    and empty while it does not answer; `joining` says that a ticket is there, `notes` what is wrong
     with the settings, `faults` with the machine or the agent, and `error` what the agent ended
     with. `conditions` are lines on the machine itself: temperature, wifi, ssh.
     """

@@ -205,12 +205,16 @@ def boot(state: State, readable: Collection[Slot] = SLOTS) -> tuple[State, Slot 
     return state, None
 
 
-def why_not(state: State, running: Slot) -> str:
-    """Return why the slot that does not run is bad; "" when it is not."""
+def why_not(state: State, running: Slot, version: str = "") -> str:
+    """Return why the slot that does not run is bad; "" when it is not.
+
+    `version` is the one in it, "" where that is not known.
+    """
     standing = state.of(other(running))
     if not isinstance(standing, Bad):
         return ""
+    what = f"version {version}" if version else "the version"
     return (
-        f"the version in slot {other(running)} {_WORDS[standing.why]}; "
+        f"{what} in slot {other(running)} {_WORDS[standing.why]}; "
         f"this is the one before it, in slot {running}"
     )

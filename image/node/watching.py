@@ -2,7 +2,8 @@
 
 Every ten seconds, and more often while the agent starts: what the agent says goes to the screen; a
 version on trial is called good, or given up; and once the machine is a member the secrets leave
-covey.toml. A thread tells the LAN of a machine that is not set up yet (`announcing.py`).
+covey.toml. In between it lets in who wants an update (`door.py`). A thread tells the LAN of a
+machine that is not set up yet (`announcing.py`).
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import __version__
 from agent.errors import CoveyError
-from image.node import announcing, conditions, hostfiles, kept, screen
+from image.node import announcing, conditions, hostfiles, kept, machine, probation, screen, trials
+from image.node.door import Door
+from image.node.machine import Machine
 from image.node.probation import Probation
 from image.node.screen import View
 from image.node.scrub import scrub
 from image.node.settings import Settings, read
-from image.node.slots import GaveUp, Healthy, Slot, Trial
-from image.node.slotstore import SlotStore
+from image.node.slots import GaveUp, Healthy, Trial, why_not
 from image.node.startup import KEPT, RUN, SETTINGS, write_private
 
 _PERIOD_S = 10.0
@@ -76,11 +77,6 @@ def ask(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def running_slot(command_line: str) -> Slot:
-    """Return the slot that runs, by the kernel's command line; a where it names none."""
-    return "b" if re.search(r"\bcovey\.slot=b\b", command_line) else "a"
-
-
 def forget_secrets(settings_file: Path, kept_file: Path) -> bool:
     """Take the secrets out of covey.toml, the passwords into a file; say whether any was there.
 
@@ -104,11 +100,11 @@ class Watch:
     `settled` is false while an agent that does not answer yet is to come up.
     """
 
-    def __init__(self, slot: Slot, store: SlotStore, places: Places) -> None:
-        self._slot: Slot = slot
-        self._store = store
+    def __init__(self, appliance: Machine, places: Places, trial: Probation | None = None) -> None:
+        self._machine = appliance
+        self._store = appliance.store
         self._places = places
-        self._probation = Probation()
+        self._probation = trial or Probation()
         self._scrubbed = False
         self.settled = False
 
@@ -118,7 +114,8 @@ class Watch:
         items = status.get("health", []) if status else []
         faults = [f"{item['title']}: {item['what_to_do']}" for item in items]
         try:
-            self._try(status is not None, now)
+            self._try(status is not None or not self._wanted(), now)
+            faults += self._left()
             if self._places.member.exists() and not self._scrubbed:
                 forget_secrets(self._places.settings, self._places.kept)
                 self._scrubbed = True
@@ -132,22 +129,39 @@ class Watch:
         write_private(self._places.run / "status", screen.text(view).encode())
         write_private(self._places.run / announcing.SETUP, screen.setup(view).encode())
 
-    def _try(self, answers: bool, now: float) -> None:
+    def _wanted(self) -> bool:
+        """Say whether an agent has to be there: a machine without a ticket waits for one."""
+        return self._places.member.exists() or bool(_read(self._places.run / hostfiles.WISH))
+
+    def _try(self, healthy: bool, now: float) -> None:
         """Report to the probation of a version on trial, and store what follows."""
-        if not isinstance(self._store.read().state.of(self._slot), Trial):
+        slot = self._machine.running
+        if not isinstance(self._store.read().state.of(slot), Trial):
             return
-        outcome = self._probation.report(answers, now)
+        outcome = self._probation.report(healthy, now)
+        if outlook := self._probation.outlook():
+            trials.write(self._places.run, outlook)
         if outcome == "good":
-            self._store.change(Healthy(self._slot))
+            # Before it is good: a power cut in between tries it once more.
+            self._machine.raise_floor()
+            self._store.change(Healthy(slot))
         elif outcome == "gave up":
-            self._store.change(GaveUp(self._slot))
+            self._store.change(GaveUp(slot))
             subprocess.run(["reboot"], check=False, timeout=_TIMEOUT_S)
+
+    def _left(self) -> list[str]:
+        """Return why the last update does not run, if it does not."""
+        own, state = self._machine, self._store.read().state
+        if not why_not(state, own.running):
+            return []
+        why = why_not(state, own.running, own.version(own.target))
+        return [f"The update was taken back: {why}."]
 
     def _view(self, status: dict[str, Any] | None, faults: list[str]) -> View:
         run, found = self._places.run, status or {}
         return View(
-            version=__version__,
-            slot=self._slot,
+            version=self._machine.release.version,
+            slot=self._machine.running,
             name=(run / hostfiles.HOSTNAME).read_text().strip(),
             addresses=addresses(),
             member=self._places.member.exists(),
@@ -156,7 +170,7 @@ class Watch:
             roles=found.get("roles", []),
             peers=found.get("peers", {}).get("alive", 0),
             wireguard=found.get("parts", {}).get("overlay", ""),
-            joining=bool((run / hostfiles.WISH).read_bytes()),
+            joining=bool(_read(run / hostfiles.WISH)),
             notes=(run / hostfiles.NOTES).read_text().splitlines(),
             faults=faults,
             error=last_error(run / "agent.log"),
@@ -185,13 +199,19 @@ def addresses() -> list[str]:
     return [address for port, address in found if port != "covey0"]
 
 
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
 def main() -> None:
     """Watch for ever."""
-    watch = Watch(running_slot(Path("/proc/cmdline").read_text()), SlotStore(), Places())
+    trial = probation.of_command_line(Path("/proc/cmdline").read_text())
+    watch = Watch(machine.find(), Places(), trial)
     announcing.begin(RUN)
-    while True:
-        watch.look(time.monotonic())
-        time.sleep(_PERIOD_S if watch.settled else _SOON_S)
+    with Door() as door:
+        while True:
+            watch.look(time.monotonic())
+            door.serve(_PERIOD_S if watch.settled else _SOON_S)
 
 
 if __name__ == "__main__":

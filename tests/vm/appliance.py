@@ -157,6 +157,19 @@ class Appliance:
             magic, state, needs = struct.unpack("<HH36xI", disk.read(44))
         return (magic, state & 1, needs & 4) == (0xEF53, 1, 0)
 
+    def cut(self) -> None:
+        """Cut its power now."""
+        self._process.kill()
+        self._process.wait()
+
+    def keep(self, path: Path) -> None:
+        """Keep a copy of its disk, while it does not run."""
+        subprocess.run(["cp", "--sparse=always", self._disk, path], check=True)
+
+    def restore(self, path: Path) -> None:
+        """Give it a disk that was kept."""
+        subprocess.run(["cp", "--sparse=always", path, self._disk], check=True)
+
     def console(self) -> str:
         """Return all that this start has shown."""
         return self._serial.read_bytes().decode(errors="replace").replace("\r", "")

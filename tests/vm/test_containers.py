@@ -134,10 +134,12 @@ def test_the_gateway_answers_as_a_user_without_rights(images: Images) -> None:
     with images.running("gateway", COVEY_GATEWAY_LISTEN=listen) as process:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                with urllib.request.urlopen(f"http://{listen}/health", timeout=10) as answer:
-                    assert answer.status == 200
-                    break
+            with (
+                contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
+                urllib.request.urlopen(f"http://{listen}/health", timeout=10) as answer,
+            ):
+                assert answer.status == 200
+                break
             time.sleep(0.3)
         else:
             raise AssertionError(f"no answer: {process.stdout and process.stdout.read()}")

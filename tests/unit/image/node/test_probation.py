@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from image.node.probation import GIVE_UP_S, MAX_SILENCE_S, SUSTAINED_S, Probation
+from image.node.probation import (
+    GIVE_UP_S,
+    MAX_SILENCE_S,
+    SUSTAINED_S,
+    Outlook,
+    Probation,
+    of_command_line,
+)
 
 STEP_S = 10
 
@@ -63,3 +70,21 @@ def test_who_is_healthy_at_the_end_may_finish() -> None:
     assert {probation.report(False, now) for now in times(0, GIVE_UP_S - STEP_S)} == {None}
     said = [probation.report(True, now) for now in times(GIVE_UP_S, GIVE_UP_S + SUSTAINED_S)]
     assert said == [None] * (len(said) - 1) + ["good"]
+
+
+def test_the_kernels_command_line_may_shorten_it() -> None:
+    short = of_command_line("quiet covey.trial=20:60 covey.slot=b")
+    assert (short.sustained_s, short.give_up_s) == (20.0, 60.0)
+    short.report(True, 0.0)
+    assert short.report(True, 20.0) == "good"
+    for line in ("quiet", "covey.trial=20", "covey.trial=x:y", "covey.trial=1:2x", "xcovey.trial="):
+        assert of_command_line(line) == Probation()
+
+
+def test_how_it_stands() -> None:
+    trial = Probation()
+    assert trial.outlook() is None
+    trial.report(False, 5.0)
+    assert trial.outlook() == Outlook(None, None, 1805.0)
+    trial.report(True, 15.0)
+    assert trial.outlook() == Outlook(15.0, 315.0, 1805.0)

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 from covey_toml import TICKET
+from updates import appliance, update
 
-from image.node import kept, slotblocks, watching
+from image.node import kept, slotblocks, trials, watching
+from image.node.probation import Probation
 from image.node.settings import Settings, read
 from image.node.slots import Bad, Good, State, Trial
 from image.node.slotstore import SlotStore
 from image.node.startup import start
-from image.node.watching import Places, Watch, ask, forget_secrets, last_error, running_slot
+from image.node.watching import Places, Watch, ask, forget_secrets, last_error
 
 STATUS = {
     "mesh": "home", "ipv6": "fd86::1", "peers": {"alive": 1}, "roles": ["worker"],
@@ -74,11 +76,8 @@ def places(tmp_path: Path) -> Places:
 
 
 def watch(places: Places, state: State) -> tuple[Watch, SlotStore]:
-    folder = places.run.parent
-    for name, block in zip(slotblocks.FILES, slotblocks.fresh(state), strict=True):
-        (folder / name).write_bytes(block)
-    store = SlotStore(folder)
-    return Watch("a", store, places), store
+    machine = appliance(places.run.parent, state)
+    return Watch(machine, places), machine.store
 
 
 @pytest.fixture(autouse=True)
@@ -189,9 +188,44 @@ def test_without_the_slots_state_the_rest_goes_on(places: Places) -> None:
     assert "neither copy of the slots' state is whole" in (places.run / "status").read_text()
 
 
-def test_the_slot_is_in_the_kernels_command_line() -> None:
-    assert running_slot("quiet covey.slot=b covey.reset=n") == "b"
-    assert running_slot("quiet covey.slot=a") == running_slot("quiet") == "a"
+def test_a_machine_that_waits_for_a_ticket_is_healthy_without_an_agent(places: Places) -> None:
+    one, store = watch(places, State(a=Trial(2), b=Good()))
+    (places.run / "wish").write_bytes(b"")
+    for now in range(0, 310, 10):
+        one.look(float(now))
+    assert store.read().state.a == Good()
+
+
+def test_while_it_is_on_trial_how_that_stands_is_there_to_read(places: Places) -> None:
+    one, _ = watch(places, State(a=Trial(2), b=Good()))
+    one.look(1000.0)
+    assert trials.read(places.run, 1000.0) == {
+        "healthy_s": None, "good_in_s": None, "over_in_s": 1800.0,
+    }  # fmt: skip
+    with agent(places.socket):
+        one.look(1010.0)
+    assert trials.read(places.run, 1011.0) == {
+        "healthy_s": 1.0, "good_in_s": 299.0, "over_in_s": 1789.0,
+    }  # fmt: skip
+
+
+def test_a_version_that_proved_itself_raises_the_floor(places: Places) -> None:
+    machine = appliance(places.run.parent, State("b", Good(), Trial(2)), version="0.2.0",
+                        running="b")  # fmt: skip
+    machine.keep_head("b", update("0.2.0", floor="0.1.7", content=b"x")[:-1])
+    one = Watch(machine, places, Probation(20.0, 100.0))
+    with agent(places.socket):
+        one.look(0.0)
+        assert machine.floor() == "0.0.0"
+        one.look(20.0)
+    assert machine.floor() == "0.1.7" and machine.store.read().state.b == Good()
+
+
+def test_why_an_update_was_left_is_on_the_screen(places: Places) -> None:
+    one, _ = watch(places, State(b=Bad("tries")))
+    one.look(0.0)
+    shown = (places.run / "status").read_text()
+    assert "The update was taken back: the version in slot b did not come up in 3 tries" in shown
 
 
 def test_the_log_is_asked_for_its_last_error_and_kept_short(tmp_path: Path) -> None:
