@@ -17,7 +17,7 @@ help: ## Show these commands.
 demo: $(READY) ## Bring up three nodes and a gateway here and ask them two questions (ARGS=--keep).
 	@$(BIN)/agent demo $(ARGS)
 
-test: unit namespaces appliance ## Run the unit tests, those that need namespaces, and boot the appliance (40 minutes).
+test: unit namespaces appliance ## Run the unit tests, those that need namespaces, and boot the appliance.
 
 check: lint unit ## Run the fast tests: lint, types, unit.
 
@@ -41,9 +41,9 @@ matrix: $(READY) ## Connect every kind of NAT with every other (20 minutes; ARGS
 fuzz: $(READY) ## Feed millions of random and mutated inputs to all that reads others' (ARGS="--seed 2").
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
-appliance: $(READY) ## Build the appliance, boot it in qemu and ask it (3 minutes; COVEY_NO_VM=1: not).
-ifdef COVEY_NO_VM
-	@echo "The appliance is not booted, since COVEY_NO_VM is set."
+appliance: $(READY) ## Build the appliance, boot it in qemu and ask it (3 minutes; NO_VM=1: not).
+ifdef NO_VM
+	@echo "The appliance is not booted, since NO_VM is set."
 else
 	@sh requirements/system.sh appliance
 	@$(BIN)/pytest tests/vm/test_short.py
