@@ -23,8 +23,8 @@ from agent.errors import EnvironmentFault
 from image.make.alpine.index import Entry
 
 _GZIP = 31
-# Far above what signatures and control streams take; a data stream is read by its user.
-_MOST_BYTES = 16 << 20
+# Far above what the largest index takes; a data stream is read by its user.
+_MOST_BYTES = 256 << 20
 _SIGNATURE = re.compile(r"\.SIGN\.(RSA|RSA256|RSA512)\.(.+)")
 # abuild signs with the first of them, so that is what Alpine's packages have.
 _ALGORITHMS = {"RSA": hashes.SHA1(), "RSA256": hashes.SHA256(), "RSA512": hashes.SHA512()}  # noqa: S303
