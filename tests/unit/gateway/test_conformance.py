@@ -27,6 +27,8 @@ from gateway.openapi.words import EVENTS, LINES
 from gateway.routing import Replica
 from gateway.wishes import DEADLINE_MS
 
+pytestmark = pytest.mark.slow
+
 CHATS, EMBEDS, RANKS = "covey-mini", "covey-embed", "covey-rank"
 # Which model is meant for a request, by its schema; all others are for the one that chats.
 MADE_FOR = {
