@@ -8,6 +8,9 @@ READY  := $(VENV)/.ready
 BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos routing gateway connections
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
+# Where it is set, each of the hundreds of Pythons that tests start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test check lint fast unit lab namespaces matrix fuzz vm bench setup lock clean
 .DEFAULT_GOAL := help
 
