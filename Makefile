@@ -8,7 +8,10 @@ READY  := $(VENV)/.ready
 BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos routing gateway connections
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
-.PHONY: help demo test check lint unit lab namespaces matrix fuzz appliance vm bench setup lock clean
+# Where it is set, each of the hundreds of Pythons that tests start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test check lint fast unit lab namespaces matrix fuzz appliance vm bench setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -19,15 +22,18 @@ demo: $(READY) ## Bring up three nodes and a gateway here and ask them two quest
 
 test: unit namespaces appliance ## Run the unit tests, those that need namespaces, and boot the appliance.
 
-check: lint unit ## Run the fast tests: lint, types, unit.
+check: lint fast ## Run the fast tests: lint, types, and the unit tests that are not marked slow.
 
 lint: $(READY) ## Lint and check types.
 	@$(BIN)/ruff format --check -q . || { echo "Run $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy
 
+fast: $(READY) ## Run the unit tests but for those that start programs, llama.cpp or libp2p.
+	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/unit
+
 # A worker a core: tests that watch for silence fail where others keep them from the CPU.
-unit: $(READY) ## Run the unit tests.
+unit: $(READY) ## Run all unit tests.
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit
 
 lab: namespaces matrix ## Run the tests that need namespaces, then the whole matrix of NATs (40 minutes).

@@ -14,6 +14,8 @@ import pytest
 
 from gateway.process import raise_file_limit
 
+pytestmark = pytest.mark.slow
+
 BENCHES = Path(__file__).parents[2] / "bench"
 TOTAL = 2_500
 BOUND_S = 1.5

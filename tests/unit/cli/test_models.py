@@ -28,6 +28,8 @@ sys.path.insert(0, str(ROOT / "tests" / "unit" / "models"))
 
 from servers import Server, serving  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 MODEL = bundled.path()
 LIMITS = Limits(silence_s=0.4, backoff_s=0.01, piece_bytes=MIN_PIECE_BYTES)
 

@@ -24,7 +24,7 @@ from agent.errors import (
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 # A label of DNS holds 63 characters: no resolver is asked, so the answer is the same everywhere.
 NO_NAME = "a" * 64

@@ -12,6 +12,8 @@ from agent.control.gossip import Gossip
 from agent.control.rpc import Rpc, RpcError
 from agent.identity.keys import NodeKey
 
+pytestmark = pytest.mark.slow
+
 WALL = 1_700_000_000.0
 TOPIC = "health"
 

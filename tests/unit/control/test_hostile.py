@@ -24,7 +24,7 @@ from agent.errors import PeerError
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 NETWORK_KEY = bytes(range(32))
 KEYS = NetworkKeys.single(NETWORK_KEY)

@@ -14,6 +14,8 @@ from agent.errors import UsageError
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
 
+pytestmark = pytest.mark.slow
+
 KEYS = NetworkKeys.single(bytes(range(32)))
 NODES = [NodeKey(bytes([n]) * 32) for n in range(61, 65)]
 ECHO = "/test/echo/1"

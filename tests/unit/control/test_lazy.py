@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_importing_it_imports_no_libp2p_and_without_libp2p_it_says_so() -> None:
     script = """

@@ -26,6 +26,8 @@ from agent.errors import EnvironmentFault, NotRunning, PeerError
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
 
+pytestmark = pytest.mark.slow
+
 KEYS = NetworkKeys.single(bytes(range(32)))
 SERVER, CLIENT = (NodeKey(bytes([number]) * 32) for number in (1, 2))
 SOON_S = 20.0

@@ -18,7 +18,7 @@ from agent.errors import PeerError
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 OLD, NEW, FOREIGN = (bytes([n]) * 32 for n in (1, 2, 3))
 NODES = [NodeKey(bytes([n]) * 32) for n in range(31, 35)]

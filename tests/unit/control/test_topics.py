@@ -23,7 +23,7 @@ from agent.errors import NotRunning, PeerError
 from agent.identity.keys import NodeId, NodeKey
 from agent.membership.networkkeys import NetworkKeys
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 KEYS = NetworkKeys.single(bytes(range(32)))
 NODES = [NodeKey(bytes([n]) * 32) for n in range(71, 76)]

@@ -14,6 +14,8 @@ from agent.demo import sandbox
 from agent.demo.netlab import NetLab
 from agent.errors import EnvironmentFault
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 # Leaves a named network, an interface, a file and a process of another session, then waits. The
 # word is for finding that process from outside.

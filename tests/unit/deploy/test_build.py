@@ -35,6 +35,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 import bert_models
 
+pytestmark = pytest.mark.slow
+
+
 # Not those of another file, which may run beside this one.
 PORTS = "network.engine_ports=7200-7219"
 OWN = NodeKey(bytes(32)).id

@@ -22,6 +22,8 @@ from agent.engine.llama import Context, Weights
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import EngineError
 
+pytestmark = pytest.mark.slow
+
 GREEDY = Sampling(temperature=0.0)
 
 rows_of = st.integers(2, ROWS_MAX - 1)

@@ -26,6 +26,8 @@ from agent.errors import EngineError, ModelError, UsageError
 from agent.placement.inputs import Aims, Node
 from agent.placement.plan import plan
 
+pytestmark = pytest.mark.slow
+
 PROMPT = rings.prompt(77)  # three chunks of at most 32, and longer than the windows
 # Not what the model would say: with random weights that is soon the same token for ever.
 FOLLOWING = rings.prompt(12, seed=2)

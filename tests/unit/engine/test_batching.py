@@ -18,6 +18,8 @@ from agent.engine.frames import Copy, Ints, Remove
 from agent.engine.pace import Measured
 from agent.engine.turns import Turn, Work
 
+pytestmark = pytest.mark.slow
+
 
 def follows(tokens: Sequence[int]) -> int:
     """Return the token that the simulated model says after these."""

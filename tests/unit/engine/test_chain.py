@@ -22,6 +22,8 @@ from agent.engine.turns import Batch
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, UsageError
 
+pytestmark = pytest.mark.slow
+
 PROMPT = rings.prompt(30)
 DRAWS = 1500
 # What is neutral in every sampler: all that is left is a softmax.

@@ -32,6 +32,8 @@ from agent.engine.pipeline import Pipeline
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, ModelError
 
+pytestmark = pytest.mark.slow
+
 GREEDY = Sampling(temperature=0.0, logit_bias=((2, -100.0),))
 SEEDED = Sampling(temperature=0.7, top_k=5, seed=7, logit_bias=((2, -100.0),))
 SHAPES = [(), (5, 9), (1, 2, 4, 11)]

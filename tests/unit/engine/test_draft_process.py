@@ -16,6 +16,8 @@ from agent.engine.spec import EngineSpec
 from agent.engine.supervisor import Engine
 from agent.errors import ConfigError, ModelError
 
+pytestmark = pytest.mark.slow
+
 COMMON = {"n_ctx": rings.N_CTX, "n_batch": rings.N_BATCH, "slots": 4, "threads": 1}
 RING = {
     "ring": "5b" * 16, "epoch": 3, "stages": 2, "listen": "127.0.0.1", "predecessor": "127.0.0.1",

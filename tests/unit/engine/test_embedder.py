@@ -23,6 +23,8 @@ from agent.engine.llama import Weights
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, EngineError
 
+pytestmark = pytest.mark.slow
+
 NEAR = (
     ("The cat sits on the mat.", "A kitten is resting on a rug."),
     ("How do I reset my password?", "I forgot my login and want to set a new one."),

@@ -21,6 +21,8 @@ from agent.engine.spec import EngineSpec
 from agent.engine.supervisor import Engine
 from agent.errors import ConfigError, ModelError
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["The cat sits on the mat.", "A kitten is resting on a rug.", "Stocks fell on Tuesday."]
 
 

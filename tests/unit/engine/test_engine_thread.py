@@ -25,6 +25,8 @@ from agent.engine.pipeline import WholePipeline
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, EngineError
 
+pytestmark = pytest.mark.slow
+
 NO_END = ((2, -100.0),)
 COUNT = 60
 # More than there are slots; the grammar and the penalties look at what was said.

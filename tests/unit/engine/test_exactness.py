@@ -19,6 +19,8 @@ from agent.engine.turns import Batch
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError
 
+pytestmark = pytest.mark.slow
+
 GREEDY = Sampling(temperature=0.0)
 PROMPT = rings.prompt(77)  # three chunks of at most 32
 COUNT = 24

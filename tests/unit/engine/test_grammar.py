@@ -28,6 +28,8 @@ from agent.engine.serve.tools import CallReader, format_of
 from agent.engine.vocabulary import Vocabulary
 from agent.errors import CoveyError, UsageError
 
+pytestmark = pytest.mark.slow
+
 PROMPT = rings.prompt(20)
 END = 2
 FIRST_BYTE = 3  # the token of the byte 0

@@ -17,6 +17,8 @@ from agent.engine.llama import Weights
 from agent.engine.pipeline import Pipeline
 from agent.errors import CoveyError, EngineError, ModelError, UsageError
 
+pytestmark = pytest.mark.slow
+
 PROMPT = rings.prompt(50)
 GREEDY = Sampling(temperature=0.0, logit_bias=((2, -100.0),))
 

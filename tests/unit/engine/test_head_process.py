@@ -23,6 +23,8 @@ from agent.engine.spec import EngineSpec, RpcServer
 from agent.engine.supervisor import Engine
 from agent.errors import ConfigError, CoveyError, EngineError, ModelError
 
+pytestmark = pytest.mark.slow
+
 # Rounding depends on what else is in a batch, and now and then decides between two tokens. This
 # model has nothing to round.
 MODEL = {"forgetful": True}

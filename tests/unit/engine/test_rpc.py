@@ -28,6 +28,8 @@ from agent.engine.spec import EngineSpec, RpcServer
 from agent.engine.supervisor import Engine
 from agent.errors import ConfigError, EngineError, ModelError, UsageError
 
+pytestmark = pytest.mark.slow
+
 RING = "5a" * 16
 EPOCH = 3
 OWN = "127.0.0.1"

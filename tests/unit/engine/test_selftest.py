@@ -15,6 +15,8 @@ from agent.engine import selftest, threads
 from agent.engine.cpus import Cpus
 from agent.errors import EngineError
 
+pytestmark = pytest.mark.slow
+
 # A CPU that masks AMX kills whoever uses it; this stands for one, and then runs the real probe.
 _DIES_WITH_EXTRA_BUFTS = """
 import os, runpy, signal, sys

@@ -18,6 +18,8 @@ from agent.engine.head import Head, HeadLimits
 from agent.engine.llama import Weights
 from agent.engine.serve.app import make_app
 
+pytestmark = pytest.mark.slow
+
 # The form of Qwen's and Hermes' templates, in short.
 TEMPLATE = (
     "{% for t in tools or [] %}{{ t | tojson }}{{ '\\n' }}{% endfor %}"

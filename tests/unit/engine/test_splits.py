@@ -19,6 +19,8 @@ from agent.engine import cut, splits
 from agent.engine.gguf_file import GgufFile
 from agent.errors import ModelError
 
+pytestmark = pytest.mark.slow
+
 PROMPT = rings.prompt(40)
 COUNT = 12
 NAMES = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_characters="/"))

@@ -26,6 +26,8 @@ from agent.engine.spec import EngineSpec
 from agent.engine.supervisor import Engine
 from agent.errors import ConfigError, EngineError, EnvironmentFault, ModelError
 
+pytestmark = pytest.mark.slow
+
 PROMPT = rings.prompt(77)
 COUNT = 24
 

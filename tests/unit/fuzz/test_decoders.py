@@ -3,9 +3,13 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "fuzz"))
 
 import decoders
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_samples_are_read() -> None:

@@ -22,6 +22,8 @@ import run
 
 from agent.control import gossip
 
+pytestmark = pytest.mark.slow
+
 COUNT = 100_000
 
 

@@ -12,6 +12,8 @@ import pytest
 from gateway import board as module
 from gateway.board import MOST_BYTES, Board
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -19,6 +19,8 @@ from click.testing import CliRunner
 
 from gateway.cli import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 HELLO = [{"role": "user", "content": "hello"}]
 STREAM = {"model": "covey-mini", "messages": HELLO, "stream": True}

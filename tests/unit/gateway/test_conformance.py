@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -25,6 +26,8 @@ from gateway.openapi.document import document
 from gateway.openapi.words import EVENTS, LINES
 from gateway.routing import Replica
 from gateway.wishes import DEADLINE_MS
+
+pytestmark = pytest.mark.slow
 
 CHATS, EMBEDS, RANKS = "covey-mini", "covey-embed", "covey-rank"
 # Which model is meant for a request, by its schema; all others are for the one that chats.
@@ -168,17 +171,25 @@ async def test_answers_are_as_described(url: str, path: str, method: str) -> Non
     await asyncio.to_thread(ask_all, url, path, method)
 
 
+@cache
+def read() -> Any:
+    """Have schemathesis read the description, once: what it learns of a schema it keeps."""
+    import schemathesis
+    from schemathesis.checks import load_all_checks
+
+    load_all_checks()
+    return schemathesis.openapi.from_dict(DESCRIBED)
+
+
 def ask_all(url: str, path: str, method: str) -> None:
     """Ask one operation with data that fits and with data that does not."""
     import requests
     import schemathesis  # takes a second that no other test has to wait
     from schemathesis.checks import CHECKS as KNOWN
-    from schemathesis.checks import load_all_checks
 
-    load_all_checks()
+    operation = read()[path][method]
     checks = KNOWN.get_by_names(CHECKS)
     well = KNOWN.get_by_names(["not_a_server_error"])
-    operation = schemathesis.openapi.from_dict(DESCRIBED)[path][method]
     item = DESCRIBED["paths"][path]
     asks = {"parameters", "requestBody"} & (item.keys() | item[method].keys())
     with requests.Session() as session:

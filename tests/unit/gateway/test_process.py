@@ -12,6 +12,8 @@ import pytest
 
 from gateway.process import files_for_clients, keep_trimmed, trimmer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

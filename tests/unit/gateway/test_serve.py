@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.cli import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 PATH = "/v1/chat/completions"
 ASK = {"model": "m", "messages": []}

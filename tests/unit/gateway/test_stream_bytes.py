@@ -18,6 +18,8 @@ from bare_http import BODY, Answer, asking
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 # What belongs to one connection, or is the gateway's own word.
 OWN = {"connection", "keep-alive", "trailer", "transfer-encoding", "x-covey-replica",
        "x-covey-route"}  # fmt: skip

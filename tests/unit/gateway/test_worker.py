@@ -20,6 +20,8 @@ from gateway.metrics import Metrics
 from gateway.together import Sheet
 from gateway.worker import Reload, Stop, Worker
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -26,6 +26,8 @@ from gateway.cli import main
 from gateway.keys.database import open_database
 from gateway.keys.store import Store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 PATH = "/v1/chat/completions"
 ASK = {"model": "m", "messages": [], "max_tokens": 1}

@@ -11,6 +11,8 @@ import pytest
 
 from agent.errors import EnvironmentFault
 
+pytestmark = pytest.mark.slow
+
 A6, A4 = "fd12:3456:789a::1", "10.77.1.1"
 B6, B4 = "fd12:3456:789a::2", "10.77.2.2"
 

@@ -11,6 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 _FOLDER = Path(__file__).parent
 _WITH_NAMESPACES = ("device_contract", "userspace", "kernel", "shell")
 _SOME = "traffic_flows or left"

@@ -19,6 +19,8 @@ from agent.overlay import alias, links, userspace
 from agent.overlay.auto import AutoDevice
 from agent.overlay.userspace import UserspaceDevice
 
+pytestmark = pytest.mark.slow
+
 KEY = bytes([1]) * 32
 ADDRESSES = [ip_interface("fd12:3456:789a::1/48"), ip_interface("10.77.1.1/16")]
 OWN = alias.of(links.public_key(KEY), alias.NOT_KEPT, 7)

@@ -9,6 +9,9 @@ from agent.paths.messages import Place
 from .network import Firewall, Nat, Node, Realm, World
 from .scenario import Duet, check
 
+pytestmark = pytest.mark.slow
+
+
 GAP_S = 3.0
 SEEDS = range(12)
 

@@ -12,6 +12,9 @@ from agent.paths.candidates import PathClass
 from .network import World
 from .scenario import KINDS, LAN, Duet, check
 
+pytestmark = pytest.mark.slow
+
+
 SEEDS = int(os.environ.get("COVEY_SEEDS", "200"))
 PAIRS = [(a, b) for a in KINDS for b in (*KINDS, LAN)]
 RELAYED = {("hard", "hard")}

@@ -18,6 +18,8 @@ from gateway.keys.key import Key, digest
 from gateway.keys.store import Store
 from gateway.usage import Tokens
 
+pytestmark = pytest.mark.slow
+
 QUOTA = Key("k1", "ci", tokens_per_day=2000)
 FREE = Key("k2", "laptop")
 
