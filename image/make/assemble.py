@@ -16,6 +16,7 @@ from image.make import grub, oci, signing, tree
 from image.make.programs import run
 from image.make.source import Source
 from image.node import settings, slotblocks
+from image.node.manifest import Arch
 from image.node.release import Release
 from image.node.slots import State
 
@@ -34,7 +35,7 @@ class Wish:
 
     out: Path
     source: Source
-    arch: str = "x86_64"
+    arch: Arch = "x86_64"
     flavour: str = "virt"
     oci: bool = False
     update_keys: tuple[bytes, ...] = ()
