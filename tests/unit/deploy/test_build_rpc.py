@@ -34,6 +34,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 import tiny_mamba
 
+pytestmark = pytest.mark.slow
+
+
 # Not those of another file, which may run beside this one.
 PORTS = "network.engine_ports=7220-7259"
 OWN, BETA, GAMMA = (NodeKey(bytes([n]) * 32).id for n in range(3))
