@@ -35,8 +35,6 @@ CASES = (
     "tests/lab/relay/test_relay.py::test_a_new_place_is_found_without_being_told",
     # Weather, and in the end what the kernel says of it all.
     "tests/vm/guest/test_netem.py",
-    # The appliance's wifi, with radios that the kernel has of its own.
-    "tests/vm/guest/test_wifi.py",
     "tests/vm/guest/test_taint.py",
 )
 ENVIRONMENT = {
