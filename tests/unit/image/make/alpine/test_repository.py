@@ -141,7 +141,9 @@ def test_an_index_without_a_signature(repository: Repository, keys: Path, tmp_pa
     assert "is not signed" in refused(repository, keys, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("raw", [b"", b"<html>", gzip.compress(b"x" * 9000)[:-9]])
+@pytest.mark.parametrize(
+    "raw", [b"", b"<html>", gzip.compress(b"x" * 9000)[:-9]], ids=["nothing", "a page", "a part"]
+)
 def test_an_index_that_is_none(
     repository: Repository, keys: Path, tmp_path: Path, raw: bytes
 ) -> None:
