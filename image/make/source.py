@@ -1,6 +1,6 @@
 """What a source of packages is: Debian's, or Alpine's. All else of the image is the same for both.
 
-Used by assemble.py and tree.py; debian.py and alpine/ are the sources.
+A core. Used by assemble.py and tree.py; debian.py and alpine/ are the sources.
 """
 
 from __future__ import annotations
