@@ -43,12 +43,6 @@ ASKS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One self-test for all engines of this file."""
-    return str(tmp_path_factory.mktemp("cache"))
-
-
 @dataclass
 class Stream:
     """What a client hears: the texts of its choices, pieces, and how it ends."""
