@@ -42,13 +42,16 @@ _RESTS = 0.01
 # that spins while its peer waits for a CPU made a token of a tiny model take 41 ms instead of 2.
 # numpy's own BLAS threads are never used; each costs memory and start-up time.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
+_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 
 
 def environment() -> dict[str, str]:
     """Return the environment in which a process of this package runs."""
     root = str(Path(agent.__file__).parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # A proxy's address may hold its password, and an engine fetches nothing.
+    own = {name: value for name, value in os.environ.items() if name.lower() not in _PROXIES}
+    return {**_ENVIRONMENT, **own, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 async def spawn() -> asyncio.subprocess.Process:

@@ -248,3 +248,12 @@ async def test_only_the_right_predecessor_with_the_right_hello_gets_in(
     finally:
         successor.close()
         await engine.stop()
+
+
+def test_an_engine_is_told_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("https_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://me:secret@proxy:3128")
+    monkeypatch.setenv("COVEY_LOG", "debug")
+    found = supervisor.environment()
+    assert "secret" not in " ".join(found.values())
+    assert found["COVEY_LOG"] == "debug"
