@@ -72,8 +72,8 @@ async def _opened(
     if not RELEASE.exists():
         raise UsageError(
             "this machine is no appliance of Covey, so it has no slots to update or reset",
-            hint="Update the package instead, as it was installed (`git pull && make setup`, or "
-            "`ansible-playbook site.yml`); `agent leave` forgets the mesh.",
+            hint="Update the package instead, as it was installed (`git pull && make setup`); "
+            "`agent leave` forgets the mesh.",
         )
     try:
         reader, writer = await asyncio.open_unix_connection(SOCKET, limit=_MAX_LINE_BYTES)

@@ -60,11 +60,19 @@ class Image:
             raise EnvironmentFault(f"{self.path} changed while it was written", hint=_AGAIN)
 
 
+def _no_image(path: Path) -> UsageError:
+    return UsageError(
+        f"there is no image {path}", hint="Name one with --image, or build it: image/build."
+    )
+
+
 def wanted_hash(path: Path, given: str) -> str:
     """Return the SHA-256 that an image's file must have: that given, or that of a file beside it.
 
-    Raises UsageError where there is none, or one that is none.
+    Raises UsageError where there is none, or one that is none, or no image.
     """
+    if not path.exists():
+        raise _no_image(path)
     beside = path.with_name(f"{path.name}.sha256")
     text = given
     if not given:
@@ -165,8 +173,6 @@ def _readable(path: Path) -> Iterator[None]:
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile):
         raise UsageError(f"{path} is cut short or damaged", hint=_AGAIN) from None
     except FileNotFoundError:
-        raise UsageError(
-            f"there is no image {path}", hint="Name one with --image, or build it: image/build."
-        ) from None
+        raise _no_image(path) from None
     except OSError as error:
         raise EnvironmentFault(f"{path} cannot be read: {error.strerror or error}") from None

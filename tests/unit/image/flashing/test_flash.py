@@ -131,7 +131,8 @@ def fails(
 def test_what_makes_no_sense_is_one_line_and_nothing_is_written(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    disk = tmp_path / "disk.img"
+    disk, alone = tmp_path / "disk.img", tmp_path / "alone"
+    alone.touch()
     plain = ("--image", image, "--device", disk)
     for words, line in (
         ((), "the following arguments are required: --device. "),
@@ -143,7 +144,8 @@ def test_what_makes_no_sense_is_one_line_and_nothing_is_written(
         ((*plain, "--sha256", "5"), "--sha256 is no SHA-256. "),
         ((*plain, "--sha256", "0" * 64), f"{image} is damaged: its SHA-256 is "),
         (("--image", tmp_path / "none", "--device", disk, "--unchecked"), "there is no image "),
-        (("--image", tmp_path / "none", "--device", disk), "there is no none.sha256 beside "),
+        (("--image", tmp_path / "none", "--device", disk), f"there is no image {tmp_path}/none. "),
+        (("--image", alone, "--device", disk), "there is no alone.sha256 beside "),
         (("--image", image, "--device", image), f"{image} is the image itself. "),
         (("--image", image, "--device", tmp_path), f"{tmp_path} is no disk and no file. "),
         (("--image", image, "--device", "/dev/nosuchdisk"), "there is no /dev/nosuchdisk. Disks "),
