@@ -31,6 +31,8 @@ from agent.ownership import headside, owner, rendezvous
 from agent.ownership.lease import Token
 from agent.placement.results import Plan, Stage
 
+pytestmark = pytest.mark.slow
+
 MESH = bytes(range(32))
 NAMES = ("alpha", "beta", "gamma")
 MINI, MINI_ID = "mini", "ab" * 32

@@ -251,7 +251,10 @@ async def test_nothing_is_measured_while_answers_wait_or_where_nobody_can() -> N
     assert sorted(mesh.measured) == sorted([(OWN, DEN), (DEN, OWN)])
 
 
-async def test_a_ring_of_several_keeps_off_the_nodes_of_the_others() -> None:
+async def test_a_ring_of_several_keeps_off_the_nodes_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planning, "_NODES_TIMEOUT_S", 0.0)
     mesh = FakeMesh(den=2 * GIB, attic=2 * GIB)
     mesh.here = {DEN: (RingHere(2, head=True, nodes=(str(DEN),)),)}
     found = made(mesh, 2, rings=2, number=1)

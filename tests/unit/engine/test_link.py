@@ -36,6 +36,8 @@ from agent.engine.stage import Stage
 from agent.engine.turns import Batch
 from agent.errors import CoveyError, EngineError, PeerError
 
+pytestmark = pytest.mark.slow
+
 N_EMBD = 64
 # How long a neighbour may be silent here: long enough for a busy machine, and waited for in vain.
 SILENCE_S = 0.6

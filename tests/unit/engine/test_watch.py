@@ -37,6 +37,8 @@ from agent.engine.turns import Batch
 from agent.engine.watch import NOTHING, Heard, Watch
 from agent.errors import CoveyError, EngineError
 
+pytestmark = pytest.mark.slow
+
 N_EMBD = 64
 LIMITS = Limits(N_EMBD, 4096, 4)
 # Long enough for a busy machine to ping in, and waited for in vain.

@@ -18,6 +18,8 @@ from gateway.app import GATEWAY, make_app
 from gateway.config import Config
 from gateway.routing.prediction import FEW
 
+pytestmark = pytest.mark.slow
+
 PATH = "/v1/chat/completions"
 BODY = b'{"model":"m","messages":[]}'
 LIMIT_S = 20.0

@@ -24,6 +24,8 @@ from agent.models.jobs import Job
 from agent.models.manifest import MIN_PIECE_BYTES
 from agent.models.room import RESERVE_BYTES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,6 +12,8 @@ from agent.ownership.lease import LeaseBook
 from agent.ownership.messages import Report
 from agent.ownership.owner import Phase, Want
 
+pytestmark = pytest.mark.slow
+
 FIVE = 5
 
 

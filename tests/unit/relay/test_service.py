@@ -35,6 +35,8 @@ from agent.relay.pairs import PortTaken
 from agent.relay.service import Relay, Settings
 from agent.relay.wire import Open
 
+pytestmark = pytest.mark.slow
+
 # Away from what the system gives out by itself.
 LIMITS = Limits(ports=range(23840, 23850))
 

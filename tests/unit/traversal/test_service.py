@@ -17,6 +17,8 @@ from agent.probing.port import FakeNetwork, FakePort, Port
 from agent.traversal.carrier import PROTOCOL
 from agent.traversal.service import CALLERS_MAX, LOOK_MIN_S, Addresses, Settings, Traversal
 
+pytestmark = pytest.mark.slow
+
 MESH = b"m" * 32
 KEYS = NetworkKeys(bytes(32), (bytes(32),))
 WG = 51820

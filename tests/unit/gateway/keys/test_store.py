@@ -19,6 +19,8 @@ from gateway.keys.key import Key
 from gateway.keys.ledger import Grant, Row, Want
 from gateway.keys.store import GONE_S, Store, Used
 
+pytestmark = pytest.mark.slow
+
 DAY = "2030-01-31"
 NOW = 1_900_000_000.0
 KEY = Key("k1", "ci", ("qwen*", "phi"), 60, 10_000, 1000, 2.5, NOW, NOW + 60)
