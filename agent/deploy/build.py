@@ -92,7 +92,6 @@ class Build:
         self._stored = stored or NoStore()
         self._planning = Planning(
             wish, own, mesh, progress, waits=carried is None, without=without, fewer=fewer,
-            doubted=frozenset({carried.lost} if carried and carried.lost else ()),
             kept=kept, ring=ring if kept else "", number=number,
         )  # fmt: skip
         self._number = number
@@ -212,7 +211,10 @@ class Build:
         anew = Planning(
             # What is asked here is whether it fits, on however many nodes.
             msgspec.structs.replace(self._wish, nodes=None),
-            replace(self._own, node=replace(self._own.node, free_bytes=free)), self._mesh,
+            # Who was doubted when this epoch began has answered since, or is not in it.
+            replace(
+                self._own, node=replace(self._own.node, free_bytes=free), doubted=frozenset()
+            ), self._mesh,
             lambda *_: None, waits=False, fewer=True, ring=self._ring, number=self._number,
         )  # fmt: skip
         await anew.plan(wanted.needs, wanted.context)

@@ -147,6 +147,7 @@ class Deployments:
         """
         self._keeper.restore()
         self._read_wants()
+        self._expect_parts()
         await self._ownership.start(host, beat_port)
         self.draining_changed()
         self.hardware.begin()
@@ -204,7 +205,7 @@ class Deployments:
         """Hear that a member drains, this one perhaps, or that one does not any more."""
         if self._mesh.draining() != self._draining:
             self._draining = self._mesh.draining()
-            self._read_wants()
+            self._expect_parts()
             self._rings.draining_changed()
             self._succession.look_soon()
             self._ownership.kick()
@@ -484,6 +485,9 @@ class Deployments:
             for wish in self._keeper.book.entries()
             for number, key in enumerate(wish.keys, 1)
         }  # fmt: skip
+
+    def _expect_parts(self) -> None:
+        """Have an engine in advance where this node may get a part of a ring."""
         member = self._mesh.find(self._own)
         works = member is not None and "worker" in member.certificate.roles and not self._drains()
         cut = any(wish.engine != "rpc" for wish in self._keeper.book.wishes())
@@ -519,6 +523,7 @@ class Deployments:
 
     def _book_changed(self) -> None:
         self._read_wants()
+        self._expect_parts()
         self._succession.look_soon()
         self._news.set()
         self._executor.changed()

@@ -82,7 +82,7 @@ def node_of(node: NodeId, name: str, facts: Facts, tags: Iterable[str] = ()) -> 
 class Own:
     """This node: as placement takes it, its links, and what measures them (None: nothing does).
 
-    `doubted` are members that may have died a moment ago.
+    `doubted` are members that may have died a moment ago, or lost a stage.
     """
 
     node: Node
@@ -116,8 +116,7 @@ class Planning:
     `waits` False: answers wait, so nobody else does. Nodes `without` which it can be are left out;
     `fewer`: where not as many nodes are there as were wished for, the plan is over those, and
     `missing` says how many are not. `kept` are the nodes of the ring as it was, which `ring` names:
-    its stages there make room. Who is `doubted`, as its stage was just lost, is hardly waited for,
-    and neither are those whom `own` doubts.
+    its stages there make room. Whom `own` doubts is hardly waited for.
     `number`: which of the wish's rings it is; it keeps off the others' nodes (`beside.py`). The
     head is this node, or with `heads` one of those.
     """
@@ -126,8 +125,7 @@ class Planning:
         self, wish: Wish, own: Own, mesh: Mesh, progress: Progress, *, waits: bool = True,
         without: frozenset[NodeId] = frozenset(), fewer: bool = False,
         kept: frozenset[NodeId] = frozenset(), ring: str = "",
-        doubted: frozenset[NodeId] = frozenset(), heads: frozenset[NodeId] | None = None,
-        number: int = 1, weigh: Weigh = plan,
+        heads: frozenset[NodeId] | None = None, number: int = 1, weigh: Weigh = plan,
     ) -> None:  # fmt: skip
         self._number = number
         self._others = self._none_told(wish)
@@ -140,7 +138,6 @@ class Planning:
         self._fewer = fewer
         self._kept = kept
         self._ring = ring
-        self._doubted = doubted | own.doubted
         self._elsewhere = heads is not None
         self._heads = frozenset({own.node.node} if heads is None else map(str, heads))
         self._weigh = weigh
@@ -339,7 +336,7 @@ class Planning:
         until = asyncio.get_running_loop().time() + _DOUBTED_S
         asks = {node: asyncio.create_task(self._facts(node)) for node in nodes}
         try:
-            doubted = [ask for node, ask in asks.items() if node in self._doubted]
+            doubted = [ask for node, ask in asks.items() if node in self._own.doubted]
             if others := [ask for ask in asks.values() if ask not in doubted]:
                 await asyncio.wait(others)
             if doubted:

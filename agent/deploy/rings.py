@@ -203,16 +203,18 @@ class Rings:
     async def own(self, carried: Carried | None = None) -> Own:
         """Return this node as plans take it; EngineError while its GPUs are not known yet.
 
-        What a head that is carried over holds counts as free.
+        What a head that is carried over holds counts as free, and who lost its stage is doubted.
         """
         facts = await self._engines.hardware.facts(SURVEY_TIMEOUT_S)
+        doubted = self._doubted()
         if carried is not None:
+            doubted |= frozenset({carried.lost} if carried.lost else ())
             free = self._engines.hardware.free_without([carried.engine.pid])
             facts = msgspec.structs.replace(facts, free_bytes=free)
         member = self._mesh.find(self._own)
         tags = member.certificate.tags if member is not None else ()
         node = node_of(self._own, self._name, facts, tags)
-        return Own(node, facts.links, self._measure, self._doubted())
+        return Own(node, facts.links, self._measure, doubted)
 
     def partners(self) -> set[NodeId]:
         """Return the nodes that hold stages of the rings here, this one too."""

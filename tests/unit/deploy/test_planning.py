@@ -89,11 +89,11 @@ class FakeMesh:
 def made(mesh: FakeMesh, nodes: int | None = None, **changes: Any) -> Planning:
     settings = {
         name: changes.pop(name)
-        for name in ("waits", "without", "fewer", "kept", "ring", "doubted", "number", "heads")
+        for name in ("waits", "without", "fewer", "kept", "ring", "number", "heads")
         if name in changes
     }
     measure = mesh.own_links if mesh.carries else None
-    own = Own(Node(str(OWN), "box", GIB), (), measure, changes.pop("own_doubts", frozenset()))
+    own = Own(Node(str(OWN), "box", GIB), (), measure, changes.pop("doubted", frozenset()))
     wish = Wish(name="m", model="x", nodes=nodes, author=bytes(32), generation=1, at=0, **changes)
     return Planning(wish, own, mesh, lambda *_: None, **settings)  # type: ignore[arg-type] # as far as it is used
 
@@ -126,11 +126,10 @@ async def test_while_answers_wait_nobody_is_waited_for_long() -> None:
     assert "3 nodes were asked for, and 1 of them" in found.absent[0]
 
 
-@pytest.mark.parametrize("by", ["doubted", "own_doubts"])
-async def test_who_may_be_dead_has_a_moment_and_the_others_all_their_time(by: str) -> None:
+async def test_who_may_be_dead_has_a_moment_and_the_others_all_their_time() -> None:
     mesh = FakeMesh(den=GIB, attic=GIB)
     mesh.slow = {DEN}
-    settings = {"waits": False, "fewer": True, by: frozenset({DEN})}
+    settings = {"waits": False, "fewer": True, "doubted": frozenset({DEN})}
     assert await nodes_of(made(mesh, 3, **settings)) == {"box", "attic"}
     mesh.slow = set()
     assert await nodes_of(made(mesh, 3, **settings)) == {"box", "den", "attic"}

@@ -61,6 +61,7 @@ class FakeBuild:
         self.carried: Carried | None = more["carried"]
         self.without, self.fewer, self.kept = more["without"], more["fewer"], more["kept"]
         self.planned: Plan | None = more["plan"]
+        self.doubted: frozenset[NodeId] = more["own"].doubted
         self.token: Callable[[], Token] = more["token"]
         self.context, self.reasons = 64, ("rows leave box as f32",)
         self.plan: Plan | None = None
@@ -96,7 +97,7 @@ class FakeBuild:
         if self.head is None or not self.head.alive:
             return None
         head, self.head = self.head, None
-        return Carried(head, frozenset())
+        return Carried(head, frozenset(), type(self).lost)
 
     async def down(self) -> None:
         self.is_down = True
@@ -298,6 +299,7 @@ async def test_a_head_that_lives_is_carried_over_and_nobody_pauses(setup: Setup)
     assert second.carried.engine is head
     assert (first.is_down, head.is_stopped) == (True, False)
     assert (first.fewer, second.fewer) == (False, True)
+    assert (first.doubted, second.doubted) == (frozenset(), {FakeBuild.lost})
     assert second.without == frozenset(), "one loss may be the engine's"
     assert setup.slept == []
     assert setup.mesh.announced == ["m"]
