@@ -26,6 +26,7 @@ _HEADER_BYTES = _HEADER.size
 _ENTRY = struct.Struct("<16s16sQQQ72s")
 _SIGNATURE = b"EFI PART"
 FIRST_USABLE = 2 + _ENTRY_SECTORS
+HEAD_BYTES = FIRST_USABLE * SECTOR_BYTES
 # A header and the entries, at the disk's end.
 TAIL_SECTORS = 1 + _ENTRY_SECTORS
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,31 +34,41 @@ def write(
     try:
         table = plan(arch, sizes, {name: measure(path) for name, path in parts.items()})
         head = table.head(boot_code)
-        descriptor, name = tempfile.mkstemp(".tmp", f".{out.name}.", out.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as image:
-                image.truncate(table.sectors * SECTOR_BYTES)
-                image.write(head)
-                for partition in table.partitions:
-                    if partition.name in parts:
-                        image.seek(partition.first * SECTOR_BYTES)
-                        room = partition.sectors * SECTOR_BYTES
-                        _copy(parts[partition.name], image, room)
-                image.seek(table.sectors * SECTOR_BYTES - len(table.tail()))
-                image.write(table.tail())
-                image.flush()
-                os.fsync(image.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(out)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with replacing(out) as image:
+            image.truncate(table.sectors * SECTOR_BYTES)
+            image.write(head)
+            for partition in table.partitions:
+                if partition.name in parts:
+                    image.seek(partition.first * SECTOR_BYTES)
+                    room = partition.sectors * SECTOR_BYTES
+                    _copy(parts[partition.name], image, room)
+            image.seek(table.sectors * SECTOR_BYTES - len(table.tail()))
+            image.write(table.tail())
     except OSError as error:
         raise EnvironmentFault(
             f"the image {out} cannot be made: {error.filename or out}: {error.strerror or error}",
             hint="Check the folder's owner and the free space, then try again.",
         ) from None
     return table
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[BinaryIO]:
+    """Give a file that takes the place of `out` at the block's end, whole; else `out` stays.
+
+    Raises OSError.
+    """
+    descriptor, name = tempfile.mkstemp(".tmp", f".{out.name}.", out.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(out)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def measure(path: Path) -> Part:

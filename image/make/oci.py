@@ -23,6 +23,7 @@ import msgspec
 
 from agent import __version__
 from agent.errors import EnvironmentFault
+from image.disk.write import replacing
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -145,16 +146,16 @@ def layout(found: Layer, arch: str, epoch_s: int, images: Iterable[Image]) -> di
 def write(root: Path, arch: str, epoch_s: int, out: Path) -> None:
     """Write the images of a tree as one tar; raises EnvironmentFault, and then leaves none."""
     files = layout(layer(root, epoch_s), arch, epoch_s, IMAGES)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
+        with (
+            replacing(out) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
             for name, content in sorted(files.items()):
                 member = tarfile.TarInfo(name)
                 member.size, member.mtime = len(content), epoch_s
                 archive.addfile(member, io.BytesIO(content))
-        partial.rename(out)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise EnvironmentFault(
             f"{out} cannot be written: {error.strerror or error}",
             hint="Check the folder's owner and the free space, then try again.",

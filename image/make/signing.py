@@ -14,7 +14,6 @@ import hashlib
 import os
 import secrets
 import struct
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.errors import EnvironmentFault, UsageError
 from image.disk import gpt
+from image.disk.write import replacing
 from image.make.programs import run
 from image.node import release
 from image.node.manifest import ROOT, Manifest, Part, sign
@@ -31,7 +31,6 @@ from image.node.release import Release
 _KEY_WORD = "covey-update-key-1"
 _SEED_BYTES = 32
 _CHUNK_BYTES = 1 << 20
-_HEAD_BYTES = 34 * gpt.SECTOR_BYTES
 # Squashfs 4.0: its first word, and where it says how many bytes it has.
 _SQUASHFS, _USED_AT, _SUPERBLOCK_BYTES = b"hsqs", 40, 96
 # mksquashfs fills up to whole blocks of that size.
@@ -128,7 +127,7 @@ def make_update(
 def _slot_start(disk: BinaryIO, image: Path) -> int:
     """Return where slot a begins, in bytes."""
     try:
-        found = gpt.Table.read(disk.read(_HEAD_BYTES)).partitions
+        found = gpt.Table.read(disk.read(gpt.HEAD_BYTES)).partitions
         return next(part.first for part in found if part.name == "slot-a") * gpt.SECTOR_BYTES
     except (UsageError, StopIteration):
         raise UsageError(
@@ -154,19 +153,10 @@ def _sha256(disk: BinaryIO, start: int, size: int) -> str:
 
 
 def _write(out: Path, head: bytes, disk: BinaryIO, start: int, size: int) -> None:
-    descriptor, name = tempfile.mkstemp(".tmp", f".{out.name}.", out.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(head)
-            for chunk in _chunks(disk, start, size):
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(out) as file:
+        file.write(head)
+        for chunk in _chunks(disk, start, size):
+            file.write(chunk)
 
 
 def _chunks(disk: BinaryIO, start: int, size: int) -> Iterator[bytes]:
