@@ -59,6 +59,10 @@ class Board:
         self._cache: dict[NodeId, tuple[float, dict[str, Status]]] = {}
         self._asking = asyncio.Lock()
 
+    def forget(self) -> None:
+        """Take no answer for a new wish that was given for one of the same name before."""
+        self._cache.clear()
+
     def answer(self, request: AskStatus) -> Statuses:
         """Answer another member with what this node knows itself."""
         return Statuses(tuple(self.status(name) for name in request.names))

@@ -524,6 +524,7 @@ class Deployments:
     def _book_changed(self) -> None:
         self._read_wants()
         self._expect_parts()
+        self._board.forget()
         self._succession.look_soon()
         self._news.set()
         self._executor.changed()

@@ -125,3 +125,13 @@ async def test_an_answer_serves_for_a_second() -> None:
         [described] = await board.describe([WISH])
         assert described["phase"] == "ready"
     assert mesh.asked == [OLD]
+
+
+async def test_an_answer_of_a_wish_before_serves_for_no_other() -> None:
+    mesh = Mesh()
+    mesh.dead.clear()
+    made = mesh.board()
+    await made.describe([WISH])
+    made.forget()
+    await made.describe([WISH])
+    assert mesh.asked == [OLD, OLD]
