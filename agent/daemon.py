@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agent import __version__, endpoint, enrol
+from agent import __version__, endpoint, enrol, loading
 from agent.acl import policyfile
 from agent.acl.service import Acl
 from agent.answers import Answers
@@ -175,6 +175,7 @@ async def _serve(
             loop.add_signal_handler(number, agent.request_stop)
 
         def ready() -> None:
+            loading.loaded()
             starter.tell("up", enrol.facts(membership) | {"pid": os.getpid()})
             starter.close()
 

@@ -1,7 +1,7 @@
 """What the kernel tells of links, addresses and routes, as it happens. A shell around one socket.
 
 Used by whoever looks for changes: the overlay's devices, the LAN, the path engine. For asking and
-setting there is pyroute2 (`agent/overlay/links.py`), which takes 0.3 s to import; this takes none,
+setting there is pyroute2 (`agent/overlay/links.py`), which takes long to import; this does not,
 and has the two requests of `agent/overlay/afterwards.py`.
 """
 

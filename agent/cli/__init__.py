@@ -1,4 +1,4 @@
-"""The `agent` command. Each module adds commands; `main` is the console script.
+"""The `agent` command, whose commands are in the modules beside; `main` is the console script.
 
 Commands print for people, or with --json for programs; an error is one line on stderr and the
 exit code that `agent.errors` gives it.
@@ -11,27 +11,51 @@ import sys
 import click
 
 from agent import __version__
-from agent.cli import (
-    acl,
-    catalogue,
-    configuration,
-    demo,
-    deployments,
-    drain,
-    events,
-    logs,
-    members,
-    mesh,
-    models,
-    network,
-    placing,
-    service,
-    update,
-)
+from agent.cli.lazily import LazyGroup
 from agent.errors import CoveyError
 
+# Where each command is: imported when it is called, since all of them take longer than one does.
+_COMMANDS = {
+    "acl": "acl:acl",
+    "catalogue": "catalogue:catalogue",
+    "config": "configuration:config",
+    "demo": "demo:demo",
+    "deploy": "deployments:deploy",
+    "down": "service:down",
+    "drain": "drain:drain",
+    "events": "events:events",
+    "factory-reset": "update:factory_reset",
+    "grant": "members:grant",
+    "invite": "mesh:invite",
+    "join": "mesh:join",
+    "leave": "members:leave",
+    "logs": "logs:logs",
+    "members": "members:members",
+    "mesh": "mesh:mesh",
+    "models": "models:models",
+    "netcheck": "network:netcheck",
+    "peers": "service:peers",
+    "ping": "network:ping",
+    "plan": "placing:plan",
+    "ps": "deployments:ps",
+    "pull": "models:pull",
+    "rename": "members:rename",
+    "restart": "service:restart",
+    "revoke": "members:revoke",
+    "rm": "models:remove",
+    "rotate": "members:rotate",
+    "status": "service:status",
+    "undeploy": "deployments:undeploy",
+    "up": "service:up",
+    "update": "update:update",
+    "verify": "models:verify",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(
+    cls=LazyGroup, package=__name__, places=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 @click.version_option(__version__, prog_name="agent")
 def cli() -> None:
     """Covey's node: joins a private WireGuard mesh and runs its share of one LLM.
@@ -41,16 +65,6 @@ def cli() -> None:
     Every other:     agent join TICKET
     Then, anywhere:  agent deploy covey-mini   and   gateway serve
     """
-
-
-for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, service.restart,
-                service.status, service.peers, network.ping, network.netcheck, members.members,
-                members.rename, members.grant, members.revoke, members.leave, members.rotate,
-                acl.acl, events.events, models.pull, models.models, models.remove, models.verify,
-                catalogue.catalogue, placing.plan, deployments.deploy, deployments.undeploy,
-                deployments.ps, logs.logs, drain.drain, update.update,
-                update.factory_reset, configuration.config, demo.demo):  # fmt: skip
-    cli.add_command(command)
 
 
 def main() -> None:

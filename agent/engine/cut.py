@@ -25,8 +25,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-
 from agent.engine.architectures import WINDOW_PATTERN, Architecture
 from agent.engine.cuttable import (
     EMBEDDING,
@@ -37,6 +35,7 @@ from agent.engine.cuttable import (
     check_range,
     cut_rule,
 )
+from agent.engine.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from agent.engine.gguf_file import GgufFile
 from agent.engine.gguf_header import DEFAULT_ALIGNMENT_BYTES, Tensor
 from agent.errors import EnvironmentFault

@@ -16,8 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-
+from agent.engine.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from agent.errors import ModelError
 
 MAGIC = b"GGUF"

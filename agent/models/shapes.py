@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
-from gguf.constants import GGML_QUANT_SIZES
-from gguf.constants import GGMLQuantizationType as Type
+
+from agent.engine.gguf_constants import GGML_QUANT_SIZES
+from agent.engine.gguf_constants import GGMLQuantizationType as Type
 
 Quantisation = Literal["F16", "Q8_0", "Q4_K_M", "MXFP4"]
 Architecture = Literal[

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gguf.constants import LlamaFileType
-
 from agent.engine import splits
+from agent.engine.gguf_constants import LlamaFileType
 from agent.engine.gguf_file import GgufFile
 from agent.engine.gguf_header import GgufHeader
 from agent.errors import ModelError

@@ -17,9 +17,6 @@ from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
-from pyroute2 import WireGuard
-from pyroute2.netlink.exceptions import NetlinkError
-
 from agent.errors import EnvironmentFault
 from agent.overlay import alias, links
 from agent.overlay.afterwards import Afterwards
@@ -38,6 +35,7 @@ from agent.overlay.device import (
     check_name,
     check_peers,
 )
+from agent.overlay.netlink import NetlinkError, WireGuard
 from agent.overlay.reconcile import Change, RemovePeer, differences
 
 _log = logging.getLogger(__name__)

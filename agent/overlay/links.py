@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import nacl.bindings
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from agent import rtnetlink
 from agent.errors import EnvironmentFault
 from agent.overlay import alias, routes
 from agent.overlay.alias import Alias
 from agent.overlay.device import DEFAULT_MTU, Interface, Network
+from agent.overlay.netlink import IPRoute, NetlinkError
 
 # How long a removed interface, or the port of a process that is ending, may take to be free.
 SETTLE_S = 3.0

@@ -210,7 +210,7 @@ class Overlay:
         _log.info("overlay down interface=%s", self._name)
 
     def _make_device(self) -> Device:
-        """Return the backend's device; runs in the worker, pyroute2 takes 0.3 s to import."""
+        """Return the backend's device; runs in the worker, where pyroute2 may be imported."""
         if self._device is None:
             match self._backend:
                 case "kernel":

@@ -33,8 +33,7 @@ async def default_gateways(excluded_interface: str) -> list[Gateway]:
 
 
 def _read(excluded_interface: str) -> list[Gateway]:
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
+    from agent.overlay.netlink import IPRoute, NetlinkError
 
     try:
         with IPRoute() as netlink:

@@ -49,11 +49,11 @@ _LINKS = {
 # Linux' names of the first serial line.
 _SERIAL_LINES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 _RUNLEVELS = {
-    "sysinit": ("covey-devices",),
+    "sysinit": ("covey-agent", "covey-devices"),
     "boot": ("covey-disk", "covey-settings"),
     "default": (
         "covey-network", "covey-wifi", "covey-ssh", "covey-time", "covey-watchdog", "covey-power",
-        "covey-agent", "covey-watch",
+        "covey-watch",
     ),
     "shutdown": (),
 }  # fmt: skip

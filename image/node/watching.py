@@ -32,7 +32,7 @@ from image.node.startup import KEPT, RUN, SETTINGS, write_private
 
 _PERIOD_S = 10.0
 # While the agent starts: somebody may be in front of the screen.
-_SOON_S = 2.0
+_SOON_S = 1.0
 _ANSWER_S = 5.0
 _TIMEOUT_S = 30.0
 # Of memory: what services write goes to no disk.

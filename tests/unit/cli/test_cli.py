@@ -62,11 +62,24 @@ def test_a_network_that_cannot_be_is_named_with_its_key(run: Run) -> None:
 
 def commands(group: click.Group, path: str = "agent") -> list[tuple[str, click.Command]]:
     found: list[tuple[str, click.Command]] = []
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         found.append((f"{path} {name}", command))
         if isinstance(command, click.Group):
             found += commands(command, f"{path} {name}")
     return found
+
+
+def test_a_command_like_the_one_that_is_not_there_is_named(run: Run) -> None:
+    assert "Did you mean 'invite'?" in error(run("invit"), 2)
+
+
+def test_a_command_is_imported_when_it_is_called() -> None:
+    code = "import sys, agent.cli; print(*[m for m in sys.modules if m.startswith('agent.cli.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["agent.cli.lazily"]
 
 
 @pytest.mark.parametrize(("path", "command"), commands(cli), ids=lambda v: str(v)[:24])

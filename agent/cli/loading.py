@@ -1,0 +1,31 @@
+"""Imports what a running agent needs, libp2p included: two seconds on a slow machine.
+
+Whoever starts one can have that done while something else still goes on: the agent that it
+replaces, or a machine that boots.
+"""
+
+from __future__ import annotations
+
+import gc
+
+
+def load() -> None:
+    """Import it all; Python's collector of garbage stays off until `loaded`.
+
+    Nothing that is imported is garbage, and a fifth of the time would be spent on looking for it.
+    """
+    gc.disable()
+    from agent import daemon, enrol
+    from agent.control import lean
+
+    lean.prepare()
+    from agent.control import node
+    from agent.overlay import auto
+
+    del auto, daemon, enrol, node
+
+
+def loaded() -> None:
+    """Say that the agent is up: what is there now stays, so nobody looks through it again."""
+    gc.freeze()
+    gc.enable()
