@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agent import __version__, endpoint, enrol, loading
+from agent import __version__, endpoint, enrol
 from agent.acl import policyfile
 from agent.acl.service import Acl
 from agent.answers import Answers
@@ -175,7 +176,9 @@ async def _serve(
             loop.add_signal_handler(number, agent.request_stop)
 
         def ready() -> None:
-            loading.loaded()
+            # What is there now stays, so nobody looks through it again (cli/loading.py).
+            gc.freeze()
+            gc.enable()
             starter.tell("up", enrol.facts(membership) | {"pid": os.getpid()})
             starter.close()
 

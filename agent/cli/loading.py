@@ -10,7 +10,7 @@ import gc
 
 
 def load() -> None:
-    """Import it all; Python's collector of garbage stays off until `loaded`.
+    """Import it all; Python's collector of garbage is off from then on, until the agent is up.
 
     Nothing that is imported is garbage, and a fifth of the time would be spent on looking for it.
     """
@@ -23,9 +23,3 @@ def load() -> None:
     from agent.overlay import auto
 
     del auto, daemon, enrol, node
-
-
-def loaded() -> None:
-    """Say that the agent is up: what is there now stays, so nobody looks through it again."""
-    gc.freeze()
-    gc.enable()

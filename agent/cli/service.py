@@ -54,7 +54,7 @@ def up(
 ) -> None:
     """Start the agent of a node that has joined a mesh; returns when it is up."""
     if foreground or ready_fd is not None:
-        from agent import loading
+        from agent.cli import loading
 
         loading.load()
         # Only here: its imports take longer than every other command does.

@@ -1,4 +1,4 @@
-"""What GGUF's numbers mean, out of the package gguf, without the rest of it.
+"""What GGUF's numbers mean, out of the package gguf, without the rest of it. A core.
 
 Its package module imports writers, readers and numpy: a tenth of a second and 10 MB for an agent,
 which has no use for them.
