@@ -11,7 +11,7 @@ import os
 import sys
 from typing import TextIO
 
-from agent import loading
+from agent.cli import loading
 from agent.cli import main as agent
 
 _WAIT = ("/bin/sleep", "infinity")

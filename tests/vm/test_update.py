@@ -105,7 +105,7 @@ def appliance(made: Made, folder: Path, trial: str) -> Appliance:
     menu = machine.read("covey/grub.cfg").decode()
     assert "covey.slot=$slot" in menu
     menu = menu.replace("covey.slot=$slot", f"covey.slot=$slot covey.trial={trial}")
-    machine.write("covey/grub.cfg", menu.replace("set timeout=3", "set timeout=0"))
+    machine.write("covey/grub.cfg", menu.replace("set timeout=2", "set timeout=0"))
     return machine
 
 

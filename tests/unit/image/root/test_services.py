@@ -46,7 +46,9 @@ def test_modules_that_scripts_run_are_there() -> None:
         for path in [*SCRIPTS, *SERVICES]
         for found in re.findall(r"-m (image\.node\.\w+)", path.read_text())
     }
-    assert named == {"image.node.startup", "image.node.watching", "image.node.resetdone"}
+    assert named == {
+        f"image.node.{name}" for name in ("agentstart", "startup", "watching", "resetdone")
+    }
     for name in named:
         assert (tree.REPOSITORY / f"{name.replace('.', '/')}.py").exists()
 
@@ -86,23 +88,25 @@ def test_the_agent_is_no_root_and_cannot_become_it(tmp_path: Path) -> None:
     for folder in ("bin", "run/covey", "var/lib/covey"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "run/covey/wish").write_text("a ticket\n")
+    (tmp_path / "run/covey/proxy").write_text("export https_proxy='http://p:8080'\n")
+    (tmp_path / "run/covey/may-start").touch()
     for program in ("chown", "setpriv"):
         file = tmp_path / "bin" / program
         file.write_text(f'#!/bin/sh\necho {program} "$@" >>{said}\n[ -t 0 ] || cat >>{said}\n')
         file.chmod(0o755)
     subprocess.run(
         ["sh", "-c", text], check=True, stdin=subprocess.DEVNULL,
-        env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
+        env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}, timeout=60,
     )  # fmt: skip
-    chown, setpriv, ticket = said.read_text().splitlines()
+    chown, setpriv, *told = said.read_text().splitlines()
     assert chown == f"chown covey:covey {tmp_path}/run/covey-agent"
     words = setpriv.split()
     assert {"--reuid=covey", "--regid=covey", "--clear-groups", "--no-new-privs"} <= set(words)
     rights = "-all,+net_admin,+net_raw,+net_bind_service"
     kinds = ("bounding-set", "inh-caps", "ambient-caps")
     assert {f"--{kind}={rights}" for kind in kinds} <= set(words)
-    assert words[-4:] == ["agent", "up", "--foreground", "--join-from-stdin"]
-    assert ticket == "a ticket"
+    assert words[-3:] == ["python3", "-m", "image.node.agentstart"]
+    assert told == ["https_proxy=http://p:8080", "", "join", "a ticket"]
     # What root's services read words from is in a folder that the agent cannot write to.
     assert os.readlink(tmp_path / "run/covey/agent.sock").endswith("/run/covey-agent/agent.sock")
 
