@@ -128,8 +128,9 @@ async def test_another_machine_has_none(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_how_it_stands_in_one_word() -> None:
-    found = {"trial": None, "writing": False, "next": "a", "slot": "a"}
+    found = {"trial": None, "leaving": False, "writing": False, "next": "a", "slot": "a"}
     assert sharing.standing(found) == "good"
     assert sharing.standing(found | {"next": "b"}) == "written"
     assert sharing.standing(found | {"next": "b", "writing": True}) == "writing"
-    assert sharing.standing(found | {"trial": {}, "writing": True}) == "trial"
+    assert sharing.standing(found | {"next": "b", "leaving": True}) == "leaving"
+    assert sharing.standing(found | {"trial": {}, "leaving": True}) == "trial"
