@@ -181,9 +181,9 @@ def _change(request: Request, caller: Caller, machine: Machine, run: Path) -> di
 
 
 def _give(caller: Caller, machine: Machine, start: int) -> None:
-    """Give the signed update to the version that runs, as it was installed.
+    """Give the signed update to the version that runs, as it was installed or flashed.
 
-    Raises StateError where that has not proved itself, or came with the disk.
+    Raises StateError where that has not proved itself, or nobody signed it.
     """
     head = machine.head(machine.running)
     found = machine.written(machine.running)
@@ -191,8 +191,8 @@ def _give(caller: Caller, machine: Machine, start: int) -> None:
         raise StateError("the version that runs here has not yet proved itself")
     if head is None or found is None or found.version != machine.release.version:
         raise StateError(
-            f"version {machine.release.version} was not installed here by an update, so its signed"
-            " file is not here",
+            f"version {machine.release.version} came neither by an update nor with an image that"
+            " was signed, so there is no signed file of it here",
             hint="Ask a member that was updated to it, or give the file.",
         )
     size = found.part(ROOT).size

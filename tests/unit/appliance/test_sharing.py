@@ -110,7 +110,7 @@ async def test_what_it_runs_comes_as_it_was_signed(
 @pytest.mark.parametrize(
     ("state", "kept"), [(State("b", Good(), Good()), False), (State("b", Good(), Trial(2)), True)]
 )
-async def test_what_was_flashed_or_is_on_trial_is_not_given(
+async def test_what_nobody_signed_or_is_on_trial_is_not_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, kept: bool
 ) -> None:
     async with member(tmp_path, monkeypatch, state=state, kept=kept) as url:

@@ -72,7 +72,9 @@ def test_who_is_not_root_may_look_and_have_the_update(tmp_path: Path) -> None:
     answer, _ = call(machine, tmp_path, want("status"), root=False)
     assert answer["done"]["version"] == machine.release.version
     answer, _ = call(machine, tmp_path, want("give"), root=False)
-    assert "was not installed here by an update" in answer["error"]["message"]
+    assert (
+        "came neither by an update nor with an image that was signed" in answer["error"]["message"]
+    )
 
 
 def test_a_refusal_is_answered_and_remembered(tmp_path: Path) -> None:
