@@ -66,6 +66,17 @@ async def given(start: int) -> AsyncIterator[tuple[dict[str, Any], AsyncIterator
 
 
 @contextlib.asynccontextmanager
+async def leaving() -> AsyncIterator[None]:
+    """Have this machine say that it is about to restart, for as long as the block lasts.
+
+    Raises as `ask` does, and StateError where another command has it say so.
+    """
+    async with _opened({"do": "leave"}) as (reader, _):
+        await _hear(reader, ignore)
+        yield
+
+
+@contextlib.asynccontextmanager
 async def _opened(
     request: dict[str, Any],
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:

@@ -3,7 +3,14 @@
 A mate is another node of a ring that has a stage here, or its head. This node waits for one that is
     away                      a ring that lacks one node may come up without it; two are too many
     on trial                  it may restart yet
+    leaving                   it says that it restarts, or would
     writing, or has written   only if its id is the lower one, so of two one goes first
+
+A look at the others is old when it ends. So who would restart says first that it is leaving, and
+then looks (`Turn`): of two at least one sees the other. The one with the higher id takes it back
+and waits; the one with the lower id stays by it, and goes once the other has taken it back, or is
+here again. That is Burns' and Lamport's one-bit algorithm (Lamport, The Mutual Exclusion Problem,
+1986), which needs no clock.
 """
 
 from __future__ import annotations
@@ -14,10 +21,11 @@ from typing import Any, Literal
 
 import msgspec
 
-Standing = Literal["good", "writing", "written", "trial", "away"]
+Standing = Literal["good", "writing", "written", "trial", "leaving", "away"]
 _WORDS: Mapping[Standing, str] = {
     "away": "is away",
     "trial": "has a version on trial",
+    "leaving": "is about to restart",
     "writing": "is being updated",
     "written": "has an update to restart into",
 }
@@ -62,12 +70,49 @@ def standing(raw: bytes) -> Standing:
 
 
 def why_wait(own: str, others: Iterable[Mate]) -> str:
-    """Return as a clause why this node may not restart now; "" when it may."""
+    """Return as a clause why this node may not restart now; "" when it may ask for its turn."""
+    found = list(others)
+    return _clause(_before(own, found)) or _clause(_leaving(found))
+
+
+@dataclass
+class Turn:
+    """One node's way to a restart; while `leaving` it says so to who asks."""
+
+    leaving: bool = False
+
+    def look(self, own: str, others: Iterable[Mate]) -> str | None:
+        """Take in how the others stand, each asked after this node did what `leaving` says.
+
+        Return None when this node may restart, and otherwise as a clause why not; "" when it has
+        but to look again, now that it is leaving.
+        """
+        found = list(others)
+        if why := _clause(_before(own, found)):
+            self.leaving = False
+            return why
+        if why := _clause(_leaving(found)):
+            return why
+        if self.leaving or not found:
+            return None
+        self.leaving = True
+        return ""
+
+
+def _before(own: str, others: list[Mate]) -> Mate | None:
+    """Return one for whom this node makes room."""
     for mate in others:
-        first = mate.node < own
-        if mate.standing in ("away", "trial") or (
-            first and mate.standing in ("writing", "written")
-        ):
-            shared = " and ".join(mate.deployments)
-            return f"{mate.name}, which has a part of {shared} too, {_WORDS[mate.standing]}"
-    return ""
+        if mate.standing in ("away", "trial") or (mate.node < own and mate.standing != "good"):
+            return mate
+    return None
+
+
+def _leaving(others: list[Mate]) -> Mate | None:
+    return next((mate for mate in others if mate.standing == "leaving"), None)
+
+
+def _clause(mate: Mate | None) -> str:
+    if mate is None:
+        return ""
+    shared = " and ".join(mate.deployments)
+    return f"{mate.name}, which has a part of {shared} too, {_WORDS[mate.standing]}"

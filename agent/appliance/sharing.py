@@ -1,6 +1,6 @@
 """What an appliance gives other members on its overlay address: its version, signed, and how it is.
 
-    GET /appliance           {"version": …, "standing": "good" | "writing" | "written" | "trial"}
+    GET /appliance           {"version": …, "standing": …}, as `rings.Standing` names it
     GET /appliance/update    the signed update to the version that runs; Range as HTTP has it
 
 WireGuard has said who asks, and whoever takes the update verifies it. The daemon gives the routes
@@ -70,6 +70,8 @@ def standing(status: dict[str, Any]) -> str:
     """Return in one word how an appliance is, by what its updater says."""
     if status["trial"] is not None:
         return "trial"
+    if status["leaving"]:
+        return "leaving"
     if status["writing"]:
         return "writing"
     return "written" if status["next"] != status["slot"] else "good"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -60,17 +60,16 @@ def update(
         _show_status(_ask("status"), as_json=as_json)
         return
     restart = not no_restart
-    if restart and not now:
-        _wait(settings)
+    waits = restart and not now
     if back:
-        answer = _ask("back", restart=restart)
+        answer = _restart("back", settings) if waits else _ask("back", restart=restart)
     else:
+        if waits:
+            _wait(settings)
         answer = _ask("install", source=_Source(source, member, settings))
         if restart:
             # Another one may have begun meanwhile.
-            if not now:
-                _wait(settings)
-            answer = _ask("restart", restart=True)
+            answer = _restart("restart", settings) if waits else _ask("restart", restart=True)
     if as_json:
         echo_json(answer)
         return
@@ -132,13 +131,23 @@ def _ask(do: door.Do, *, restart: bool = False, source: _Source | None = None) -
 
 
 def _wait(settings: Config) -> None:
-    """Wait until this machine may restart."""
+    """Wait until this machine could restart."""
     from agent.appliance import turn
 
-    def tell(why: str) -> None:
-        click.echo(f"This machine waits: {why}. --now would not.", err=True)
+    port = settings.network.overlay_port
+    call(settings, lambda client: turn.wait(client, port, _waits))
 
-    call(settings, lambda client: turn.wait(client, settings.network.overlay_port, tell))
+
+def _restart(do: Literal["back", "restart"], settings: Config) -> dict[str, Any]:
+    """Restart this machine when its turn has come."""
+    from agent.appliance import turn
+
+    port = settings.network.overlay_port
+    return call(settings, lambda client: turn.restart(client, port, do, _waits))
+
+
+def _waits(why: str) -> None:
+    click.echo(f"This machine waits: {why}. --now would not.", err=True)
 
 
 class _Progress:

@@ -72,15 +72,20 @@ def make(out: Path, size: int, files: Mapping[str, Path], epoch_s: int) -> None:
         shutil.copyfile(image, out)
 
 
-def put(boot: Path, name: str, raw: bytes) -> None:
+def put(boot: Path, name: str, raw: bytes, epoch_s: int | None = None) -> None:
     """Put a file into a boot partition that was made, in the place of one of that name.
 
-    Raises EnvironmentFault where mtools is missing, or the file does not fit.
+    `epoch_s` (unix seconds) dates it; without it, it is of now. Raises EnvironmentFault where
+    mtools is missing, or the file does not fit.
     """
+    environment = dict(_ENVIRONMENT)
     with tempfile.TemporaryDirectory(prefix="covey-boot-") as folder:
         file = Path(folder) / "file"
         file.write_bytes(raw)
-        _run(["mcopy", "-o", "-i", str(boot), str(file), f"::{name}"], _ENVIRONMENT)
+        if epoch_s is not None:
+            os.utime(file, (epoch_s, epoch_s))
+            environment |= {"TZ": "UTC", "SOURCE_DATE_EPOCH": str(epoch_s)}
+        _run(["mcopy", "-o", "-m", "-i", str(boot), str(file), f"::{name}"], environment)
 
 
 def _directories(names: list[str]) -> list[str]:

@@ -11,17 +11,16 @@ from pathlib import Path
 from agent import __version__
 from image.disk import bootfiles
 from image.disk.layout import MIB, Sizes
-from image.disk.write import measure, write
+from image.disk.write import write
 from image.make import grub, oci, signing, tree
 from image.make.programs import run
+from image.make.signing import EPOCH_S
 from image.make.source import Source
 from image.node import settings, slotblocks
 from image.node.manifest import Arch
 from image.node.release import Release
 from image.node.slots import State
 
-# What everything in the image is dated; a build need not know when its version was made.
-EPOCH_S = 1_767_225_600
 _KERNEL = "(name(vmlinuz)||name(initramfs))"
 
 
@@ -75,15 +74,9 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
             (folder / "core").write_bytes(loader.core)
             parts["bios"] = folder / "core"
         write(wish.out, wish.arch, wish.sizes, parts, loader.boot_code)
-        note_hash(wish.out)
+        signing.note_hash(wish.out)
         size = (folder / "slot").stat().st_size
     step(f"{wish.out} is built; a slot's content has {size / MIB:.0f} MiB")
-
-
-def note_hash(image: Path) -> None:
-    """Write a file's SHA-256 beside it, as sha256sum does; `image/flash` reads that."""
-    said = f"{measure(image).sha256.hex()}  {image.name}\n"
-    image.with_name(f"{image.name}.sha256").write_text(said)
 
 
 def squash(root: Path, out: Path) -> None:

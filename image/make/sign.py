@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.errors import CoveyError
 from image.disk.layout import MIB
-from image.make.signing import make_update, new_key, read_key
+from image.make.signing import leave, make_update, new_key, read_key
 
 
 def main() -> int:
@@ -35,8 +35,10 @@ def main() -> int:
         out, manifest = make_update(
             arguments.image, read_key(arguments.key), arguments.out, arguments.floor
         )
+        leave(arguments.image, out)
         size = out.stat().st_size / MIB
         print(f"{out} updates {manifest.arch} to {manifest.version}; it has {size:.0f} MiB.")
+        print(f"{arguments.image} has the signature too: what is flashed with it gives the update.")
     except CoveyError as error:
         print(error.line(), file=sys.stderr)
         return error.exit_code

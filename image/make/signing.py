@@ -3,7 +3,9 @@
     the signed manifest (`image.node.manifest`), two lines
     what goes into the slot: squashfs with kernel and initramfs
 
-The same image and key give the same bytes.
+The same image and key give the same bytes. The signed manifest is left on the image's boot
+partition as well, where a machine keeps those of its updates: so one that is flashed with the image
+can give others the update to what it runs.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import hashlib
 import os
 import secrets
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,13 +24,16 @@ from typing import BinaryIO
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.errors import EnvironmentFault, UsageError
-from image.disk import gpt
-from image.disk.write import replacing
+from image.disk import bootfiles, gpt
+from image.disk.write import measure, replacing
 from image.make.programs import run
-from image.node import release
+from image.node import machine, release
+from image.node.install import read_head
 from image.node.manifest import ROOT, Manifest, Part, sign
 from image.node.release import Release
 
+# What everything in the image is dated; a build need not know when its version was made.
+EPOCH_S = 1_767_225_600
 _KEY_WORD = "covey-update-key-1"
 _SEED_BYTES = 32
 _CHUNK_BYTES = 1 << 20
@@ -124,11 +130,44 @@ def make_update(
     return out, manifest
 
 
+def leave(image: Path, update: Path) -> None:
+    """Leave an update's signed manifest on the boot partition of the image that it was made of.
+
+    The image's hash beside it is written anew. Raises EnvironmentFault; where it broke off, that
+    hash is another one, and nobody flashes the image.
+    """
+    try:
+        with update.open("rb") as file:
+            head = read_head(file.read)
+        with image.open("r+b") as disk, tempfile.TemporaryDirectory(prefix="covey-sign-") as name:
+            boot = Path(name) / "boot"
+            partition = _partition(disk, "boot", image)
+            start, size = (n * gpt.SECTOR_BYTES for n in (partition.first, partition.sectors))
+            disk.seek(start)
+            boot.write_bytes(disk.read(size))
+            bootfiles.put(boot, f"covey/{machine.head_name('a')}", head, EPOCH_S)
+            disk.seek(start)
+            disk.write(boot.read_bytes())
+        note_hash(image)
+    except OSError as error:
+        raise EnvironmentFault(f"{error.filename or image}: {error.strerror or error}") from None
+
+
+def note_hash(image: Path) -> None:
+    """Write a file's SHA-256 beside it, as sha256sum does; `image/flash` reads that."""
+    said = f"{measure(image).sha256.hex()}  {image.name}\n"
+    image.with_name(f"{image.name}.sha256").write_text(said)
+
+
 def _slot_start(disk: BinaryIO, image: Path) -> int:
     """Return where slot a begins, in bytes."""
+    return _partition(disk, "slot-a", image).first * gpt.SECTOR_BYTES
+
+
+def _partition(disk: BinaryIO, name: str, image: Path) -> gpt.Partition:
     try:
         found = gpt.Table.read(disk.read(gpt.HEAD_BYTES)).partitions
-        return next(part.first for part in found if part.name == "slot-a") * gpt.SECTOR_BYTES
+        return next(part for part in found if part.name == name)
     except (UsageError, StopIteration):
         raise UsageError(
             f"{image} is no image of an appliance", hint="Name the file that image/build made."

@@ -22,7 +22,8 @@ class Machine:
     """One appliance: the slot that runs, its release, and where its things are.
 
     `folder` is that of the slots' state; beside it lie `update-a` and `update-b`, the signed
-    manifests of what was written to the slots, and `floor`.
+    manifests of what was written to the slots, and `floor`. That of slot a comes with an image that
+    was signed.
     """
 
     running: Slot
@@ -67,13 +68,13 @@ class Machine:
     def head(self, slot: Slot) -> bytes | None:
         """Return the signed manifest of what was written to a slot; None where none is kept."""
         try:
-            return (self.folder / f"update-{slot}").read_bytes()
+            return (self.folder / head_name(slot)).read_bytes()
         except OSError:
             return None
 
     def keep_head(self, slot: Slot, head: bytes) -> None:
         """Keep the signed manifest of what is written to a slot. Raises OSError."""
-        write_private(self.folder / f"update-{slot}", head)
+        write_private(self.folder / head_name(slot), head)
 
     def written(self, slot: Slot) -> Manifest | None:
         """Return the manifest of what was written to a slot; None where that is not known."""
@@ -96,6 +97,11 @@ class Machine:
     def target(self) -> Slot:
         """The slot that an update is written to."""
         return other(self.running)
+
+
+def head_name(slot: Slot) -> str:
+    """Return the name of the file with the signed manifest of what was written to a slot."""
+    return f"update-{slot}"
 
 
 def running_slot(command_line: str) -> Slot:

@@ -5,6 +5,8 @@
     caller   {"do": "install" | "back" | "reset" | "status", "restart": true}\\n, then the update
     it       {"phase": …, "done": …, "total": …}\\n …, then {"done": {…}}\\n or {"error": {…}}\\n
 
+After `leave` this machine says that it is about to restart for as long as the caller stays.
+
 It takes bytes and no address or file name; where an update comes from is the caller's affair
 (`agent/appliance/`). Who is not root, as the agent is not, may look and have the update that runs.
 """
@@ -12,22 +14,20 @@ It takes bytes and no address or file name; where an update comes from is the ca
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from agent.errors import CoveyError, EnvironmentFault, PeerError, StateError, UsageError, to_wire
+from image.node import locks, trials
 from image.node import machine as machines
-from image.node import trials
 from image.node.install import CHUNK_BYTES, Phase, install
 from image.node.machine import Machine
 from image.node.manifest import ROOT
@@ -40,13 +40,13 @@ _LINGER_S = 10.0
 _TELL_S = 0.5
 _MAX_LINE_BYTES = 4096
 _RESTART_S = 30.0
-_LOCK, _LAST = "update.lock", "update-error"
+_LAST, _RESTARTS = "update-error", "restarts"
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a caller wants; `restart`: this machine restarts for it right afterwards."""
 
-    do: Literal["install", "back", "reset", "restart", "status", "give"]
+    do: Literal["install", "back", "reset", "restart", "leave", "status", "give"]
     restart: bool = False
     start: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 0
 
@@ -100,6 +100,13 @@ class Caller:
                 if not self._sock.recv(CHUNK_BYTES):
                     break
 
+    def stay(self) -> None:
+        """Return when the caller has ended."""
+        self._sock.settimeout(None)
+        with contextlib.suppress(OSError):
+            while self._file.read(CHUNK_BYTES):
+                pass
+
     def pour(self, raw: bytes) -> None:
         """Give bytes; raises PeerError where nobody takes them."""
         try:
@@ -131,8 +138,15 @@ def _serve(caller: Caller, machine: Machine, run: Path) -> bool:
             return False
         if not caller.root:
             raise UsageError("only root may change an appliance", hint="Run this as root.")
-        with _alone(run):
+        if request.do == "leave":
+            with locks.alone(run, locks.LEAVING):
+                caller.say({"done": {}})
+                caller.stay()
+            return False
+        with locks.alone(run, locks.CHANGING):
             answer = _change(request, caller, machine, run)
+        if request.restart:
+            (run / _RESTARTS).touch()
         caller.say({"done": answer | {"restarts": request.restart}})
         return request.restart
     except CoveyError as error:
@@ -167,9 +181,9 @@ def _change(request: Request, caller: Caller, machine: Machine, run: Path) -> di
 
 
 def _give(caller: Caller, machine: Machine, start: int) -> None:
-    """Give the signed update to the version that runs, as it was installed.
+    """Give the signed update to the version that runs, as it was installed or flashed.
 
-    Raises StateError where that has not proved itself, or came with the disk.
+    Raises StateError where that has not proved itself, or nobody signed it.
     """
     head = machine.head(machine.running)
     found = machine.written(machine.running)
@@ -177,8 +191,8 @@ def _give(caller: Caller, machine: Machine, start: int) -> None:
         raise StateError("the version that runs here has not yet proved itself")
     if head is None or found is None or found.version != machine.release.version:
         raise StateError(
-            f"version {machine.release.version} was not installed here by an update, so its signed"
-            " file is not here",
+            f"version {machine.release.version} came neither by an update nor with an image that"
+            " was signed, so there is no signed file of it here",
             hint="Ask a member that was updated to it, or give the file.",
         )
     size = found.part(ROOT).size
@@ -203,7 +217,8 @@ def status(machine: Machine, run: Path) -> dict[str, Any]:
         "slots": {slot: _slot(machine, state, slot) for slot in ("a", "b")},
         "next": state.first,
         "trial": _trial(machine, state, run),
-        "writing": _busy(run),
+        "writing": locks.taken(run, locks.CHANGING),
+        "leaving": locks.taken(run, locks.LEAVING) or (run / _RESTARTS).exists(),
         "why_not": why_not(state, machine.running, machine.version(other(machine.running))),
         "last_error": last.read_text() if last.exists() else "",
         "floor": machine.floor(),
@@ -227,32 +242,6 @@ def _trial(machine: Machine, state: State, run: Path) -> dict[str, Any] | None:
     if not isinstance(state.of(machine.running), Trial):
         return None
     return trials.read(run, time.monotonic())
-
-
-@contextlib.contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Keep others from changing something meanwhile; raises StateError where one does."""
-    lock = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError(
-                "another update is being written just now",
-                hint="`agent update --status` shows how this machine is.",
-            ) from None
-        yield
-    finally:
-        os.close(lock)
-
-
-def _busy(run: Path) -> bool:
-    """Say whether something is being changed just now."""
-    try:
-        with _alone(run):
-            return False
-    except StateError:
-        return True
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from agent.appliance import door
 from agent.errors import CoveyError, NotRunning, PeerError, StateError, UsageError
+from image.node import locks
 from image.node.slots import Empty, Good, State, Trial
 from image.node.updating import Caller, serve
 
@@ -88,6 +89,14 @@ async def test_a_source_that_fails_is_told_and_the_updater_has_ended(places: Pat
             await door.ask("install", source=source)
         assert machine.store.read().state == State("a", Good(), Empty())
         assert "ends after" in (places / "update-error").read_text()
+
+
+async def test_it_is_leaving_for_as_long_as_the_block_lasts(places: Path) -> None:
+    machine = appliance(places)
+    with updater(places / "sock", lambda sock: serve(Caller(sock), machine, places)):
+        async with door.leaving():
+            assert locks.taken(places, locks.LEAVING)
+    assert not locks.taken(places, locks.LEAVING)
 
 
 async def test_on_another_machine_it_says_what_to_do(places: Path) -> None:

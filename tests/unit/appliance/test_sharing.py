@@ -110,7 +110,7 @@ async def test_what_it_runs_comes_as_it_was_signed(
 @pytest.mark.parametrize(
     ("state", "kept"), [(State("b", Good(), Good()), False), (State("b", Good(), Trial(2)), True)]
 )
-async def test_what_was_flashed_or_is_on_trial_is_not_given(
+async def test_what_nobody_signed_or_is_on_trial_is_not_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, kept: bool
 ) -> None:
     async with member(tmp_path, monkeypatch, state=state, kept=kept) as url:
@@ -128,8 +128,9 @@ async def test_another_machine_has_none(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_how_it_stands_in_one_word() -> None:
-    found = {"trial": None, "writing": False, "next": "a", "slot": "a"}
+    found = {"trial": None, "leaving": False, "writing": False, "next": "a", "slot": "a"}
     assert sharing.standing(found) == "good"
     assert sharing.standing(found | {"next": "b"}) == "written"
     assert sharing.standing(found | {"next": "b", "writing": True}) == "writing"
-    assert sharing.standing(found | {"trial": {}, "writing": True}) == "trial"
+    assert sharing.standing(found | {"next": "b", "leaving": True}) == "leaving"
+    assert sharing.standing(found | {"trial": {}, "leaving": True}) == "trial"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from agent.appliance import turn
+from agent.appliance import door, turn
 from agent.errors import NotRunning, PeerError, StateError
 
 
@@ -60,6 +60,7 @@ async def member(status: int, answer: Any) -> AsyncIterator[int]:
         (200, {"standing": "good", "version": "0.1.0"}, ""),
         (404, {}, ""),
         (200, {"standing": "trial"}, "has a version on trial"),
+        (200, {"standing": "leaving"}, "is about to restart"),
         (200, {"standing": "written"}, ""),
         (200, {"standing": "unheard of"}, "is away"),
         (200, [], "is away"),
@@ -92,6 +93,59 @@ async def test_waiting_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(StateError, match="was not restarted: box, which has a part of duo too"):
         await turn.wait(Agent(), 1, told.append, 0.1)  # type: ignore[arg-type]
     assert len(told) == 1
+
+
+class Updater:
+    """The updater of this machine; `said` is what was asked of it, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[str] = []
+        monkeypatch.setattr(door, "ask", self.ask)
+        monkeypatch.setattr(door, "leaving", self.leaving)
+        monkeypatch.setattr(turn, "_PAUSE_S", 0.0)
+        monkeypatch.setattr(turn, "_SHORT_PAUSE_S", 0.0)
+
+    async def ask(self, do: str, *, restart: bool) -> dict[str, Any]:
+        assert restart
+        self.said.append(do)
+        return {"slot": "b"}
+
+    @asynccontextmanager
+    async def leaving(self) -> AsyncIterator[None]:
+        self.said.append("leaves")
+        yield
+        self.said.append("stays")
+
+
+async def test_it_says_that_it_is_leaving_until_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    updater = Updater(monkeypatch)
+    told: list[str] = []
+    async with member(200, {"standing": "written"}) as port:
+        found = await turn.restart(Agent(), port, "back", told.append)  # type: ignore[arg-type]
+    assert found == {"slot": "b"} and told == []
+    assert updater.said == ["leaves", "back", "stays"]
+
+
+async def test_it_takes_that_back_for_one_that_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    updater = Updater(monkeypatch)
+    told: list[str] = []
+    standings = iter(["good", "trial", "good", "leaving", "good"])
+
+    async def asked(*_: object) -> str:
+        return next(standings)
+
+    monkeypatch.setattr(turn, "_standing", asked)
+    await turn.restart(Agent(), 1, "restart", told.append)  # type: ignore[arg-type]
+    assert updater.said == ["leaves", "stays", "leaves", "restart", "stays"]
+    assert [why.rpartition(" too, ")[2] for why in told] == [
+        "has a version on trial", "is about to restart",
+    ]  # fmt: skip
+
+
+async def test_without_others_it_just_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    updater = Updater(monkeypatch)
+    await turn.restart(NoAgent(), 1, "back", print)  # type: ignore[arg-type]
+    assert updater.said == ["back"]
 
 
 async def test_where_a_members_update_is() -> None:

@@ -27,20 +27,30 @@ STATUS: dict[str, Any] = {
 
 class Updater:
     def __init__(self) -> None:
-        self.why = [""]
+        self.why: list[str] = []
         self.asked: list[tuple[str, bool, bytes | None]] = []
         self.answer: dict[str, Any] = {"version": "0.2.0", "slot": "b", "restarts": True}
 
     async def ask(
-        self, do: str, *, restart: bool, source: AsyncIterator[bytes] | None, tell: door.Tell
+        self,
+        do: str,
+        *,
+        restart: bool,
+        source: AsyncIterator[bytes] | None = None,
+        tell: door.Tell = door.ignore,
     ) -> dict[str, Any]:
         tell("writing", 1, 2)
         raw = None if source is None else b"".join([chunk async for chunk in source])
         self.asked.append((do, restart, raw))
         return self.answer | {"restarts": restart}
 
-    async def look(self, client: object, port: int) -> str:
-        return self.why.pop(0) if len(self.why) > 1 else self.why[0]
+    async def wait(self, client: object, port: int, tell: turn.Tell) -> None:
+        if self.why:
+            tell(self.why.pop(0))
+
+    async def restart(self, client: object, port: int, do: str, tell: turn.Tell) -> dict[str, Any]:
+        await self.wait(client, port, tell)
+        return await self.ask(do, restart=True)
 
     async def get(self, path: str) -> dict[str, Any]:
         assert path == "/v1/peers"
@@ -51,8 +61,8 @@ class Updater:
 def updater(monkeypatch: pytest.MonkeyPatch) -> Updater:
     made = Updater()
     monkeypatch.setattr(door, "ask", made.ask)
-    monkeypatch.setattr(turn, "look", made.look)
-    monkeypatch.setattr(turn, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(turn, "wait", made.wait)
+    monkeypatch.setattr(turn, "restart", made.restart)
     monkeypatch.setattr(update, "call", lambda settings, use: asyncio.run(use(made)))
     return made
 
@@ -89,14 +99,14 @@ def test_what_a_member_runs_is_fetched_from_it(
 
 def test_it_waits_for_the_other_nodes_of_its_rings(updater: Updater, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"bytes")
-    updater.why = ["box is away", "box is away", "", "den has a version on trial", ""]
+    updater.why = ["box is away", "den has a version on trial"]
     done = run(str(tmp_path / "file"))
     assert done.stderr.splitlines() == [
         "This machine waits: box is away. --now would not.",
         "This machine waits: den has a version on trial. --now would not.",
     ]
     assert [asked[0] for asked in updater.asked] == ["install", "restart"]
-    updater.why = ["box is away"]
+    updater.why = ["box is away"] * 3
     assert run(str(tmp_path / "file"), "--now").stderr == ""
     assert run(str(tmp_path / "file"), "--no-restart").stderr == ""
 
@@ -105,6 +115,9 @@ def test_back(updater: Updater) -> None:
     updater.answer["version"] = ""
     assert run("--back").stdout.startswith("The other version is in slot b; this machine")
     assert updater.asked == [("back", True, None)]
+    updater.why = ["box is away"]
+    assert run("--back", "--now").stderr == ""
+    assert "box is away" in run("--back").stderr
 
 
 @pytest.mark.parametrize(

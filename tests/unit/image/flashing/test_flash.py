@@ -22,7 +22,7 @@ from image.disk.layout import MIB, Sizes
 from image.disk.write import write
 from image.flashing import __main__ as flashing
 from image.flashing import source, writing
-from image.make.assemble import note_hash
+from image.make.signing import note_hash
 
 SIZES = Sizes(33 * MIB, MIB, MIB)
 # Fast ones.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import CoveyError, EnvironmentFault, UsageError
+from image.disk import bootfiles
 from image.disk.layout import MIB, Sizes
 from image.disk.write import write
 from image.make import signing
@@ -21,9 +22,12 @@ from image.node.release import Release
 
 ROOT = Path(__file__).parents[4]
 squashfs = pytest.mark.skipif(
-    not (shutil.which("mksquashfs") and shutil.which("unsquashfs")),
-    reason="squashfs-tools are not installed",
+    not (shutil.which("mksquashfs") and shutil.which("unsquashfs") and bootfiles.available()),
+    reason="squashfs-tools, dosfstools or mtools are not installed",
 )
+BOOT_BYTES = 33 * MIB
+# Where the boot partition begins: behind the table and GRUB's core image for BIOS.
+BOOT_AT = 2 * MIB
 
 
 def key(folder: Path, name: str = "ours") -> tuple[bytes, bytes]:
@@ -40,7 +44,10 @@ def image(folder: Path, keys: tuple[bytes, ...], version: str = "0.3.0") -> Path
     signing.lay(root, Release(version, "x86_64", keys))
     subprocess.run(["mksquashfs", root, folder / "slot", "-quiet", "-no-progress"], check=True)
     out = folder / "covey.img"
-    write(out, "x86_64", Sizes(slot=MIB, data=MIB), {"slot-a": folder / "slot"})
+    (folder / "note").write_text("# note\n")
+    bootfiles.make(folder / "boot", BOOT_BYTES, {"covey/note": folder / "note"}, signing.EPOCH_S)
+    parts = {"boot": folder / "boot", "slot-a": folder / "slot"}
+    write(out, "x86_64", Sizes(BOOT_BYTES, MIB, MIB), parts)
     return out
 
 
@@ -85,6 +92,33 @@ def test_an_update_is_what_is_in_the_images_slot_and_signed(tmp_path: Path) -> N
 
 
 @squashfs
+def test_its_signature_is_left_on_the_images_boot_partition(tmp_path: Path) -> None:
+    seed, public = key(tmp_path)
+    made = image(tmp_path, (public,))
+    out, manifest = signing.make_update(made, seed, tmp_path / "one.update")
+    copy = shutil.copyfile(made, tmp_path / "copy.img")
+    signing.leave(made, out)
+    left = made.read_bytes()
+    assert (tmp_path / "covey.img.sha256").read_text() == (
+        f"{hashlib.sha256(left).hexdigest()}  covey.img\n"
+    )
+
+    def kept(name: str) -> bytes:
+        command = ["mtype", "-i", f"{made}@@{BOOT_AT}", f"::covey/{name}"]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+
+    assert verify(kept("update-a"), (public,)) == manifest
+    assert kept("note") == b"# note\n"
+    # The same image gives the same bytes; where a signature is there already, it is replaced.
+    signing.leave(copy, out)
+    assert copy.read_bytes() == left
+    signing.leave(made, out)
+    assert verify(kept("update-a"), (public,)) == manifest
+    again, _ = signing.make_update(made, seed, tmp_path / "two.update")
+    assert again.read_bytes() == out.read_bytes()
+
+
+@squashfs
 def test_what_no_update_can_be_made_of_leaves_nothing(tmp_path: Path) -> None:
     seed, public = key(tmp_path)
     made = image(tmp_path, ())
@@ -118,5 +152,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     image(tmp_path, (signing.read_public(tmp_path / "ours.pub"),))
     done = sign("--key", "ours")
     assert done.stdout.startswith("covey-0.3.0-x86_64.update updates x86_64 to 0.3.0"), done.stderr
+    assert "covey.img has the signature too" in done.stdout
+    assert (tmp_path / "covey.img.sha256").exists()
     done = sign("--key", "ours.pub")
     assert done.returncode == 2 and done.stderr.startswith("ours.pub holds no key")

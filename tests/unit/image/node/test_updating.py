@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from updates import appliance, update
 
-from image.node import trials, updating
+from image.node import locks, trials
 from image.node.door import Door
 from image.node.machine import Machine
 from image.node.probation import Outlook
@@ -58,7 +58,7 @@ def test_an_update_is_installed_and_the_machine_restarts(tmp_path: Path) -> None
     assert answer["done"]["restarts"] is False and not restarts
 
 
-@pytest.mark.parametrize("do", ["install", "back", "reset", "restart"])
+@pytest.mark.parametrize("do", ["install", "back", "reset", "restart", "leave"])
 def test_who_is_not_root_changes_nothing(tmp_path: Path, do: str) -> None:
     machine = appliance(tmp_path)
     before = state(machine)
@@ -72,7 +72,9 @@ def test_who_is_not_root_may_look_and_have_the_update(tmp_path: Path) -> None:
     answer, _ = call(machine, tmp_path, want("status"), root=False)
     assert answer["done"]["version"] == machine.release.version
     answer, _ = call(machine, tmp_path, want("give"), root=False)
-    assert "was not installed here by an update" in answer["error"]["message"]
+    assert (
+        "came neither by an update nor with an image that was signed" in answer["error"]["message"]
+    )
 
 
 def test_a_refusal_is_answered_and_remembered(tmp_path: Path) -> None:
@@ -109,11 +111,40 @@ def test_nonsense_is_answered(tmp_path: Path, raw: bytes) -> None:
 
 def test_one_at_a_time(tmp_path: Path) -> None:
     machine = appliance(tmp_path)
-    with updating._alone(tmp_path):
+    with locks.alone(tmp_path, locks.CHANGING):
         answer, _ = call(machine, tmp_path, want("install") + update(content=b"x"))
         assert "another update is being written" in answer["error"]["message"]
         assert call(machine, tmp_path, want("status"))[0]["done"]["version"] == "0.1.0"
     assert "done" in call(machine, tmp_path, want("install") + update(content=b"x"))[0]
+
+
+def leaves(machine: Machine, run: Path) -> bool:
+    return bool(call(machine, run, want("status"))[0]["done"]["leaving"])
+
+
+def test_it_is_leaving_while_who_said_so_stays(tmp_path: Path) -> None:
+    machine = appliance(tmp_path)
+    assert not leaves(machine, tmp_path)
+    ours, its = socket.socketpair()
+    with ours, its:
+        ours.sendall(want("leave"))
+        thread = threading.Thread(target=lambda: serve(Caller(its), machine, tmp_path))
+        thread.start()
+        assert json.loads(ours.recv(9999)) == {"done": {}}
+        assert leaves(machine, tmp_path)
+        answer, _ = call(machine, tmp_path, want("leave"))
+        assert "another command waits until this machine" in answer["error"]["message"]
+        ours.shutdown(socket.SHUT_WR)
+        thread.join(60)
+    assert not leaves(machine, tmp_path)
+
+
+def test_it_is_leaving_from_the_restart_on(tmp_path: Path) -> None:
+    machine = appliance(tmp_path)
+    assert call(machine, tmp_path, want("restart"))[1] is False
+    assert not leaves(machine, tmp_path)
+    assert call(machine, tmp_path, want("restart", restart=True))[1] is True
+    assert leaves(machine, tmp_path)
 
 
 def test_back_and_reset_are_noted(tmp_path: Path) -> None:
