@@ -7,6 +7,7 @@ to the overlay address and to ports of `network.engine_ports` only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Sequence
@@ -108,7 +109,8 @@ class Engines:
         """
         folders = (self._settings.state_dir / PARTS, self._settings.models_dir)
         for folder in folders:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # then nothing can come to lie there either
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return tuple(map(str, (*folders, *models)))
 
     def _whole(self, path: Path, name: str, context: int, draft: Path | None) -> EngineSpec:
@@ -175,6 +177,10 @@ class Engines:
 
     async def _started(self, spec: EngineSpec, carried: Engine | None) -> Engine:
         """Start an engine, or have one that runs go on by this spec, where it serves HTTP now."""
+        if carried is not None and not _may_read(carried.first_spec, spec):
+            _log.warning("%s may not read what it is to go on with; it starts anew", carried.name)
+            await carried.stop()
+            carried = None
         if carried is None:
             return await self._start(spec)
         before = carried.spec
@@ -286,3 +292,12 @@ class Engines:
             except OSError:
                 return False
             return True
+
+
+def _may_read(spec: EngineSpec, other: EngineSpec) -> bool:
+    """Say whether an engine that was started by `spec` can open all files of another."""
+    if not spec.confined:
+        return True
+    allowed = [Path(name).resolve() for name in (*spec.files, spec.draft_file, *spec.later) if name]
+    wanted = [Path(name).resolve() for name in (*other.files, other.draft_file) if name]
+    return all(any(file.is_relative_to(each) for each in allowed) for file in wanted)

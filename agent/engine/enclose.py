@@ -8,9 +8,9 @@ this machine's kernel cannot do is told, and is no reason not to run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,8 +55,11 @@ def _facts(spec: EngineSpec, found: Means) -> reach.Facts:
         nodes = [path for pattern in reach.GPU_NODES for path in _DEVICES.glob(pattern)]
         if spec.cache:
             kernels = devices.kernels(Path(spec.cache))
-            kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
-    kept = [Path("~").expanduser(), *([Path(spec.cache).parent] if spec.cache else [])]
+            with contextlib.suppress(OSError):  # then they are compiled each time
+                kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kept = [Path(spec.cache).parent] if spec.cache else []
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        kept.append(Path.home())
     return reach.Facts(
         models=tuple(map(os.path.abspath, models)),
         code=tuple(dict.fromkeys(map(os.path.realpath, _code()))),
@@ -73,16 +76,20 @@ def _code() -> Iterator[str | Path]:
         yield llama.parent
     for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix):
         yield from (Path(prefix, name) for name in ("lib", "lib64"))
-    paths = sysconfig.get_paths()
-    yield from (paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    yield Path(os.__file__).parent
     # `python -m` looks first in the folder where it was started, which may be anything; and a
     # checkout of Covey has more than its code.
     here = str(_HERE.readlink())
-    for entry in sys.path:
-        path = Path(entry)
-        checkout = path.name not in _PACKAGES and (path / "agent/__init__.py").is_file()
+    for path in map(Path, sys.path):
+        checkout = path.name not in _PACKAGES and _has_agent(path)
         if path.is_absolute() and os.path.realpath(path) != here and not checkout:
             yield path
     for entry in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep):
         if entry.startswith("/"):
             yield entry
+
+
+def _has_agent(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # it may not look there
+        return (folder / "agent/__init__.py").is_file()
+    return False

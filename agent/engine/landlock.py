@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import struct
 from collections.abc import Iterable
-from pathlib import Path
 
 from agent.engine.reach import Allowed, known
 
@@ -23,8 +23,8 @@ _SCOPED_SINCE, _SCOPED = 6, 0b11  # abstract sockets and signals
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
-# A rule is for an inode. Those of /proc are made anew once nobody uses them, which is why theirs
-# are held as long as this process lives.
+# A rule is for an inode. Some file systems (/proc, 9p) make another one of the same file once
+# nobody uses the first, so all are held open as long as this process lives.
 _held: list[int] = []
 
 
@@ -61,14 +61,10 @@ def _add(rules: int, each: Allowed, version: int) -> bool:
         place = os.open(each.path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return True
-    rights = each.of(version, is_folder=Path(each.path).is_dir())
+    rights = each.of(version, is_folder=stat.S_ISDIR(os.fstat(place).st_mode))
     rule = struct.pack("=Qi", rights, place)
-    failed = _libc.syscall(_SYS_ADD_RULE, rules, _PATH_BENEATH, rule, 0)
-    if each.path.startswith("/proc/"):
-        _held.append(place)
-    else:
-        os.close(place)
-    return not failed
+    _held.append(place)
+    return not _libc.syscall(_SYS_ADD_RULE, rules, _PATH_BENEATH, rule, 0)
 
 
 def _why() -> str:

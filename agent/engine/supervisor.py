@@ -76,6 +76,7 @@ class Engine:
 
     def __init__(self, spec: EngineSpec, process: asyncio.subprocess.Process) -> None:
         self.spec = spec
+        self.first_spec = spec  # by which its process was confined, whatever it went over to
         self.pid = process.pid
         self.port = 0
         self.http_port = 0
