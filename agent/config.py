@@ -123,6 +123,11 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[
         int, "Threads for llama.cpp; 0: the fewest that were measured to be about as fast as any."
     ] = 0
+    confine: Annotated[
+        bool, "Engines, which read models that anybody made, open no file but those and what they "
+        "run on, start no program and do not reach the agent; false: only for a GPU's driver that "
+        "does not start so."
+    ] = True  # fmt: skip
     measure: Annotated[
         Literal["idle", "off"], "idle: while nothing else is done, measure how fast this node's "
         "devices and links are, which placement goes by; off: never."

@@ -381,7 +381,7 @@ class Build:
             await self._head_parts(wanted, (stages[0], stages[-1])),
             Place(self._ring, self._epoch, 0, len(nodes)), nodes[-1], name=self._wish.name,
             context=self.context, frames=self._settings.engine.frames, draft=self._draft,
-            carried=self.head,
+            model=wanted.path, carried=self.head,
         )  # fmt: skip
         return self.head.port
 

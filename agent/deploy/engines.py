@@ -7,6 +7,7 @@ to the overlay address and to ports of `network.engine_ports` only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from agent.config import Config
 from agent.deploy.hardware import Hardware
 from agent.deploy.logs import Logs
 from agent.deploy.messages import FrameType
+from agent.deploy.parts import PARTS
 from agent.deploy.spare import Spare
 from agent.engine.silence import Known
 from agent.engine.spec import EngineSpec, Role, RpcServer
@@ -100,6 +102,17 @@ class Engines:
             threads=engine.threads, silence_s=engine.frame_timeout_s, cache=self._cache(),
         ))  # fmt: skip
 
+    def _later(self, *models: Path) -> tuple[str, ...]:
+        """Return where the files lie that a head may have to go on with; made where they are not.
+
+        It is allowed to read these alone, and before it knows of them.
+        """
+        folders = (self._settings.state_dir / PARTS, self._settings.models_dir)
+        for folder in folders:
+            with contextlib.suppress(OSError):  # then nothing can come to lie there either
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return tuple(map(str, (*folders, *models)))
+
     def _whole(self, path: Path, name: str, context: int, draft: Path | None) -> EngineSpec:
         (http_port,) = self._free_ports(1)
         return EngineSpec(
@@ -107,22 +120,25 @@ class Engines:
             threads=self._settings.engine.threads,
             flash_attention=self._settings.engine.flash_attention,
             http_address=self.own_address, http_port=http_port, cache=self._cache(),
-            draft_file=str(draft or ""),
+            draft_file=str(draft or ""), confined=self._settings.engine.confine,
+            later=self._later(),
         )  # fmt: skip
 
     async def start_head(
         self, paths: Sequence[Path], place: Place, predecessor: NodeId, *, name: str, context: int,
-        frames: FrameType, draft: Path | None = None, carried: Engine | None = None,
+        frames: FrameType, draft: Path | None = None, model: Path | None = None,
+        carried: Engine | None = None,
     ) -> Engine:  # fmt: skip
         """Load a head's first and last part; it listens for its predecessor and serves HTTP.
 
+        `model`: of which these are parts; it may have to go on with all of it.
         `carried`: a head that is to go on with them, and with its answers.
         """
         port, http_port = self._free_ports(2)
         spec = self._in_ring("head", paths, place, predecessor, port, context, frames)
         spec = msgspec.structs.replace(
             spec, model_name=name, http_address=self.own_address, http_port=http_port,
-            draft_file=str(draft or ""),
+            draft_file=str(draft or ""), later=self._later(*filter(None, [model])),
         )  # fmt: skip
         return await self._started(spec, carried)
 
@@ -145,7 +161,7 @@ class Engines:
             listen=self.own_address, port=port, predecessor=self.address(predecessor),
             threads=engine.threads, flash_attention=engine.flash_attention,
             silence_s=engine.frame_timeout_s, least_silence_s=engine.frame_timeout_least_s,
-            cache=self._cache(), links=dict(self._links),
+            cache=self._cache(), links=dict(self._links), confined=engine.confine,
         )  # fmt: skip
 
     def _made(self, engine: Engine) -> None:
@@ -161,6 +177,10 @@ class Engines:
 
     async def _started(self, spec: EngineSpec, carried: Engine | None) -> Engine:
         """Start an engine, or have one that runs go on by this spec, where it serves HTTP now."""
+        if carried is not None and not _may_read(carried.first_spec, spec):
+            _log.warning("%s may not read what it is to go on with; it starts anew", carried.name)
+            await carried.stop()
+            carried = None
         if carried is None:
             return await self._start(spec)
         before = carried.spec
@@ -185,6 +205,7 @@ class Engines:
         finally:
             self._starting -= {spec.port, spec.http_port}
         _log.info("%s runs on %s; %s", spec.title, engine.runs_on, self.hardware.cpu())
+        self._note_confined(engine)
         self._running = [*(e for e in self._running if not e.ended), engine]
         self._spare_if_wanted()
         return engine
@@ -235,6 +256,12 @@ class Engines:
             await asyncio.wait([self._sparing])
         await self._spare.drop()
 
+    def _note_confined(self, engine: Engine) -> None:
+        """Say once what engines here cannot give up, and as long as it is so in the status."""
+        if engine.unconfined and engine.unconfined != self.hardware.unconfined:
+            _log.warning("engines here are not fully confined: %s", engine.unconfined)
+        self.hardware.unconfined = engine.unconfined
+
     def _cache(self) -> str:
         return str(self._settings.state_dir / "engine")
 
@@ -265,3 +292,12 @@ class Engines:
             except OSError:
                 return False
             return True
+
+
+def _may_read(spec: EngineSpec, other: EngineSpec) -> bool:
+    """Say whether an engine that was started by `spec` can open all files of another."""
+    if not spec.confined:
+        return True
+    allowed = [Path(name).resolve() for name in (*spec.files, spec.draft_file, *spec.later) if name]
+    wanted = [Path(name).resolve() for name in (*other.files, other.draft_file) if name]
+    return all(any(file.is_relative_to(each) for each in allowed) for file in wanted)

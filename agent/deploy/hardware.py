@@ -60,6 +60,8 @@ class Hardware:
         self._survey: Survey | None = None if self._asks else Survey()
         self._asked_at = 0.0
         self._asking: asyncio.Task[None] | None = None
+        # What the latest engine could not give up; empty: nothing, or there was none yet.
+        self.unconfined = ""
 
     async def facts(self, patience_s: float = _PATIENCE_S) -> Facts:
         """Return what this node can hold now; EngineError while its GPUs are not known yet."""
@@ -146,7 +148,8 @@ class Hardware:
             "threads": self._engine.threads or (proof.threads if proof else 0),
             "tokens_per_s": {str(n): speed for n, speed in (proof.speeds if proof else {}).items()},
             "speed": msgspec.to_builtins(known) if (known := self.speeds()) else None,
-            "lines": [*self._gpu_lines(), self.cpu(), *self._speed_lines()],
+            "unconfined": self.unconfined,
+            "lines": [*self._gpu_lines(), self.cpu(), *self._speed_lines(), *self._open_lines()],
         }
 
     def cpu(self) -> str:
@@ -189,6 +192,10 @@ class Hardware:
         when = f"{ago_h * 60:.0f} min" if ago_h < 2 else f"{ago_h:.0f} h"
         busy = " while others were at work" if speed.busy else ""
         return [f"{speeds.described(speed)}, measured {when} ago{busy}"]
+
+    def _open_lines(self) -> list[str]:
+        words = self.unconfined
+        return [f"engines are not fully confined: {words}"] if words else []
 
     def _kept_s(self) -> float:
         return _FAULT_KEPT_S if self._survey and self._survey.fault else _FRESH_S

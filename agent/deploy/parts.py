@@ -19,6 +19,8 @@ from agent.engine import cut
 from agent.engine.gguf_file import GgufFile
 from agent.models.fetch import Watch
 
+PARTS = "parts"  # in the state folder
+
 _Key = tuple[str, int, int, int, int]
 """A model's first file, the bytes and latest change (ns) of all its files, and the layers."""
 

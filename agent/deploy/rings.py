@@ -39,7 +39,7 @@ from agent.deploy.gain import Gains
 from agent.deploy.heads import Head
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import HeadState, RingHere
-from agent.deploy.parts import Parts
+from agent.deploy.parts import PARTS, Parts
 from agent.deploy.planning import Measure, Own, node_of
 from agent.deploy.regain import Regain
 from agent.deploy.ring import Deployment, ring_id
@@ -86,7 +86,7 @@ class Rings:
         self._name = name
         self._engines = engines
         self._blobs = blobs
-        self._parts = Parts(settings.state_dir / "parts")
+        self._parts = Parts(settings.state_dir / PARTS)
         self._mesh = mesh
         self._changed = changed
         self._measure = measure

@@ -27,6 +27,24 @@ _KINDS: tuple[Kind, ...] = ("cpu", "gpu", "igpu", "accel")
 _NO_GPU = frozenset({"base", "cpu", "rpc", "blas", "zendnn"})
 # What keeps the drivers from being loaded, where the backend can be told.
 HIDDEN = {"GGML_DISABLE_VULKAN": "1", "CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
+# Where drivers look for a folder to keep compiled kernels in: NVIDIA's, Mesa's, AMD's.
+_KEEP_KERNELS = (
+    "CUDA_CACHE_PATH", "__GL_SHADER_DISK_CACHE_PATH", "MESA_SHADER_CACHE_DIR",
+    "AMD_COMGR_CACHE_DIR",
+)  # fmt: skip
+
+
+def kernels(cache: Path) -> Path:
+    """Return where drivers shall keep what they compile, as everything else of engines in `cache`.
+
+    Their own place is the home of whoever runs them, and other programs run what lies there.
+    """
+    return cache / "kernels"
+
+
+def compiling(cache: Path | None) -> dict[str, str]:
+    """Return the environment by which drivers keep it there; none without a cache."""
+    return {} if cache is None else dict.fromkeys(_KEEP_KERNELS, str(kernels(cache)))
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

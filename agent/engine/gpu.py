@@ -62,7 +62,7 @@ def survey(cache: Path | None, listing: Sequence[str] = (), probe: Sequence[str]
     if proof is not None and proof.exists():
         return Survey(found)
     command = list(probe) or [*trial.PROBE, "gpu"]
-    done = trial.run(command, PROOF_TIMEOUT_S, {})
+    done = trial.run(command, PROOF_TIMEOUT_S, devices.compiling(cache))
     if done.fault:
         names = " and ".join(device.title for device in gpus)
         return Survey(found, f"the self-test on {names} {done.fault}.")

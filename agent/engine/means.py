@@ -50,4 +50,5 @@ def find(spec: EngineSpec) -> Means:
     if not found.usable:
         os.environ.update(devices.HIDDEN)
         return means
+    os.environ.update(devices.compiling(cache))
     return Means(means.threads, means.use_extra_bufts, spec.gpu_layers, found.usable)

@@ -1,9 +1,9 @@
 """An engine process: `python -m agent.engine.process`, told what to be by one JSON line.
 
-It proves llama.cpp (`means.py`), loads its part, joins the ring and works until it is told to
-stop, its input ends (the agent died), or the ring breaks; a head then waits for another ring
-(`head_process.py`). Started by `supervisor.py` alone. Events
-are JSON lines on standard output, logs go to standard error (`spec.py` has the types).
+It proves llama.cpp (`means.py`), gives up what it does not need (`enclose.py`), loads its part,
+joins the ring and works until it is told to stop, its input ends (the agent died), or the ring
+breaks; a head then waits for another ring (`head_process.py`). Started by `supervisor.py` alone.
+Events are JSON lines on standard output, logs go to standard error (`spec.py` has the types).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from agent.engine import confine, means
+from agent.engine import confine, enclose, means
 from agent.engine.channel import STDIN, Channel
 from agent.engine.gguf_file import GgufFile
 from agent.engine.join import Listener
@@ -55,6 +55,7 @@ def run_stage(spec: EngineSpec, found: Means, channel: Channel) -> None:
         raise
     if joined is None:
         return
+    enclose.close_door(spec)
     inlet, outlet = joined
     channel.emit(Event("ready", rows=str(outlet.types)))
     heard = Heard(spec.links, lambda links: channel.emit(Event("heard", links=links)))
@@ -78,6 +79,12 @@ def _purpose(spec: EngineSpec) -> Purpose:
 
 def _die_with_agent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _enclose(spec: EngineSpec, purpose: Purpose, found: Means, channel: Channel) -> None:
+    missing = enclose.enclose(spec, purpose, found)
+    if missing:
+        channel.emit(Event("unconfined", message=missing))
 
 
 def _serve(spec: EngineSpec, purpose: Purpose, found: Means, channel: Channel) -> None:
@@ -104,8 +111,8 @@ def main() -> int:
         format="%(levelname)s %(name)s: %(message)s",
     )
     if os.geteuid():
-        # Those of an agent that is no root but may change the network. Root's would be missed: a
-        # model's file may belong to somebody else.
+        # Those of an agent that is no root but may change the network. Root's are missed until all
+        # is proven, and one of them longer: a model's file may belong to somebody else.
         confine.give_up_rights()
     channel = Channel()
     code = 0
@@ -115,6 +122,8 @@ def main() -> int:
             purpose = _purpose(spec)
             # Before anything imports llama.cpp: that alone loads the drivers that are not hidden.
             found = means.find(spec)
+            if spec.role != "rpc-server":  # which gives up more, but later
+                _enclose(spec, purpose, found, channel)
         except CoveyError as error:
             channel.emit_error("failed", error)
             raise

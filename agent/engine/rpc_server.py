@@ -58,10 +58,11 @@ def run_rpc_server(spec: EngineSpec, found: Means, channel: Channel) -> None:
         channel.emit_error("failed", error)
         raise
     load_s = time.monotonic() - began
-    words = f"it could not give up {', '.join(missing)}" if missing else ""
+    if missing:
+        channel.emit(Event("unconfined", message="; ".join(missing)))
     channel.emit(
         Event(
-            "listening", port=listener.port, load_s=load_s, use_extra_bufts=False, message=words,
+            "listening", port=listener.port, load_s=load_s, use_extra_bufts=False,
             runs_on=found.words,
         )
     )  # fmt: skip

@@ -55,6 +55,8 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     `draft_file` is a draft model that makes more of them (draft_model.py), or empty.
     `links` is what is known of links to other nodes from before (silence.py), by overlay address.
     `cache` is a folder where the result of the self-test is kept; empty: it is not kept.
+    `confined`: it gives up what it does not need before it opens a file (`enclose.py`). After that
+    it can read its files and those in `later`, files or folders, which `regroup` may name.
     """
 
     role: Role
@@ -82,6 +84,8 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     drafts: Literal["ngrams", "none"] = "ngrams"
     draft_file: str = ""
     cache: str = ""
+    confined: bool = True
+    later: tuple[str, ...] = ()
     servers: tuple[RpcServer, ...] = ()
     links: dict[str, Known] = {}
 
@@ -168,11 +172,14 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     `regroup`) with `kind`, `message` and `hint` of the error and in `lost` the stage that is to
     blame, -1: unknown; `stats` with counts and seconds; `heard` with what is known of its `links`;
     `alive`. `rows` says in which type rows leave a ready stage, and why; `runs_on` with what a
-    loaded engine computes. `regroups` counts the commands of that name which had been taken when
-    what is told came about.
+    loaded engine computes. `unconfined` has in `message` what it could not give up (`enclose.py`),
+    and comes before it loads, if at all. `regroups` counts the commands of that name which had been
+    taken when what is told came about.
     """
 
-    event: Literal["listening", "ready", "failed", "broken", "stats", "heard", "alive"]
+    event: Literal[
+        "unconfined", "listening", "ready", "failed", "broken", "stats", "heard", "alive"
+    ]
     port: int = 0
     http_port: int = 0
     load_s: float = 0.0

@@ -138,7 +138,8 @@ def measure(cache: Path, threads: int = 0) -> Speeds:
     found = [_measured(own, devices.HIDDEN)]
     for index, gpu in enumerate(gpus):
         try:
-            found.append(_measured(Task(gpu.name, own.threads, gpu=index), {}))
+            task = Task(gpu.name, own.threads, gpu=index)
+            found.append(_measured(task, devices.compiling(cache)))
         except EngineError as error:
             log.warning("%s", error.line())
     speeds = Speeds(tuple(found), time.time())

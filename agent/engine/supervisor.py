@@ -76,12 +76,14 @@ class Engine:
 
     def __init__(self, spec: EngineSpec, process: asyncio.subprocess.Process) -> None:
         self.spec = spec
+        self.first_spec = spec  # by which its process was confined, whatever it went over to
         self.pid = process.pid
         self.port = 0
         self.http_port = 0
         self.lost = -1
         self.rows = ""
         self.runs_on = ""
+        self.unconfined = ""  # what it could not give up, in words
         self.stats: dict[str, float] = {}
         # Hears what the engine learns of its links, by overlay address.
         self.heard: Callable[[dict[str, Known]], None] = lambda links: None
@@ -355,6 +357,8 @@ class Engine:
                 self.http_port, self.rows = event.http_port, event.rows
                 self.runs_on = event.runs_on or self.runs_on
                 self._ready.set()
+            case "unconfined":
+                self.unconfined = event.message
             case "stats":
                 self.stats = dict(event.stats)
             case "failed" | "broken":

@@ -27,12 +27,20 @@ class FakeEngine:
     """An engine that starts when it is let, and listens where it was told."""
 
     waiting: list["FakeEngine"]
-    runs_on = ""
+    runs_on = unconfined = ""
+    name = "the engine of the model"
 
     def __init__(self, spec: EngineSpec) -> None:
-        self.spec, self.ended = spec, False
+        self.spec = self.first_spec = spec
+        self.ended = self.stopped = False
         self.port, self.http_port = spec.port, spec.http_port
         self.go: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    async def regroup(self, spec: EngineSpec, *, load_timeout_s: float) -> None:
+        self.spec = spec
 
     @classmethod
     async def start(cls, spec: EngineSpec, **_: Any) -> "FakeEngine":
@@ -43,7 +51,7 @@ class FakeEngine:
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Engines]:
     """Engines on ::1 with a range of four ports that are free now."""
     FakeEngine.waiting = []
     monkeypatch.setattr(engines, "Engine", FakeEngine)
@@ -51,7 +59,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
     with socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))
         first = min(probe.getsockname()[1], 65000)
-    settings, _ = config.load(Path("/dev/null"), {}, [f"network.engine_ports={first}-{first + 3}"])
+    settings, _ = config.load(Path("/dev/null"), {}, [
+        f"network.engine_ports={first}-{first + 3}", f"node.state_dir={tmp_path / 'state'}",
+    ])  # fmt: skip
     yield Engines(settings, bytes(32), OWN)
 
 
@@ -114,9 +124,11 @@ def test_addresses_follow_from_ids() -> None:
 
 @pytest.mark.parametrize("wanted", [False, True])
 async def test_what_the_operator_says_of_engines_gets_to_each_of_them(
-    few: Engines, monkeypatch: pytest.MonkeyPatch, wanted: bool
+    few: Engines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: bool
 ) -> None:
-    words = ["engine.threads=3", f"engine.flash_attention={str(wanted).lower()}"]
+    said = str(wanted).lower()
+    words = ["engine.threads=3", f"engine.flash_attention={said}", f"engine.confine={said}",
+             f"node.state_dir={tmp_path}"]  # fmt: skip
     settings, _ = config.load(Path("/dev/null"), {}, words)
     monkeypatch.setattr(few, "_settings", settings)
     specs: list[EngineSpec] = []
@@ -129,7 +141,66 @@ async def test_what_the_operator_says_of_engines_gets_to_each_of_them(
     await few.start_head([Path("a"), Path("b")], PLACE, OTHER, name="m", context=64, frames="q8")
     await few.start_stage(Path("x"), PLACE, OTHER, context=64, frames="q8")
     assert [spec.role for spec in specs] == ["whole", "head", "stage"]
-    assert {(spec.threads, spec.flash_attention) for spec in specs} == {(3, wanted)}
+    told = {(spec.threads, spec.flash_attention, spec.confined) for spec in specs}
+    assert told == {(3, wanted, wanted)}
+
+
+async def carry(few: Engines, whole: Path, **specs: Any) -> tuple[FakeEngine, Engine]:
+    """Have a head that was started with its parts go on with the whole model; returns both."""
+    parts = [few._settings.state_dir / "parts" / name for name in "ab"]
+    starting = asyncio.create_task(
+        few.start_head(parts, PLACE, OTHER, name="m", context=64, frames="f32", **specs)
+    )
+    await asyncio.sleep(0)
+    FakeEngine.waiting[-1].go.set_result(None)
+    head: Any = await starting
+    going = asyncio.create_task(few.start_whole(whole, name="m", context=64, carried=head))
+    await asyncio.sleep(0)
+    if len(FakeEngine.waiting) > 1:
+        FakeEngine.waiting[-1].go.set_result(None)
+    return head, await going
+
+
+async def test_a_head_may_read_what_it_can_be_told_to_go_on_with(
+    few: Engines, tmp_path: Path
+) -> None:
+    model = tmp_path / "elsewhere" / "m.gguf"
+    head, found = await carry(few, model, model=model)
+    assert found is head
+    assert head.spec.role == "whole" and head.spec.files == (str(model),)
+    stored = few._settings.models_dir / "stored.gguf"
+    FakeEngine.waiting.clear()
+    head.ended = True  # its ports are free again
+    head, found = await carry(few, stored)
+    assert found is head
+    # It was allowed before they were there, so they had to be.
+    assert stored.parent.is_dir()
+    assert (few._settings.state_dir / "parts").is_dir()
+
+
+async def test_a_head_that_may_not_read_what_it_is_to_go_on_with_starts_anew(
+    few: Engines, tmp_path: Path
+) -> None:
+    head, found = await carry(few, tmp_path / "elsewhere" / "m.gguf")
+    assert found is not head and head.stopped
+    assert [engine.spec.role for engine in FakeEngine.waiting] == ["head", "whole"]
+
+
+async def test_what_engines_could_not_give_up_is_said_once_and_is_in_the_status(
+    few: Engines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lines() -> list[str]:
+        return [one for one in few.hardware.describe()["lines"] if "confined" in one]
+
+    for words in ("", "files: no Landlock", "files: no Landlock", ""):
+        monkeypatch.setattr(FakeEngine, "unconfined", words)
+        task = asyncio.create_task(start(few))
+        await asyncio.sleep(0)
+        FakeEngine.waiting[-1].go.set_result(None)
+        (await task).ended = True
+        assert lines() == ([f"engines are not fully confined: {words}"] if words else [])
+        assert few.hardware.describe()["unconfined"] == words
+    assert caplog.text.count("engines here are not fully confined: files: no Landlock") == 1
 
 
 async def test_what_engines_learn_of_links_is_handed_on(

@@ -24,6 +24,8 @@ def specs(
         "epoch": 3, "stages": len(parts) - 1, "listen": address, "predecessor": address,
         "silence_s": 10.0, "least_silence_s": 10.0, "join_timeout_s": 20.0, "cache": cache,
         "flash_attention": False,  # as `rings.answer`
+        # All files of a run of the tests lie there, also those that a head goes on with.
+        "later": (str(parts[0].parents[1]),),
         **changes,
     }  # fmt: skip
     head = EngineSpec(role="head", files=(str(parts[0]), str(parts[-1])), model_name="tiny",
