@@ -181,13 +181,13 @@ def _disks(places: Iterable[Path]) -> tuple[Disk, ...]:
     """Return the disks of these places, each once; what is not made yet is on its parent's."""
     found: dict[int, Disk] = {}
     for place in places:
-        there = next((path for path in (place, *place.parents) if path.exists()), None)
-        try:
-            if there is not None:
-                free = shutil.disk_usage(there).free
-                found.setdefault(there.stat().st_dev, Disk(str(there), free))
-        except OSError as error:
-            _log.debug("%s cannot be looked at: %s", there, error)
+        for path in (place, *place.parents):
+            try:
+                device, free = path.stat().st_dev, shutil.disk_usage(path).free
+            except OSError:
+                continue  # not made yet, or closed to this user
+            found.setdefault(device, Disk(str(path), free))
+            break
     return tuple(found.values())
 
 

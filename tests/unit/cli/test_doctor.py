@@ -35,10 +35,10 @@ def _a_machine_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look, "machine", lambda *_: Machine())
 
 
-def run(state: Path, *arguments: str) -> Result:
+def run(state: Path, *arguments: str, name: str = "doctor") -> Result:
     kept = {key: None for key in os.environ if key.startswith("COVEY_")}
     env = kept | {"COVEY_CONFIG": os.devnull, "COVEY_NODE_STATE_DIR": str(state)}
-    return CliRunner().invoke(cli, ["doctor", *arguments], env=env)
+    return CliRunner().invoke(cli, [name, *arguments], env=env)
 
 
 @asynccontextmanager
@@ -106,6 +106,21 @@ async def test_a_report_is_written_though_the_agent_does_not_answer_all(tmp_path
         file = archive.extractfile("covey-report/agent/netcheck.json")
         assert file is not None
         assert json.load(file) == {"error": "a mistake."}
+
+
+async def test_status_counts_what_is_wrong_and_says_where_to_look(tmp_path: Path) -> None:
+    status = STATUS | {
+        "node": "n", "ipv6": "fd00::1", "ipv4": "10.77.0.1", "roles": ["worker"], "engines": [],
+        "draining": False, "certificate_left_s": 1e6, "computes": {"lines": []},
+        "parts": dict.fromkeys(("overlay", "control", "discovery", "paths", "relay"), "x"),
+        "peers": {"known": 0, "connected": 0, "asleep": 0},
+        "health": [FAULT, *(FAULT | {"severity": "warning", "title": t} for t in ("A", "B"))],
+    }  # fmt: skip
+    async with answering(tmp_path, {"status": status, "peers": {"peers": []}}):
+        done = await asyncio.to_thread(run, tmp_path, name="status")
+    lines = done.output.splitlines()
+    assert "  health       1 error, 2 warnings; `agent doctor` looks closer" in lines
+    assert [line.split()[0] for line in lines[-3:]] == ["error", "warning", "warning"]
 
 
 def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,11 @@ def test_a_connection_from_a_port_is_no_listener(tmp_path: Path) -> None:
     assert sockets.taken((Port("tcp", 0xFA1, "network.control_port"),), tmp_path) == ()
 
 
+def test_a_place_that_cannot_be_looked_at_is_on_its_parents_disk(tmp_path: Path) -> None:
+    (disk,) = look._disks([tmp_path / "no" / ("x" * 300), tmp_path])
+    assert (disk.path, disk.free > 0) == (str(tmp_path), True)
+
+
 def test_this_machine_is_read_without_a_fault(tmp_path: Path) -> None:
     found = look.facts(settings(tmp_path / "state"), None, NotRunning("no agent", hint="Start it."))
     assert (found.fault, found.hint, found.member) == ("no agent", "Start it.", None)
