@@ -21,6 +21,7 @@ _COMMANDS = {
     "config": "configuration:config",
     "demo": "demo:demo",
     "deploy": "deployments:deploy",
+    "doctor": "doctor:doctor",
     "down": "service:down",
     "drain": "drain:drain",
     "events": "events:events",
