@@ -11,8 +11,9 @@ if command -v hipconfig >/dev/null 2>&1; then
     HIP_PATH=$(hipconfig -R)
     export HIPCXX HIP_PATH
 fi
+# Debian 12's pip would have setup.py build, without what that needs.
 SOURCE_DATE_EPOCH=315532800 venv/bin/pip --disable-pip-version-check wheel -q --no-deps \
-    --require-hashes -w wheels -r runtime.txt
+    --use-pep517 --require-hashes -w wheels -r runtime.txt
 "$python" llama_build.py --any-cpu --requirements llama.txt --build-requirements build.txt \
     --cache cache >said
 cp "$(tail -n 1 said)" wheels/
