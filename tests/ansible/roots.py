@@ -24,8 +24,8 @@ INSTALLED = (
 )  # fmt: skip
 # What playbooks install, and what the layer with OpenRC is made of.
 OFFERED = (
-    "busybox", "ca-certificates", "conntrack", "curl", "libgmp10", "libgomp1", "nftables",
-    "openrc", "python3-venv", "wireguard-go", "wireguard-tools",
+    "busybox", "ca-certificates", "conntrack", "curl", "libgmp10", "libgomp1", "netbase",
+    "nftables", "openrc", "python3-venv", "wireguard-go", "wireguard-tools",
 )  # fmt: skip
 REPOSITORY = "srv/packages"
 # Who has to give a password to become root.
