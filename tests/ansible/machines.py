@@ -123,9 +123,11 @@ class Machines:
             "ansible_ssh_common_args": f"-F {self.folder / 'ssh_config'}",
             "ansible_python_interpreter": "/usr/bin/python3",
         }
-        hosts = {name: dict.fromkeys(members, {}) for name, members in groups.items()}
-        said = {"all": {"vars": {**where, **variables}, "children": {
-            "covey": {"children": {name: {"hosts": of} for name, of in hosts.items()}}}}}  # fmt: skip
+        children = {
+            name: {"hosts": {member: {} for member in members}} for name, members in groups.items()
+        }
+        covey = {"covey": {"children": children}}
+        said = {"all": {"vars": {**where, **variables}, "children": covey}}
         path = self.folder / "hosts.yml"
         path.write_text(json.dumps(said, indent=1))
         return path
@@ -224,7 +226,7 @@ class Machines:
 
 
 def _remove_cgroups(top: Path) -> None:
-    """Remove a control group and those in it; the kernel needs a moment after their last process."""
+    """Remove a control group and those in it, a moment after their last process has ended."""
     for group in sorted([top, *top.rglob("*/")], reverse=True):
         for _ in range(50):
             with contextlib.suppress(OSError):
@@ -286,7 +288,7 @@ def main() -> int:
     parser.add_argument("machines", nargs="+", metavar="NAME[:openrc]")
     parser.add_argument("--told", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--enter", type=Path, default=Path("enter"), metavar="FILE",
-                        help="the script to write that runs commands on the control side")  # fmt: skip
+                        help="the script to write, which runs commands there")  # fmt: skip
     said = parser.parse_args()
     pairs = (word.partition(":") for word in said.machines)
     kinds = {name: kind or "systemd" for name, _, kind in pairs}

@@ -18,7 +18,9 @@ from pathlib import Path
 SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
 # What is there before a playbook is run.
-INSTALLED = ("iproute2", "kmod", "openssh-server", "procps", "python3", "sudo", "systemd")
+INSTALLED = (
+    "iproute2", "kmod", "openssh-server", "procps", "python3", "python3-apt", "sudo", "systemd",
+)  # fmt: skip
 # What playbooks install, and what the layer with OpenRC is made of.
 OFFERED = (
     "busybox", "ca-certificates", "conntrack", "curl", "libgmp10", "libgomp1", "nftables",
