@@ -1,15 +1,13 @@
-"""`python -m agent.comparing --markdown FILE < wish.json`: compare, print JSON, write a page.
+"""`python -m agent.comparing < wish.json`: compare, and print {"report": …, "page": Markdown}.
 
 Ends with 0 for go and no go alike; with the exit code of its error where nothing was compared.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 import time
-from pathlib import Path
 
 import msgspec
 
@@ -24,9 +22,6 @@ _MOST_BYTES = 2**20
 
 def main() -> None:
     """Read the wish on stdin, compare, and tell."""
-    parser = argparse.ArgumentParser(prog="python -m agent.comparing", description=__doc__)
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="Write the page here.")
-    arguments = parser.parse_args()
     try:
         wish = _read(sys.stdin.buffer.read(_MOST_BYTES))
         wish, pairs = asyncio.run(measure(wish, lambda line: print(line, file=sys.stderr)))
@@ -35,10 +30,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     found = verdict(pairs, wish.threshold_percent)
     when = time.strftime("%Y-%m-%d %H:%M %Z")
-    if arguments.markdown:
-        arguments.markdown.write_text(report.markdown(wish, found, when))
-    text = msgspec.json.format(msgspec.json.encode(report.document(wish, found, when)), indent=2)
-    sys.stdout.write(text.decode() + "\n")
+    told = {
+        "report": report.document(wish, found, when),
+        "page": report.markdown(wish, found, when),
+    }
+    print(msgspec.json.encode(told).decode())
 
 
 def _read(raw: bytes) -> Wish:
