@@ -90,7 +90,8 @@ def chosen(python: str, asked=ask) -> tuple[dict | None, str]:
     reason = "; ".join(seen) or "none was found"
     return None, (
         "%s (%s). It needs Python %s or newer with venv: install one (Debian 12: python3-venv; "
-        "Ubuntu 22.04: python3.11-venv) and name another with covey_python." % (what, reason, oldest)
+        "Ubuntu 22.04: python3.11-venv) and name another with covey_python."
+        % (what, reason, oldest)
     )
 
 
@@ -117,7 +118,10 @@ def main() -> None:
         module.fail_json(msg=problem)
     kind = "-".join([found["abi"], found["machine"], found["libc"], module.params["build"]])
     module.exit_json(
-        changed=False, python=found["path"], version=".".join(map(str, found["version"])), kind=kind,
+        changed=False,
+        python=found["path"],
+        version=".".join(map(str, found["version"])),
+        kind=kind,
         free_bytes=free_bytes(module.params["folder"]),
     )
 

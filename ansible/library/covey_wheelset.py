@@ -188,7 +188,9 @@ def main() -> None:
         )
     total = hashlib.sha256()
     for name in names:
-        total.update(f"{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode())
+        total.update(
+            f"{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode()
+        )
     digest = total.hexdigest()[:16]
     target = Path(module.params["archive"] or cache / f"{kind}-given-{digest}.tar")
     try:

@@ -12,6 +12,7 @@ mkdir -p "$folder/upper" "$folder/work" "$root"
 mount -t overlay overlay -o "lowerdir=$layers,upperdir=$folder/upper,workdir=$folder/work" "$root"
 hostname "$name"
 echo "$name" >"$root/etc/hostname"
+echo "127.0.0.1 localhost $name" >"$root/etc/hosts"
 
 # As in any container: the kernel's switches are this machine's alone where they are the network's.
 mount -t proc proc "$root/proc"

@@ -276,10 +276,10 @@ def _stay(kinds: Mapping[str, str], told: int) -> int:
     return 0
 
 
-def _wait_for(*signals: signal.Signals) -> None:
+def _wait_for(*signals: signal.Signals) -> signal.Signals:
     # Blocked only now: what was started before would have them blocked, too.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    signal.sigwait(signals)
+    return signal.Signals(signal.sigwait(signals))
 
 
 def main() -> int:
@@ -311,7 +311,10 @@ def main() -> int:
         said.enter.chmod(0o755)
         print(f"{said.enter} ssh -F {facts['folder']}/ssh_config {next(iter(kinds))}")
         print(f"{said.enter} ansible-playbook -i {facts['inventory']} site.yml", flush=True)
-        _wait_for(signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+        # A child that is stopped, or goes on, is told of by the same signal as one that ends.
+        while _wait_for(signal.SIGTERM, signal.SIGINT, signal.SIGCHLD) == signal.SIGCHLD:
+            if process.poll() is not None:
+                break
     return 0
 
 

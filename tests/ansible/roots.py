@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 SUITE = "bookworm"
@@ -29,6 +30,7 @@ OFFERED = (
 REPOSITORY = "srv/packages"
 # Who has to give a password to become root.
 OPERATOR, PASSWORD = "keeper", "partridge"
+_UNUSED_S = 7 * 86400
 _LEFT_OUT = ("doc", "man", "locale", "info")
 _SOURCES = f"deb [trusted=yes] file:/{REPOSITORY} ./\n"
 _FETCH = (
@@ -66,6 +68,7 @@ def make() -> Path:
     """Return the folder of the roots; make them if they are not in the cache. Raises RootFault."""
     target = cached()
     if target.exists():
+        os.utime(target)
         return target
     if os.geteuid() != 0:
         raise RootFault("the machines' root file systems are made by root alone")
@@ -76,8 +79,9 @@ def make() -> Path:
         _debian(made / "base")
         _openrc(made)
         made.rename(target)
+    # Machines of another clone may be made of another version's.
     for old in target.parent.glob("debian-12-*"):
-        if old != target:
+        if old.stat().st_mtime < time.time() - _UNUSED_S:
             shutil.rmtree(old)
     return target
 
@@ -97,11 +101,12 @@ def _debian(root: Path) -> None:
     shutil.rmtree(lists)
     lists.mkdir()
     (root / "etc/apt/sources.list").write_text(_SOURCES)
+    _chroot(root, "apt-get update -qq")
     _chroot(root, f"useradd -m -s /bin/bash {OPERATOR} -G sudo")
     _chroot(root, f"echo {OPERATOR}:{PASSWORD} | chpasswd")
-    # Nothing that names this machine, or that it needs alone, is left.
-    for name in ("etc/resolv.conf", "etc/machine-id", "etc/hostname"):
-        (root / name).write_text("")
+    # No name server answers, at once; and nothing is there that each machine has of its own.
+    (root / "etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
+    (root / "etc/machine-id").write_text("")
     for unit in ("getty.target", "systemd-resolved.service", "apt-daily.timer",
                  "apt-daily-upgrade.timer", "e2scrub_all.timer"):  # fmt: skip
         (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
