@@ -185,6 +185,10 @@ class Board:
             "model_id": wish.model_id,
             "engine": wish.engine,
             "draft": wish.draft,
+            "wish": {
+                "nodes": wish.nodes, "least": wish.least, "context": wish.context,
+                "objective": wish.objective, "only": list(wish.only), "never": list(wish.never),
+            },  # fmt: skip
             "generation": wish.generation,
             "author": str(wish.author_id),
             "source": str(wish.source_id or ""),
