@@ -1,6 +1,6 @@
-"""Install a release out of a folder of wheels: `install.py WHEELS RELEASE`, by the Python that is to run it.
+"""Install a release out of a folder of wheels: `install.py WHEELS RELEASE`.
 
-RELEASE/.whole is made last; what lies there without it is of an installation that was broken off.
+It is run by the Python that is to run Covey. RELEASE/.whole is made last; what lies there without it is of an installation that was broken off.
 A wheel is a zip file, so no pip is needed: on a small machine that takes half a minute, this two
 seconds. What the wheels are was checked on the control machine.
 """
@@ -51,7 +51,8 @@ def write_commands(packages: Path, folder: Path) -> None:
         module, function = where.split(":")
         command = folder / name
         command.write_text(
-            f"#!{folder / 'python'}\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+            f"#!{folder / 'python'}\nimport sys\n\n"
+            f"from {module} import {function}\n\nsys.exit({function}())\n"
         )
         command.chmod(0o755)
 
