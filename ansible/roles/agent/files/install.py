@@ -1,8 +1,8 @@
 """Install a release out of a folder of wheels: `install.py WHEELS RELEASE`.
 
-It is run by the Python that is to run Covey. RELEASE/.whole is made last; what lies there without it is of an installation that was broken off.
-A wheel is a zip file, so no pip is needed: on a small machine that takes half a minute, this two
-seconds. What the wheels are was checked on the control machine.
+It is run by the Python that is to run Covey. RELEASE/.whole is made last; what lies there without
+it is of an installation that was broken off. A wheel is a zip file, so no pip is needed, which
+takes half a minute on a small machine. What the wheels are was checked on the control machine.
 """
 
 import configparser
