@@ -146,6 +146,8 @@ class Machines:
             "ANSIBLE_HOME": str(self.folder / "ansible"),
             "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(self.folder / "facts"),
             "ANSIBLE_LOCAL_TEMP": str(self.folder / "local"),
+            # Other machines have the same addresses, and ssh knows connections by these alone.
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "cp"),
             "ANSIBLE_NOCOLOR": "1",
             "LC_ALL": "C.UTF-8",
         }  # fmt: skip
