@@ -96,7 +96,10 @@ def test_what_the_inventory_says_is_what_the_gateway_reads() -> None:
     read = config.load(rendered(said, "/run/x.sock"), "gateway.toml", {})
     assert {name: getattr(read, name) for name in said} == {**said, "vision": ("ollama",)}
     assert read.socket == "/run/x.sock"
-    assert config.load(rendered({"listen": "127.0.0.1:1", "socket": "/a"}, "/b"), "f", {}).socket == "/a"
+    assert (
+        config.load(rendered({"listen": "127.0.0.1:1", "socket": "/a"}, "/b"), "f", {}).socket
+        == "/a"
+    )
 
 
 def test_alerts_are_about_what_the_gateway_exports() -> None:

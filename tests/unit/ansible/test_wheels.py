@@ -130,7 +130,9 @@ def asked(**versions: tuple[int, int, bool]) -> object:
 
 
 def test_the_newest_python_that_fits_is_taken() -> None:
-    there = asked(**{"python3.12": (3, 12, True), "python3.11": (3, 11, True), "python3": (3, 10, True)})
+    there = asked(
+        **{"python3.12": (3, 12, True), "python3.11": (3, 11, True), "python3": (3, 10, True)}
+    )
     assert host_kind.chosen("", there)[0]["path"] == "/usr/bin/python3.12"
     assert host_kind.chosen("python3.11", there)[0]["path"] == "/usr/bin/python3.11"
     newer = asked(python3=(3, 14, True))
