@@ -186,9 +186,13 @@ class Board:
             "engine": wish.engine,
             "draft": wish.draft,
             "wish": {
-                "nodes": wish.nodes, "least": wish.least, "context": wish.context,
-                "objective": wish.objective, "only": list(wish.only), "never": list(wish.never),
-            },  # fmt: skip
+                "nodes": wish.nodes,
+                "least": wish.least,
+                "context": wish.context,
+                "objective": wish.objective,
+                "only": list(wish.only),
+                "never": list(wish.never),
+            },
             "generation": wish.generation,
             "author": str(wish.author_id),
             "source": str(wish.source_id or ""),

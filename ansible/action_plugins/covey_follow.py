@@ -52,9 +52,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 display.display(f"  {host}: {given['name']}: {shown}")
             limit_s = min(WAITING_S, timeout_s) if answer.get("waiting") else timeout_s
             if time.monotonic() - since > limit_s:
-                return {**result, "failed": True,
-                        "msg": f"{given['name']} is not ready, and nothing has changed for {limit_s:.0f} s: {shown}. "
-                        "The mesh goes on trying; `agent ps` shows how it stands, and the play may be run again."}
+                words = (
+                    f"{given['name']} is not ready, and nothing has changed for {limit_s:.0f} s: "
+                    f"{shown}. The mesh goes on trying; `agent ps` shows how it stands, and the "
+                    "play may be run again."
+                )
+                return {**result, "failed": True, "msg": words}
             time.sleep(POLL_S)
             answer = call(watch=True)
         if answer.get("failed"):

@@ -1,9 +1,10 @@
 #!/usr/bin/python
 # Copyright: Covey's authors. AGPL-3.0-or-later.
-"""Ansible module: have the mesh run a model, or not. It says so to the mesh, or looks how far it is.
+"""Ansible module: have the mesh run a model, or not.
 
-It does not wait; the action covey_follow calls it until it is done. What a deployment was asked to
-be cannot be changed while it runs: one that shall be otherwise is ended, and made again.
+It says so to the mesh, or looks how far it is. It does not wait; the action covey_follow calls it
+until it is done. What a deployment was asked to be cannot be changed while it runs: one that shall
+be otherwise is ended, and made again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible.module_utils.covey_agent import Refused, ask
 
 DOCUMENTATION = r"""
@@ -19,7 +21,7 @@ short_description: Have the mesh run a model
 options:
   agent: {description: The agent's program., type: path, required: true}
   name: {description: What clients call it., type: str, required: true}
-  state: {description: Whether it shall run., type: str, choices: [present, absent], default: present}
+  state: {description: present or absent., type: str, default: present}
   model: {description: "covey-mini, a stored model or a path.", type: str}
   nodes: {description: Over exactly so many nodes., type: int}
   min_nodes: {description: Over at least so many., type: int, default: 1}
@@ -85,7 +87,9 @@ def look(rings: list[dict]) -> dict:
     for ring in rings:
         if ring["phase"] == "failed":
             error = ring["error"] or {}
-            raise Refused(" ".join(error.get(one, "") for one in ("message", "hint")) or "it has failed")
+            raise Refused(
+                " ".join(error.get(one, "") for one in ("message", "hint")) or "it has failed"
+            )
     behind = [ring for ring in rings if ring["phase"] != "ready"]
     return {
         "done": not behind,
@@ -96,7 +100,7 @@ def look(rings: list[dict]) -> dict:
 
 def lines(said: dict | None) -> str:
     """Return it as --diff shows it."""
-    return "".join("%s: %s\n" % (name, json.dumps(value)) for name, value in (said or {}).items())
+    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in (said or {}).items())
 
 
 def main() -> None:
@@ -125,11 +129,11 @@ def main() -> None:
     )  # fmt: skip
     asked = module.params
     if asked["rings"] != "auto" and not asked["rings"].isdecimal():
-        module.fail_json(msg="The deployment %s: rings is a number or auto." % asked["name"])
+        module.fail_json(msg="The deployment {}: rings is a number or auto.".format(asked["name"]))
     try:
         outcome = step(module, asked)
     except Refused as refusal:
-        module.fail_json(msg="The deployment %s: %s" % (asked["name"], refusal))
+        module.fail_json(msg="The deployment {}: {}".format(asked["name"], refusal))
     module.exit_json(**outcome)
 
 
@@ -145,15 +149,26 @@ def step(module: AnsibleModule, asked: dict) -> dict:
         if now and not asked["watch"] and not module.check_mode:
             ask(agent, "undeploy", name)
         gone = not now or module.check_mode
-        diff = {"before": "%s runs\n" % name if now else "", "after": ""}
-        return {"changed": bool(now), "done": gone, "progress": "it ends", "waiting": False, "diff": diff}
+        diff = {"before": f"{name} runs\n" if now else "", "after": ""}
+        return {
+            "changed": bool(now),
+            "done": gone,
+            "progress": "it ends",
+            "waiting": False,
+            "diff": diff,
+        }
     ids = {one["name"]: one["id"] for one in ask(agent, "models")["models"]}
     want, have = wanted(asked), there(now[0], asked, ids) if now else None
     if have == want or asked["watch"]:
         if not now:
             raise Refused("it was undeployed meanwhile")
         return {"changed": False, **look(now)}
-    diff = {"before_header": name, "after_header": name, "before": lines(have), "after": lines(want)}
+    diff = {
+        "before_header": name,
+        "after_header": name,
+        "before": lines(have),
+        "after": lines(want),
+    }
     if not module.check_mode:
         if now:
             ask(agent, "undeploy", name)

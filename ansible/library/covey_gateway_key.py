@@ -20,7 +20,7 @@ options:
   gateway: {description: The gateway's program., type: path, required: true}
   config: {description: The gateway's settings., type: path, required: true}
   name: {description: The key's name., type: str, required: true}
-  state: {description: Whether it shall be there., type: str, choices: [present, absent], default: present}
+  state: {description: present or absent., type: str, default: present}
   models: {description: Globs of models that it may use., type: list, elements: str}
   requests_per_minute: {description: A limit., type: int}
   tokens_per_minute: {description: A limit., type: int}
@@ -56,7 +56,7 @@ def differences(key: dict, asked: dict) -> list[str]:
     wanted["models"] = list(dict.fromkeys(asked["models"] or ())) or ["*"]
     wanted["weight"] = 1.0 if asked["weight"] is None else asked["weight"]
     return [
-        "%s is %s and not %s" % (name, json.dumps(key[name]), json.dumps(value))
+        f"{name} is {json.dumps(key[name])} and not {json.dumps(value)}"
         for name, value in wanted.items()
         if key[name] != value
     ]
@@ -91,7 +91,7 @@ def main() -> None:
             capture_output=True, text=True,
         )  # fmt: skip
         if said.returncode:
-            raise Failure(said.stderr.strip() or "gateway keys ended with %d" % said.returncode)
+            raise Failure(said.stderr.strip() or f"gateway keys ended with {said.returncode}")
         return json.loads(said.stdout)
 
     try:
@@ -104,16 +104,16 @@ def main() -> None:
             differs = differences(active[0], asked)
             if differs:
                 module.fail_json(
-                    msg="The key %s is there, and %s. A key's limits cannot be changed: give the new "
-                    "one another name, or revoke this one (state: absent) first."
-                    % (asked["name"], "; ".join(differs))
+                    msg=f"The key {asked['name']} is there, and {'; '.join(differs)}. A key's "
+                    "limits cannot be changed: give the new one another name, or revoke this one (state: "
+                    "absent) first."
                 )
             module.exit_json(changed=False)
         if module.check_mode:
             module.exit_json(changed=True)
         module.exit_json(changed=True, secret=keys(*create_words(asked))["secret"])
     except (Failure, OSError, ValueError) as error:
-        module.fail_json(msg="The key %s: %s" % (asked["name"], error))
+        module.fail_json(msg="The key {}: {}".format(asked["name"], error))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -43,6 +44,7 @@ CANDIDATES = ("python3.13", "python3.12", "python3.11", "python3")
 # so its version is part of the kind. ensurepip is what Debian leaves out of Python's package.
 ASK = """
 import importlib.util, json, platform, sys, sysconfig
+free = sysconfig.get_config_var("Py_GIL_DISABLED")
 name, version = platform.libc_ver()
 if not name:
     import subprocess
@@ -53,7 +55,7 @@ if not name:
 print(json.dumps({
     "version": sys.version_info[:2],
     "venv": all(importlib.util.find_spec(one) for one in ("venv", "ensurepip")),
-    "abi": "cp%d%d" % sys.version_info[:2] + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    "abi": "cp%d%d" % sys.version_info[:2] + "t" * bool(free),
     "machine": platform.machine(), "libc": name + version, "path": sys.executable,
 }))
 """
@@ -81,25 +83,25 @@ def chosen(python: str, asked=ask) -> tuple[dict | None, str]:
             continue
         version = ".".join(map(str, found["version"]))
         if tuple(found["version"]) < OLDEST:
-            seen.append("%s is %s" % (found["path"], version))
+            seen.append("{} is {}".format(found["path"], version))
         elif not found["venv"]:
-            seen.append("%s has no venv: install python%s-venv" % (found["path"], version))
+            seen.append("{} has no venv: install python{}-venv".format(found["path"], version))
         else:
             return found, ""
-    what = "%s cannot run Covey" % python if python else "no Python here can run Covey"
+    what = f"{python} cannot run Covey" if python else "no Python here can run Covey"
     reason = "; ".join(seen) or "none was found"
     return None, (
-        "%s (%s). It needs Python %s or newer with venv: install one (Debian 12: python3-venv; "
-        "Ubuntu 22.04: python3.11-venv) and name another with covey_python."
-        % (what, reason, oldest)
+        f"{what} ({reason}). It needs Python {oldest} or newer with venv: install one (Debian 12: "
+        "python3-venv; Ubuntu 22.04: python3.11-venv) and name another with covey_python."
     )
 
 
 def free_bytes(folder: str) -> int:
     """Return the room that is free where a folder is, or will be made."""
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder) or "/"
-    room = os.statvfs(folder)
+    path = Path(folder).absolute()
+    while not path.is_dir():
+        path = path.parent
+    room = os.statvfs(path)
     return room.f_bavail * room.f_frsize
 
 

@@ -8,6 +8,7 @@ It does not wait; the action covey_follow calls it until it is done.
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible.module_utils.covey_agent import Refused, ask
 
 DOCUMENTATION = r"""
@@ -16,7 +17,7 @@ short_description: Pull a model into a host's store
 options:
   agent: {description: The agent's program., type: path, required: true}
   name: {description: What the model is called there., type: str, required: true}
-  source: {description: "A path, a URL, hf:ORG/REPO/FILE, or what members have.", type: str, required: true}
+  source: {description: "A path, a URL, hf:… or a member's.", type: str, required: true}
   sha256: {description: What its SHA-256 must be., type: str}
   pin: {description: Whether it stays when room is needed., type: bool}
   anywhere: {description: Whether it may be at any member instead., type: bool, default: false}
@@ -40,8 +41,8 @@ def standing(models: list[dict], asked: dict) -> str:
             return "coming"
         if asked["sha256"] and model["sha256"] != asked["sha256"]:
             raise Refused(
-                "%s is there with the SHA-256 %s. Give the new one another name, or `agent rm %s` there."
-                % (asked["name"], model["sha256"], asked["name"])
+                f"{asked['name']} is there with the SHA-256 {model['sha256']}. Give the new one "
+                f"another name, or `agent rm {asked['name']}` there."
             )
         if asked["pin"] is not None and asked["pin"] != model["pinned"]:
             return "unpinned"
@@ -56,7 +57,7 @@ def progress(models: list[dict], name: str) -> str:
         raise Refused(model["error"])
     if not model["size"]:
         return model["phase"]
-    return "%s, %d of %d MiB" % (model["phase"], model["done"] >> 20, model["size"] >> 20)
+    return f"{model['phase']}, {model['done'] >> 20} of {model['size'] >> 20} MiB"
 
 
 def words(asked: dict) -> list[str]:
@@ -89,7 +90,9 @@ def main() -> None:
         now = standing(models, asked)
         if now == "whole":
             module.exit_json(changed=False, done=True, progress="it is there")
-        if now == "coming" and not any(one["name"] == asked["name"] and one["error"] for one in models):
+        if now == "coming" and not any(
+            one["name"] == asked["name"] and one["error"] for one in models
+        ):
             text = progress(models, asked["name"])
             module.exit_json(changed=False, done=module.check_mode, progress=text)
         if asked["watch"]:
@@ -101,7 +104,7 @@ def main() -> None:
         job = ask(asked["agent"], *words(asked), "--no-wait")
         module.exit_json(changed=True, done=job["phase"] == "done", progress=job["phase"])
     except Refused as refusal:
-        module.fail_json(msg="The model %s: %s" % (asked["name"], refusal))
+        module.fail_json(msg="The model {}: {}".format(asked["name"], refusal))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -24,7 +24,7 @@ options:
 LOOK = """
 import datetime, json, sys
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import *
 folder = sys.argv[1]
 found = x509.load_pem_x509_certificate(open(folder + "/cert.pem", "rb").read())
 key = load_pem_private_key(open(folder + "/key.pem", "rb").read(), None)
@@ -96,10 +96,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     folder, python, names = (module.params[name] for name in ("folder", "python", "names"))
-    if not os.path.exists(python):
+    if not Path(python).exists():
         if module.check_mode:
             module.exit_json(changed=True)
-        module.fail_json(msg="%s is not there: Covey is not installed on this host." % python)
+        module.fail_json(msg=f"{python} is not there: Covey is not installed on this host.")
     said = subprocess.run([python, "-c", LOOK, folder], capture_output=True, text=True)
     there = json.loads(said.stdout) if said.returncode == 0 else None
     if not due(there, names):
@@ -112,8 +112,8 @@ def main() -> None:
         if made.returncode:
             last = (made.stderr.strip().splitlines() or ["no reason is known"])[-1]
             module.fail_json(
-                msg="No certificate could be made for %s: %s. Check covey_gateway_tls_names."
-                % (", ".join(names), last)
+                msg=f"No certificate could be made for {', '.join(names)}: {last}. Check "
+                "covey_gateway_tls_names."
             )
     module.exit_json(changed=True)
 

@@ -136,8 +136,8 @@ def main() -> None:
         version, members = version_of(source), content(source)
     except (OSError, ValueError, KeyError) as error:
         module.fail_json(
-            msg=f"{source} is no clone of Covey: {error}. Set covey_source to one; by default it is "
-            "the folder above ansible/."
+            msg=f"{source} is no clone of Covey: {error}. Set covey_source to one; by default it "
+            "is the folder above ansible/."
         )
     # The wheel is as the check needs it, so check mode makes it too: it changes no host.
     try:

@@ -51,8 +51,8 @@ id: {description: A hash of all wheels in it., type: str, returned: success}
 """
 
 
-# Many virtual machines announce AMX and do not let it run; llama.cpp's part for such CPUs dies there.
-# Those CPUs take the part that is next to it, as on the appliance (image/make/wheels.py).
+# Many virtual machines announce AMX and do not let it run; llama.cpp's part for such CPUs dies
+# there. Those CPUs take the part that is next to it, as on the appliance (image/make/wheels.py).
 LEFT_OUT = "llama_cpp/lib/libggml-cpu-sapphirerapids."
 
 
@@ -183,8 +183,8 @@ def main() -> None:
     if missing:
         shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" * (len(missing) > 10))
         module.fail_json(
-            msg=f"{folder} has no wheels for {kind} of: {shown}. Add them, or leave covey_wheelhouse "
-            "empty to have them fetched and built."
+            msg=f"{folder} has no wheels for {kind} of: {shown}. Add them, or leave "
+            "covey_wheelhouse empty to have them fetched and built."
         )
     total = hashlib.sha256()
     for name in names:

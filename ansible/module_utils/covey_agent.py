@@ -18,13 +18,13 @@ def ask(agent: str, *words: str, timeout_s: float = 120.0) -> dict:
             [agent, *words, "--json"], capture_output=True, text=True, timeout=timeout_s,
         )  # fmt: skip
     except OSError as error:
-        raise Refused("%s cannot be started: %s" % (agent, error.strerror))
+        raise Refused(f"{agent} cannot be started: {error.strerror}") from error
     except subprocess.TimeoutExpired:
-        raise Refused("`agent %s` did not end within %d s" % (words[0], timeout_s))
+        raise Refused(f"`agent {words[0]}` did not end within {timeout_s:.0f} s") from None
     if said.returncode:
         lines = said.stderr.strip().splitlines()
-        raise Refused(lines[-1] if lines else "`agent %s` ended with %d" % (words[0], said.returncode))
+        raise Refused(lines[-1] if lines else f"`agent {words[0]}` ended with {said.returncode}")
     try:
         return json.loads(said.stdout)
     except ValueError:
-        raise Refused("`agent %s` did not answer with JSON" % words[0])
+        raise Refused(f"`agent {words[0]}` did not answer with JSON") from None

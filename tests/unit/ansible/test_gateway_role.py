@@ -26,7 +26,7 @@ ASKED: dict[str, Any] = {
 }  # fmt: skip
 KEY: dict[str, Any] = {
     "id": "abc", "name": "ci", "models": ["qwen*"], "requests_per_minute": 60,
-    "tokens_per_minute": None, "tokens_per_day": 1000, "weight": 1.0, "expires": "2030-01-01T00:00:00Z",
+    "tokens_per_minute": None, "tokens_per_day": 1000, "weight": 1.0,
 }  # fmt: skip
 
 
@@ -79,12 +79,11 @@ def test_the_gateway_takes_such_a_certificate(tmp_path: Path) -> None:
     assert Certificate(f"{tmp_path}/cert.pem", f"{tmp_path}/key.pem").context is not None
 
 
-def rendered(settings: dict[str, Any], socket: str = "") -> str:
+def rendered(settings: dict[str, Any]) -> str:
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
     environment.filters["to_json"] = lambda value, **more: json.dumps(value, **more)
-    environment.filters["combine"] = lambda one, other: {**one, **other}
     text = (ROOT / "roles/gateway/templates/gateway.toml.j2").read_text()
-    return str(environment.from_string(text).render(gateway_toml=settings, gateway_socket=socket))
+    return str(environment.from_string(text).render(gateway_toml=settings))
 
 
 def test_what_the_inventory_says_is_what_the_gateway_reads() -> None:
@@ -93,13 +92,8 @@ def test_what_the_inventory_says_is_what_the_gateway_reads() -> None:
         "vision": ["ollama"], "replicas": {"ollama": "http://10.0.0.9:11434"},
         "store": 'a "quoted" \\ path, übrigens',
     }  # fmt: skip
-    read = config.load(rendered(said, "/run/x.sock"), "gateway.toml", {})
+    read = config.load(rendered(said), "gateway.toml", {})
     assert {name: getattr(read, name) for name in said} == {**said, "vision": ("ollama",)}
-    assert read.socket == "/run/x.sock"
-    assert (
-        config.load(rendered({"listen": "127.0.0.1:1", "socket": "/a"}, "/b"), "f", {}).socket
-        == "/a"
-    )
 
 
 def test_alerts_are_about_what_the_gateway_exports() -> None:

@@ -11,15 +11,15 @@ deployment = library("covey_deployment")
 
 ID = "ab" * 32
 PULLED: dict[str, Any] = {
-    "name": "chat", "here": True, "phase": "whole", "sha256": "cd" * 32, "pinned": False, "error": "",
-    "size": 8 << 20, "done": 8 << 20, "id": ID,
+    "name": "chat", "here": True, "phase": "whole", "sha256": "cd" * 32, "pinned": False,
+    "error": "", "size": 8 << 20, "done": 8 << 20, "id": ID,
 }  # fmt: skip
 PULL: dict[str, Any] = {
     "name": "chat", "source": "https://x/chat.gguf", "sha256": None, "pin": None, "anywhere": False,
 }  # fmt: skip
 ASKED: dict[str, Any] = {
-    "name": "chat", "model": "chat", "nodes": None, "min_nodes": 1, "rings": "1", "objective": "auto",
-    "tags": [], "not_tags": [], "context": 0, "engine": "ring", "draft": "",
+    "name": "chat", "model": "chat", "nodes": None, "min_nodes": 1, "rings": "1",
+    "objective": "auto", "tags": [], "not_tags": [], "context": 0, "engine": "ring", "draft": "",
 }  # fmt: skip
 RING: dict[str, Any] = {
     "name": "chat", "model": "chat", "model_id": ID, "rings": 1, "engine": "ring", "draft": "",
@@ -76,7 +76,8 @@ def test_a_deployment_that_is_as_asked_is_the_same() -> None:
     "change",
     [
         {"nodes": 2}, {"min_nodes": 2}, {"rings": "2"}, {"objective": "latency"}, {"tags": ["gpu"]},
-        {"not_tags": ["slow"]}, {"context": 512}, {"engine": "rpc"}, {"draft": "mini"}, {"model": "m"},
+        {"not_tags": ["slow"]}, {"context": 512}, {"engine": "rpc"}, {"draft": "mini"},
+        {"model": "m"},
     ],
 )  # fmt: skip
 def test_one_that_is_not_is_another(change: dict[str, Any]) -> None:

@@ -78,7 +78,8 @@ def test_which_wheels_are_for_a_kind(name: str, fits: set[str]) -> None:
 def test_pins_are_those_of_the_kind() -> None:
     text = (
         "# made\nnumpy==2.4.6 ; python_full_version < '3.12' \\\n    --hash=sha256:00 \\\n"
-        "    --hash=sha256:01\nnumpy==2.5.5 ; python_full_version >= '3.12' \\\n    --hash=sha256:02\n"
+        "    --hash=sha256:01\nnumpy==2.5.5 ; python_full_version >= '3.12' \\\n"
+        "    --hash=sha256:02\n"
         "colorama==0.4.6 ; sys_platform == 'win32' \\\n    --hash=sha256:03\nPy_Cid==0.5.0\n"
     )
     assert wheelset.pins(text, wheelset.environment_of(KIND)) == {
