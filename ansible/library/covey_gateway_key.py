@@ -105,8 +105,8 @@ def main() -> None:
             if differs:
                 module.fail_json(
                     msg=f"The key {asked['name']} is there, and {'; '.join(differs)}. A key's "
-                    "limits cannot be changed: give the new one another name, or revoke this one (state: "
-                    "absent) first."
+                    "limits cannot be changed: give the new one another name, or revoke this one "
+                    "(state: absent) first."
                 )
             module.exit_json(changed=False)
         if module.check_mode:

@@ -17,6 +17,8 @@ from gateway.tls import Certificate
 from tests.unit.ansible.library import library
 from tests.unit.ansible.load import ROOT
 
+pytestmark = pytest.mark.slow
+
 keys = library("covey_gateway_key")
 self_signed = library("covey_self_signed")
 

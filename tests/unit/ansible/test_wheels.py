@@ -12,6 +12,8 @@ from agent import __version__
 from tests.unit.ansible.library import library
 from tests.unit.ansible.load import ROOT
 
+pytestmark = pytest.mark.slow
+
 covey_wheel = library("covey_wheel")
 wheelset = library("covey_wheelset")
 host_kind = library("covey_host_kind")
