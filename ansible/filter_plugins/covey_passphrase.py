@@ -21,17 +21,20 @@ def _sealed():
 sealed = _sealed()
 
 
-def covey_new_salt(_):
-    """Return a new salt in Base64."""
-    return base64.b64encode(sealed.new_salt()).decode()
+def covey_seal_to(passphrase):
+    """Return what hosts seal to, with a new salt: {salt, public}, both in Base64.
 
-
-def covey_public_key(passphrase, salt):
-    """Return the public key in Base64 that hosts seal to."""
+    Both at once, since Ansible evaluates an expression each time that it is named.
+    """
+    salt = sealed.new_salt()
     try:
-        return base64.b64encode(sealed.public_key(str(passphrase), base64.b64decode(salt))).decode()
+        public = sealed.public_key(str(passphrase), salt)
     except sealed.SealError as error:
         raise AnsibleFilterError(f"covey_backup_passphrase cannot be used: {error}.") from None
+    return {
+        "salt": base64.b64encode(salt).decode(),
+        "public": base64.b64encode(public).decode(),
+    }
 
 
 def covey_file_key(path, passphrase):
@@ -57,8 +60,7 @@ class FilterModule:
     def filters(self):
         """Return the filters by name."""
         return {
-            "covey_new_salt": covey_new_salt,
-            "covey_public_key": covey_public_key,
+            "covey_seal_to": covey_seal_to,
             "covey_file_key": covey_file_key,
             "covey_backup_host": covey_backup_host,
         }

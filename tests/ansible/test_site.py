@@ -81,8 +81,9 @@ def test_check_mode_says_what_would_be_done(machines: Machines, inventory: Path)
     assert played.code == 0, played.output
     assert "alpha would make the mesh home" in said(played)
     assert "gamma would join the mesh home as gamma: worker." in said(played)
+    assert "alpha would get a release of Covey" in said(played)
     for name in ALL:
-        assert machines[name].run("ls", "/opt", "/etc/systemd/system").count("covey") <= 1
+        assert machines[name].run("find", "/opt", "/etc", "-name", "*covey*", "-type", "f") == ""
 
 
 def test_a_run_that_is_killed_leaves_what_the_next_one_completes(
