@@ -11,7 +11,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check -q
 # Where it is set, each of the hundreds of Pythons that tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lint fast unit beside lab namespaces matrix fuzz appliance vm bench setup lock clean
+.PHONY: help demo test check lint fast unit beside lab namespaces matrix fuzz appliance ansible vm bench setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -20,14 +20,19 @@ help: ## Show these commands.
 demo: $(READY) ## Bring up three nodes and a gateway here and ask them two questions (ARGS=--keep).
 	@$(BIN)/agent demo $(ARGS)
 
-test: unit beside ## Run the unit tests, those that need namespaces, and boot the appliance (NO_VM=1: not).
+test: unit beside ## Run the unit tests, those that need namespaces, the playbooks, and boot the appliance (NO_VM=1: not).
 
 check: lint fast ## Run the fast tests: lint, types, and the unit tests that are not marked slow.
 
-lint: $(READY) ## Lint and check types.
+lint: $(READY) build/ansible-linted ## Lint and check types.
 	@$(BIN)/ruff format --check -q . || { echo "Run $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy
+
+# It takes as long as all the rest of lint, so only when something there has changed.
+build/ansible-linted: $(READY) $(shell find ansible -type f -not -path '*/__pycache__/*')
+	@cd ansible && PATH="$(CURDIR)/$(BIN):$$PATH" && yamllint -s . && ansible-lint -q
+	@mkdir -p build && touch $@
 
 fast: $(READY) ## Run the unit tests but for those that start programs, llama.cpp or libp2p.
 	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests/unit
@@ -36,16 +41,18 @@ fast: $(READY) ## Run the unit tests but for those that start programs, llama.cp
 unit: $(READY) ## Run all unit tests.
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit
 
-# Tests in namespaces wait most of the time; the CPUs' rest builds and boots the appliance.
+# Tests in namespaces wait most of the time; the CPUs' rest builds and boots the appliance, and runs
+# the playbooks.
 beside: $(READY)
+	@test "$$(id -u)" -ne 0 || sh requirements/system.sh ansible
 ifdef NO_VM
-	@$(MAKE) --no-print-directory namespaces appliance
+	@$(MAKE) --no-print-directory namespaces appliance ansible
 else
 	@sh requirements/system.sh appliance
 	@mkdir -p build
-	@nice -n 15 $(MAKE) --no-print-directory appliance > build/appliance.log 2>&1 & other=$$!; \
+	@nice -n 15 $(MAKE) --no-print-directory -k appliance ansible > build/beside.log 2>&1 & other=$$!; \
 		$(MAKE) --no-print-directory namespaces; failed=$$?; \
-		wait $$other || failed=1; cat build/appliance.log; exit $$failed
+		wait $$other || failed=1; cat build/beside.log; exit $$failed
 endif
 
 lab: namespaces matrix ## Run the tests that need namespaces, then the whole matrix of NATs (40 minutes).
@@ -65,6 +72,15 @@ ifdef NO_VM
 else
 	@sh requirements/system.sh appliance
 	@$(BIN)/pytest tests/vm/test_short.py
+endif
+
+ansible: $(READY) ## Run the playbooks against three machines that are namespaces (as root; 6 minutes).
+ifneq ($(shell id -u),0)
+	@echo "The playbooks are not run: their machines are made by root alone."
+else
+	@sh requirements/system.sh ansible
+	@$(BIN)/python tests/ansible/prepare.py > /dev/null
+	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/ansible
 endif
 
 vm: $(READY) ## Run the tests that need a kernel of their own, in qemu.

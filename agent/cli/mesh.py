@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -173,12 +174,18 @@ def join(
     as_json: bool,
     settings: Config,
 ) -> None:
-    """Join the mesh that TICKET is for, then start the agent."""
+    """Join the mesh that TICKET is for, then start the agent.
+
+    With - as TICKET it is read from the standard input, where no other user of this machine sees
+    it, as on a command line.
+    """
     from agent import enrol
 
     if ticket and ticket_option and ticket != ticket_option:
         raise UsageError("two different tickets were given", hint="Give one.")
     text = ticket or ticket_option
+    if text == "-":
+        text = sys.stdin.readline().strip()
     if not text:
         raise UsageError("no ticket was given", hint="`agent invite` on a member prints one.")
     enrolment = enrol.Enrolment(text, bootstrap, name or "")

@@ -41,9 +41,20 @@ def test_mistakes_are_one_line_with_their_exit_code(run: Run) -> None:
     assert "No such command" in error(run("dance"), 2)
     assert "--help" in error(run("invite", "--ttl", "soon"), 2)
     assert "no ticket was given" in error(run("join"), 2)
+    assert "no ticket was given" in error(run("join", "-"), 2)
     assert "not a ticket" in error(run("join", "x"), 6)
     assert "is no setting" in error(run("status", COVEY_NETWORK_POTR="1"), 3)
     assert "no agent is running" in error(run("status"), 10)
+
+
+def test_a_ticket_comes_by_the_standard_input(tmp_path: Path) -> None:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("COVEY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "join", "-"], cwd=ROOT, capture_output=True, text=True,
+        env=kept | {"COVEY_CONFIG": os.devnull, "COVEY_NODE_STATE_DIR": str(tmp_path)},
+        check=False, input="x\n",
+    )  # fmt: skip
+    assert "not a ticket" in error(done, 6)
 
 
 def test_making_a_mesh_twice_keeps_the_first(run: Run, tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ class Mesh:
 
 WISH: Any = SimpleNamespace(
     name="m", model="m", generation=1, author_id=OWN, source_id=None, engine="ring", draft="",
-    rings=1, keys=("m",), model_id="",
+    rings=1, keys=("m",), model_id="", nodes=None, least=2, context=512, objective="latency",
+    only=("gpu",), never=(),
 )  # fmt: skip
 
 
@@ -79,6 +80,8 @@ async def test_a_dead_owner_is_not_waited_for_once_another_is_known() -> None:
     assert mesh.asked == [OLD, NEW]
     assert described["owner"] == str(NEW)
     assert described["phase"] == "ready"
+    assert described["wish"] == {"nodes": None, "least": 2, "context": 512, "objective": "latency",
+                                 "only": ["gpu"], "never": []}  # fmt: skip
     assert time.monotonic() - began < 1.5
 
 

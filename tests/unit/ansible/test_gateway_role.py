@@ -1,0 +1,117 @@
+"""The gateway's part of the playbooks: keys, certificate, settings."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jinja2
+import pytest
+
+from gateway import config
+from gateway.metrics import Metrics
+from gateway.tls import Certificate
+from tests.unit.ansible.library import library
+from tests.unit.ansible.load import ROOT
+
+pytestmark = pytest.mark.slow
+
+keys = library("covey_gateway_key")
+self_signed = library("covey_self_signed")
+
+ASKED: dict[str, Any] = {
+    "name": "ci", "models": ["qwen*"], "requests_per_minute": 60, "tokens_per_minute": None,
+    "tokens_per_day": 1000, "expires": "90d", "weight": None,
+}  # fmt: skip
+KEY: dict[str, Any] = {
+    "id": "abc", "name": "ci", "models": ["qwen*"], "requests_per_minute": 60,
+    "tokens_per_minute": None, "tokens_per_day": 1000, "weight": 1.0,
+}  # fmt: skip
+
+
+def test_what_is_asked_of_a_key_is_said_to_the_gateway() -> None:
+    assert keys.create_words(ASKED) == [
+        "create", "ci", "--model", "qwen*", "--requests-per-minute", "60",
+        "--tokens-per-day", "1000", "--expires", "90d",
+    ]  # fmt: skip
+
+
+def test_a_key_that_is_as_asked_differs_in_nothing() -> None:
+    assert keys.differences(KEY, ASKED) == []
+    every = {**ASKED, "models": None, "requests_per_minute": None, "tokens_per_day": None}
+    assert keys.differences({**KEY, "models": ["*"], "requests_per_minute": None,
+                             "tokens_per_day": None}, every) == []  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"requests_per_minute": 6}, "requests_per_minute is 60 and not 6"),
+        ({"tokens_per_day": None}, "tokens_per_day is 1000 and not null"),
+        ({"models": None}, 'models is ["qwen*"] and not ["*"]'),
+        ({"weight": 2.0}, "weight is 1.0 and not 2.0"),
+    ],
+)
+def test_each_difference_is_named(change: dict[str, Any], words: str) -> None:
+    assert keys.differences(KEY, {**ASKED, **change}) == [words]
+
+
+def test_a_certificate_is_made_for_its_names_and_known_again(tmp_path: Path) -> None:
+    names = ["box", "10.0.0.7", "::1"]
+    run = [sys.executable, "-c"]
+    subprocess.run([*run, self_signed.MAKE, str(tmp_path), "825", *names], check=True)
+    assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
+    said = subprocess.run(
+        [*run, self_signed.LOOK, str(tmp_path)], check=True, capture_output=True, text=True
+    )
+    there = json.loads(said.stdout)
+    assert there["belong"]
+    assert not self_signed.due(there, names)
+    assert self_signed.due(there, ["box"])
+    assert self_signed.due({**there, "days": 29}, names)
+    assert self_signed.due({**there, "belong": False}, names)
+    assert self_signed.due(None, names)
+
+
+def test_the_gateway_takes_such_a_certificate(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", self_signed.MAKE, str(tmp_path), "90", "box"], check=True)
+    assert Certificate(f"{tmp_path}/cert.pem", f"{tmp_path}/key.pem").context is not None
+
+
+def rendered(settings: dict[str, Any]) -> str:
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
+    environment.filters["to_json"] = lambda value, **more: json.dumps(value, **more)
+    text = (ROOT / "roles/gateway/templates/gateway.toml.j2").read_text()
+    return str(environment.from_string(text).render(gateway_toml=settings))
+
+
+def test_what_the_inventory_says_is_what_the_gateway_reads() -> None:
+    said = {
+        "listen": "0.0.0.0:8443", "workers": 4, "hedge_percent": 0.5, "require_keys": True,
+        "vision": ["ollama"], "replicas": {"ollama": "http://10.0.0.9:11434"},
+        "store": 'a "quoted" \\ path, übrigens',
+    }  # fmt: skip
+    read = config.load(rendered(said), "gateway.toml", {})
+    assert {name: getattr(read, name) for name in said} == {**said, "vision": ("ollama",)}
+
+
+def test_alerts_are_about_what_the_gateway_exports() -> None:
+    said = (ROOT / "roles/monitoring/files/alerts.yml").read_text()
+    used = set(re.findall(r"\b((?:gen_ai|covey_gateway)_[a-z_]+)(?=[{\[(\s)])", said))
+    now: Any = SimpleNamespace(
+        replicas=[{"name": "box", "usable": True, "in_flight": 0, "breaker": "open"}],
+        waiting={"place": 1}, dropped={}, models=[{"id": "m", "usable": 1}],
+    )  # fmt: skip
+    exported = Metrics().exposition(now).decode()
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", exported, re.M))
+    names = {
+        *kinds, *(f"{name}_total" for name, kind in kinds.items() if kind == "counter"),
+        *(f"{name}_{part}" for name, kind in kinds.items() if kind == "histogram"
+          for part in ("bucket", "count", "sum")),
+    }  # fmt: skip
+    metrics = {name for name in used if not name.startswith("gen_ai_request_model")}
+    assert len(metrics) >= 6
+    assert metrics <= names
