@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +21,14 @@ RELEASE = Path("/usr/lib/covey/release")
 # It says something each half second, but for while a slow card takes in what was written.
 _ANSWER_S = 300.0
 _MAX_LINE_BYTES = _CHUNK_BYTES = 1 << 16
+# What an update begins with (`image/node/manifest.py`).
+_MAX_HEAD_BYTES = 16 * 1024
 
 Do = Literal["install", "back", "reset", "restart", "status"]
 Tell = Callable[[str, int, int], None]
 """Hears the phase ("writing", "reading back"), the bytes that are done, and all."""
+OpenAt = Callable[[int], AsyncGenerator[bytes, None]]
+"""Gives an update's bytes from one on."""
 
 
 def ignore(_phase: str, _done: int, _total: int) -> None:
@@ -31,16 +36,49 @@ def ignore(_phase: str, _done: int, _total: int) -> None:
 
 
 async def ask(
-    do: Do, *, restart: bool = False, source: AsyncIterator[bytes] | None = None,
-    tell: Tell = ignore,
+    do: Do, *, restart: bool = False, start: int = 0,
+    source: AsyncIterator[bytes] | None = None, tell: Tell = ignore,
 ) -> dict[str, Any]:  # fmt: skip
     """Have the updater do something and return its answer; `source` is the update to install.
+
+    Behind its manifest that begins at byte `start` of what goes into the slot.
 
     Raises UsageError on a machine that is no appliance, NotRunning where nobody answers, and the
     CoveyError that the updater or the source raised.
     """
-    async with _opened({"do": do, "restart": restart}) as (reader, writer):
+    async with _opened({"do": do, "restart": restart, "start": start}) as (reader, writer):
         return await _converse(reader, writer, source, tell)
+
+
+async def install(open_at: OpenAt, tell: Tell) -> dict[str, Any]:
+    """Install the update that `open_at` gives from a byte on; it is not asked for what came before.
+
+    Returns and raises as `ask` does.
+    """
+    came = (await ask("status"))["partial"]
+    if came is not None:
+        head = await _head(open_at(0))
+        if hashlib.sha256(head).hexdigest() == came["etag"]:
+            rest = _after(head, open_at(len(head) + came["size"]))
+            return await ask("install", start=came["size"], source=rest, tell=tell)
+    return await ask("install", source=open_at(0), tell=tell)
+
+
+async def _head(source: AsyncGenerator[bytes, None]) -> bytes:
+    """Return an update's first two lines; b"" where there are none."""
+    raw = b""
+    async with contextlib.aclosing(source) as chunks:
+        async for chunk in chunks:
+            raw += chunk
+            if raw.count(b"\n") > 1 or len(raw) > _MAX_HEAD_BYTES:
+                break
+    return raw[: raw.find(b"\n", raw.find(b"\n") + 1) + 1]
+
+
+async def _after(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield head
+    async for chunk in rest:
+        yield chunk
 
 
 @contextlib.asynccontextmanager

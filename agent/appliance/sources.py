@@ -1,15 +1,14 @@
 """Where an update comes from: a file, an HTTP server, a member of the mesh. A shell.
 
-All of them yield the update's bytes in order. A transfer that breaks goes on where it was, three
-times without progress at most; nothing is kept, and nothing is trusted: who takes the bytes
-verifies them.
+All of them yield the update's bytes in order, from a start on. A transfer that breaks goes on where
+it was, three times without progress at most. Nothing is trusted: who takes the bytes verifies them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 from agent.errors import PeerError, UsageError
@@ -29,10 +28,11 @@ def is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-async def file(path: Path) -> AsyncIterator[bytes]:
+async def file(path: Path, start: int = 0) -> AsyncGenerator[bytes, None]:
     """Yield a file's bytes; raises UsageError for one that cannot be read."""
     try:
         with path.open("rb") as opened:
+            opened.seek(start)
             while chunk := await asyncio.to_thread(opened.read, _CHUNK_BYTES):
                 yield chunk
     except OSError as error:
@@ -42,19 +42,21 @@ async def file(path: Path) -> AsyncIterator[bytes]:
         ) from None
 
 
-async def url(address: str, name: str = "", backoff_s: float = BACKOFF_S) -> AsyncIterator[bytes]:
-    """Yield what lies at an http or https URL; `name` is who has it, for people.
+async def url(
+    address: str, name: str = "", start: int = 0, backoff_s: float = BACKOFF_S
+) -> AsyncGenerator[bytes, None]:
+    """Yield what lies at an http or https URL from a byte on; `name` is who has it, for people.
 
     Raises PeerError that says why it was given up.
     """
     async with session() as asking:
         origin = HttpOrigin(asking, address, networks=(), name=name)
-        async for chunk in _through(origin, backoff_s):
+        async for chunk in _through(origin, start, backoff_s):
             yield chunk
 
 
-async def _through(origin: HttpOrigin, backoff_s: float) -> AsyncIterator[bytes]:
-    at, size, failures, counted_at = 0, 0, 0, 0
+async def _through(origin: HttpOrigin, start: int, backoff_s: float) -> AsyncIterator[bytes]:
+    at, size, failures, counted_at = start, 0, 0, start
     while True:
         try:
             if not size:
@@ -73,7 +75,7 @@ async def _through(origin: HttpOrigin, backoff_s: float) -> AsyncIterator[bytes]
             if failures >= ATTEMPTS:
                 raise PeerError(
                     f"{origin.name} failed {failures} times at byte {at}, the last time: {error}",
-                    hint=f"{_STAYS} Update again when the source is better.",
+                    hint=f"{_STAYS} Update again when the source is better; what came is kept.",
                 ) from None
             await asyncio.sleep(max(backoff_s * failures, min(error.rest_s, _LONGEST_REST_S)))
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,7 +64,7 @@ def update(
     else:
         if waits:
             _wait(settings)
-        answer = _ask("install", source=_Source(source, member, settings))
+        answer = _install(source, member, settings)
         if restart:
             # Another one may have begun meanwhile.
             answer = _restart("restart", settings) if waits else _ask("restart", restart=True)
@@ -99,35 +97,34 @@ def factory_reset(yes: bool, as_json: bool) -> None:
         click.echo("This machine restarts now, and is then as it was when it was flashed.")
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where the update comes from: a path or a URL, or a member."""
-
-    text: str
-    member: str
-    settings: Config
-
-    def open(self) -> AsyncIterator[bytes]:
-        from agent.appliance import sources, turn
-
-        port = self.settings.network.overlay_port
-        if self.member:
-            url = call(self.settings, lambda client: turn.address_of(client, self.member, port))
-            return sources.url(url, self.member)
-        if sources.is_url(self.text):
-            return sources.url(self.text)
-        return sources.file(Path(self.text))
-
-
-def _ask(do: door.Do, *, restart: bool = False, source: _Source | None = None) -> dict[str, Any]:
+def _install(source: str, member: str, settings: Config) -> dict[str, Any]:
+    """Install the update of a path, a URL or a member."""
     from agent.appliance import door  # it loads aiohttp, which takes half a second
 
     progress = _Progress()
-    stream = source.open() if source else None
     try:
-        return asyncio.run(door.ask(do, restart=restart, source=stream, tell=progress.tell))
+        return asyncio.run(door.install(_opener(source, member, settings), progress.tell))
     finally:
         progress.end()
+
+
+def _opener(source: str, member: str, settings: Config) -> door.OpenAt:
+    """Return what gives the update from a byte on."""
+    from agent.appliance import sources, turn
+
+    if member:
+        port = settings.network.overlay_port
+        url = call(settings, lambda client: turn.address_of(client, member, port))
+        return lambda start: sources.url(url, member, start)
+    if sources.is_url(source):
+        return lambda start: sources.url(source, start=start)
+    return lambda start: sources.file(Path(source), start)
+
+
+def _ask(do: door.Do, *, restart: bool = False) -> dict[str, Any]:
+    from agent.appliance import door
+
+    return asyncio.run(door.ask(do, restart=restart))
 
 
 def _wait(settings: Config) -> None:

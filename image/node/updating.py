@@ -14,7 +14,6 @@ It takes bytes and no address or file name; where an update comes from is the ca
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import socket
 import struct
@@ -26,7 +25,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from agent.errors import CoveyError, EnvironmentFault, PeerError, StateError, UsageError, to_wire
-from image.node import locks, trials
+from image.node import locks, partial, trials
 from image.node import machine as machines
 from image.node.install import CHUNK_BYTES, Phase, install
 from image.node.machine import Machine
@@ -44,7 +43,11 @@ _LAST, _RESTARTS = "update-error", "restarts"
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a caller wants; `restart`: this machine restarts for it right afterwards."""
+    """What a caller wants; `restart`: this machine restarts for it right afterwards.
+
+    `start`: the byte of the update to begin at, or of its part, behind the manifest, which the
+    caller begins at.
+    """
 
     do: Literal["install", "back", "reset", "restart", "leave", "status", "give"]
     restart: bool = False
@@ -163,7 +166,7 @@ def _change(request: Request, caller: Caller, machine: Machine, run: Path) -> di
         case "install":
             last = run / _LAST
             try:
-                found, _ = install(caller.read, machine, caller.tell)
+                found, _ = install(caller.read, machine, caller.tell, run, request.start)
             except CoveyError as error:
                 write_private(last, error.line().encode())
                 raise
@@ -196,7 +199,7 @@ def _give(caller: Caller, machine: Machine, start: int) -> None:
             hint="Ask a member that was updated to it, or give the file.",
         )
     size = found.part(ROOT).size
-    etag = hashlib.sha256(head).hexdigest()
+    etag = partial.etag(head)
     caller.say({"done": {"version": found.version, "size": len(head) + size, "etag": etag}})
     caller.pour(head[start:])
     with machine.device(machine.running).open("rb") as disk:
@@ -210,7 +213,7 @@ def _give(caller: Caller, machine: Machine, start: int) -> None:
 def status(machine: Machine, run: Path) -> dict[str, Any]:
     """Describe the slots, the trial, and why the last update was left."""
     state = machine.store.read().state
-    last = run / _LAST
+    last, came = run / _LAST, partial.read(run)
     return {
         "version": machine.release.version,
         "slot": machine.running,
@@ -221,6 +224,7 @@ def status(machine: Machine, run: Path) -> dict[str, Any]:
         "leaving": locks.taken(run, locks.LEAVING) or (run / _RESTARTS).exists(),
         "why_not": why_not(state, machine.running, machine.version(other(machine.running))),
         "last_error": last.read_text() if last.exists() else "",
+        "partial": {"etag": came.etag, "size": came.size} if came else None,
         "floor": machine.floor(),
         "takes_updates": bool(machine.release.keys),
         "reset": state.reset,

@@ -15,6 +15,7 @@ import pytest
 from agent.appliance import door
 from agent.errors import CoveyError, NotRunning, PeerError, StateError, UsageError
 from image.node import locks
+from image.node.machine import Machine
 from image.node.slots import Empty, Good, State, Trial
 from image.node.updating import Caller, serve
 
@@ -89,6 +90,56 @@ async def test_a_source_that_fails_is_told_and_the_updater_has_ended(places: Pat
             await door.ask("install", source=source)
         assert machine.store.read().state == State("a", Good(), Empty())
         assert "ends after" in (places / "update-error").read_text()
+
+
+@contextmanager
+def updaters(path: Path, machine: Machine, count: int) -> Iterator[None]:
+    """Be the updater for so many callers, one after the other."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def answer() -> None:
+            for _ in range(count):
+                connection, _ = listening.accept()
+                with connection:
+                    serve(Caller(connection), machine, path.parent)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join(60)
+
+
+async def test_the_next_try_goes_on_behind_what_came(places: Path) -> None:
+    machine, raw = appliance(places), update()
+    starts: list[int] = []
+    faults = [PeerError("it broke off"), None, None]
+
+    def open_at(start: int) -> AsyncIterator[bytes]:
+        starts.append(start)
+        fault = faults.pop(0)
+        return pieces(raw[start : 2 << 20] if fault else raw[start:], fault)
+
+    # Each asks first what came before.
+    with updaters(places / "sock", machine, 4):
+        with pytest.raises(PeerError, match="it broke off"):
+            await door.install(open_at, door.ignore)
+        answer = await door.install(open_at, door.ignore)
+    assert answer["version"] == "0.2.0"
+    assert machine.store.read().state == State("b", Good(), Trial(3))
+    assert starts == [0, 0, 2 << 20]
+
+
+async def test_of_another_update_nothing_came(places: Path) -> None:
+    machine, other = appliance(places), update("0.3.0", content=b"squashfs" * 9999)
+    with updaters(places / "sock", machine, 4):
+        with pytest.raises(UsageError, match="ends after"):
+            await door.install(lambda _: pieces(update()[: 1 << 20]), door.ignore)
+        answer = await door.install(lambda start: pieces(other[start:]), door.ignore)
+    assert answer["version"] == "0.3.0"
 
 
 async def test_it_is_leaving_for_as_long_as_the_block_lasts(places: Path) -> None:

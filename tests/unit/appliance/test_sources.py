@@ -78,6 +78,7 @@ async def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "one.update"
     path.write_bytes(FILE)
     assert await collect(sources.file(path)) == FILE
+    assert await collect(sources.file(path, 12345)) == FILE[12345:]
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         await collect(sources.file(tmp_path / "none"))
     with pytest.raises(UsageError, match="Is a directory"):
@@ -100,6 +101,15 @@ async def test_a_transfer_that_is_cut_goes_on_where_it_was() -> None:
     assert 0 < resumed <= 1 << 20 and len(ranges) == 3
 
 
+async def test_it_begins_where_it_is_asked_to() -> None:
+    async def answer(request: web.Request, before: int) -> web.StreamResponse:
+        return await send(request, part(request, sent=1 << 20 if before == 1 else None))
+
+    async with server(answer) as (url, ranges):
+        assert await collect(sources.url(url, start=1 << 20, backoff_s=0.0)) == FILE[1 << 20 :]
+    assert ranges[1].startswith(f"bytes={1 << 20}-") and len(ranges) == 3
+
+
 async def test_a_server_without_ranges_sends_from_the_start_again() -> None:
     async def answer(request: web.Request, before: int) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": str(len(FILE)), "ETag": '"one"'})
@@ -108,7 +118,8 @@ async def test_a_server_without_ranges_sends_from_the_start_again() -> None:
 
     async with server(answer) as (url, ranges):
         assert await collect(get(url)) == FILE
-    assert len(ranges) == 3
+        assert await collect(sources.url(url, start=9999, backoff_s=0.0)) == FILE[9999:]
+    assert len(ranges) == 5
 
 
 async def test_one_that_always_breaks_is_given_up() -> None:

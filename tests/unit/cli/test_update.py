@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,18 @@ class Updater:
         self.asked: list[tuple[str, bool, bytes | None]] = []
         self.answer: dict[str, Any] = {"version": "0.2.0", "slot": "b", "restarts": True}
 
-    async def ask(
-        self,
-        do: str,
-        *,
-        restart: bool,
-        source: AsyncIterator[bytes] | None = None,
-        tell: door.Tell = door.ignore,
+    async def ask(self, do: str, *, restart: bool) -> dict[str, Any]:
+        self.asked.append((do, restart, None))
+        return self.answer | {"restarts": restart}
+
+    async def install(
+        self, open_at: Callable[[int], AsyncIterator[bytes]], tell: door.Tell
     ) -> dict[str, Any]:
         tell("writing", 1, 2)
-        raw = None if source is None else b"".join([chunk async for chunk in source])
-        self.asked.append((do, restart, raw))
-        return self.answer | {"restarts": restart}
+        raw, rest = [b"".join([chunk async for chunk in open_at(at)]) for at in (0, 2)]
+        assert rest == raw[2:]
+        self.asked.append(("install", False, raw))
+        return self.answer | {"restarts": False}
 
     async def wait(self, client: object, port: int, tell: turn.Tell) -> None:
         if self.why:
@@ -61,6 +61,7 @@ class Updater:
 def updater(monkeypatch: pytest.MonkeyPatch) -> Updater:
     made = Updater()
     monkeypatch.setattr(door, "ask", made.ask)
+    monkeypatch.setattr(door, "install", made.install)
     monkeypatch.setattr(turn, "wait", made.wait)
     monkeypatch.setattr(turn, "restart", made.restart)
     monkeypatch.setattr(update, "call", lambda settings, use: asyncio.run(use(made)))
@@ -84,15 +85,16 @@ def test_a_file_is_installed(updater: Updater, tmp_path: Path) -> None:
 def test_what_a_member_runs_is_fetched_from_it(
     updater: Updater, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str, int]] = []
 
-    async def url(address: str, name: str) -> AsyncIterator[bytes]:
-        asked.append((address, name))
-        yield b"bytes"
+    async def url(address: str, name: str, start: int) -> AsyncIterator[bytes]:
+        asked.append((address, name, start))
+        yield b"bytes"[start:]
 
     monkeypatch.setattr(sources, "url", url)
     assert run("--from", "shed-2").exit_code == 0
-    assert asked == [("http://[fd86::2]:7070/appliance/update", "shed-2")]
+    address = "http://[fd86::2]:7070/appliance/update"
+    assert asked == [(address, "shed-2", 0), (address, "shed-2", 2)]
     assert updater.asked[0] == ("install", False, b"bytes")
     assert "no other member is called shed-9" in str(run("--from", "shed-9").exception)
 

@@ -13,6 +13,7 @@ import pytest
 from updates import CONTENT, SLOT_BYTES, appliance, update
 
 from agent.errors import EnvironmentFault, StateError
+from image.node import partial
 from image.node.install import install
 from image.node.machine import Machine
 from image.node.manifest import MAX_BYTES, UpdateRefused
@@ -22,8 +23,18 @@ from image.node.slotstore import SlotStore
 ROOT = Path(__file__).parents[4]
 
 
-def put(machine: Machine, raw: bytes, tell: Callable[[str, int, int], None] | None = None) -> None:
-    install(io.BytesIO(raw).read, machine, tell or (lambda *_: None))
+def put(
+    machine: Machine, raw: bytes, tell: Callable[[str, int, int], None] | None = None,
+    start: int = 0,
+) -> None:  # fmt: skip
+    """Install an update; what is noted meanwhile lies in a folder beside the machine's."""
+    install(io.BytesIO(raw).read, machine, tell or (lambda *_: None), run_of(machine), start)
+
+
+def run_of(machine: Machine) -> Path:
+    run = machine.folder / "run"
+    run.mkdir(exist_ok=True)
+    return run
 
 
 def state(machine: Machine) -> State:
@@ -79,11 +90,13 @@ def test_any_size_is_written_whole(tmp_path: Path, count: int) -> None:
 )
 def test_what_is_refused_changes_nothing(tmp_path: Path, raw: bytes, match: str) -> None:
     machine = appliance(tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    run = run_of(machine)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     read = io.BytesIO(raw)
     with pytest.raises(UpdateRefused, match=match):
-        install(read.read, machine, lambda *_: None)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+        install(read.read, machine, lambda *_: None, run)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert list(run.iterdir()) == []
     # Of what is not signed, or not for this machine, no more than a manifest was asked for.
     assert read.tell() <= MAX_BYTES
 
@@ -132,6 +145,65 @@ def test_content_that_is_not_what_was_signed_is_never_booted(
     assert boots(machine) == "b"
 
 
+HEAD_BYTES = len(update()) - len(CONTENT)
+
+
+def broken(machine: Machine, size: int) -> None:
+    with pytest.raises(UpdateRefused, match=f"ends after {size} of"):
+        put(machine, update()[: HEAD_BYTES + size])
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 1 << 20, 3 << 20, len(CONTENT) - 1])
+def test_behind_what_came_before_it_goes_on(tmp_path: Path, size: int) -> None:
+    machine = appliance(tmp_path)
+    broken(machine, size)
+    found = partial.read(run_of(machine))
+    assert found and found.size == size and boots(machine) == "a"
+    told: list[tuple[str, int, int]] = []
+    rest = update()[:HEAD_BYTES] + CONTENT[size:]
+    put(machine, rest, lambda *facts: told.append(facts), size)
+    assert told[0][1] > size and told[-1] == ("reading back", len(CONTENT), len(CONTENT))
+    assert (tmp_path / "slot-b").read_bytes()[: len(CONTENT)] == CONTENT
+    assert state(machine) == State("b", Good(), Trial(3))
+    assert partial.read(run_of(machine)) is None
+
+
+def test_it_may_break_more_than_once(tmp_path: Path) -> None:
+    machine = appliance(tmp_path)
+    broken(machine, 1 << 20)
+    head = update()[:HEAD_BYTES]
+    with pytest.raises(UpdateRefused, match=f"ends after {2 << 20} of"):
+        put(machine, head + CONTENT[1 << 20 : 2 << 20], start=1 << 20)
+    put(machine, head + CONTENT[2 << 20 :], start=2 << 20)
+    assert boots(machine) == "b"
+
+
+def test_what_is_not_as_it_came_is_found_in_the_end_and_forgotten(tmp_path: Path) -> None:
+    machine = appliance(tmp_path)
+    broken(machine, 1 << 20)
+    with (tmp_path / "slot-b").open("r+b") as slot:
+        slot.seek(9999)
+        slot.write(b"other")
+    rest = update()[:HEAD_BYTES] + CONTENT[1 << 20 :]
+    with pytest.raises(UpdateRefused, match="is not what was signed"):
+        put(machine, rest, start=1 << 20)
+    assert boots(machine) == "a" and partial.read(run_of(machine)) is None
+    put(machine, update())
+    assert boots(machine) == "b"
+
+
+def test_behind_what_did_not_come_nothing_goes_on(tmp_path: Path) -> None:
+    machine = appliance(tmp_path)
+    other = update("0.3.0")
+    for raw, start in ((update(), 1 << 20), (other, 1 << 20), (update(), 1000)):
+        broken(machine, 1 << 20)
+        if start == 1 << 20 and raw is not other:
+            partial.take(run_of(machine))
+        with pytest.raises(StateError, match="is not here any more"):
+            put(machine, raw, start=start)
+        assert boots(machine) == "a"
+
+
 def test_what_follows_the_slots_content_is_left_for_later_versions(tmp_path: Path) -> None:
     machine = appliance(tmp_path)
     put(machine, update() + b"more")
@@ -171,10 +243,12 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import updates
+from image.node import partial
 from image.node.install import install
 machine = updates.appliance(Path({folder!r}))
 {first}
-install(sys.stdin.buffer.read, machine, lambda phase, done, total: print(phase, done, flush=True))
+tell = lambda phase, done, total: print(phase, done, flush=True)
+install(sys.stdin.buffer.read, machine, tell, Path({folder!r}))
 """
 
 

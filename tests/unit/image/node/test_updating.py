@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from updates import appliance, update
+from updates import CONTENT, appliance, update
 
 from image.node import locks, trials
 from image.node.door import Door
@@ -40,8 +41,8 @@ def call(
     return json.loads(lines[-1]), restarts
 
 
-def want(do: str, *, restart: bool = False) -> bytes:
-    return json.dumps({"do": do, "restart": restart}).encode() + b"\n"
+def want(do: str, *, restart: bool = False, start: int = 0) -> bytes:
+    return json.dumps({"do": do, "restart": restart, "start": start}).encode() + b"\n"
 
 
 def state(machine: Machine) -> State:
@@ -87,6 +88,20 @@ def test_a_refusal_is_answered_and_remembered(tmp_path: Path) -> None:
     assert shown["last_error"].startswith("the update is not signed by a key")
     call(machine, tmp_path, want("install") + update(content=b"x"))
     assert call(machine, tmp_path, want("status"))[0]["done"]["last_error"] == ""
+
+
+def test_what_came_is_told_and_gone_on_with(tmp_path: Path) -> None:
+    machine = appliance(tmp_path)
+    raw = update()
+    head = len(raw) - len(CONTENT)
+    assert call(machine, tmp_path, want("status"))[0]["done"]["partial"] is None
+    call(machine, tmp_path, want("install") + raw[: head + 5000])
+    came = call(machine, tmp_path, want("status"))[0]["done"]["partial"]
+    assert came == {"etag": hashlib.sha256(raw[:head]).hexdigest(), "size": 5000}
+    rest = raw[:head] + raw[head + 5000 :]
+    answer, _ = call(machine, tmp_path, want("install", start=5000) + rest)
+    assert answer["done"]["version"] == "0.2.0"
+    assert call(machine, tmp_path, want("status"))[0]["done"]["partial"] is None
 
 
 def test_a_silent_source_ends_it(tmp_path: Path) -> None:
