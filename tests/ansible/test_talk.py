@@ -69,7 +69,7 @@ def test_a_chat_through_the_gateway(talk: Talk) -> None:
     assert secret.startswith("ck-")
     assert secret not in played.output
     code, text = talk.ask(secret)
-    assert (code, text.strip()) == (0, "5"), text
+    assert (code, text.strip()) == (0, "2 + 3 = 5."), text
     assert "401" in talk.ask("ck-wrong")[1]
 
 
