@@ -109,6 +109,11 @@ class Machines:
             self.down()
             raise
 
+    @property
+    def switch(self) -> str:
+        """The namespace of the switch that they are plugged into."""
+        return self._lan.switch
+
     def __getitem__(self, name: str) -> Machine:
         """Return the machine with a name."""
         return self.machines[name]
