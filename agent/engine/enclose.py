@@ -30,10 +30,10 @@ def enclose(spec: EngineSpec, purpose: Purpose, found: Means) -> str:
     if not spec.confined:
         return "engine.confine is off"
     missing = confine.no_new_rights()
-    others = len([*_THREADS.iterdir()]) - 1
+    alone = len([*_THREADS.iterdir()]) == 1
     why = landlock.restrict(reach.allowed(_facts(spec, found)))
-    if why or others:
-        missing.append(f"files: {why or f'{others} threads run already'}")
+    if why or not alone:
+        missing.append(f"files: {why or 'threads that ran before keep them'}")
     missing += confine.give_up_rights(reads_all=os.geteuid() == 0)
     # What makes no text is in no ring, and calls nobody.
     missing += confine.filter_calls(connects=purpose == "text")

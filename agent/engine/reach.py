@@ -39,7 +39,7 @@ _PROC = ("self", "cpuinfo", "meminfo", "stat", "version", "devices", "driver", "
 _SYS = ("devices", "class", "bus", "dev", "module", "fs/cgroup", "kernel/mm")
 _ANYBODYS = ("/dev/zero", "/dev/random", "/dev/urandom")
 # In /dev, by which drivers reach GPUs: NVIDIA's (also on boards), AMD's, Mesa's, WSL's, Arm's.
-GPU_NODES: Final = ("nvidia*", "nvhost*", "nvmap", "kfd", "dri", "dxg", "mali*")
+GPU_NODES: Final = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "kfd", "dri", "dxg", "mali*")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ X32: Final = 0x40000000
 # A thread, and no namespace of any kind: mount, cgroup, uts, ipc, user, pid, net.
 _CLONE_THREAD = 0x00010000
 _NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x70000000
-_INET, _INET6, _STREAM, _TYPE_MASK = 2, 10, 1, 0xF
+_INET, _INET6, _STREAM, _TYPE_MASK, _TCP = 2, 10, 1, 0xF, 6
 _FAST_OPEN = 0x20000000  # connects without `connect`
 _ALL = 0xFFFFFFFF
 
@@ -110,8 +110,12 @@ def _looked_at(wants: Wants) -> dict[str, tuple[Only, ...]]:
         "clone": (Only(0, (_CLONE_THREAD,), _CLONE_THREAD | _NAMESPACES),),
         "kill": own, "tgkill": own, "rt_sigqueueinfo": own, "rt_tgsigqueueinfo": own,
         "prlimit64": (Only(0, (0, wants.pid)),),
+        # Mesa's drivers compare descriptors of their own.
+        "kcmp": (*own, Only(1, (wants.pid,))),
         # TCP, and none of all others: the agent's own socket is one of Unix's.
-        "socket": (Only(0, (_INET, _INET6)), Only(1, (_STREAM,), _TYPE_MASK)),
+        "socket": (
+            Only(0, (_INET, _INET6)), Only(1, (_STREAM,), _TYPE_MASK), Only(2, (0, _TCP)),
+        ),
         "sendto": (Only(3, (0,), _FAST_OPEN),), "sendmsg": (Only(2, (0,), _FAST_OPEN),),
         "sendmmsg": (Only(3, (0,), _FAST_OPEN),),
     }  # fmt: skip

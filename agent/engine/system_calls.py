@@ -24,7 +24,7 @@ REFUSED: Final[dict[str, Numbers]] = {
     "execve": (59, 221), "execveat": (322, 281), "fork": (57, None), "vfork": (58, None),
     # Nothing of other processes: their memory, descriptors and signals.
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    "process_madvise": (440, 440), "process_mrelease": (448, 448), "kcmp": (312, 272),
+    "process_madvise": (440, 440), "process_mrelease": (448, 448),
     "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424),
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190),
     "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191), "msgget": (68, 186),
@@ -63,9 +63,9 @@ REFUSED: Final[dict[str, Numbers]] = {
 
 # Looked at by their arguments (`seccomp.py`).
 LOOKED_AT: Final[dict[str, Numbers]] = {
-    "clone": (56, 220), "kill": (62, 129), "tkill": (200, 130),
-    "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
-    "prlimit64": (302, 261), "socket": (41, 198), "sendto": (44, 206), "sendmsg": (46, 211),
+    "clone": (56, 220), "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "prlimit64": (302, 261),
+    "kcmp": (312, 272), "socket": (41, 198), "sendto": (44, 206), "sendmsg": (46, 211),
     "sendmmsg": (307, 269), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
 }  # fmt: skip
 

@@ -33,6 +33,10 @@ CASES = (
     # The relay between two whose WireGuard is the kernel's, by rules and by the agent.
     "tests/lab/relay/test_relay.py::test_by_nftables",
     "tests/lab/relay/test_relay.py::test_a_new_place_is_found_without_being_told",
+    # What engines give up, by an older Landlock.
+    "tests/unit/engine/test_enclose.py::test_an_enclosed_process_has_its_model_and_nothing_else",
+    "tests/unit/engine/test_enclose.py::"
+    "test_a_stage_that_has_met_its_neighbours_calls_nobody_by_any_thread",
     # Weather, and in the end what the kernel says of it all.
     "tests/vm/guest/test_netem.py",
     "tests/vm/guest/test_taint.py",

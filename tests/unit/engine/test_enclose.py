@@ -16,7 +16,7 @@ import pytest
 
 from agent.engine import confine, landlock
 from agent.engine.spec import EngineSpec
-from agent.engine.supervisor import Engine
+from agent.engine.supervisor import Engine, environment
 from agent.models import bundled
 
 landlocked = pytest.mark.skipif(not landlock.version(), reason="this kernel has no Landlock")
@@ -121,7 +121,7 @@ def run(probe: str, *words: object, folder: Path) -> subprocess.CompletedProcess
     root = Path(confine.__file__).parents[2]
     return subprocess.run(
         [sys.executable, "-c", probe, *map(str, words)], capture_output=True, text=True,
-        check=False, timeout=90, cwd=folder, env={**os.environ, "PYTHONPATH": str(root)},
+        check=False, timeout=240, cwd=folder, env={**environment(), "PYTHONPATH": str(root)},
     )  # fmt: skip
 
 
@@ -217,6 +217,25 @@ def test_what_a_kernel_cannot_do_is_told_and_the_engine_goes_on(folder: Path) ->
         f"files: no Landlock {why}; system calls: no seccomp {why}", "engine.confine is off"
     ]  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+THREAD = """
+import sys, threading
+from agent.engine import enclose
+from agent.engine.means import Means
+from agent.engine.spec import EngineSpec
+over = threading.Event()
+threading.Thread(target=over.wait).start()
+spec = EngineSpec(role="whole", files=(sys.executable,))
+print(enclose.enclose(spec, "text", Means(1, False)))
+over.set()
+"""
+
+
+@landlocked
+def test_a_thread_that_keeps_its_files_is_told(folder: Path) -> None:
+    done = run(THREAD, folder=folder)
+    assert done.stdout == "files: threads that ran before keep them\n", done.stderr
 
 
 async def answer(cache: str, *, confined: bool) -> tuple[str, str, dict[str, str]]:

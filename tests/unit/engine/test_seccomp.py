@@ -71,7 +71,7 @@ def test_every_number_is_let_through_but_those_that_are_named(machine: str, name
     at = MACHINES.index(machine)
     refused = {numbers[at] for numbers in REFUSED.values()}
     # Without arguments these are no thread, no own process, no TCP.
-    always = ("clone", "kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "socket")
+    always = ("clone", "kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "kcmp", "socket")
     refused |= {LOOKED_AT[call][at] for call in always}
     wants = WANTS[name]
     refused |= set() if wants.by_thread else {LOOKED_AT["tkill"][at]}
@@ -142,12 +142,18 @@ def test_signals_go_to_itself_alone(machine: str, call: str, pid: int) -> None:
 
 
 @ALL_MACHINES
-@given(family=st.integers(0, 64), kind=st.integers(0, 15), flags=st.sampled_from([0, 0x80800]))
-def test_sockets_are_for_tcp(machine: str, family: int, kind: int, flags: int) -> None:
+@given(
+    family=st.sampled_from([1, 2, 10, 16, 17, 38, 40]), kind=st.sampled_from([1, 2, 3, 5]),
+    flags=st.sampled_from([0, 0x80800]), protocol=st.sampled_from([0, 1, 6, 17, 132, 262]),
+)  # fmt: skip
+def test_sockets_are_for_tcp(
+    machine: str, family: int, kind: int, flags: int, protocol: int
+) -> None:
+    words = (family, kind | flags, protocol)
+    fine = family in (2, 10) and kind == 1 and protocol in (0, 6)
     for name in ("a ring's", "an embedder's"):
-        fine = family in (2, 10) and kind == 1
-        assert asked(machine, name, "socket", family, kind | flags) == (ALLOW if fine else REFUSE)
-    assert asked(machine, "one that has met its neighbours", "socket", family, kind) == REFUSE
+        assert asked(machine, name, "socket", *words) == (ALLOW if fine else REFUSE)
+    assert asked(machine, "one that has met its neighbours", "socket", *words) == REFUSE
 
 
 @ALL_MACHINES
@@ -157,6 +163,13 @@ def test_nobody_is_connected_to_by_sending(machine: str, call: str, at: int, fla
     fast_open = 0x20000000
     expected = REFUSE if flags & fast_open else ALLOW
     assert asked(machine, "an embedder's", call, *at * [0], flags) == expected
+
+
+@ALL_MACHINES
+@given(one=st.sampled_from([0, 1, PID]), other=st.sampled_from([0, 1, PID]))
+def test_descriptors_are_compared_with_its_own(machine: str, one: int, other: int) -> None:
+    expected = ALLOW if one == other == PID else REFUSE
+    assert asked(machine, "a ring's", "kcmp", one, other) == expected
 
 
 @ALL_MACHINES
