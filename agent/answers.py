@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from agent import endpoint, enrol
+from agent import __version__, endpoint, enrol
 from agent.acl.service import Acl, CheckRequest
 from agent.api import DeployRequest, DrainRequest, PingRequest, PullRequest, VerifyRequest
 from agent.authority import Authority
@@ -37,6 +37,7 @@ from agent.discovery.node import Discovery
 from agent.errors import NotRunning, UsageError
 from agent.health import Health
 from agent.identity.keys import NodeId
+from agent.lan.peers import LanPeer
 from agent.membership.store import Membership
 from agent.models.service import ModelStore
 from agent.neighbours import Neighbours
@@ -57,7 +58,7 @@ class Answers:
         discovery: Discovery, neighbours: Neighbours, company: Company, authority: Authority,
         presence: Presence, acl: Acl, deployments: Deployments, traversal: Traversal,
         relay: Relay, models: ModelStore, health: Health, drain: Drain,
-        request_stop: Callable[[], None],
+        on_lan: Callable[[], list[LanPeer]], request_stop: Callable[[], None],
     ) -> None:  # fmt: skip
         self._settings = settings
         self._membership = membership
@@ -75,6 +76,7 @@ class Answers:
         self._models = models
         self._health = health
         self._drain = drain
+        self._on_lan = on_lan
         self._started = time.time()
         self.request_stop = request_stop
 
@@ -90,6 +92,7 @@ class Answers:
         served = "serves" if self._discovery.reachable else "client: not reached from outside"
         return enrol.facts(self._membership) | {
             "pid": os.getpid(),
+            "software": __version__,
             "uptime_s": now - self._started,
             "roles": list(certificate.roles),
             "tags": list(certificate.tags),
@@ -104,6 +107,12 @@ class Answers:
                 "paths": self._traversal.summary(),
                 "relay": self._relay_summary(),
             },
+            "network": {
+                "overlay": self._overlay.kind,
+                "port": self._overlay.listen_port,
+                "lan": [self._company.name_of(peer.node) for peer in self._on_lan()],
+            }
+            | self._traversal.surroundings(),
             "peers": self._neighbours.count()
             | {"alive": len(self._presence.alive()), "linked": len(self._presence.links())},
             "engines": self._deployments.engines(),

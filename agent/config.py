@@ -210,6 +210,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.state_dir / "models"
 
     @property
+    def engine_cache(self) -> Path:
+        """Where is kept what llama.cpp was seen to do on this machine."""
+        return self.state_dir / "engine"
+
+    @property
     def engine_ports(self) -> range:
         """The ports for stages and heads; raises ConfigError when they are no range."""
         return _ports("network.engine_ports", self.network.engine_ports, "7100-7199")

@@ -42,6 +42,7 @@ from agent.deploy.engines import Engines
 from agent.deploy.links import Around
 from agent.discovery.node import Discovery
 from agent.discovery.ways import Ways
+from agent.doctor.watch import Watch
 from agent.engine import cpus
 from agent.errors import (
     CoveyError,
@@ -308,9 +309,11 @@ class Agent:
         answers = Answers(
             settings, membership, self._overlay, self._control, self._discovery, self._neighbours,
             self._company, self._authority, self._presence, self._acl, self._deployments,
-            self._traversal, self._relay, self._store, self._health, self._drain, self.request_stop,
+            self._traversal, self._relay, self._store, self._health, self._drain,
+            self._lan.peers, self.request_stop,
         )  # fmt: skip
         self._api = LocalApi(answers, settings.socket)
+        self._doctor = Watch(settings, answers.status, answers.peers, self._health)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resting: dict[NodeId, asyncio.TimerHandle] = {}  # who will be left alone soon
         self._gone: set[NodeId] = set()
@@ -336,6 +339,7 @@ class Agent:
                         ("late", self._catch_up()),
                         ("helpers", self._follow_helpers()),
                         ("paths", self._remember_paths()),
+                        ("doctor", self._doctor.run()),
                     )
                 ]
                 await self._stop.wait()

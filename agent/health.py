@@ -1,29 +1,40 @@
 """The registry of things that are wrong with this node: typed items, shown alike everywhere.
 
 A core. `agent status` and the local API show the same items; a part of the agent sets an item
-when it sees the fault and clears it when the fault is gone.
+when it sees the fault and clears it when the fault is gone. `agent doctor` (agent/doctor/) makes
+items of the same type, also of what is in order or only worth knowing; those are never set here.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
 _log = logging.getLogger(__name__)
 
-Severity = Literal["warning", "error"]
+# `ok`: looked at, and in order. `note`: worth knowing, but it works.
+Severity = Literal["ok", "note", "warning", "error"]
+FAULTS: tuple[Severity, ...] = ("error", "warning")
+SEVERITIES: tuple[Severity, ...] = (*FAULTS, "note", "ok")
 
 
 class HealthItem(msgspec.Struct, frozen=True):
-    """One fault: a stable code, a title, what it means here, and what to do."""
+    """One finding: a stable code, a title, what it means here, what to do; `details` are lines."""
 
     code: str
     severity: Severity
     title: str
     text: str
-    what_to_do: str
+    what_to_do: str = ""
+    details: tuple[str, ...] = ()
+
+    @property
+    def fault(self) -> bool:
+        """Whether something is wrong."""
+        return self.severity in FAULTS
 
 
 class Health:
@@ -47,4 +58,9 @@ class Health:
 
     def items(self) -> list[HealthItem]:
         """Return the present faults, the severest first."""
-        return sorted(self._items.values(), key=lambda item: (item.severity != "error", item.code))
+        return ordered(self._items.values())
+
+
+def ordered(items: Iterable[HealthItem]) -> list[HealthItem]:
+    """Return items, the severest first."""
+    return sorted(items, key=lambda item: (SEVERITIES.index(item.severity), item.code))

@@ -17,6 +17,7 @@ from agent.cli import (
     configuration,
     demo,
     deployments,
+    doctor,
     drain,
     events,
     logs,
@@ -44,11 +45,11 @@ def cli() -> None:
 
 
 for command in (mesh.mesh, mesh.invite, mesh.join, service.up, service.down, service.restart,
-                service.status, service.peers, network.ping, network.netcheck, members.members,
-                members.rename, members.grant, members.revoke, members.leave, members.rotate,
-                acl.acl, events.events, models.pull, models.models, models.remove, models.verify,
-                catalogue.catalogue, placing.plan, deployments.deploy, deployments.undeploy,
-                deployments.ps, logs.logs, drain.drain, update.update,
+                service.status, service.peers, network.ping, network.netcheck, doctor.doctor,
+                members.members, members.rename, members.grant, members.revoke, members.leave,
+                members.rotate, acl.acl, events.events, models.pull, models.models, models.remove,
+                models.verify, catalogue.catalogue, placing.plan, deployments.deploy,
+                deployments.undeploy, deployments.ps, logs.logs, drain.drain, update.update,
                 update.factory_reset, configuration.config, demo.demo):  # fmt: skip
     cli.add_command(command)
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -84,6 +85,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo(
             "  ".join(str(cell).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def colours() -> bool:
+    """Say whether output may be coloured: on a terminal, unless NO_COLOR is set (no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
 
 
 def ago(seconds: float | None) -> str:

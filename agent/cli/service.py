@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -189,6 +190,10 @@ def status(as_json: bool, settings: Config) -> None:
         on = f" on {engine['runs_on']}" if engine["runs_on"] else ""
         click.echo(f"  {'engine':<12} {engine['ring']}: {engine['what']}, {engine['phase']}{on}")
     _show_peers(peerlist.ordered(found))
+    if answer["health"]:
+        counts = Counter(item["severity"] for item in answer["health"])
+        words = [f"{n} {kind}{'' if n == 1 else 's'}" for kind, n in sorted(counts.items())]
+        click.echo(f"  {'health':<12} {', '.join(words)}; `agent doctor` looks closer")
     for item in answer["health"]:
         click.echo(f"  {item['severity']:<12} {item['title']}: {item['text']} {item['what_to_do']}")
 

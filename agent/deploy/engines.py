@@ -236,7 +236,7 @@ class Engines:
         await self._spare.drop()
 
     def _cache(self) -> str:
-        return str(self._settings.state_dir / "engine")
+        return str(self._settings.engine_cache)
 
     def _free_ports(self, count: int) -> list[int]:
         """Return free TCP ports of the range, kept for the engine that is about to start.

@@ -49,7 +49,7 @@ class Hardware:
         self, settings: Config, command: Sequence[str] = (), backends: Sequence[str] | None = None
     ) -> None:
         self._engine = settings.engine
-        self.cache = settings.state_dir / "engine"
+        self.cache = settings.engine_cache
         # What is known of this node's links; set by whoever measures them.
         self.links: Callable[[], tuple[LinkFacts, ...]] = tuple
         self._command = list(command) or [sys.executable, "-m", "agent.engine.gpu"]

@@ -336,7 +336,9 @@ class Presence:
 
     def _items(self) -> tuple[Item, ...]:
         found = self._health.items()[: report.MAX_ITEMS]
-        return tuple(Item(item.code, item.severity) for item in found)
+        return tuple(
+            Item(item.code, "error" if item.severity == "error" else "warning") for item in found
+        )
 
     def _note_health(self, items: Sequence[Item]) -> None:
         before, after = {i.code for i in self._told[0]}, {i.code for i in items}

@@ -517,6 +517,17 @@ class Traversal:
         as_ = f", seen as {', '.join(seen)}" if seen else ""
         return f"NAT {self._engine.nat.name.lower()}{as_}{mapped}"
 
+    def surroundings(self) -> dict[str, Any]:
+        """Return the same for programs: the NAT's kind, a mapped port, how many members help."""
+        parts = self._parts
+        mapping = parts.mapper.mapping if parts is not None else None
+        return {
+            "nat": self._engine.nat.name.lower(),
+            "mapped": mapping is not None and mapping.public,
+            "rendezvous": len(self._helpers.rendezvous),
+            "relays": len(self._helpers.relays),
+        }
+
     async def netcheck(self, *, linked: bool = True) -> dict[str, Any]:
         """Describe this node's own network, with what follows; `linked`: to some member, by TCP."""
         parts = self._parts
