@@ -28,6 +28,7 @@ def headline(verdict: Verdict) -> str:
 def markdown(wish: Wish, verdict: Verdict, when: str) -> str:
     """Return the page; `when` is the time of the comparison, as text."""
     ours, theirs = verdict.ours, verdict.theirs
+    runs = "One run" if wish.runs == 1 else f"Medians of {wish.runs} runs (the least to the most)"
     chats = "one chat" if wish.streams == 1 else f"{wish.streams} chats at once"
     return f"""# Covey against {_title(wish.theirs, "the other server")}
 
@@ -39,7 +40,7 @@ def markdown(wish: Wish, verdict: Verdict, when: str) -> str:
 | {_named(wish.theirs, "the other")} | {_rate(theirs)} | {_wait(theirs)} |
 | difference | {verdict.speedup_percent:+.0f} % | {_sooner(verdict)} |
 
-Medians of {wish.runs} runs (the least to the most), {chats} of up to {wish.tokens} tokens each, \
+{runs}, {chats} of up to {wish.tokens} tokens each, \
 the same for both and in turns, {when}.
 """
 

@@ -16,10 +16,11 @@ ALL = ("alpha", "beta", "gamma")
 AGENT = "/usr/local/bin/agent"
 # What a host has from elsewhere: packages of the distribution, logs, and what Ansible leaves.
 NOT_OURS = re.compile(
-    r"/(var/(lib/(dpkg|apt|systemd|pam|ucf|NetworkManager|private)|cache|log|tmp|backups|mail)|tmp|run|root/\.|home/|srv/"
-    r"|etc/(ld\.so\.cache|machine-id|hostname|\.pwd\.lock|alternatives|debian_version|os-release|.*-$)"
-    r"|usr/(lib/python3[^/]*|share/python3)/.*__pycache__|.*\.pyc$)"
-)  # fmt: skip
+    r"/(var/(lib/(dpkg|apt|systemd|pam|ucf|private)|cache|log|tmp|backups|mail)|tmp|run|root/\."
+    r"|home/|srv/|etc/(ssl/certs|ca-certificates|hosts|networks|ld\.so\.cache|machine-id|hostname|"
+    r"\.pwd\.lock|alternatives|debian_version|os-release|systemd/system/.*\.wants|rc\d\.d|.*-$)"
+    r"|usr/share/python3/|.*\.pyc$)"
+)
 
 
 @pytest.fixture(scope="module")
