@@ -13,6 +13,10 @@ With `--any-cpu` the wheel is for machines of all ages instead: it has the CPU's
 of which llama.cpp takes the best one that can run when it starts (`backends.py`). With `--plain` it
 is the wheel for this CPU with another CPU's part in it, which asks for SSE 4.2 and no more: that is
 slow, runs in an emulator, and is compiled in a minute.
+
+With `--arch` it is for machines of another architecture, by a compiler for these (for aarch64
+Debian's packages gcc-aarch64-linux-gnu and g++-aarch64-linux-gnu); with `--plain` then for any of
+these.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import argparse
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -57,6 +62,10 @@ _PLAIN_OPTIONS = (
     "-DLLAMA_CURL=OFF", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN",
 )  # fmt: skip
 _CPU_PART = "libggml-cpu.so"
+# Of an archive of sources: where the CPU's builds are named, and those of ARM's with SME, which GCC
+# compiles from version 14 on; Debian 12 has 12. Such CPUs take what is next to it.
+_VARIANTS = "vendor/llama.cpp/ggml/src/CMakeLists.txt"
+_SME_VARIANT = re.compile(r"^ *ggml_add_cpu_backend_variant\(armv9\.2_\d .*\bSME\)\n", re.MULTILINE)
 _FROM_SOURCE = ("--no-deps", "--no-build-isolation", "--no-binary", "llama-cpp-python")
 
 
@@ -78,37 +87,64 @@ def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset()
 
 
-def cache_entry(cache: Path, requirement: str, options: list[str]) -> Path:
-    """Return the folder that holds the wheel for this requirement, Python ABI and CPU."""
-    abi = f"{sys.implementation.cache_tag}-{platform.machine()}"
+def cross_options(arch: str) -> list[str]:
+    """Return the CMake options to compile for an architecture; none for this machine's own."""
+    if arch == platform.machine():
+        return []
+    compiler = f"{arch}-linux-gnu-g"
+    return [
+        "-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={arch}",
+        f"-DCMAKE_C_COMPILER={compiler}cc", f"-DCMAKE_CXX_COMPILER={compiler}++",
+    ]  # fmt: skip
+
+
+def cache_entry(cache: Path, requirement: str, options: list[str], arch: str = "") -> Path:
+    """Return the folder that holds the wheel for this requirement, Python ABI and CPU.
+
+    `arch` is this machine's if it is "".
+    """
+    abi = f"{sys.implementation.cache_tag}-{arch or platform.machine()}"
     key = hashlib.sha256("\n".join([requirement, abi, *options]).encode()).hexdigest()[:16]
     return cache / "wheels" / f"llama-{abi}-{key}"
 
 
 def build(
-    requirements: Path, cache: Path, build_requirements: Path, *, any_cpu: bool = False
-) -> Path:
+    requirements: Path, cache: Path, build_requirements: Path, *, any_cpu: bool = False,
+    arch: str = "",
+) -> Path:  # fmt: skip
     """Return the wheel for `requirements` (one pinned line); build it if it is not cached.
 
-    It is for this CPU, or for any of its architecture.
+    It is for this CPU, or for any of its architecture. Of another architecture `arch` it is for all
+    CPUs, and with `any_cpu` takes the best part that one can run.
     """
+    machine = platform.machine()
+    arch = arch or machine
     if any_cpu:
         options = list(ANY_CPU_OPTIONS)
     else:
-        options = cmake_options(platform.machine(), read_cpu_flags())
+        options = cmake_options(arch, read_cpu_flags() if arch == machine else frozenset())
     options += os.environ.get("CMAKE_ARGS", "").split()
-    entry = cache_entry(cache, requirements.read_text(), options)
+    entry = cache_entry(cache, requirements.read_text(), options, arch)
     ready = sorted(entry.glob("*.whl"))
     if ready:
         return ready[0]
     what = "any CPU (about 10" if any_cpu else "this CPU (about 5"
+    what = what if arch == machine else what.replace("CPU", f"{arch} CPU")
     print(f"Building llama-cpp-python for {what} minutes on 2 cores): {entry}")
     with _tools(build_requirements) as (scratch, environment):
-        environment["CMAKE_ARGS"] = " ".join(options)
+        environment["CMAKE_ARGS"] = " ".join([*options, *cross_options(arch)])
+        # What the wheel's name says it is for.
+        environment["_PYTHON_HOST_PLATFORM"] = f"linux-{arch}"
         wheels = scratch / "wheels"
+        what_of: list[str | Path]
+        if any_cpu and arch == "aarch64":
+            source = _source(scratch, environment, requirements)
+            without_sme(source / _VARIANTS)
+            what_of = ["--no-index", *_FROM_SOURCE[:2], source]
+        else:
+            what_of = ["--require-hashes", *_FROM_SOURCE, "-r", requirements]
         # pip's own cache knows nothing of CMAKE_ARGS and would return a build for another CPU.
-        _pip(environment, "wheel", "--no-cache-dir", "--require-hashes", "-w", wheels,
-             *_FROM_SOURCE, "-r", requirements)  # fmt: skip
+        _pip(environment, "wheel", "--no-cache-dir", "-w", wheels, *what_of)
         built = next(wheels.glob("*.whl"))
         return _keep(entry, built.name, built.read_bytes())
 
@@ -123,11 +159,8 @@ def build_plain(requirements: Path, cache: Path, build_requirements: Path) -> Pa
         return ready[0]
     print(f"Building a plain CPU's part of llama.cpp (about a minute on 2 cores): {entry}")
     with _tools(build_requirements) as (scratch, environment):
-        _pip(environment, "download", "--require-hashes", "-d", scratch, *_FROM_SOURCE,
-             "-r", requirements)  # fmt: skip
-        archive = next(scratch.glob("*.tar.gz"))
-        subprocess.run(["tar", "-xzf", archive, "-C", scratch], check=True)
-        source, made = next(scratch.glob("*/vendor/llama.cpp")), scratch / "made"
+        source = _source(scratch, environment, requirements) / "vendor/llama.cpp"
+        made = scratch / "made"
         cmake = scratch / "venv/bin/cmake"
         for words in (["-G", "Ninja", "-S", str(source), "-B", str(made), *options],
                       ["--build", str(made), "--target", "ggml-cpu"]):  # fmt: skip
@@ -145,6 +178,20 @@ def with_part(usual: Path, part: bytes, out: Path) -> None:
             # A wheel knows no links: the library is in it under each of its names.
             is_part = Path(member.filename).name.startswith(_CPU_PART)
             new.writestr(member, part if is_part else old.read(member))
+
+
+def without_sme(variants: Path) -> None:
+    """Take ARM's builds with SME out of the file that names the CPU's builds."""
+    variants.write_text(_SME_VARIANT.sub("", variants.read_text()))
+
+
+def _source(scratch: Path, environment: dict[str, str], requirements: Path) -> Path:
+    """Return the folder of the sources, fetched and unpacked."""
+    _pip(environment, "download", "--require-hashes", "-d", scratch, *_FROM_SOURCE,
+         "-r", requirements)  # fmt: skip
+    archive = next(scratch.glob("*.tar.gz"))
+    subprocess.run(["tar", "-xzf", archive, "-C", scratch], check=True)
+    return archive.with_name(archive.name.removesuffix(".tar.gz"))
 
 
 @contextmanager
@@ -184,10 +231,15 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--any-cpu", action="store_true", help="not just for this machine's")
     which.add_argument("--plain", action="store_true", help="no more than SSE 4.2 is asked for")
+    parser.add_argument("--arch", default=platform.machine(), help="the CPU's architecture")
     said = parser.parse_args()
     where = (said.requirements, said.cache, said.build_requirements)
     try:
-        print(build_plain(*where) if said.plain else build(*where, any_cpu=said.any_cpu))
+        # What is compiled for all of ARM's CPUs is plain as it is.
+        if said.plain and said.arch != "aarch64":
+            print(build_plain(*where))
+        else:
+            print(build(*where, any_cpu=said.any_cpu, arch=said.arch))
     except subprocess.CalledProcessError as error:
         print(f"llama-cpp-python could not be built: {' '.join(error.cmd[:3])} … ended with "
               f"{error.returncode}; its own message is above.", file=sys.stderr)  # fmt: skip

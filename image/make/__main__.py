@@ -11,6 +11,7 @@ from agent.errors import CoveyError, UsageError
 from image.make import grub, programs
 from image.make.alpine.source import Alpine
 from image.make.assemble import Wish, build
+from image.make.crossing import Crossed
 from image.make.debian import Debian
 from image.make.signing import read_public
 from image.make.source import ARCHES, FLAVOURS, Source
@@ -53,13 +54,17 @@ def main() -> int:
         "--out", type=Path, help="the file to make  [default: covey.img, or covey-oci.tar]"
     )
     arguments = parser.parse_args()
-    missing = [*programs.missing(), *([] if arguments.oci else grub.missing(arguments.arch))]
+    crosses = arguments.source == "debian" and programs.crosses(arguments.arch)
+    missing = programs.missing(arguments.arch if crosses else "")
+    if not arguments.oci and not crosses:
+        missing += grub.missing(arguments.arch)
     if missing:
         print(f"Missing on this machine: {' '.join(missing)}. Install these packages.",
               file=sys.stderr)  # fmt: skip
         return 5
     try:
-        programs.require_machine(arguments.arch)
+        if not crosses:
+            programs.require_machine(arguments.arch)
         out = arguments.out or Path("covey-oci.tar" if arguments.oci else "covey.img")
         wish = Wish(out.absolute(), _source(arguments), arguments.arch, arguments.flavour,
                     arguments.oci, tuple(map(read_public, arguments.update_keys)))  # fmt: skip
@@ -81,7 +86,8 @@ def _source(arguments: argparse.Namespace) -> Source:
     if arguments.keys:
         raise UsageError("--keys is for --source alpine", hint="apt has keys of its own.")
     llama = Path(os.environ.get("COVEY_CACHE") or Path.home() / ".cache" / "covey")
-    return Debian(arguments.mirror, arguments.arch, base / "image", llama, plain=arguments.plain)
+    debian: type[Crossed] | type[Debian] = Crossed if programs.crosses(arguments.arch) else Debian
+    return debian(arguments.mirror, arguments.arch, base / "image", llama, plain=arguments.plain)
 
 
 if __name__ == "__main__":

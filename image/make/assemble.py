@@ -67,7 +67,7 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
         step("Packing the root file system")
         squash(root, folder / "slot")
         step("Making the boot partition and the disk")
-        loader = grub.make(folder, wish.arch)
+        loader = grub.make(folder, wish.arch, packages.grub(folder / "grub"))
         bootfiles.make(folder / "boot", wish.sizes.boot, boot_files(folder, loader.efi), EPOCH_S)
         parts = {"boot": folder / "boot", "slot-a": folder / "slot"}
         if loader.core:

@@ -10,9 +10,12 @@ from image.make.programs import run
 _FOLDERS = ("bin", "sbin", "usr/bin", "usr/sbin")
 
 
-def link(root: Path) -> None:
-    """Add the links to /bin/busybox; raises EnvironmentFault where it cannot be run here."""
-    for name in run([root / "bin/busybox", "--list-full"]).split():
+def link(root: Path, busybox: Path) -> None:
+    """Add the links to /bin/busybox, for the commands that `busybox` has, which runs here.
+
+    Raises EnvironmentFault where it does not.
+    """
+    for name in run([busybox, "--list-full"]).split():
         path = root / name
         if not os.path.lexists(path) and not _found(root, path.name):
             path.parent.mkdir(parents=True, exist_ok=True)

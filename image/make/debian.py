@@ -2,18 +2,22 @@
 
 A shell. apt checks every package against the mirror's signed lists. Its own configuration counts,
 unless a mirror is named: then that mirror is asked, and nothing but Debian's own keys is trusted.
+Packages of another architecture than this machine's are asked for with lists of their own, so that
+nothing of how this machine is set up changes.
 """
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import EnvironmentFault
-from image.make import foreign, wheels
+from image.make import foreign, grub, wheels
 from image.make.packages import KERNELS, WANTED, Package, chosen
 from image.make.programs import run
-from image.make.source import ARCHES, Layout
+from image.make.source import ARCHES, Layout, Runnable
 
 SUITE = "bookworm"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -31,22 +35,24 @@ class Apt:
         self._debs.mkdir(parents=True, exist_ok=True)
         self._mirror = mirror
         self._arch = ARCHES[arch]
+        self._foreign = arch != platform.machine()
         # Nothing is installed here: so apt resolves all that the wanted packages need.
         self._options = ["-o", "Dir::State::status=/dev/null", "-o", "Debug::NoLocking=1"]
-        if mirror:
-            self._options += self._own_lists(cache / "apt")
+        self._stale = bool(mirror) or self._foreign
+        if self._stale:
+            self._options += self._own_lists(cache / f"apt-{self._arch}")
 
     def plan(self, flavour: str) -> tuple[Package, ...]:
         """Return the packages and their versions as the mirror has them; `flavour`: see KERNELS."""
-        if self._mirror:
-            url = self._mirror
-            run(
-                ["apt-get", *self._options, "-qq", "-o", "APT::Update::Error-Mode=any", "update"],
-                hint=f"The mirror {url} could not be used. {_MIRROR_HINT}",
-            )
+        return self.resolve((KERNELS[flavour][self._arch], *WANTED))
+
+    def resolve(self, names: Iterable[str]) -> tuple[Package, ...]:
+        """Return packages and all that they need, as the mirror has them."""
+        if self._stale:
+            self._update()
+            self._stale = False
         hint = "Run `apt-get update` as root, or name a mirror with --mirror."
-        simulate = ["install", "-s", "-y", "-qq", "--no-install-recommends"]
-        simulate += [KERNELS[flavour][self._arch], *WANTED]
+        simulate = ["install", "-s", "-y", "-qq", "--no-install-recommends", *names]
         return chosen(run(["apt-get", *self._options, *simulate], hint=hint))
 
     def fetch(self, packages: tuple[Package, ...]) -> list[Path]:
@@ -65,18 +71,31 @@ class Apt:
                 raise EnvironmentFault(f"apt-get did not fetch {file.name}")
         return files
 
+    def _update(self) -> None:
+        strict = ["-o", "APT::Update::Error-Mode=any"] if self._mirror else []
+        what = f"The mirror {self._mirror}" if self._mirror else "What this machine's apt asks"
+        run(
+            ["apt-get", *self._options, "-qq", *strict, "update"],
+            hint=f"{what} could not be used. {_MIRROR_HINT}",
+        )
+
     def _own_lists(self, folder: Path) -> list[str]:
         for name in ("lists/partial", "archives/partial", "empty"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        local = Path(self._mirror).is_dir()
-        url = f"file:{Path(self._mirror).absolute()}" if local else self._mirror.rstrip("/")
-        sources = folder / "sources.list"
-        sources.write_text(f"deb [signed-by={_KEYRING}] {url} {SUITE} main\n")
-        settings = {
-            "Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": folder / "empty",
+        settings: dict[str, object] = {
             "Dir::State::Lists": folder / "lists", "Dir::Cache": folder,
             "Acquire::Retries": 1, "Acquire::http::Timeout": 20,
         }  # fmt: skip
+        if self._foreign:
+            settings |= {"APT::Architecture": self._arch, "APT::Architectures": self._arch}
+        if self._mirror:
+            local = Path(self._mirror).is_dir()
+            url = f"file:{Path(self._mirror).absolute()}" if local else self._mirror.rstrip("/")
+            sources = folder / "sources.list"
+            sources.write_text(f"deb [signed-by={_KEYRING}] {url} {SUITE} main\n")
+            settings |= {
+                "Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": folder / "empty",
+            }  # fmt: skip
         return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
 
 
@@ -84,6 +103,15 @@ def unpack(files: list[Path], root: Path) -> None:
     """Unpack the packages' files into a folder; what a later one has in common counts."""
     for file in files:
         run(["dpkg-deb", "-x", file, root], hint=f"Remove {file}, then build again.")
+
+
+def layout(arch: str) -> Layout:
+    """Return where Debian has what."""
+    libraries = (f"lib/{arch}-linux-gnu", f"usr/lib/{arch}-linux-gnu")
+    loader = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}[arch]
+    return Layout(
+        arch, wheels.PYTHON_WORDS, f"{libraries[0]}/{loader}", libraries, "dash", "bin/busybox"
+    )
 
 
 @dataclass(frozen=True)
@@ -107,12 +135,7 @@ class DebianPackages:
     @property
     def layout(self) -> Layout:
         """Where they have what."""
-        python = ".".join(map(str, wheels.PYTHON))
-        libraries = (f"lib/{self.arch}-linux-gnu", f"usr/lib/{self.arch}-linux-gnu")
-        loader = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}[self.arch]
-        return Layout(
-            self.arch, python, f"{libraries[0]}/{loader}", libraries, "dash", "bin/busybox"
-        )
+        return layout(self.arch)
 
     def unpack(self, root: Path) -> None:
         """Unpack them into a folder."""
@@ -124,12 +147,20 @@ class DebianPackages:
     def wheels(self) -> list[Path]:
         """Return PyPI's wheels and those that are compiled here."""
         found = wheels.fetch(foreign.REQUIREMENTS / "runtime.txt", self.cache)
-        llama = wheels.llama(foreign.REPOSITORY, self.llama_cache, plain=self.plain)
+        llama = wheels.llama(foreign.REPOSITORY, self.llama_cache, self.arch, plain=self.plain)
         return [*found, llama]
+
+    def runnable(self, root: Path) -> Runnable:
+        """Return that root."""
+        return Runnable(root, self.layout)
+
+    def grub(self, folder: Path) -> Path:
+        """Return this machine's."""
+        return grub.IMAGES
 
 
 class Debian:
-    """Debian 12 as a source."""
+    """Debian 12 as a source, for this machine's architecture."""
 
     def __init__(
         self, mirror: str, arch: str, cache: Path, llama_cache: Path, *, plain: bool = False

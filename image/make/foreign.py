@@ -25,7 +25,8 @@ REQUIREMENTS = REPOSITORY / "requirements"
 PACKAGES = Path("usr/lib/python3/dist-packages")
 # Those that PyPI has no wheel of for every Python, CPU and C library that an image may have.
 SOURCE_ONLY = frozenset(("fastecdsa", "miniupnpc", "python-baseconv", "varint"))
-_PIP = ("-m", "pip", "--disable-pip-version-check", "-q")
+_LLAMA = "llama-cpp-python"
+PIP = ("-m", "pip", "--disable-pip-version-check", "-q")
 _HINT = "Check that the package index answers; what it has no wheel of belongs to SOURCE_ONLY."
 
 
@@ -79,22 +80,23 @@ def build_tools(target: Target, cache: Path) -> list[Path]:
     return _fetched([line for _, line in found], target, cache)
 
 
-def sources(target: Target, cache: Path) -> list[Path]:
-    """Return archives of sources: of what PyPI has no wheel of, and of llama-cpp-python."""
-    found = pins((REQUIREMENTS / "runtime.txt").read_text(), target)
-    lines = [line for name, line in found if name in SOURCE_ONLY]
-    lines += [line for _, line in pins((REQUIREMENTS / "llama.txt").read_text(), target)]
+def sources(
+    target: Target, cache: Path, names: frozenset[str] = SOURCE_ONLY | {_LLAMA}
+) -> list[Path]:
+    """Return archives of sources; without `names`, of all that PyPI has no wheel of."""
+    pinned = "".join((REQUIREMENTS / name).read_text() for name in ("runtime.txt", "llama.txt"))
+    lines = [line for name, line in pins(pinned, target) if name in names]
 
     def fetch(folder: Path, file: Path) -> None:
         # pip asks each for its facts, which takes what builds it.
         python = builder(cache)
         run(
-            [python, *_PIP, "download", "--no-deps", "--require-hashes", "--no-binary", ":all:",
+            [python, *PIP, "download", "--no-deps", "--require-hashes", "--no-binary", ":all:",
              "--no-build-isolation", "-d", folder, "-r", file],
             env={"PATH": f"{python.parent}:{PATH}"}, hint=_HINT,
         )  # fmt: skip
 
-    return _kept(lines, cache, "sources", fetch)
+    return kept(lines, cache, "sources", fetch)
 
 
 def builder(cache: Path) -> Path:
@@ -105,7 +107,7 @@ def builder(cache: Path) -> Path:
     if not (folder / ".whole").exists():
         shutil.rmtree(folder, ignore_errors=True)
         run([sys.executable, "-m", "venv", folder], hint="Install python3-venv.")
-        run([python, *_PIP, "install", "--require-hashes", "-r", requirements], hint=_HINT)
+        run([python, *PIP, "install", "--require-hashes", "-r", requirements], hint=_HINT)
         (folder / ".whole").touch()
     return python
 
@@ -115,19 +117,22 @@ def _fetched(lines: list[str], target: Target, cache: Path) -> list[Path]:
 
     def fetch(folder: Path, file: Path) -> None:
         run(
-            [sys.executable, *_PIP, "download", "--no-deps", "--require-hashes", "--only-binary",
+            [sys.executable, *PIP, "download", "--no-deps", "--require-hashes", "--only-binary",
              ":all:", "--implementation", "cp", "--python-version", target.python, *platforms,
              "-d", folder, "-r", file],
             hint=_HINT,
         )  # fmt: skip
 
-    return _kept(lines, cache, f"wheels-{target.python}-{target.platform}", fetch)
+    return kept(lines, cache, f"wheels-{target.python}-{target.platform}", fetch)
 
 
-def _kept(
+def kept(
     lines: list[str], cache: Path, name: str, fetch: Callable[[Path, Path], None]
 ) -> list[Path]:
-    """Return the files that a fetch of requirements gave; it is whole or not there."""
+    """Return the files that `fetch` put into a folder, once for these lines; all or none is there.
+
+    It is given that folder, and a file with the lines.
+    """
     folder = cache / f"{name}-{_digest(lines)}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,10 @@ from image.make import grubcore
 from image.make.programs import run
 
 BOOT = Path(__file__).parents[1] / "boot"
-_GRUB = Path("/usr/lib/grub")
+# Where Debian has GRUB's images, by GRUB's words for the machines.
+IMAGES = Path("/usr/lib/grub")
 # What each architecture starts with: GRUB's word for it, Debian's package, the program's name.
-_PACKAGES = {
+PACKAGES = {
     "x86_64": {"i386-pc": "grub-pc-bin", "x86_64-efi": "grub-efi-amd64-bin"},
     "aarch64": {"arm64-efi": "grub-efi-arm64-bin"},
 }
@@ -35,25 +36,30 @@ class Loader:
     efi: Path
 
 
-def missing(arch: str) -> list[str]:
+def missing(arch: str, images: Path = IMAGES) -> list[str]:
     """Return the packages with GRUB's images that are not there."""
-    return [package for kind, package in _PACKAGES[arch].items() if not (_GRUB / kind).is_dir()]
+    return [package for kind, package in PACKAGES[arch].items() if not (images / kind).is_dir()]
 
 
-def make(folder: Path, arch: str) -> Loader:
-    """Return the loader; files are made in a folder. Raises EnvironmentFault."""
-    for package in missing(arch):
+def make(folder: Path, arch: str, images: Path = IMAGES) -> Loader:
+    """Return the loader, of GRUB's images in a folder; files are made in another.
+
+    Raises EnvironmentFault.
+    """
+    for package in missing(arch, images):
         raise EnvironmentFault(
             "GRUB's images are not installed", hint=f"Install the package {package}."
         )
     kind, name = _EFI[arch]
     efi = folder / name
-    _mkimage(kind, efi, ["efi_gop", "efifwsetup"] if arch == "x86_64" else ["efi_gop", "fdt"])
+    _mkimage(
+        images / kind, efi, ["efi_gop", "efifwsetup"] if arch == "x86_64" else ["efi_gop", "fdt"]
+    )
     if arch != "x86_64":
         return Loader(b"", b"", efi)
     core = folder / "core.img"
-    _mkimage("i386-pc", core, ["biosdisk"])
-    boot = (_GRUB / "i386-pc" / "boot.img").read_bytes()
+    _mkimage(images / "i386-pc", core, ["biosdisk"])
+    boot = (images / "i386-pc" / "boot.img").read_bytes()
     return Loader(
         grubcore.boot_code(boot, FIRST_SECTOR),
         grubcore.core_image(core.read_bytes(), FIRST_SECTOR),
@@ -61,6 +67,6 @@ def make(folder: Path, arch: str) -> Loader:
     )
 
 
-def _mkimage(kind: str, out: Path, more: list[str]) -> None:
-    run(["grub-mkimage", "-O", kind, "-c", BOOT / "early.cfg", "-p", "/covey", "-o", out,
-         *_MODULES, *more])  # fmt: skip
+def _mkimage(images: Path, out: Path, more: list[str]) -> None:
+    run(["grub-mkimage", "-O", images.name, "-d", images, "-c", BOOT / "early.cfg", "-p", "/covey",
+         "-o", out, *_MODULES, *more])  # fmt: skip

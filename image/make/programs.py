@@ -19,16 +19,28 @@ PACKAGES = {
 }  # fmt: skip
 # Of one source only.
 _MORE = {"bwrap": "bubblewrap"}
+# What compiles for a CPU that is not this machine's; as (this machine's, the other).
+_CROSS = {
+    ("x86_64", "aarch64"): {
+        "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+        "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+    },
+}
 # Debian keeps administrators' programs off the path of people.
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _TIMEOUT_S = 1800.0
 _SHOWN_LINES = 3
 
 
-def missing() -> list[str]:
-    """Return the packages whose programs are not there."""
-    found = {PACKAGES[program] for program in PACKAGES if not shutil.which(program, path=PATH)}
-    return sorted(found)
+def missing(arch: str = "") -> list[str]:
+    """Return the packages whose programs are not there; with those that compile for `arch`."""
+    wanted = PACKAGES | _CROSS.get((platform.machine(), arch), {})
+    return sorted({wanted[name] for name in wanted if not shutil.which(name, path=PATH)})
+
+
+def crosses(arch: str) -> bool:
+    """Say whether this machine has another architecture, and builds for that one all the same."""
+    return (platform.machine(), arch) in _CROSS
 
 
 def require_machine(arch: str) -> None:

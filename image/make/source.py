@@ -31,6 +31,17 @@ class Layout:
     busybox: str
 
 
+@dataclass(frozen=True)
+class Runnable:
+    """A root whose Python and busybox run on this machine, and are those of the image's packages.
+
+    That is the image's own root, or that of the same packages for this machine's architecture.
+    """
+
+    root: Path
+    layout: Layout
+
+
 class Packages(Protocol):
     """Packages that were fetched and verified."""
 
@@ -47,6 +58,18 @@ class Packages(Protocol):
 
     def wheels(self) -> list[Path]:
         """Return Python's packages for them, as wheels; raises EnvironmentFault."""
+
+    def runnable(self, root: Path) -> Runnable:
+        """Return what runs here, for a root that they were unpacked into; another lies beside it.
+
+        Raises EnvironmentFault.
+        """
+
+    def grub(self, folder: Path) -> Path:
+        """Return the folder with GRUB's images, by GRUB's words for the machines.
+
+        Those that are no package of this machine are unpacked into `folder`.
+        """
 
 
 class Source(Protocol):

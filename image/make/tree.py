@@ -11,7 +11,7 @@ from agent.errors import EnvironmentFault
 from image.make import commands, initramfs, wheels
 from image.make.foreign import PACKAGES, REPOSITORY
 from image.make.programs import run
-from image.make.source import Layout, Packages
+from image.make.source import Layout, Packages, Runnable
 
 OVERLAY = Path(__file__).parents[1] / "root"
 # For people, for other programs, and for tests.
@@ -73,8 +73,9 @@ def make(root: Path, packages: Packages, python: list[Path]) -> None:
         wheels.unpack(wheel, root / PACKAGES)
     _trim(root, layout)
     _covey(root / PACKAGES)
-    _lay(root, layout)
-    _compile(root, layout)
+    runnable = packages.runnable(root)
+    _lay(root, layout, runnable)
+    _compile(root, layout, runnable)
     run(["depmod", "-b", root, release])
     (root / "boot/initramfs").write_bytes(initramfs.make(root, release))
     _even_modes(root)
@@ -119,7 +120,7 @@ def _covey(packages: Path) -> None:
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: covey\nVersion: {__version__}\n")
 
 
-def _lay(root: Path, layout: Layout) -> None:
+def _lay(root: Path, layout: Layout, runnable: Runnable) -> None:
     """Add folders, links, busybox's commands, image/root, and what starts when."""
     for name in _FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ def _lay(root: Path, layout: Layout) -> None:
     line = _SERIAL_LINES[layout.arch]
     inittab.write_text(inittab.read_text().replace("\nttyS0::", f"\n{line}::"))
     # What a package brought is better than busybox's command of the same name.
-    commands.link(root)
+    commands.link(root, runnable.root / "bin/busybox")
     for level, services in _RUNLEVELS.items():
         folder = root / "etc/runlevels" / level
         folder.mkdir(parents=True)
@@ -153,17 +154,19 @@ def _even_modes(root: Path) -> None:
                 path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
 
 
-def _compile(root: Path, layout: Layout) -> None:
+def _compile(root: Path, layout: Layout, runnable: Runnable) -> None:
     """Compile Python's files, which a read-only root could not keep; unchecked, as none changes.
 
-    By the image's own Python, since another one may write other bytes. One process goes through
-    them in the order of their names, for the same reason.
+    By the image's own Python, or that of the same package: another one may write other bytes. What
+    it writes is the same for all CPUs. One process goes through them in the order of their names,
+    for the same reason.
     """
-    folders = ":".join(str(root / folder) for folder in layout.libraries)
+    own, here = runnable.layout, runnable.root
+    folders = ":".join(str(here / folder) for folder in own.libraries)
     library = root / f"usr/lib/python{layout.python}"
     run(
-        [root / layout.loader, "--library-path", folders,
-         root / f"usr/bin/python{layout.python}", "-B", "-s", "-S", "-m", "compileall", "-q",
+        [here / own.loader, "--library-path", folders,
+         here / f"usr/bin/python{own.python}", "-B", "-s", "-S", "-m", "compileall", "-q",
          "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/", library, root / PACKAGES],
-        env={"PYTHONHOME": str(root / "usr"), "PYTHONPATH": "", "PYTHONHASHSEED": "0"},
+        env={"PYTHONHOME": str(here / "usr"), "PYTHONPATH": "", "PYTHONHASHSEED": "0"},
     )  # fmt: skip

@@ -16,6 +16,7 @@ from image.make.programs import run
 
 # The image's, in Debian 12.
 PYTHON = (3, 11)
+PYTHON_WORDS = ".".join(map(str, PYTHON))
 # llama.cpp for any CPU took 15 minutes of CPU time; a small machine that does more needs hours.
 _LLAMA_S = 4 * 3600.0
 # Many virtual machines announce AMX and do not let it run; what llama.cpp has for such CPUs dies
@@ -28,12 +29,7 @@ def fetch(requirements: Path, cache: Path) -> list[Path]:
 
     Raises EnvironmentFault where pip cannot, or runs on another version of Python.
     """
-    if sys.version_info[:2] != PYTHON:
-        running = ".".join(map(str, sys.version_info[:2]))
-        raise EnvironmentFault(
-            f"the image has Python {PYTHON[0]}.{PYTHON[1]}, and this is {running}",
-            hint="Build with that version: make PYTHON=python3.11 setup.",
-        )
+    require_python()
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
     folder = cache / f"wheels-{digest}"
     whole = folder / ".whole"
@@ -48,13 +44,23 @@ def fetch(requirements: Path, cache: Path) -> list[Path]:
     return sorted(folder.glob("*.whl"))
 
 
-def llama(root: Path, cache: Path, *, plain: bool) -> Path:
+def require_python() -> None:
+    """Raise EnvironmentFault where this is another Python than the image's."""
+    if sys.version_info[:2] != PYTHON:
+        running = ".".join(map(str, sys.version_info[:2]))
+        raise EnvironmentFault(
+            f"the image has Python {PYTHON[0]}.{PYTHON[1]}, and this is {running}",
+            hint="Build with that version: make PYTHON=python3.11 setup.",
+        )
+
+
+def llama(root: Path, cache: Path, arch: str, *, plain: bool) -> Path:
     """Return llama-cpp-python's wheel for any CPU; or a plain one: see llama_build.py."""
     requirements = root / "requirements"
     said = run(
         [sys.executable, root / "agent/engine/llama_build.py",
          "--requirements", requirements / "llama.txt",
-         "--build-requirements", requirements / "build.txt", "--cache", cache,
+         "--build-requirements", requirements / "build.txt", "--cache", cache, "--arch", arch,
          "--plain" if plain else "--any-cpu"],
         hint="`make setup` shows what is wrong.", timeout_s=_LLAMA_S,
     )  # fmt: skip

@@ -71,7 +71,7 @@ class Stage:
                 fresh.mkdir()
                 self.mirror.unpack(self.packages, fresh)
                 (fresh / self.layout.busybox).rename(fresh / "bin/busybox")
-                commands.link(fresh)
+                commands.link(fresh, fresh / "bin/busybox")
                 fresh.rename(root)
         return root
 

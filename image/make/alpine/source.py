@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import EnvironmentFault
-from image.make import foreign
+from image.make import foreign, grub
 from image.make.alpine import building, repository
 from image.make.alpine.index import Entry, Need
 from image.make.alpine.resolve import resolve
-from image.make.source import Layout
+from image.make.source import Layout, Runnable
 
 # For networks, and no more: all of the kernel's firmware has a gigabyte.
 _FIRMWARE = (
@@ -75,6 +75,14 @@ class AlpinePackages:
         tools = resolve(self.everything, map(Need, (*WANTED, *BUILD)), self.arch, _WITHOUT)
         stage = building.Stage(self.mirror, tools, self.cache, self.layout)
         return found + stage.wheels(foreign.sources(target, self.cache), target)
+
+    def runnable(self, root: Path) -> Runnable:
+        """Return that root: images of Alpine's are built on a machine of their architecture."""
+        return Runnable(root, self.layout)
+
+    def grub(self, folder: Path) -> Path:
+        """Return this machine's."""
+        return grub.IMAGES
 
 
 class Alpine:

@@ -106,3 +106,38 @@ def test_a_plain_wheel_is_the_usual_one_but_for_the_cpus_part(tmp_path: Path) ->
         f"{lib}/libggml-cpu.so": b"plain", f"{lib}/libggml-cpu.so.0": b"plain",
         f"{lib}/libggml-base.so": b"libggml-base.so", f"{lib}/libllama.so": b"libllama.so",
     }  # fmt: skip
+
+
+def test_another_architecture_is_another_entry_and_has_a_compiler_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = tmp_path / "llama.txt"
+    pinned.write_text("llama-cpp-python==0.0.1 --hash=sha256:00\n")
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    monkeypatch.setattr(llama_build.platform, "machine", lambda: "x86_64")
+    assert llama_build.cross_options("x86_64") == []
+    assert "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++" in llama_build.cross_options("aarch64")
+    # What this machine's CPU can says nothing of another's.
+    monkeypatch.setattr(llama_build, "read_cpu_flags", lambda: NEW_XEON)
+    options = llama_build.cmake_options("aarch64", frozenset())
+    entry = llama_build.cache_entry(tmp_path, pinned.read_text(), options, "aarch64")
+    assert entry != llama_build.cache_entry(tmp_path, pinned.read_text(), options)
+    entry.mkdir(parents=True)
+    wheel = entry / "llama_cpp_python-0.0.1-py3-none-linux_aarch64.whl"
+    wheel.touch()
+    assert llama_build.build(pinned, tmp_path, tmp_path / "none", arch="aarch64") == wheel
+
+
+def test_builds_that_take_a_newer_compiler_are_left_out_of_arms(tmp_path: Path) -> None:
+    text = """\
+        if (CMAKE_SYSTEM_NAME MATCHES "Linux")
+            ggml_add_cpu_backend_variant(armv8.6_2    DOTPROD SVE MATMUL_INT8 SVE2)
+            ggml_add_cpu_backend_variant(armv9.2_1    DOTPROD SVE MATMUL_INT8 SME)
+            ggml_add_cpu_backend_variant(armv9.2_2    DOTPROD SVE MATMUL_INT8 SVE2 SME)
+        elseif (CMAKE_SYSTEM_NAME MATCHES "Android")
+"""
+    file = tmp_path / "CMakeLists.txt"
+    file.write_text(text)
+    llama_build.without_sme(file)
+    lines = text.splitlines(keepends=True)
+    assert file.read_text() == "".join((*lines[:2], lines[4]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import EnvironmentFault
-from image.make import programs
+from image.make import debian, programs
 from image.make.debian import Apt
 
 NEEDS_APT = pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not installed")
@@ -44,6 +44,45 @@ def test_a_program_that_is_missing_is_told_with_its_package(
 def test_a_program_that_fails_is_told_with_its_last_words() -> None:
     with pytest.raises(EnvironmentFault, match="sh failed: b; c; d"):
         programs.run(["sh", "-c", "printf 'a\nb\nc\nd\n' >&2; exit 3"])
+
+
+def test_what_compiles_for_another_cpu_is_named_by_its_packages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(programs, "PATH", "/nowhere")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert programs.crosses("aarch64") and not programs.crosses("x86_64")
+    compilers = {"gcc-aarch64-linux-gnu", "g++-aarch64-linux-gnu"}
+    assert compilers < set(programs.missing("aarch64"))
+    assert not compilers & set(programs.missing())
+
+
+def test_packages_of_another_architecture_have_lists_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> str:
+        asked.append(command)
+        return "Inst libgmp10 (2:6.2.1 Debian:12 [arm64])\n"
+
+    monkeypatch.setattr(debian, "run", run)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    apt = Apt(tmp_path, arch="aarch64")
+    assert [package.file for package in apt.resolve(["libgmp10"])] == [
+        "libgmp10_2%3a6.2.1_arm64.deb"
+    ]
+    apt.resolve(["libgmp10"])
+    # Once is enough.
+    assert [command[-1] for command in asked] == ["update", "libgmp10", "libgmp10"]
+    for command in asked:
+        assert "APT::Architecture=arm64" in command
+        assert f"Dir::State::Lists={tmp_path}/apt-arm64/lists" in command
+        # What this machine's apt asks, so with its keys.
+        assert not [word for word in command if word.startswith("Dir::Etc")]
+    # For this machine's own its lists count as they are.
+    Apt(tmp_path, arch="x86_64").resolve(["libgmp10"])
+    assert "update" not in asked[-1] and "APT::Architecture=amd64" not in asked[-1]
 
 
 def test_an_image_is_built_on_a_machine_of_its_architecture() -> None:

@@ -58,6 +58,22 @@ def test_the_platforms_that_wheels_may_be_for() -> None:
     )  # fmt: skip
 
 
+def test_sources_are_those_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def kept(lines: list[str], *_: object) -> list[Path]:
+        asked.append([line.partition("==")[0] for line in lines])
+        return []
+
+    monkeypatch.setattr(foreign, "kept", kept)
+    foreign.sources(MUSL, tmp_path)
+    foreign.sources(MUSL, tmp_path, foreign.SOURCE_ONLY)
+    assert sorted(asked[1]) == sorted(foreign.SOURCE_ONLY)
+    assert set(asked[0]) == {*asked[1], "llama-cpp-python"}
+
+
 def test_what_was_fetched_is_kept_and_half_of_it_is_not(tmp_path: Path) -> None:
     asked = []
 
@@ -68,10 +84,10 @@ def test_what_was_fetched_is_kept_and_half_of_it_is_not(tmp_path: Path) -> None:
             raise OSError("the network broke off")
 
     with pytest.raises(OSError, match="broke off"):
-        foreign._kept(["a==1"], tmp_path, "wheels", fetch)
+        foreign.kept(["a==1"], tmp_path, "wheels", fetch)
     assert not list(tmp_path.iterdir())
-    found = foreign._kept(["a==1"], tmp_path, "wheels", fetch)
-    assert found == foreign._kept(["a==1"], tmp_path, "wheels", fetch)
+    found = foreign.kept(["a==1"], tmp_path, "wheels", fetch)
+    assert found == foreign.kept(["a==1"], tmp_path, "wheels", fetch)
     assert [path.name for path in found] == ["a.whl"]
     assert asked == ["a==1\n", "a==1\n"]
-    assert foreign._kept(["a==2"], tmp_path, "wheels", fetch) != found
+    assert foreign.kept(["a==2"], tmp_path, "wheels", fetch) != found

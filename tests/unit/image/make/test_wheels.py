@@ -50,7 +50,8 @@ def test_llama_cpp_is_for_all_cpus_or_a_plain_one(
         return "It takes a while.\n/cache/llama.whl\n"
 
     monkeypatch.setattr(wheels, "run", run)
-    assert wheels.llama(tmp_path, tmp_path, plain=plain) == Path("/cache/llama.whl")
+    assert wheels.llama(tmp_path, tmp_path, "aarch64", plain=plain) == Path("/cache/llama.whl")
+    assert asked[asked.index("--arch") + 1] == "aarch64"
     assert word in asked and asked.count("--plain") + asked.count("--any-cpu") == 1
 
 
