@@ -11,7 +11,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check -q
 # Where it is set, each of the hundreds of Pythons that tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lint fast unit beside lab namespaces matrix fuzz appliance ansible vm bench setup lock clean
+.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz appliance ansible vm bench setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -24,13 +24,16 @@ test: unit beside ## Run the unit tests, those that need namespaces, the playboo
 
 check: lint fast ## Run the fast tests: lint, types, and the unit tests that are not marked slow.
 
-lint: $(READY) build/ansible-linted ## Lint and check types.
+lint: $(READY) ## Lint and check types.
+	@$(MAKE) --no-print-directory -j2 lint-python build/ansible-linted
+
+lint-python:
 	@$(BIN)/ruff format --check -q . || { echo "Run $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy
 
 # It takes as long as all the rest of lint, so only when something there has changed.
-build/ansible-linted: $(READY) $(shell find ansible -type f -not -path '*/__pycache__/*')
+build/ansible-linted: $(shell find ansible -type f -not -path '*/__pycache__/*')
 	@cd ansible && PATH="$(CURDIR)/$(BIN):$$PATH" && yamllint -s . && ansible-lint -q
 	@mkdir -p build && touch $@
 
