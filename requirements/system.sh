@@ -24,8 +24,8 @@ fi
 if [ "${1:-}" = vm ]; then
     # What the cases run in the guest are programs of this machine.
     NEEDED="$NEEDED busybox:busybox"
-    # And to log in to the appliance, and for what reads its wifi's settings.
-    NEEDED="$NEEDED ssh:openssh-client wpa_supplicant:wpasupplicant"
+    # And to log in to the appliance, and for both ends of its wifi.
+    NEEDED="$NEEDED ssh:openssh-client wpa_supplicant:wpasupplicant hostapd:hostapd iw:iw"
     [ -d /usr/share/OVMF ] || missing="$missing ovmf"
     # A kernel with WireGuard, and with 9p, which Debian's kernels for clouds lack.
     kernel=""

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from image.disk.gpt import SECTOR_BYTES
 from image.disk.layout import Sizes, plan
@@ -107,19 +108,19 @@ class Appliance:
                 "-drive", f"if=pflash,format=raw,readonly=on,file={code}",
                 "-drive", f"if=pflash,format=raw,file={variables}",
             ]  # fmt: skip
-        self._serial.write_bytes(b"")
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
             "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", str(_CPUS),
-            "-m", str(_MEMORY_MIB), "-serial", f"file:{self._serial}",
+            "-m", str(_MEMORY_MIB), "-chardev", "stdio,id=line,signal=off",
+            "-serial", "chardev:line",
             "-drive", f"if=none,id=disk,format=raw,file={self._disk}",
             "-device", "virtio-blk-pci,drive=disk", *self._network(), *more, *devices,
         ]  # fmt: skip
         if self._port:
             command = ["nsenter", f"--net=/run/netns/{self._port.namespace}", *command]
-        with (self._folder / "qemu").open("wb") as said:
+        with (self._folder / "qemu").open("wb") as said, self._serial.open("wb") as shown:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+                command, stdin=subprocess.PIPE, stdout=shown, stderr=said, bufsize=0
             )
         try:
             yield
@@ -129,6 +130,7 @@ class Appliance:
                 self._process.wait(_END_S)
             self._process.kill()
             self._process.wait()
+            self._line.close()
 
     def wait_for(self, text: str, timeout_s: float) -> float:
         """Return after how many seconds the console showed a text; ApplianceFault if not."""
@@ -170,6 +172,10 @@ class Appliance:
         """Give it a disk that was kept."""
         subprocess.run(["cp", "--sparse=always", path, self._disk], check=True)
 
+    def type(self, keys: bytes) -> None:
+        """Type on its serial line, as a terminal there sends keys. It has to run."""
+        self._line.write(keys)
+
     def console(self) -> str:
         """Return all that this start has shown."""
         return self._serial.read_bytes().decode(errors="replace").replace("\r", "")
@@ -183,6 +189,11 @@ class Appliance:
     @property
     def _serial(self) -> Path:
         return self._folder / "console"
+
+    @property
+    def _line(self) -> IO[bytes]:
+        assert self._process.stdin
+        return self._process.stdin
 
 
 def _mtools(*command: object) -> bytes:

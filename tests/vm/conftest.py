@@ -10,9 +10,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from versions import Made
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -30,6 +35,15 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("image") / "covey.img"
     build(out)
     return out
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """Return an image that takes updates, and updates to it."""
+    from versions import make
+
+    with make(tmp_path_factory.mktemp("updates")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

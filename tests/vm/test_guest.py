@@ -37,8 +37,9 @@ CASES = (
     "tests/unit/engine/test_enclose.py::test_an_enclosed_process_has_its_model_and_nothing_else",
     "tests/unit/engine/test_enclose.py::"
     "test_a_stage_that_has_met_its_neighbours_calls_nobody_by_any_thread",
-    # Weather, and in the end what the kernel says of it all.
+    # Weather, wifi, and in the end what the kernel says of it all.
     "tests/vm/guest/test_netem.py",
+    "tests/vm/guest/test_wifi.py",
     "tests/vm/guest/test_taint.py",
 )
 ENVIRONMENT = {
