@@ -113,7 +113,7 @@ def appliance(made: Made, folder: Path, trial: str) -> Appliance:
     """Return a machine with version 0.1.0, which has not been started, and its trials' times."""
     machine = Appliance(made.image, folder)
     edit_menu(machine, {"covey.slot=$slot": f"covey.slot=$slot covey.trial={trial}",
-                        "set timeout=3": "set timeout=0"})  # fmt: skip
+                        "set timeout=2": "set timeout=0"})  # fmt: skip
     return machine
 
 
