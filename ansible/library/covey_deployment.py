@@ -13,7 +13,7 @@ import json
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.covey_agent import Refused, ask
+from ansible.module_utils.covey_agent import Away, Refused, ask
 
 DOCUMENTATION = r"""
 module: covey_deployment
@@ -133,6 +133,10 @@ def main() -> None:
     try:
         outcome = step(module, asked)
     except Refused as refusal:
+        if module.check_mode and isinstance(refusal, Away):
+            changed = asked["state"] == "present"
+            words = "it would be told to the mesh" if changed else "it does not run"
+            module.exit_json(changed=changed, done=True, progress=words, waiting=False)
         module.fail_json(msg="The deployment {}: {}".format(asked["name"], refusal))
     module.exit_json(**outcome)
 

@@ -62,6 +62,15 @@ def differences(key: dict, asked: dict) -> list[str]:
     ]
 
 
+def holding(keys: list[dict], name: str) -> dict | None:
+    """Return the key that has the name, if any: one that has expired keeps it until it is revoked.
+
+    It is not made anew by itself: whoever gave it an end meant that.
+    """
+    found = [key for key in keys if key["name"] == name and key["state"] != "revoked"]
+    return found[0] if found else None
+
+
 class Failure(Exception):
     """The gateway's program refused, with its own words."""
 
@@ -95,13 +104,13 @@ def main() -> None:
         return json.loads(said.stdout)
 
     try:
-        active = [key for key in keys("list")["keys"] if key["name"] == asked["name"]]
+        there = holding(keys("list", "--all")["keys"], asked["name"])
         if asked["state"] == "absent":
-            if active and not module.check_mode:
-                keys("revoke", active[0]["id"])
-            module.exit_json(changed=bool(active))
-        if active:
-            differs = differences(active[0], asked)
+            if there and not module.check_mode:
+                keys("revoke", there["id"])
+            module.exit_json(changed=bool(there))
+        if there:
+            differs = differences(there, asked)
             if differs:
                 module.fail_json(
                     msg=f"The key {asked['name']} is there, and {'; '.join(differs)}. A key's "

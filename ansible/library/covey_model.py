@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.covey_agent import Refused, ask
+from ansible.module_utils.covey_agent import Away, Refused, ask
 
 DOCUMENTATION = r"""
 module: covey_model
@@ -104,6 +104,8 @@ def main() -> None:
         job = ask(asked["agent"], *words(asked), "--no-wait")
         module.exit_json(changed=True, done=job["phase"] == "done", progress=job["phase"])
     except Refused as refusal:
+        if module.check_mode and isinstance(refusal, Away):
+            module.exit_json(changed=True, done=True, progress="it would be pulled")
         module.fail_json(msg="The model {}: {}".format(asked["name"], refusal))
 
 

@@ -38,6 +38,7 @@ CONTROL = "control"
 INITS = {"systemd": "/lib/systemd/systemd", "openrc": "/sbin/init"}
 _BOOT_S = 120.0
 _LOOK_AGAIN_S = 0.2
+_OLD_S = 3600.0
 _CGROUPS = Path("/run/covey-cgroups")
 _RECAP = re.compile(r"^(\S+)\s+: ((?:\w+=\d+\s*)+)$", re.MULTILINE)
 
@@ -99,6 +100,7 @@ class Machines:
         if not _CGROUPS.exists():
             _CGROUPS.mkdir()
             _do("mount", "-t", "cgroup2", "cgroup2", str(_CGROUPS))
+            _remove_old_cgroups()
         self.machines: dict[str, Machine] = {}
         try:
             for name, kind in kinds.items():
@@ -229,6 +231,15 @@ class Machines:
     def _cgroup(self, name: str) -> Path:
         # Another sandbox's machines are in the same hierarchy, which knows no namespaces here.
         return _CGROUPS / f"covey-{self.folder.name}-{name}"
+
+
+def _remove_old_cgroups() -> None:
+    """Remove the control groups of machines whose sandbox was killed, all that outlives one."""
+    for group in _CGROUPS.glob("covey-*"):
+        with contextlib.suppress(OSError):
+            old = group.stat().st_mtime < time.time() - _OLD_S
+            if old and "populated 0" in (group / "cgroup.events").read_text():
+                _remove_cgroups(group)
 
 
 def _remove_cgroups(top: Path) -> None:

@@ -53,6 +53,13 @@ ln -sf /bin/busybox /sbin/init
 """
 
 
+_LAYER = """\
+mount -t overlay overlay -o "$1" "$2"
+printf %s "$3" >"$2/etc/inittab"
+chroot "$2" sh -euc "$4"
+"""
+
+
 class RootFault(Exception):
     """A root file system could not be made, and why."""
 
@@ -131,12 +138,9 @@ def _openrc(made: Path) -> None:
     for folder in (layer, work, merged):
         folder.mkdir()
     mount = f"lowerdir={made / 'base'},upperdir={layer},workdir={work}"
-    _run(["mount", "-t", "overlay", "overlay", "-o", mount, str(merged)])
-    try:
-        (merged / "etc/inittab").write_text(_INITTAB)
-        _chroot(merged, _OPENRC)
-    finally:
-        _run(["umount", str(merged)])
+    # In a mount namespace, where nothing has to be unmounted.
+    _run(["unshare", "--mount", "--propagation", "private", "sh", "-euc", _LAYER, "sh",
+          mount, str(merged), _INITTAB, _OPENRC])  # fmt: skip
     shutil.rmtree(work)
     merged.rmdir()
 

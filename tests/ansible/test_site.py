@@ -153,18 +153,16 @@ def test_a_second_run_changes_nothing(machines: Machines, inventory: Path) -> No
 
 
 def test_check_and_diff_say_what_would_change(machines: Machines, inventory: Path) -> None:
-    machines["beta"].run(
-        "sed", "-i", 's/^state_dir.*/state_dir = "\\/srv"/', "/etc/covey/agent.toml"
-    )
+    machines["beta"].run("sed", "-i", "s/^backend.*/mtu = 1400/", "/etc/covey/agent.toml")
     machines["gamma"].run("rm", "/etc/init.d/covey-agent")
     wanted = json.dumps({"covey_tags": ["cellar"]})
     played = machines.play("site.yml", "--check", "--diff", "--limit", "beta,gamma", "-e", wanted,
                            inventory=inventory)  # fmt: skip
     assert played.code == 0, played.output
-    assert '-state_dir = "/srv"' in played.output
-    assert '+state_dir = "/var/lib/covey"' in played.output
+    assert "-mtu = 1400" in played.output
+    assert '+backend = "auto"' in played.output
     assert "gamma is worker, tags none; it would be worker, tags cellar." in said(played)
-    assert machines["beta"].run("grep", "-c", "/srv", "/etc/covey/agent.toml") == "1\n"
+    assert machines["beta"].run("grep", "-c", "mtu", "/etc/covey/agent.toml") == "1\n"
     assert members(machines)["gamma"]["tags"] == []
 
 
@@ -173,5 +171,5 @@ def test_what_was_changed_is_put_right(machines: Machines, inventory: Path) -> N
     played = machines.play("site.yml", "--limit", "beta,gamma", "-e", wanted, inventory=inventory)
     assert played.code == 0, played.output
     assert members(machines)["gamma"]["tags"] == ["cellar"]
-    assert "/srv" not in machines["beta"].run("cat", "/etc/covey/agent.toml")
+    assert "mtu" not in machines["beta"].run("cat", "/etc/covey/agent.toml")
     assert machines["gamma"].run("rc-service", "covey-agent", "status").count("started") == 1

@@ -69,7 +69,7 @@ def test_a_chat_through_the_gateway(talk: Talk) -> None:
     assert secret.startswith("ck-")
     assert secret not in played.output
     code, text = talk.ask(secret)
-    assert (code, text.strip()) == (0, "5"), text
+    assert (code, text.strip()) == (0, "2 + 3 = 5."), text
     assert "401" in talk.ask("ck-wrong")[1]
 
 
@@ -82,10 +82,14 @@ def test_the_key_s_secret_lies_in_its_file_alone(talk: Talk) -> None:
     assert not [p for p in facts.rglob("*") if p.is_file() and secret in p.read_text()]
 
 
-def test_a_second_run_leaves_the_gateway_alone(talk: Talk) -> None:
-    played = talk.play()
-    assert played.code == 0, played.output
+def test_a_second_run_changes_nothing_and_a_model_that_cannot_run_says_why(talk: Talk) -> None:
+    mini = {"name": "mini", "model": "covey-mini", "nodes": 2}
+    played = talk.play(covey_models=[mini, {**mini, "name": "large", "nodes": 9}])
     assert played.sum("changed") == 0, played.output
+    assert played.code != 0
+    text = " ".join(played.output.split())
+    assert "The deployment large: " in text
+    assert "this mesh has 3 that could be in it" in text
 
 
 def test_a_deployment_that_shall_be_otherwise_is_told_before(talk: Talk) -> None:
@@ -96,14 +100,6 @@ def test_a_deployment_that_shall_be_otherwise_is_told_before(talk: Talk) -> None
     assert "+nodes: 3" in played.output
     rings = json.loads(talk.machines["alpha"].run("/usr/local/bin/agent", "ps", "--json"))
     assert [ring["wish"]["nodes"] for ring in rings["deployments"]] == [2]
-
-
-def test_a_model_that_cannot_run_says_why(talk: Talk) -> None:
-    other = [{"name": "large", "model": "covey-mini", "nodes": 9}]
-    played = talk.play(covey_models=other)
-    assert played.code != 0
-    assert "The deployment large: " in " ".join(played.output.split())
-    assert "this mesh has 3 that could be in it" in " ".join(played.output.split())
 
 
 def test_what_is_taken_out_of_the_inventory_goes(talk: Talk) -> None:

@@ -106,9 +106,7 @@ def test_an_upgrade_goes_from_host_to_host(upkeep: Upkeep) -> None:
     before = {name: upkeep.release(name) for name in ALL}
     source = clone(upkeep.machines.folder / "new", "7.0.0")
     played = upkeep.done("upgrade.yml", covey_source=source)
-    reached = re.findall(
-        r"TASK \[Point to release [^]]*\] \*+\nchanged: \[(\w+)\]", played.output
-    )
+    reached = re.findall(r"TASK \[Point to release [^]]*\] \*+\nchanged: \[(\w+)\]", played.output)
     assert reached[-1] == "alpha", "the issuer is the last"
     assert set(reached) == set(ALL)
     for name in ALL:

@@ -46,6 +46,13 @@ def test_a_key_that_is_as_asked_differs_in_nothing() -> None:
                              "tokens_per_day": None}, every) == []  # fmt: skip
 
 
+def test_a_key_that_has_expired_keeps_its_name_and_is_not_made_anew() -> None:
+    revoked, expired = {**KEY, "state": "revoked"}, {**KEY, "state": "expired"}
+    assert keys.holding([revoked, expired], "ci") is expired
+    assert keys.holding([revoked], "ci") is None
+    assert keys.holding([expired], "other") is None
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

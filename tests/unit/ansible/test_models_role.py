@@ -119,5 +119,8 @@ def test_what_the_agent_says_to_people_is_told(tmp_path: Any) -> None:
         model.ask(str(program), "ps")
     with pytest.raises(model.Refused, match="cannot be started"):
         model.ask(str(tmp_path / "none"), "ps")
+    program.write_text("#!/bin/sh\nexit 10\n")
+    with pytest.raises(model.Away, match="`agent ps` ended with 10"):
+        model.ask(str(program), "ps")
     program.write_text('#!/bin/sh\necho "{\\"words\\": \\"$*\\"}"\n')
     assert model.ask(str(program), "ps") == {"words": "ps --json"}
