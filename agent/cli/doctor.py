@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ def doctor(bundle: Path | None, as_json: bool, settings: Config, sources: dict[s
                 "passwords were taken out."
             )
     if _count(items, "error"):
-        raise click.exceptions.Exit(FAULTY_EXIT_CODE)
+        sys.exit(FAULTY_EXIT_CODE)
 
 
 def _asked(

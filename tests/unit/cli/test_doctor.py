@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
 
-from agent.cli import cli, common
+from agent.cli import cli, common, main
 from agent.cli import doctor as command
 from agent.doctor import look
 from agent.doctor.facts import Machine
@@ -83,6 +83,17 @@ def test_a_member_whose_agent_is_down_ends_with_one(tmp_path: Path) -> None:
     assert (told["running"], told["counts"]["error"], told["bundle"]) == (False, 1, None)
     assert told["items"][0]["code"] == "agent-down"
     assert "no agent is running" in told["items"][0]["text"]
+
+
+def test_the_program_itself_ends_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Click gives exit codes back otherwise where it is not the last to be called."""
+    with StateDir(tmp_path / "state").lock() as state:
+        state.create_mesh("home", "box", 1.7e9)
+    monkeypatch.setattr(sys, "argv", ["agent", "doctor", "--set", f"node.state_dir={state.path}"])
+    monkeypatch.setenv("COVEY_CONFIG", os.devnull)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
 
 
 async def test_what_the_agents_parts_tell_stands_beside_what_is_found(tmp_path: Path) -> None:
