@@ -71,9 +71,8 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every known fault ends as one line and its exit code."""
     try:
-        cli.main(prog_name="agent", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
+        # What a command ends with by `click.exceptions.Exit`; None is 0.
+        sys.exit(cli.main(prog_name="agent", standalone_mode=False))
     except click.Abort:
         sys.exit(130)
     except click.ClickException as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from agent.cli import cli, common
+from agent.cli import cli, common, main
 from agent.cli.common import ago
 
 ROOT = Path(__file__).parents[3]
@@ -85,6 +85,21 @@ def commands(group: click.Group, path: str = "agent") -> list[tuple[str, click.C
 
 def test_a_command_like_the_one_that_is_not_there_is_named(run: Run) -> None:
     assert "Did you mean 'invite'?" in error(run("invit"), 2)
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_what_a_command_ends_with_is_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    @click.command()
+    def ends() -> None:
+        raise click.exceptions.Exit(code)
+
+    monkeypatch.setattr(cli, "get_command", lambda _context, _name: ends)
+    monkeypatch.setattr(sys, "argv", ["agent", "ends"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code or 0) == code
 
 
 def test_a_command_is_imported_when_it_is_called() -> None:
