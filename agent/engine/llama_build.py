@@ -133,8 +133,9 @@ def build(
     print(f"Building llama-cpp-python for {what} minutes on 2 cores): {entry}")
     with _tools(build_requirements) as (scratch, environment):
         environment["CMAKE_ARGS"] = " ".join([*options, *cross_options(arch)])
-        # What the wheel's name says it is for.
-        environment["_PYTHON_HOST_PLATFORM"] = f"linux-{arch}"
+        if arch != machine:
+            # What the wheel's name says it is for.
+            environment["_PYTHON_HOST_PLATFORM"] = f"linux-{arch}"
         wheels = scratch / "wheels"
         what_of: list[str | Path]
         if any_cpu and arch == "aarch64":
