@@ -23,7 +23,8 @@ def test_a_quota_that_threads_cannot_reach_changes_nothing(took_s: float, thread
     assert lasting_s(took_s, threads * took_s, float(threads)) == pytest.approx(took_s)
 
 
-@given(st.floats(0.05, 1.0), st.floats(0.001, 0.04))
+# Less than a whole CPU: the model below starts anew at a period's end, where rounding may miss it.
+@given(st.floats(0.05, 0.99), st.floats(0.001, 0.04))
 def test_a_burst_counts_as_what_goes_on(quota: float, token_s: float) -> None:
     """One thread by a quota in periods of 0.1 s; each time is when a token was there."""
     there, left, now = [0.0], 0.1 * quota, 0.0
