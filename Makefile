@@ -77,7 +77,7 @@ else
 	@$(BIN)/pytest tests/vm/test_short.py
 endif
 
-ansible: $(READY) ## Run the playbooks against three machines that are namespaces (as root; 6 minutes).
+ansible: $(READY) ## Run the playbooks against three machines that are namespaces (as root; 10 minutes).
 ifneq ($(shell id -u),0)
 	@echo "The playbooks are not run: their machines are made by root alone."
 else
