@@ -19,6 +19,7 @@ $bb mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000 roo
 for folder in proc sys dev; do $bb mount -o bind "/$folder" "/root/$folder"; done
 for folder in tmp run; do $bb mount -t tmpfs tmpfs "/root/$folder"; done
 $bb mkdir -p /root/run/lock
+$bb ip link set lo up
 
 script=$($bb sed -n 's/.*covey\.script=\([^ ]*\).*/\1/p' /proc/cmdline)
 status=0
