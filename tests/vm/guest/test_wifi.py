@@ -111,6 +111,8 @@ def appliance(folder: Path, network: Wifi) -> Iterator[Path]:
                 os.kill(int(pid.read_text()), signal.SIGKILL)
                 pid.unlink()
             run("ip -4 address flush dev wlan0")
+            # A scan that was under way when its program was killed keeps the radio busy.
+            run("ip link set wlan0 down")
 
 
 def until(what: Callable[[], bool], folder: Path) -> None:
