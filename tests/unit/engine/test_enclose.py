@@ -110,8 +110,9 @@ thread.join()
 assert found == [True]
 if not user:  # who may not read where Python lies
     import decimal  # a library of its own
-    import llama_cpp
-    llama_cpp.llama_backend_init()
+    if os.environ.get("COVEY_TEST_DEVICES") != "kernel":  # an emulated CPU runs no build for ours
+        import llama_cpp
+        llama_cpp.llama_backend_init()
 os.write(1, b"enclosed")
 os.abort()
 """

@@ -153,8 +153,3 @@ def test_a_wrong_password_is_told(radios: None, tmp_path: Path) -> None:
     with router(tmp_path, "Ours", WPA2), appliance(tmp_path, wrong) as log:
         until(lambda: "password is wrong" in (wifi.fault(log.read_text()) or ""), tmp_path)
         assert not has_address()
-
-
-def test_a_network_that_is_not_there_is_told(radios: None, tmp_path: Path) -> None:
-    with appliance(tmp_path, Wifi("Nowhere", "long secret")) as log:
-        until(lambda: wifi.fault(log.read_text()) == "it is not in reach", tmp_path)
