@@ -11,6 +11,8 @@ import pytest
 
 from tests.unit.ansible.load import load
 
+pytestmark = pytest.mark.slow
+
 sealed = load("module_utils/covey_sealed.py")
 archive = load("module_utils/covey_archive.py")
 

@@ -15,6 +15,8 @@ from aiohttp import web
 from gateway import proxy
 from gateway.sockets import PROBES, connector
 
+pytestmark = pytest.mark.slow
+
 PATH = "/v1/chat/completions"
 BODY = b'{"model":"m","messages":[]}'
 LIMIT_S = 10.0

@@ -13,6 +13,8 @@ from agent.portmap.routes import Gateway, default_gateways
 from agent.portmap.service import PortMapper
 from agent.portmap.words import NATPMP, PCP, Mapping
 
+pytestmark = pytest.mark.slow
+
 PORT = 51820
 GATEWAY, OTHER = "127.83.1.1", "127.83.1.9"
 HOME = "127.83.1.2"

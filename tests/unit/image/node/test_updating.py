@@ -23,6 +23,8 @@ from image.node.probation import Outlook
 from image.node.slots import Bad, Empty, Good, State, Trial
 from image.node.updating import Caller, serve
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 
 
