@@ -13,6 +13,7 @@ from typing import Any
 
 from agent.doctor.facts import Link, Route
 from agent.overlay import alias
+from agent.overlay.netlink import IPRoute, NetlinkError
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +35,6 @@ class Interfaces:
 
 def look() -> Interfaces:
     """Return what there is; nothing where the system does not tell."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
     try:
         with IPRoute() as netlink:
             found = _links(netlink)
@@ -83,8 +81,6 @@ def _links(netlink: Any) -> list[tuple[int, Link]]:
 
 
 def _towards_far(netlink: Any) -> list[int]:
-    from pyroute2.netlink.exceptions import NetlinkError
-
     found = []
     for family, address in _FAR:
         try:

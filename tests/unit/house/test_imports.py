@@ -174,6 +174,12 @@ def test_libp2p_is_imported_in_its_own_thread_only() -> None:
     assert all(name.startswith("agent.control.") for name in users)
 
 
+def test_pyroute2_is_imported_in_part_only() -> None:
+    """Whoever asks the package itself for something has all of it imported (agent/hollow.py)."""
+    users = {n for n, names in imports().items() if any(i.startswith("pyroute2") for i in names)}
+    assert users == {"agent.overlay.netlink"}
+
+
 def test_no_wait_swallows_a_cancellation() -> None:
     """Python 3.11's wait_for loses a cancel that comes as its wait ends, and a stop then hangs.
 

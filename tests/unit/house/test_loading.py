@@ -62,6 +62,17 @@ print(*(name in sys.modules for name in ("gguf", "pyroute2.ndb", "libp2p.bitswap
     assert run(code) == ["False", "0", *["False"] * 4]
 
 
+def test_an_agent_is_loaded_without_libp2p_too() -> None:
+    code = """
+import sys
+sys.modules["libp2p"] = None
+from agent.cli import loading
+loading.load()
+print("agent.daemon" in sys.modules, "agent.control.node" in sys.modules)
+"""
+    assert run(code) == ["True", "False"]
+
+
 def test_the_constants_are_those_of_the_package() -> None:
     for name in gguf_constants.__all__:
         ours, theirs = getattr(gguf_constants, name), getattr(gguf, name)
