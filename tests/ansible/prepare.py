@@ -12,6 +12,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(REPOSITORY)]
 
+import compiled  # noqa: E402
 import roots  # noqa: E402
 
 from agent.engine import llama_build  # noqa: E402
@@ -33,7 +34,7 @@ def wheelhouse() -> Path:
     digest = hashlib.sha256(runtime.read_bytes()).hexdigest()[:16]
     newer = cache / "ansible" / f"wheels-{roots.TRIXIE.name}-{digest}"
     if not newer.exists():
-        roots.wheels(roots.TRIXIE, runtime, newer)
+        compiled.wheels(roots.TRIXIE, runtime, newer)
     folder = roots.cached().parent / f"wheels-{digest}-{llama.parent.name}"
     folder.mkdir(parents=True, exist_ok=True)
     for wheel in (*newer.glob("*.whl"), *found, llama):

@@ -83,22 +83,6 @@ chroot "$2" sh -euc "$4"
 """
 
 
-# Debian's own repository and the network again, for what is compiled and never in a machine.
-_COMPILE = """\
-mount -t overlay overlay -o "$1" "$2"
-cp /etc/resolv.conf "$2/etc/resolv.conf"
-cp "$3" "$2/tmp/runtime.txt"
-[ ! -e "${PIP_CERT:-/}" ] || [ -d "${PIP_CERT:-/}" ] || install -D "$PIP_CERT" "$2$PIP_CERT"
-echo "$4" >"$2/etc/apt/sources.list"
-chroot "$2" sh -euc '
-apt-get update -qq
-apt-get install -qq -y --no-install-recommends gcc libc6-dev libgmp-dev python3-dev python3-venv
-python3 -m venv /tmp/venv
-SOURCE_DATE_EPOCH=315532800 /tmp/venv/bin/pip --disable-pip-version-check wheel -q --no-deps \
-    --use-pep517 --require-hashes -w /wheels -r /tmp/runtime.txt' >/dev/null
-"""
-
-
 class RootFault(Exception):
     """A root file system could not be made, and why."""
 
@@ -166,7 +150,7 @@ def remove_old(folder: Path) -> None:
 def _debian(distribution: Distribution, root: Path) -> None:
     """Install Debian into `root`, with the repository in it."""
     options = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _LEFT_OUT]
-    _run([
+    run([
         "mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--format=directory",
         f"--include={','.join(INSTALLED)}", '--aptopt=APT::Install-Recommends "false"',
         "--dpkgopt=force-unsafe-io", *options, f"--customize-hook={_FETCH}",
@@ -193,7 +177,7 @@ def _index(folder: Path) -> None:
     """Write what apt wants to know of the packages in a folder."""
     told = []
     for package in sorted(folder.glob("*.deb")):
-        fields = _run(["dpkg-deb", "-f", str(package)]).rstrip("\n")
+        fields = run(["dpkg-deb", "-f", str(package)]).rstrip("\n")
         content = package.read_bytes()
         told.append(
             f"{fields}\nFilename: ./{package.name}\nSize: {len(content)}\n"
@@ -209,33 +193,18 @@ def _openrc(made: Path) -> None:
         folder.mkdir()
     mount = f"lowerdir={made / 'base'},upperdir={layer},workdir={work}"
     # In a mount namespace, where nothing has to be unmounted.
-    _run(["unshare", "--mount", "--propagation", "private", "sh", "-euc", _LAYER, "sh",
+    run(["unshare", "--mount", "--propagation", "private", "sh", "-euc", _LAYER, "sh",
           mount, str(merged), _INITTAB, _OPENRC])  # fmt: skip
     shutil.rmtree(work)
     merged.rmdir()
 
 
-def wheels(distribution: Distribution, requirements: Path, target: Path) -> None:
-    """Put wheels of pinned requirements into `target`, as made by the distribution's own Python.
-
-    `target` is not there yet, and its folder is on a disk. Raises RootFault.
-    """
-    base = make(distribution) / "base"
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
-        upper, work, merged = (Path(scratch) / name for name in ("upper", "work", "merged"))
-        for folder in (upper, work, merged):
-            folder.mkdir()
-        mount = f"lowerdir={base},upperdir={upper},workdir={work}"
-        _run(["unshare", "--mount", "--propagation", "private", "sh", "-euc", _COMPILE, "sh",
-              mount, str(merged), str(requirements), distribution.source])  # fmt: skip
-        (upper / "wheels").rename(target)
-
-
 def _chroot(root: Path, script: str) -> None:
-    _run(["chroot", str(root), "sh", "-euc", script])
+    run(["chroot", str(root), "sh", "-euc", script])
 
 
-def _run(command: list[str]) -> str:
+def run(command: list[str]) -> str:
+    """Run a command and return what it prints; raises RootFault."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
