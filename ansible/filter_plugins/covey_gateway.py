@@ -33,11 +33,8 @@ def covey_pair_fault(cert, key):
         return f"the key is not that of the certificate of {_name(chain[0])}"
     if not fits[0]:
         return f"the chain begins with {_name(chain[0])}; {_name(chain[fits.index(True)])} is first"
-    # Of an older cryptography its naive time is UTC's, too.
-    ends = getattr(chain[0], "not_valid_after_utc", None) or chain[0].not_valid_after.replace(
-        tzinfo=datetime.timezone.utc
-    )
-    if ends < datetime.datetime.now(datetime.timezone.utc):
+    ends = chain[0].not_valid_after_utc
+    if ends < datetime.datetime.now(datetime.UTC):
         return f"the certificate of {_name(chain[0])} ended on {ends:%Y-%m-%d}"
     return ""
 

@@ -19,7 +19,7 @@ cp "$3" "$2/tmp/runtime.txt"
 for authorities in "${PIP_CERT:-}" /etc/ssl/certs/ca-certificates.crt; do
     if [ -f "$authorities" ]; then
         cp "$authorities" "$2/tmp/authorities.pem"
-        export PIP_CERT=/tmp/authorities.pem
+        export PIP_CERT=/tmp/authorities.pem SSL_CERT_FILE=/tmp/authorities.pem
         break
     fi
 done
