@@ -198,6 +198,29 @@ class Machines:
         }
         return Played(done.returncode, done.stdout, figures)
 
+    def kill(
+        self, playbook: str, *arguments: str, inventory: Path, at: str, later_s: float = 1,
+        within_s: float = 600,
+    ) -> None:  # fmt: skip
+        """Run a playbook, and kill it a moment after it has said `at`."""
+        log = self.folder / "killed.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                self.control.command(
+                    ["ansible-playbook", "-i", str(inventory), playbook, *arguments]
+                ),
+                cwd=REPOSITORY / "ansible", stdout=output, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, env=self.environment(), start_new_session=True,
+            )  # fmt: skip
+            deadline = time.monotonic() + within_s
+            while at not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(_LOOK_AGAIN_S)
+            time.sleep(later_s)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
     def _start(self, name: str, kind: str) -> Machine:
         folder = self.folder / name
         made_of = KINDS[kind]
