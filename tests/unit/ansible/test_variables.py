@@ -15,7 +15,8 @@ DEFAULTS = (SETTINGS / "defaults/main.yml").read_text()
 DOCUMENTED: dict[str, Any] = yaml.safe_load(DEFAULTS)
 FILES = [
     path for kind in ("*.yml", "*.j2") for path in ROOT.rglob(kind)
-    if "inventories" not in path.parts and SETTINGS not in path.parents
+    if "inventories" not in path.parts
+    and path.parent not in (SETTINGS / "defaults", SETTINGS / "meta")
 ]  # fmt: skip
 GROUPS = {
     "covey_issuers", "covey_gateways", "covey_workers", "covey_relays", "covey_monitoring",
