@@ -55,6 +55,7 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     exit 1
 fi
 echo "Installing$missing"
-apt-get update -qq
+# Somebody else's installation, or the nightly one of the machine itself, is waited for.
+apt-get -o DPkg::Lock::Timeout=600 update -qq
 # shellcheck disable=SC2086 # a list of package names
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends $missing >/dev/null

@@ -62,6 +62,8 @@ class Stage:
         try:
             self._run(control, stopped)
         except CoveyError as error:
+            # First: a fault that meets one of its pings would be dropped, and nobody said it again.
+            watch.close()
             watch.tell(error)
             raise
         finally:

@@ -234,6 +234,25 @@ def test_who_is_frozen_is_found_while_others_compute(frozen: int, computing: int
         assert made.lost().stage == frozen
 
 
+def test_a_fault_is_passed_on_though_a_ping_is_just_said(monkeypatch) -> None:
+    """The other way round leads past stage 1; without this word, stage 3's silence is blamed."""
+    speaking, heard = threading.Event(), threading.Event()
+
+    def ping(outlet: Outlet) -> None:
+        with outlet._voice.alone():
+            if outlet.stage == 0:
+                speaking.set()
+                heard.wait(0.5)
+
+    monkeypatch.setattr(Outlet, "ping", ping)
+    with ring(4, 5 * SILENCE_S) as made:
+        assert speaking.wait(PATIENCE_S)
+        made.freeze(1)
+        made.proxies[2].ends[1].sendall(encode_fault(Fault(5, 1, "stage 1 is broken")))
+        assert made.lost().stage == 1
+        heard.set()
+
+
 def test_a_stage_that_computes_for_longer_than_the_silence_is_not_lost() -> None:
     with ring(3, 0.6) as made:
         busy = made.parts[1]

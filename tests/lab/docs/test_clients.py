@@ -1,0 +1,36 @@
+"""docs/clients.md: each program of its blocks asks the gateway of a mesh."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from typist import Typist, blocks
+
+from agent.demo.mesh import MODEL, WORKERS, DemoMesh
+
+ASKING = [block for block in blocks("clients.md") if "on=door" in block[1]]
+
+
+@pytest.fixture(scope="module")
+def bundled(mesh: DemoMesh) -> Iterator[DemoMesh]:
+    """The mesh, with the model under the name that the page says."""
+    mesh.deploy(1, print, name=MODEL)
+    mesh.wait_served({MODEL})
+    yield mesh
+    mesh.agent(WORKERS[0], "undeploy", MODEL)
+
+
+@pytest.mark.parametrize(("language", "words", "text"), ASKING)
+def test_a_client_of_the_page_gets_an_answer(
+    bundled: DemoMesh, language: str, words: set[str], text: str
+) -> None:
+    typist = Typist(bundled)
+    typist.type(language, words, text)
+    (said,) = typist.said
+    # What curl prints is JSON, and a stream of it has the answer in pieces.
+    told = "".join(re.findall(r'"content": ?"([^"]*)"', said)) or said
+    assert "12" in told  # what 7 and 5 are, which covey-mini knows
+    if "Monday" in text:
+        assert "Tuesday" in said
