@@ -54,7 +54,7 @@ from agent.errors import (
     to_wire,
 )
 from agent.health import Health, HealthItem
-from agent.http import standing
+from agent.http import dashboard, standing
 from agent.http.listener import Listener
 from agent.identity.keys import NodeId
 from agent.lan.beacon import LanBeacon
@@ -320,7 +320,9 @@ class Agent:
         )  # fmt: skip
         self._api = LocalApi(answers, settings.socket)
         self._pages_at = settings.http_listen
-        self._pages = Listener(settings.http.names, standing.routes(self._health))
+        self._pages = Listener(
+            settings.http.names, [*standing.routes(self._health), *dashboard.routes(answers)]
+        )
         self._doctor = Watch(settings, answers.status, answers.peers, self._health)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resting: dict[NodeId, asyncio.TimerHandle] = {}  # who will be left alone soon

@@ -17,6 +17,7 @@ ROOT = "/dashboard"
 # Open to all: who has yet to type a key needs the page to do so.
 OPEN = frozenset({ROOT, f"{ROOT}/"})
 FILES = f"{ROOT}/files/"
+JSON = "application/json"
 # Compressing less than this saves no packet.
 _LEAST_COMPRESSED_BYTES = 1200
 
@@ -24,21 +25,23 @@ States = Callable[[web.Request], Awaitable[State]]
 Bodies = Callable[[web.Request], Awaitable[bytes]]
 
 
-def add_page(routes: web.UrlDispatcher, state: States, catalogue: Bodies) -> None:
-    """Serve the page, `state` as it polls it, and the `catalogue` (JSON) when it asks for that."""
+def page_routes(state: States, catalogue: Bodies) -> list[web.RouteDef]:
+    """Return the page's routes: it polls `state`, and asks for the `catalogue` (JSON) at times."""
 
     async def told(request: web.Request) -> web.Response:
         body, etag = encoded(await state(request))
-        return answer(request, body, "application/json", etag)
+        return _answer(request, body, JSON, etag)
 
     async def models(request: web.Request) -> web.Response:
-        return answer(request, await catalogue(request), "application/json", "")
+        return _answer(request, await catalogue(request), JSON, "")
 
-    routes.add_get(ROOT, _to_page)
-    routes.add_get(f"{ROOT}/", _index)
-    routes.add_get(f"{FILES}{{name}}", _file)
-    routes.add_get(f"{ROOT}/state", told)
-    routes.add_get(f"{ROOT}/catalogue", models)
+    return [
+        web.get(ROOT, _to_page),
+        web.get(f"{ROOT}/", _index),
+        web.get(f"{FILES}{{name}}", _file),
+        web.get(f"{ROOT}/state", told),
+        web.get(f"{ROOT}/catalogue", models),
+    ]
 
 
 def is_open(path: str) -> bool:
@@ -46,12 +49,13 @@ def is_open(path: str) -> bool:
     return path in OPEN or path.startswith(FILES)
 
 
-def answer(request: web.Request, body: bytes, media: str, etag: str) -> web.Response:
+def _answer(request: web.Request, body: bytes, media: str, etag: str) -> web.Response:
     """Return bytes under the page's headers, or 304 where the browser has those of this ETag.
 
-    Nothing is taken from a cache without asking.
+    The files are taken from a cache only after asking; what the mesh tells is in none.
     """
-    headers = {**HEADERS, "Content-Type": media, "Cache-Control": "no-cache"}
+    caching = "no-store" if media == JSON else "no-cache"
+    headers = {**HEADERS, "Content-Type": media, "Cache-Control": caching}
     if etag:
         headers[hdrs.ETAG] = etag
         if etag in request.headers.get(hdrs.IF_NONE_MATCH, ""):
@@ -79,4 +83,4 @@ def _answered(request: web.Request, name: str) -> web.Response:
     found = files().get(name)
     if found is None:
         raise web.HTTPNotFound
-    return answer(request, found.body, found.media, found.etag)
+    return _answer(request, found.body, found.media, found.etag)

@@ -6,7 +6,6 @@ on this machine; the gateway only says who may ask for it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +16,9 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
+from agent.page.fresh import Fresh
 from agent.page.overview import Overview
-from agent.page.serve import ROOT, add_page
+from agent.page.serve import ROOT, page_routes
 from agent.page.shelf import Shelf
 from agent.page.state import State
 from gateway.answers import json_answer
@@ -34,8 +34,8 @@ from gateway.watch import Source, Watch
 
 _log = logging.getLogger(__name__)
 
-# So many who look at once cost the agent one question a second.
-FRESH_S = 1.0
+# However many look at once, the agent is asked so often at most; for models every member is asked.
+FRESH_S, SHELF_FRESH_S = 1.0, 5.0
 # Links are measured for a plan, and the header of a model that is not here comes first.
 PLAN_TIMEOUT_S = 75.0
 READ_TIMEOUT_S = 15.0
@@ -57,14 +57,12 @@ class Dashboard:
         self._accounts = accounts
         self._guard = guard
         self._sheets = sheets
-        self._asking = asyncio.Lock()
-        self._asked_at = float("-inf")
-        self._mesh: Overview | None = None
-        self._missing = ""
+        self._mesh = Fresh(self._look, FRESH_S)
+        self._shelf = Fresh(lambda: self._ask(Shelf, "/v1/shelf"), SHELF_FRESH_S)
 
     def add_to(self, routes: web.UrlDispatcher) -> None:
         """Serve them all."""
-        add_page(routes, self.state, self.shelf)
+        routes.add_routes(page_routes(self.state, self.shelf))
         routes.add_get(f"{ROOT}/usage", self.usage)
         routes.add_post(f"{ROOT}/plan", self.plan)
         routes.add_post(f"{ROOT}/deployments", self.deploy)
@@ -77,13 +75,12 @@ class Dashboard:
     async def state(self, request: web.Request) -> State:
         """Return what the page polls."""
         key = request.get(KEY)
-        await self._look()
+        mesh, missing = await self._mesh.get()
         agent = "not asked" if not self._watch.asks_agent else self._watch.agent_missing or "ok"
-        mesh = self._mesh
         return State(
             served_by="gateway",
             mesh=mesh,
-            missing=self._missing,
+            missing=missing,
             gateway=view(
                 self._sheets(), time.monotonic(), strategy=self._router.strategy, agent=agent,
                 keys_required=self._guard is not None and self._guard.required, key=key,
@@ -96,7 +93,7 @@ class Dashboard:
 
     async def shelf(self, _: web.Request) -> bytes:
         """Return which models the mesh has and could run."""
-        return msgspec.json.encode(await self._ask(Shelf, "/v1/shelf"))
+        return msgspec.json.encode(await self._shelf.get())
 
     async def usage(self, request: web.Request) -> web.Response:
         """Tell what the asker's key used of late, or all keys where it is an admin's."""
@@ -148,16 +145,12 @@ class Dashboard:
             )
         return key
 
-    async def _look(self) -> None:
-        """Have the mesh as it was a second ago at most; one asks for all."""
-        async with self._asking:
-            if time.monotonic() - self._asked_at < FRESH_S:
-                return
-            try:
-                self._mesh, self._missing = await self._ask(Overview, "/v1/overview"), ""
-            except ApiError as error:
-                self._mesh, self._missing = None, error.line()
-            self._asked_at = time.monotonic()
+    async def _look(self) -> tuple[Overview | None, str]:
+        """Return the mesh, or why it cannot be told."""
+        try:
+            return await self._ask(Overview, "/v1/overview"), ""
+        except ApiError as error:
+            return None, error.line()
 
     async def _ask(self, kind: type[Any], path: str) -> Any:
         answer = await self._call("GET", path, timeout_s=READ_TIMEOUT_S)

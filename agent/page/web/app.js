@@ -1,7 +1,7 @@
 // The dashboard: which view is in sight, the state that is polled for all of them, and the key.
 
 import * as chat from "./chat.js";
-import { $, announce } from "./dom.js";
+import { $, announce, tell } from "./dom.js";
 import { span } from "./format.js";
 import * as health from "./health.js";
 import * as mesh from "./mesh.js";
@@ -26,13 +26,11 @@ let lost = false;
 
 function link(kind, text) {
   $("link").dataset.state = kind;
-  if ($("link").textContent !== text) $("link").textContent = text;
+  const words = $("link").firstElementChild;
+  if (words.textContent !== text) words.textContent = text;
 }
 
-function banner(text) {
-  $("banner").hidden = !text;
-  if ($("banner").textContent !== text) $("banner").textContent = text;
-}
+const banner = (text) => tell($("banner"), text);
 
 function show(next) {
   state = next;
@@ -40,7 +38,8 @@ function show(next) {
   document.title = name ? `${name} · Covey` : "Covey";
   $("mesh-name").textContent = name ?? "Covey";
   $("seen-from").textContent = next.mesh
-    ? `seen from ${next.mesh.name}, up ${span(next.mesh.uptime_s)}` : "no agent";
+    ? `seen from ${next.mesh.name}` : "no agent";
+  $("seen-from").title = next.mesh ? `Its agent is up for ${span(next.mesh.uptime_s)}` : "";
   $("key-button").hidden = !next.gateway;
   $("key-button").textContent = next.you.key ? `${next.you.key}${next.you.admin ? " (admin)" : ""}` : "Key…";
   banner(next.mesh ? "" : next.missing);
@@ -93,7 +92,7 @@ function openKey(words) {
   // Whoever closed it need not be asked again and again.
   if (asked) return;
   asked = true;
-  $("key-said").textContent = words;
+  tell($("key-said"), words);
   $("key-text").value = "";
   $("key-dialog").showModal();
 }

@@ -1,6 +1,6 @@
 // A chat by the gateway's own /v1/chat/completions, with what this browser measures of it.
 
-import { $, announce, h, show } from "./dom.js";
+import { $, announce, h, prose, show, tell } from "./dom.js";
 import { count, span, tokensPerS } from "./format.js";
 import { Refusal, headers, refusal } from "./net.js";
 
@@ -46,7 +46,7 @@ function turn(one) {
   return h("li", { class: one.role },
     h("div", { class: "who" }, answers ? one.model : "You"),
     h("div", { class: live ? "words cursor" : "words" }, words(one.content)),
-    one.fault ? h("p", { class: "fault" }, one.fault) : null,
+    one.fault ? h("p", { class: "fault" }, prose(one.fault)) : null,
     one.figures ? h("p", { class: "figures", "data-figures": "" }, one.figures) : null);
 }
 
@@ -128,8 +128,7 @@ export function update(state) {
   const none = !gateway
     ? "The agent serves this page for looking only. The chat is on the gateway's page, at http://127.0.0.1:8088/dashboard/ of the machine where `gateway serve` runs."
     : usable.length ? "" : "No model is ready to answer. Deploy one under Models, or by `agent deploy covey-mini`.";
-  $("chat-none").hidden = !none;
-  $("chat-none").textContent = none;
+  tell($("chat-none"), none);
   $("chat-card").hidden = !gateway;
   const select = $("chat-model");
   const before = select.value;

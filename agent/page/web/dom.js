@@ -24,6 +24,19 @@ export function s(tag, attributes, ...children) {
   return built(document.createElementNS(SVG, tag), attributes, children);
 }
 
+/** Text in which `commands` are shown as such. */
+export function prose(text) {
+  return String(text).split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
+}
+
+/** Put such text into an element, and take it away where there is none. */
+export function tell(element, text) {
+  element.hidden = !text;
+  if (element.dataset.text === text) return;
+  element.dataset.text = text;
+  element.replaceChildren(...prose(text));
+}
+
 export const $ = (id) => document.getElementById(id);
 
 /**

@@ -18,6 +18,11 @@ export function span(seconds) {
   return `${Math.round(seconds / 86400)} d`;
 }
 
+/** How long ago, in whole seconds at least: who looks twice sees it move. */
+export function ago(seconds) {
+  return known(seconds) ? `${seconds < 100 ? `${Math.round(seconds)} s` : span(seconds)} ago` : DASH;
+}
+
 export function millis(ms) {
   return known(ms) ? `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms` : DASH;
 }
@@ -62,5 +67,5 @@ export function plural(number, one, many = `${one}s`) {
 }
 
 export function clock(unix) {
-  return new Date(unix * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return new Date(unix * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 }

@@ -32,11 +32,11 @@ function layout(width, nodes, stages) {
   const box = cards ? { w: wide ? 156 : 106, h: 62 } : { w: 22, h: 22 };
   const middle = { w: wide ? 156 : 106, h: 62 };
   const few = others.length <= 2;
-  const height = !others.length ? 110 : few && wide ? 210 : wide ? Math.min(330 + 14 * others.length, 520) : 400;
-  const centre = { x: width / 2, y: height / 2 };
+  const room = !others.length ? 110 : few && wide ? 210 : wide ? Math.min(330 + 14 * others.length, 520) : [3, 5].includes(others.length) ? 480 : 400;
+  const centre = { x: width / 2, y: room / 2 };
   const margin = cards ? 6 : 70;
   const rx = Math.min((width - box.w) / 2 - margin, 400);
-  const ry = height / 2 - box.h / 2 - (cards ? 8 : 26);
+  const ry = room / 2 - box.h / 2 - (cards ? 8 : 26);
   const start = few && wide ? Math.PI : -Math.PI / 2;
   const places = new Map();
   const own = nodes.find((node) => node.self);
@@ -48,7 +48,11 @@ function layout(width, nodes, stages) {
       ...box, card: cards, node,
     });
   });
-  return { width, height, centre, places, own, wide, others };
+  // Three around one leave room below, five above: take it away.
+  const all = [...places.values()];
+  const top = Math.min(...all.map((p) => p.y - p.h / 2)) - 8;
+  const bottom = Math.max(...all.map((p) => p.y + p.h / 2)) + 8;
+  return { width, top, height: bottom - top, centre, places, own, wide, others };
 }
 
 function inside(place, x, y, room) {
@@ -66,7 +70,7 @@ function curve(from, to, centre) {
   // straight way leads through the middle.
   const spoke = [from, to].some((p) => Math.hypot(p.x - centre.x, p.y - centre.y) < 1);
   const aside = { x: -way.y / length, y: way.x / length };
-  const push = spoke ? 34 : far < 60 ? 130 : Math.min(46, length / 4);
+  const push = spoke ? 72 : far < 60 ? 130 : Math.min(46, length / 4);
   const along = spoke || far < 60 ? aside : { x: away.x / far, y: away.y / far };
   const bend = { x: mid.x + along.x * push, y: mid.y + along.y * push };
   const points = [];
@@ -165,7 +169,7 @@ export function draw(nodes, ring, width, busy) {
   const said = `${nodes.length} nodes as ${view.own?.name ?? "this node"} sees them` +
     (ring && order.length ? `; a token of ${ring.name} goes ${[...order, order[0]].join(" → ")}` : "");
   return s("svg", {
-    viewBox: `0 0 ${view.width} ${view.height}`, width: view.width, height: view.height,
+    viewBox: `0 ${view.top} ${view.width} ${view.height}`, width: view.width, height: view.height,
     role: "img", "aria-label": `${said}. The table of nodes says the same.`,
   },
   places.filter((p) => !p.node.self).map((p) => spoke(p, view)),

@@ -40,7 +40,7 @@ function role(node, rings) {
 function nodeRow(node, mesh) {
   const path = node.path;
   const held = role(node, mesh.rings);
-  const how = path === null ? "looks from here" : path.route + (path.relay ? ` by ${path.relay}` : "");
+  const how = path === null ? "this node" : path.route + (path.relay ? ` by ${path.relay}` : "");
   const state = node.draining ? "draining" : node.self ? "" : node.presence;
   return {
     key: node.id,

@@ -1,6 +1,6 @@
 // What runs, what could, and how: plans, deployments and their end.
 
-import { $, announce, h, show, table } from "./dom.js";
+import { $, announce, h, show, table, tell } from "./dom.js";
 import { parameters, plural, size, span, tokensPerS } from "./format.js";
 import { Refusal, ask } from "./net.js";
 import { badge, bar, measured, title, why, words } from "./rings.js";
@@ -30,7 +30,7 @@ function running(mesh, gateway, may) {
 }
 
 /** Say what became of each deployment since the last look, for those who do not see the page. */
-function tell(rings) {
+function follow(rings) {
   for (const ring of rings) {
     const now = ring.phase === "ready" ? "ready" : `${ring.phase}: ${ring.error?.message ?? ring.progress}`;
     if (phases.has(ring.key) && phases.get(ring.key) !== now) announce(`${title(ring)}: ${now}`);
@@ -54,15 +54,14 @@ function buttons() {
   $("deploy-button").disabled = !may;
   const needs = state?.gateway ? state.you.needs
     : "This page is the agent's, which is for looking: deploy by the gateway's dashboard, or by `agent deploy`.";
-  $("act-needs").hidden = !needs;
-  $("act-needs").textContent = needs;
+  tell($("act-needs"), needs);
 }
 
 export function update(next) {
   state = next;
   buttons();
   if (!next.mesh) return;
-  tell(next.mesh.rings);
+  follow(next.mesh.rings);
   show($("running"), running(next.mesh, next.gateway, mayAct()));
 }
 
@@ -132,7 +131,7 @@ function wanted() {
 }
 
 function say(text, bad = false) {
-  $("place-said").textContent = text;
+  tell($("place-said"), text);
   $("place-said").classList.toggle("bad", bad);
 }
 

@@ -1,7 +1,7 @@
 // What the gateway serves now, by whom, and what it served last.
 
-import { $, h, show, table } from "./dom.js";
-import { DASH, count, span, tokensPerS } from "./format.js";
+import { $, h, show, table, tell } from "./dom.js";
+import { DASH, ago, count, span, tokensPerS } from "./format.js";
 
 const NONE = "The agent serves this page; requests are what a gateway has. Its own page shows them.";
 
@@ -26,7 +26,7 @@ function past(gateway) {
     [["Model"], ["Ended", "num"], ["Took", "num"], ["First byte", "num"], ["Speed", "num"], ["Tokens", "num"], ["Replica"], ["Key"], ["Result"]],
     gateway.past.map((one) => ({
       key: one.id,
-      cells: [one.model || DASH, `${span(one.ago_s)} ago`, span(one.seconds), span(one.first_s),
+      cells: [one.model || DASH, ago(one.ago_s), span(one.seconds), span(one.first_s),
         one.token_s ? tokensPerS(1 / one.token_s) : DASH,
         one.completion === null ? DASH : `${count(one.prompt ?? 0)} + ${count(one.completion)}`,
         one.replica || DASH, one.key || DASH,
@@ -49,8 +49,7 @@ function replicas(gateway) {
 }
 
 export function update({ gateway }) {
-  $("requests-none").hidden = Boolean(gateway);
-  $("requests-none").textContent = gateway ? "" : NONE;
+  tell($("requests-none"), gateway ? "" : NONE);
   $("requests-cards").hidden = !gateway;
   const badge = $("count-requests");
   badge.hidden = !gateway?.in_flight;

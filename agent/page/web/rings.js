@@ -1,6 +1,6 @@
 // A ring as people see it: whose layers are where, in the order in which a token passes them.
 
-import { h } from "./dom.js";
+import { h, prose } from "./dom.js";
 import { DASH, plural, span, tokensPerS } from "./format.js";
 
 const HUES = 8;
@@ -62,10 +62,10 @@ export function words(ring) {
       max: 100, value: percent ? percent[1] : null, "aria-label": `Progress of ${title(ring)}`,
     }));
   }
-  if (ring.phase !== "ready") said.push(h("p", {}, ring.progress));
+  if (ring.phase !== "ready") said.push(h("p", {}, prose(ring.progress)));
   if (ring.error) {
-    said.push(h("p", { class: "trouble" }, ring.error.message),
-      ring.error.hint ? h("p", {}, `→ ${ring.error.hint}`) : null);
+    said.push(h("p", { class: "trouble" }, prose(ring.error.message)),
+      ring.error.hint ? h("p", { class: "do" }, prose(ring.error.hint)) : null);
   }
   if (ring.gain) said.push(h("p", { class: "muted" }, ring.gain));
   return said;

@@ -1,6 +1,6 @@
 // What keys used: one's own, or everybody's for an admin key.
 
-import { $, h, s, show, table } from "./dom.js";
+import { $, h, s, show, table, tell } from "./dom.js";
 import { count } from "./format.js";
 import { ask, key } from "./net.js";
 
@@ -24,17 +24,15 @@ export function byDay(rows, days, today) {
 
 function chart(days) {
   const most = Math.max(...days.map(([, tokens]) => tokens), 1);
-  const [width, height, foot] = [720, 140, 18];
+  const [width, height] = [720, 120];
   const step = width / days.length;
-  return s("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": `Tokens a day; the most was ${count(most)}.` },
-    s("line", { x1: 0, x2: width, y1: height - foot, y2: height - foot }),
+  return h("div", {}, s("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": `Tokens a day; the most was ${count(most)}.` },
+    s("line", { x1: 0, x2: width, y1: height - 1, y2: height - 1 }),
     days.map(([day, tokens], at) => {
-      const tall = ((height - foot - 4) * tokens) / most;
-      return s("rect", { class: "bar", x: at * step + 2, width: step - 4, y: height - foot - tall, height: tall, rx: 2 },
+      const tall = ((height - 5) * tokens) / most;
+      return s("rect", { class: "bar", x: at * step + 2, width: step - 4, y: height - 1 - tall, height: tall, rx: 2 },
         s("title", {}, `${day}: ${count(tokens)} tokens`));
-    }),
-    s("text", { x: 2, y: height - 4 }, days[0][0]),
-    s("text", { x: width - 2, y: height - 4, "text-anchor": "end" }, days.at(-1)[0]));
+    })), h("p", { class: "ends muted" }, h("span", {}, days[0][0]), h("span", {}, `most ${count(most)}`), h("span", {}, days.at(-1)[0])));
 }
 
 function totals(rows) {
@@ -51,8 +49,7 @@ function totals(rows) {
 }
 
 function none(text) {
-  $("usage-none").hidden = !text;
-  $("usage-none").textContent = text;
+  tell($("usage-none"), text);
   $("usage-cards").hidden = Boolean(text);
 }
 
