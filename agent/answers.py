@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -42,6 +42,8 @@ from agent.membership.store import Membership
 from agent.models.service import ModelStore
 from agent.neighbours import Neighbours
 from agent.overlay.shell import Overlay
+from agent.page.overview import overview
+from agent.page.shelf import shelf
 from agent.presence.service import Presence
 from agent.relay.service import Relay
 from agent.traversal.service import Traversal
@@ -216,6 +218,22 @@ class Answers:
     async def events(self, after: int) -> dict[str, Any]:
         """List what happened after an event's number."""
         return self._presence.events.describe(after)
+
+    async def overview(self) -> dict[str, Any]:
+        """Describe the mesh in one piece, for the dashboard."""
+        rings = await self.deployments()
+        found = overview(
+            time.time(), status=await self.status(), load=self._presence.load(),
+            peers=(await self.peers())["peers"], rings=rings["deployments"],
+            jobs=(await self.model_jobs())["jobs"],
+            events=(await self.events(0))["events"],
+        )  # fmt: skip
+        return cast("dict[str, Any]", msgspec.to_builtins(found))
+
+    async def shelf(self) -> dict[str, Any]:
+        """Describe the models that there are and could be, for the dashboard."""
+        models, catalogue = await asyncio.gather(self.models(), self.catalogue(""))
+        return cast("dict[str, Any]", msgspec.to_builtins(shelf(models["models"], catalogue)))
 
     async def acl(self) -> dict[str, Any]:
         """Describe the ACL in force, with its counters."""

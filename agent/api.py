@@ -128,6 +128,12 @@ class Target(Protocol):
     async def events(self, after: int) -> dict[str, Any]:
         """List what happened after an event's number."""
 
+    async def overview(self) -> dict[str, Any]:
+        """Describe the mesh in one piece, for the dashboard."""
+
+    async def shelf(self) -> dict[str, Any]:
+        """Describe the models that there are and could be, for the dashboard."""
+
     async def acl(self) -> dict[str, Any]:
         """Describe the ACL in force."""
 
@@ -208,6 +214,8 @@ class LocalApi:
             ("netcheck", target.netcheck),
             ("replicas", target.replicas),
             ("deployments", target.deployments),
+            ("overview", target.overview),
+            ("shelf", target.shelf),
             ("acl", target.acl),
             ("drain", target.drained),
             ("models", target.models),

@@ -1,6 +1,6 @@
-"""The heads of the mesh, as the local agent knows them.
+"""The heads of the mesh, as the local agent knows them, and what the dashboard asks of it.
 
-The one module of the gateway that imports anything of `agent`: its client. Used by `watch.py`.
+The one module of the gateway that imports the agent's client. Used by `watch.py` and `dashboard/`.
 Fields that this version does not know are accepted, since agent and gateway are upgraded apart.
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from agent.client import AgentClient, CoveyError, default_socket
-from gateway.errors import NotRunning
+from gateway.errors import ApiError, NotRunning
 from gateway.routing import Replica
 
 __all__ = ["AgentSource", "default_socket"]
@@ -66,6 +67,19 @@ class AgentSource:
     def deployed(self) -> frozenset[str]:
         """Return the models that the mesh is to run, by the last answer of the agent."""
         return self._deployed
+
+    async def call(self, method: str, path: str, body: Any, timeout_s: float) -> Any:
+        """Return what the agent answers on its local API; raises ApiError with its words."""
+        try:
+            match method:
+                case "POST":
+                    return await self._client.post(path, body, timeout_s=timeout_s)
+                case "DELETE":
+                    return await self._client.delete(path)
+                case _:
+                    return await self._client.get(path)
+        except CoveyError as error:
+            raise ApiError(error.message, status=error.http_status, hint=error.hint) from error
 
     async def aclose(self) -> None:
         """Close the connection to the agent."""

@@ -21,6 +21,7 @@ from gateway.answers import answer as _response
 from gateway.answers import json_answer as _json
 from gateway.bounds import Bounds
 from gateway.config import Config, reloaded, share
+from gateway.dashboard.handlers import Dashboard
 from gateway.dialects.port import Dialect
 from gateway.dialects.served import DIALECTS, by_name
 from gateway.errors import ApiError
@@ -87,6 +88,7 @@ def make_app(
     app.router.add_get("/v1/models", gateway.models)
     app.router.add_get("/v1/models/{id:.+}", gateway.model)
     gateway.standing.add_to(app.router)
+    gateway.dashboard.add_to(app.router)
     return app
 
 
@@ -115,6 +117,7 @@ class Gateway:
         self.standing = Standing(self._router, self.observer, accounts, guard, worker)
         # The router's clock does not go back; clients want unix seconds.
         self._unix_offset = time.time() - time.monotonic()
+        self.dashboard = Dashboard(self._router, accounts, guard, self.standing.sheets)
         self.listings = Listings(self._router, self._unix_offset, self.standing.replicas)
         self._names: frozenset[str] = frozenset()
         self.dialects = DIALECTS | by_name(lambda: self._names)
@@ -130,6 +133,7 @@ class Gateway:
             skip_auto_headers=_SKIPPED_HEADERS,
         )
         self._watch = Watch(self._router, session, source, _named(self._config))
+        self.dashboard.live(source, self._watch)
         upstream = Upstream(self._router, Exchanges(connections))
         config = share(self._config, self._number)
         self._proxy = Proxy(

@@ -47,8 +47,10 @@ class Listings:
         routes.add_get("/peers/metrics", self.peers_metrics)
         routes.add_get("/openapi.json", self.described)
 
-    async def root(self, _: web.Request) -> web.Response:
-        """Say what Ollama's own programs look for before they ask anything."""
+    async def root(self, request: web.Request) -> web.Response:
+        """Say what Ollama's own programs look for before they ask anything; people get the page."""
+        if "text/html" in request.headers.get("Accept", ""):
+            return web.Response(status=302, headers={"Location": "dashboard/"})
         return web.Response(text="Ollama is running")
 
     async def version(self, _: web.Request) -> web.Response:

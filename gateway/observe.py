@@ -25,6 +25,7 @@ from gateway.config import Config
 from gateway.errors import ApiError
 from gateway.metrics import CONTENT_TYPE, Metrics, Now
 from gateway.otlp import Exporter
+from gateway.recent import Recent
 from gateway.record import LEFT_STATUS, MOST_LETTERS, OPERATIONS, Record
 from gateway.routing import Router
 from gateway.together import Sheet
@@ -47,6 +48,7 @@ class Observer:
         self._router = router
         self._worker = worker
         self.metrics = Metrics()
+        self.recent = Recent()
         self._log: AccessLog | None = None
         self._exporter: Exporter | None = None
         self._dropped_before: dict[str, int] = {}
@@ -94,6 +96,8 @@ class Observer:
         )  # fmt: skip
         response = None
         self.metrics.in_flight += bool(record.operation)
+        if record.operation:
+            self.recent.begin(record)
         try:
             response = await handler(request)
             return response
@@ -152,6 +156,7 @@ class Observer:
         if counted is not None:
             record.prompt, record.completion = counted.prompt, counted.completion
         self.metrics.ended(record, known=self._router.knows(record.model))
+        self.recent.end(record)
         if self._log is not None:
             self._log.write(self._line(request, record))
         if self._exporter is not None and record.operation and record.trace.exported:

@@ -36,8 +36,8 @@ class Record:
     """One request; times in seconds on the clock of time.monotonic, `unix_ns` on the other one.
 
     `error` is what OpenTelemetry calls error.type: a word of ours, or a status; empty: none.
-    `refused`: the gateway itself said no, for the reason that `error` has. `hedge`: it was `sent`
-    to a second replica as well, or that one `won`.
+    `key` is its key's name, empty for nobody's. `refused`: the gateway itself said no, for the
+    reason that `error` has. `hedge`: it was `sent` to a second replica as well, or that one `won`.
     """
 
     operation: str
@@ -45,6 +45,8 @@ class Record:
     begun: float
     unix_ns: int
     model: str = ""
+    key: str = ""
+    key_id: str = ""
     replica: str = ""
     streamed: bool = False
     body: bytes = b""

@@ -74,7 +74,12 @@ class Standing:
 
     def replicas(self) -> list[Entry]:
         """Return what is known of each replica, as `Router.view`."""
-        return together.replicas(self._sheets())
+        return together.replicas(self.sheets())
+
+    def sheets(self) -> list[Sheet]:
+        """Return how all workers stand, this one first."""
+        own = self._sheet()
+        return [own] if self._worker is None else self._worker.told(own)
 
     async def health(self, _: web.Request) -> web.Response:
         """Tell whether any model can be used."""
@@ -88,13 +93,13 @@ class Standing:
 
     async def metrics(self, _: web.Request) -> web.Response:
         """Tell Prometheus what was counted."""
-        return self._observer.exposition(self._sheets())
+        return self._observer.exposition(self.sheets())
 
     async def status(self, request: web.Request) -> web.Response:
         """Tell `gateway status` everything; other machines do not see where the replicas are."""
         if not _from_this_machine(request):
             raise ApiError("/gateway/status is for this machine only", status=403)
-        sheets = self._sheets()
+        sheets = self.sheets()
         keys = None
         if self._guard is not None and self._accounts is not None:
             keys = {"required": self._guard.required, **self._accounts.view()}
@@ -125,15 +130,13 @@ class Standing:
             gateway=self._accounts.gateway if self._accounts else "",
             unreported=self._accounts.unreported if self._accounts else 0,
             minutes=self._accounts.minutes() if self._accounts else {},
+            live=self._observer.recent.running(),
+            past=self._observer.recent.ended(),
         )
 
     def _hear(self, others: Sequence[Sheet]) -> None:
         if self._accounts is not None:
             self._accounts.elsewhere(sheet.minutes for sheet in others)
-
-    def _sheets(self) -> list[Sheet]:
-        own = self._sheet()
-        return [own] if self._worker is None else self._worker.told(own)
 
 
 def _from_this_machine(request: web.Request) -> bool:

@@ -19,6 +19,7 @@ import msgspec
 
 from gateway.keys.limits import Minute
 from gateway.metrics import Counted
+from gateway.recent import Seen
 
 _WORST = ("closed", "half-open", "open")
 
@@ -30,7 +31,7 @@ class Sheet(msgspec.Struct, frozen=True):
 
     `dropped` and `waiting` as in `metrics.Now`, `replicas` as of `Router.view`; `gateway` is its
     name in the store of keys, `unreported` how many totals that store does not have yet, `minutes`
-    what keys used of their limits a minute.
+    what keys used of their limits a minute; `live` and `past` which requests run and ended last.
     """
 
     pid: int
@@ -42,11 +43,13 @@ class Sheet(msgspec.Struct, frozen=True):
     gateway: str = ""
     unreported: int = 0
     minutes: dict[str, Minute] = {}
+    live: list[Seen] = []
+    past: list[Seen] = []
 
     def ended(self) -> Sheet:
         """Return what is left of it when its process is gone: what was counted."""
         return msgspec.structs.replace(
-            self, pid=0, in_flight=0, waiting={}, replicas=[], unreported=0, minutes={}
+            self, pid=0, in_flight=0, waiting={}, replicas=[], unreported=0, minutes={}, live=[]
         )
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 import msgspec
@@ -39,6 +39,9 @@ class Source(Protocol):
 
     def deployed(self) -> frozenset[str]:
         """Return the models that shall run, with a head or without, as of the last answer."""
+
+    async def call(self, method: str, path: str, body: Any, timeout_s: float) -> Any:
+        """Return what the agent answers on its local API; raises ApiError."""
 
     async def aclose(self) -> None:
         """Close the connection."""

@@ -207,6 +207,10 @@ class Presence:
             "draining": bool(beat and beat.draining),
         }  # fmt: skip
 
+    def load(self) -> dict[str, Any]:
+        """Describe what this node has to spare, as it tells others."""
+        return _named(self._sources.load())
+
     def links(self) -> list[NodeId]:
         """Return the members to whom a control connection is open."""
         return sorted(self._linked)

@@ -21,7 +21,7 @@ from gateway.keys.database import StoreAway
 from gateway.keys.key import Key, digest
 from gateway.keys.ledger import Due, Headroom, Held, Instant, Ledger, Refusal
 from gateway.keys.limits import Minute
-from gateway.keys.store import Store
+from gateway.keys.store import Store, Used
 from gateway.usage import Tokens
 
 _log = logging.getLogger(__name__)
@@ -122,6 +122,15 @@ class Accounts:
     def headroom(self, key: Key) -> tuple[Headroom | None, Headroom | None]:
         """Return what is left of a key's requests and tokens (`Ledger.headroom`)."""
         return self._ledger.headroom(key, _now())
+
+    async def usage(self, since: str, which: str) -> list[Used]:
+        """Return what was used from the day `since` on, of a key (its id) or "" for all.
+
+        Of this process it is a second old at most. Raises EnvironmentFault.
+        """
+        if not self._store.there():
+            return []
+        return await self._beside(lambda: self._store.usage(since, which=which))
 
     @property
     def unreported(self) -> int:

@@ -108,6 +108,9 @@ def keys() -> None:
     show_default=True,
     help="Its share where requests wait for each other.",
 )
+@click.option(
+    "--admin", is_flag=True, help="It may deploy and undeploy by the dashboard, and see all usage."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_store_options
 def create(
@@ -153,14 +156,14 @@ def list_command(everything: bool, as_json: bool, store: str | None, file: Path 
         return
     table = Table()
     for column in ("id", "name", "state", "models", "requests/min", "tokens/min", "tokens/day",
-                   "weight", "expires"):  # fmt: skip
+                   "weight", "admin", "expires"):  # fmt: skip
         table.add_column(column, overflow="fold")
     for view in views:
         table.add_row(
             view["id"], escape(view["name"]), view["state"], escape(", ".join(view["models"])),
             *("-" if view[limit] is None else str(view[limit])
               for limit in ("requests_per_minute", "tokens_per_minute", "tokens_per_day")),
-            f"{view['weight']:g}", view["expires"] or "never",
+            f"{view['weight']:g}", "yes" if view["admin"] else "-", view["expires"] or "never",
         )  # fmt: skip
     Console().print(table)
 

@@ -22,14 +22,16 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from gateway.attached import BODY, KEY, METER
+from agent.page import serve as page
+from gateway.attached import BODY, KEY, METER, RECORD
 from gateway.errors import ApiError
 from gateway.keys.accounts import RETRY_AFTER_STORE_S, Accounts
 from gateway.keys.key import PREFIX, Key
 from gateway.keys.ledger import Headroom
 from gateway.usage import Meter, Tokens, of_prompt
 
-# Load balancers ask the first; the second is for this machine only anyway (`app.py`).
+# Load balancers ask the first; the second is for this machine only anyway (`app.py`). The page of
+# the dashboard is open as well (`is_open`), its data are not.
 OPEN_PATHS = frozenset({"/health", "/gateway/status"})
 # They count tokens, or tell of a model, and generate none.
 FREE_PATHS = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens", "/api/show"})
@@ -61,17 +63,18 @@ class Guard:
     @web.middleware
     async def identify(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Find out whose request it is, before its body is read; raises ApiError."""
-        if request.path not in OPEN_PATHS:
+        if not is_open(request.path):
             key = self._key(request)
             if key is not None:
                 request[KEY] = key
+                request[RECORD].key, request[RECORD].key_id = key.name, key.id
         return await handler(request)
 
     @web.middleware
     async def count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Hold what a request may cost, and count what it did cost; raises ApiError."""
         key: Key | None = request.get(KEY)
-        if key is None or request.method != "POST":
+        if key is None or request.method != "POST" or request.path.startswith(page.ROOT):
             return await handler(request)
         return await self._counted(request, handler, key)
 
@@ -144,6 +147,11 @@ class Guard:
             counted = Tokens(0, 0) if free else meter.tokens()
             cost = counted or Tokens(prompt, meter.estimate())
             self._accounts.settle(held, model, cost if served else None, estimated=counted is None)
+
+
+def is_open(path: str) -> bool:
+    """Say whether a path needs no key, whatever is required elsewhere."""
+    return path in OPEN_PATHS or page.is_open(path)
 
 
 def _secret(request: web.Request) -> str:

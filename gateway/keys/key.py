@@ -33,7 +33,8 @@ State = Literal["active", "expired", "revoked"]
 class Key(msgspec.Struct, frozen=True):
     """A key without its secret. Limits that are None do not apply; times are unix seconds.
 
-    `models` are globs. `weight` is its share where requests wait for each other (1: ordinary).
+    `models` are globs. `admin`: its holder may act on the mesh by the dashboard. `weight` is its
+    share where requests wait for each other (1: ordinary).
     """
 
     id: str
@@ -46,6 +47,7 @@ class Key(msgspec.Struct, frozen=True):
     created: float = 0.0
     expires: float | None = None
     revoked: float | None = None
+    admin: bool = False
 
     def state(self, now: float) -> State:
         """Return whether it can be used."""

@@ -53,4 +53,5 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (key_id, day, gateway)
         )""",
     ),
+    ("ALTER TABLE covey_keys ADD COLUMN admin BIGINT NOT NULL DEFAULT 0",),
 )

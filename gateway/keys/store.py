@@ -23,7 +23,7 @@ from gateway.keys.schema import MIGRATIONS, VERSION_TABLE
 GONE_S = 3600.0
 _KEY = (
     "id, name, models, requests_per_minute, tokens_per_minute, tokens_per_day, weight, created, "
-    "expires, revoked"
+    "expires, revoked, admin"
 )
 
 
@@ -80,11 +80,11 @@ class Store:
                     hint="Choose another name, or revoke it first.",
                 )
             self._database.execute(
-                f"INSERT INTO covey_keys ({_KEY}, hash) VALUES (?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+                f"INSERT INTO covey_keys ({_KEY}, hash) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
                 (
                     key.id, key.name, msgspec.json.encode(key.models).decode(),
                     key.requests_per_minute, key.tokens_per_minute, key.tokens_per_day,
-                    key.weight, key.created, key.expires, key.revoked, hashed,
+                    key.weight, key.created, key.expires, key.revoked, int(key.admin), hashed,
                 ),
             )  # fmt: skip
 
@@ -232,5 +232,7 @@ class Store:
 
 def _key(row: database.Row) -> Key:
     """Return the key in a row of the columns _KEY."""
-    id_, name, models, *limits = row[:10]
-    return Key(id_, name, msgspec.json.decode(models, type=tuple[str, ...]), *limits)
+    id_, name, models, *limits, admin = row[:11]
+    return Key(
+        id_, name, msgspec.json.decode(models, type=tuple[str, ...]), *limits, admin=bool(admin)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gateway.openapi import anthropic, ollama, openai, own, responses
+from gateway.openapi import anthropic, dashboard, ollama, openai, own, responses
 from gateway.openapi.words import COMPONENTS, SECURITY, Json
 
 _ABOUT = """\
@@ -17,8 +17,8 @@ own heads do. The errors of each API have its own form.
 
 def document(version: str) -> Json:
     """Return the description, OpenAPI 3.1, of the gateway of this version."""
-    modules = (openai, responses, anthropic, ollama, own)
-    tags = dict.fromkeys((openai.TAG, anthropic.TAG, ollama.TAG, *own.TAGS))
+    modules = (openai, responses, anthropic, ollama, own, dashboard)
+    tags = dict.fromkeys((openai.TAG, anthropic.TAG, ollama.TAG, *own.TAGS, dashboard.TAG))
     return {
         "openapi": "3.1.0",
         "info": {

@@ -16,7 +16,7 @@ from aiohttp import web
 from gateway import watch
 from gateway.app import make_app
 from gateway.config import Config
-from gateway.errors import NotRunning
+from gateway.errors import ApiError, NotRunning
 from gateway.keys.store import Store
 from gateway.routing import Replica
 
@@ -47,6 +47,8 @@ class ListedSource:
         self.wished = {model for replica in replicas for model in replica.models}
         self.missing = missing
         self.closed = False
+        self.answers: dict[tuple[str, str], Any] = {}
+        self.calls: list[tuple[str, str, Any]] = []
 
     async def replicas(self) -> list[Replica]:
         if self.missing:
@@ -55,6 +57,15 @@ class ListedSource:
 
     def deployed(self) -> frozenset[str]:
         return frozenset(self.wished)
+
+    async def call(self, method: str, path: str, body: Any, timeout_s: float) -> Any:
+        self.calls.append((method, path, body))
+        answer = self.answers.get((method, path))
+        if answer is None:
+            raise ApiError(f"{method} {path} is not scripted", status=503)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def aclose(self) -> None:
         self.closed = True

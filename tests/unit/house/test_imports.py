@@ -111,7 +111,7 @@ def test_a_core_imports_cores_only() -> None:
     assert {(n, i) for n, i in found if i not in cores() | packages} == set()
 
 
-def test_the_gateway_imports_nothing_of_the_agent_but_its_client() -> None:
+def test_the_gateway_imports_nothing_of_the_agent_but_its_client_and_the_page() -> None:
     found = {
         (name, i)
         for name, names in imports().items()
@@ -119,8 +119,14 @@ def test_the_gateway_imports_nothing_of_the_agent_but_its_client() -> None:
         for i in names
         if i.split(".")[0] == "agent"
     }
-    assert {i for _, i in found if not i.startswith("agent.client")} == set()
-    assert len({name for name, _ in found}) == 1
+    assert {i for _, i in found if not i.startswith(("agent.client", "agent.page"))} == set()
+    assert len({name for name, i in found if i.startswith("agent.client")}) == 1
+
+
+def test_the_page_imports_nothing_else_of_the_agent() -> None:
+    """So the gateway does not either, by way of the page that both serve."""
+    found = {i for name in MODULES if name.startswith("agent.page") for i in imports()[name]}
+    assert {i for i in found if i.startswith("agent.") and not i.startswith("agent.page")} == set()
 
 
 def test_the_image_imports_only_cores_of_the_agent() -> None:
