@@ -17,12 +17,14 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 
-from agent import places
-from agent.errors import ConfigError
+from agent import endpoint, places
+from agent.errors import ConfigError, UsageError
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Few = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 Outlive = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+# As host of `http.listen`: the node's address on the overlay, which nobody knows by heart.
+OVERLAY_HOST = "overlay"
 # Variables that are no settings of the agent: where its file and the build cache lie, the mark of a
 # sandbox, and the gateway's own settings, which may stand in the same environment.
 _OUTSIDE = ("COVEY_CONFIG", "COVEY_CACHE", "COVEY_SANDBOX", "COVEY_ENGINE_LOG", "COVEY_GATEWAY_")
@@ -182,6 +184,20 @@ class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
 
 
+class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What this node shows over HTTP, to be read only: its metrics and its health."""
+
+    listen: Annotated[
+        str, "HOST:PORT of the pages; empty: none. `overlay` as HOST is this node's overlay "
+        "address. Whoever reaches it reads members' names and how they do."
+    ] = "127.0.0.1:7074"  # fmt: skip
+    names: Annotated[
+        tuple[str, ...],
+        "Names under which clients ask, beside IP addresses and localhost; others are refused, "
+        "since a web site could have its own name lead here.",
+    ] = ()
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that an operator can set."""
 
@@ -190,6 +206,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: Engine = Engine()
     placement: Placement = Placement()
     models: Models = Models()
+    http: Http = Http()
 
     @property
     def state_dir(self) -> Path:
@@ -225,6 +242,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _ports("network.engine_ports", self.network.engine_ports, "7100-7199")
 
     @property
+    def http_listen(self) -> tuple[str, int] | None:
+        """Where the pages are, None: nowhere; raises ConfigError when it is no HOST:PORT."""
+        if not self.http.listen:
+            return None
+        try:
+            return endpoint.split(self.http.listen)
+        except UsageError as error:
+            raise ConfigError(
+                f"http.listen is {self.http.listen[:80]!r}",
+                hint='Write HOST:PORT, as 127.0.0.1:7074 or [::1]:7074, or "" for no pages.',
+            ) from error
+
+    @property
     def relay_ports(self) -> range:
         """The ports for what is relayed; raises ConfigError when they are no range."""
         return _ports("network.relay_ports", self.network.relay_ports, "51840-52039")
@@ -245,7 +275,7 @@ def _ports(key: str, value: str, example: str) -> range:
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "node": Node, "network": Network, "engine": Engine, "placement": Placement,
-    "models": Models,
+    "models": Models, "http": Http,
 }  # fmt: skip
 
 
@@ -392,4 +422,5 @@ def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
         engine=Engine(**sections["engine"]),
         placement=Placement(**sections["placement"]),
         models=Models(**sections["models"]),
+        http=Http(**sections["http"]),
     )

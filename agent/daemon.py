@@ -1,7 +1,7 @@
 """The agent: the one place that knows all its parts, starts them in order, and lets them meet.
 
     state lock → ACL → overlay → control plane → discovery → HTTP on the overlay → deployments
-               → presence, authority, LAN → models → local API
+               → presence, authority, LAN → models → local API → pages
 
 A part that a node can do without (the control plane, the LAN, the ACL where it cannot be enforced)
 becomes a health item; everything else that fails at start ends the agent with one line. What it
@@ -33,7 +33,7 @@ from agent.attention import talked_to
 from agent.authority import Authority, overlaykeys
 from agent.authority.service import SERVICE as REVOCATIONS
 from agent.company import Company
-from agent.config import Config
+from agent.config import OVERLAY_HOST, Config
 from agent.control import ControlPlane, Down
 from agent.deploy import keeper, messages
 from agent.deploy.blobs import BlobServer
@@ -54,6 +54,8 @@ from agent.errors import (
     to_wire,
 )
 from agent.health import Health, HealthItem
+from agent.http import standing
+from agent.http.listener import Listener
 from agent.identity.keys import NodeId
 from agent.lan.beacon import LanBeacon
 from agent.lan.peers import LanPeer
@@ -317,6 +319,8 @@ class Agent:
             self._lan.peers, self.request_stop,
         )  # fmt: skip
         self._api = LocalApi(answers, settings.socket)
+        self._pages_at = settings.http_listen
+        self._pages = Listener(settings.http.names, standing.routes(self._health))
         self._doctor = Watch(settings, answers.status, answers.peers, self._health)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resting: dict[NodeId, asyncio.TimerHandle] = {}  # who will be left alone soon
@@ -407,10 +411,28 @@ class Agent:
         await self._deployments.start(address, network.beat_port)
         await self._store.start()
         await self._api.start()
+        await self._start_pages()
         self._spawn(self._tell_record())
         self._presence.note("node.up", self._own, "its agent is up", tell=True)
         _log.info("agent up name=%s node=%s ipv6=%s", membership.certificate.name, self._own,
                   membership.ipv6)  # fmt: skip
+
+    async def _start_pages(self) -> None:
+        """Show the pages; where their port is taken the node does without."""
+        if self._pages_at is None:
+            return
+        host, port = self._pages_at
+        try:
+            await self._pages.start(
+                str(self._membership.ipv6) if host == OVERLAY_HOST else host, port
+            )
+        except EnvironmentFault as fault:
+            self._health.set(
+                HealthItem(
+                    "pages-missing", "warning", "No metrics and pages", f"{fault.message}.",
+                    fault.hint,
+                )
+            )  # fmt: skip
 
     async def _start_control(self) -> None:
         try:
@@ -441,9 +463,9 @@ class Agent:
         for timer in self._resting.values():
             timer.cancel()
         self._neighbours.remember()
-        for part in (self._api, self._store, self._deployments, self._lan, self._presence,
-                     self._blobs, self._discovery, self._traversal, self._relay, self._control,
-                     self._clamp, self._overlay, self._acl):  # fmt: skip
+        for part in (self._pages, self._api, self._store, self._deployments, self._lan,
+                     self._presence, self._blobs, self._discovery, self._traversal, self._relay,
+                     self._control, self._clamp, self._overlay, self._acl):  # fmt: skip
             try:
                 await part.stop()
             except Exception:

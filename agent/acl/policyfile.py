@@ -15,7 +15,7 @@ from typing import Literal
 
 from agent.acl.policy import MAX_FILE_BYTES, Policy, parse
 from agent.acl.ports import CoveyPorts
-from agent.config import Config, default_file
+from agent.config import OVERLAY_HOST, Config, default_file
 from agent.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -37,13 +37,14 @@ def where(settings: Config) -> Path:
 
 def covey_ports(settings: Config) -> CoveyPorts:
     """Return the ports that Covey serves on the overlay by these settings. Raises ConfigError."""
-    network = settings.network
+    network, pages = settings.network, settings.http_listen
     return CoveyPorts.of(
         control=network.control_port,
         overlay=network.overlay_port,
         engine=settings.engine_ports,
         discovery=network.discovery_port,
         ownership=network.beat_port,
+        pages=pages[1] if pages is not None and pages[0] == OVERLAY_HOST else None,
     )
 
 

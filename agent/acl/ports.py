@@ -118,8 +118,12 @@ class CoveyPorts:
         engine: range,
         discovery: int,
         ownership: int,
+        pages: int | None = None,
     ) -> CoveyPorts:
-        """Return what is served on these ports: TCP, but discovery and ownership UDP."""
+        """Return what is served on these ports: TCP, but discovery and ownership UDP.
+
+        `pages`: those of the agent, where they are for members.
+        """
         services = [
             Service("the control plane", PortRange("tcp", control, control)),
             Service("stage files", PortRange("tcp", overlay, overlay)),
@@ -127,6 +131,8 @@ class CoveyPorts:
             Service("discovery", PortRange("udp", discovery, discovery)),
             Service("ownership of deployments", PortRange("udp", ownership, ownership)),
         ]
+        if pages is not None:
+            services.append(Service("the agent's pages", PortRange("tcp", pages, pages)))
         return cls((*services, Service("ping", PortRange("icmp"))))
 
     def find(self, protocol: Protocol, port: int) -> Service | None:

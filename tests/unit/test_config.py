@@ -115,3 +115,17 @@ def test_engine_ports_must_be_a_range(text: str) -> None:
 def test_the_socket_lies_in_the_state_directory_when_that_is_set() -> None:
     settings, _ = config.load(Path("/dev/null"), {}, ["node.state_dir=/srv/covey"])
     assert settings.socket == Path("/srv/covey/agent.sock")
+
+
+def test_where_the_pages_are() -> None:
+    assert config.Config().http_listen == ("127.0.0.1", 7074)
+    for text, found in (("[::1]:80", ("::1", 80)), ("overlay:80", ("overlay", 80)), ("", None)):
+        settings, _ = config.load(Path("/dev/null"), {}, [f"http.listen={text}"])
+        assert settings.http_listen == found
+
+
+@pytest.mark.parametrize("text", ["7074", "localhost", "127.0.0.1:0", "::1:7074", "off"])
+def test_where_the_pages_are_must_be_a_place(text: str) -> None:
+    settings, _ = config.load(Path("/dev/null"), {}, [f"http.listen={text}"])
+    with pytest.raises(ConfigError, match=r"http\.listen"):
+        _ = settings.http_listen

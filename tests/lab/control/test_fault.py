@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from agent import enrol
-from agent.config import Config, Network, Node
+from agent.config import Config, Http, Network, Node
 from agent.control import host
 from agent.control.bridge import TrioThread
 from agent.daemon import Agent
@@ -40,6 +40,7 @@ async def running(folder: Path) -> AsyncIterator[Agent]:
             beat_port=24071,
             relay_ports="24840-24859",
         ),
+        http=Http(listen="127.0.0.1:24074"),
     )
     enrol.create_mesh(settings, "home", now=time.time())
     with StateDir(settings.state_dir).lock() as state:

@@ -9,7 +9,7 @@ import pytest
 
 from agent.acl.policy import Policy
 from agent.acl.policyfile import SETTLE_S, PolicyFile, covey_ports, read, where
-from agent.config import Config, Network, default_file
+from agent.config import Config, Http, Network, default_file
 from agent.errors import ConfigError
 
 RULE = '[[rule]]\nfrom = "*"\nto = "*"\nports = ["tcp:{}"]\naction = "allow"\n'
@@ -146,3 +146,9 @@ def test_covey_ports_are_those_of_the_settings() -> None:
     )
     found = [str(service.ports) for service in covey_ports(settings).services]
     assert found == ["tcp:5", "tcp:6", "tcp:7-8", "udp:4", "udp:9", "icmp"]
+
+
+def test_the_pages_are_for_members_only_where_they_are_on_the_overlay() -> None:
+    for listen, there in (("overlay:99", True), ("127.0.0.1:99", False), ("", False)):
+        services = covey_ports(Config(http=Http(listen=listen))).services
+        assert ("tcp:99" in [str(service.ports) for service in services]) == there
