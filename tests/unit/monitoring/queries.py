@@ -95,10 +95,14 @@ class Exported:
                     continue
                 if label not in self._labels.get(name, set()):
                     found.append(f"{query.where}: {name} has no label {label}")
-                elif values and operator in ("=", "!=") and value:
-                    if value not in self._values[name, label]:
-                        found.append(f"{query.where}: {label} of {name} is never {value}")
-        named = [part.strip() for group in _GROUPING.findall(expression) for part in group.split(",")]
+                elif (
+                    values and operator in ("=", "!=") and value
+                    and value not in self._values[name, label]
+                ):  # fmt: skip
+                    found.append(f"{query.where}: {label} of {name} is never {value}")
+        named = [
+            part.strip() for group in _GROUPING.findall(expression) for part in group.split(",")
+        ]
         named += [label for text in query.texts for label in _PLACEHOLDER.findall(text)]
         found += [
             f"{query.where}: nothing there has a label {label}"
