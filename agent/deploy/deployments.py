@@ -64,6 +64,7 @@ from agent.deploy.succession import Succession
 from agent.deploy.wish import Wish, check_name
 from agent.deploy.work import work_here
 from agent.errors import CoveyError, MembershipError, NotRunning, UsageError
+from agent.figures import Engined
 from agent.identity.keys import NodeId, NodeKey
 from agent.ownership.lease import Token
 from agent.ownership.owner import Want
@@ -322,6 +323,14 @@ class Deployments:
     def wished(self) -> list[str]:
         """Return the names of the deployments that shall run."""
         return sorted(wish.name for wish in self._keeper.book.wishes())
+
+    def wanted(self) -> dict[str, int]:
+        """Return how many rings each deployment shall have, by its name."""
+        return {wish.name: wish.rings for wish in self._keeper.book.wishes()}
+
+    async def figures(self) -> Engined:
+        """Return what the engines here did."""
+        return await self._engines.figures()
 
     def engines(self) -> list[dict[str, Any]]:
         """Describe the engines that run here, for `agent status`."""

@@ -10,7 +10,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ class Channel:
         self.commands: deque[Command] = deque()
         self.stopped = False
         self.regroups = 0
+        # What it tells of itself when it is asked: counts and seconds.
+        self.stats: Callable[[], dict[str, float]] = dict
         self._heard_elsewhere = False
         self._news = threading.Event()
 
@@ -98,6 +100,9 @@ class Channel:
                 continue
             if command.ping:
                 self.emit(Event("alive"))
+                continue
+            if command.tell:
+                self.emit(Event("stats", stats=self.stats()))
                 continue
             self.stopped |= command.stop
             self.commands.append(command)

@@ -87,12 +87,15 @@ class Engine:
         self.stats: dict[str, float] = {}
         # Hears what the engine learns of its links, by overlay address.
         self.heard: Callable[[dict[str, Known]], None] = lambda links: None
+        # Hears when the process has ended, and why; None: it was stopped.
+        self.over: Callable[[CoveyError | None], None] = lambda reason: None
         self._process = process
         self._tail = Tail()
         self._listening = asyncio.Event()
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
         self._lives = asyncio.Event()
+        self._told = asyncio.Event()
         self._reason: CoveyError | None = None
         self._failed = asyncio.Event()
         self._stopping = False
@@ -135,6 +138,11 @@ class Engine:
     def ended(self) -> bool:
         """Whether it has ended or reported that its ring is broken."""
         return self._ended.is_set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves."""
+        return self._ready.is_set() and not self.ended
 
     @property
     def alive(self) -> bool:
@@ -204,6 +212,19 @@ class Engine:
         """Wait until it ends or its ring breaks; returns why, None when it was stopped."""
         await self._ended.wait()
         return self._reason
+
+    async def tell(self, timeout_s: float) -> None:
+        """Have it tell its `stats` anew; those before stay when it does not within the time.
+
+        A stage tells between two frames, and nothing while it loads.
+        """
+        if not self.alive:
+            return
+        self._told.clear()
+        with contextlib.suppress(TimeoutError, EngineError):
+            async with asyncio.timeout(timeout_s):
+                await self._write(msgspec.json.encode(Command(tell=True)))
+                await self._told.wait()
 
     async def stop(self, *, grace_s: float = STOP_TIMEOUT_S) -> None:
         """End the process: ask it, then kill it; bounded, and harmless when it has ended."""
@@ -278,6 +299,7 @@ class Engine:
         if self._reason is None and not self._stopping:
             self._reason = self._death(code)
         log.info("ended name=%s pid=%d code=%d reason=%s", self.name, self.pid, code, self._reason)
+        self.over(self._reason)
         self._end()
 
     async def _look_after(self) -> None:
@@ -337,7 +359,10 @@ class Engine:
         self._lives.set()
         if event.event == "heard":  # every few seconds; whatever its ring is
             self.heard(event.links)
-        if event.event in ("heard", "alive"):
+        if event.event == "stats":  # whatever its ring is
+            self.stats = dict(event.stats)
+            self._told.set()
+        if event.event in ("heard", "alive", "stats"):
             return
         log.info(
             "event name=%s pid=%d event=%s message=%s",
@@ -346,7 +371,7 @@ class Engine:
             event.event,
             event.message,
         )
-        if event.regroups < self._regroups and event.event != "stats":
+        if event.regroups < self._regroups:
             return  # of what it was before
         match event.event:
             case "listening":
@@ -359,8 +384,6 @@ class Engine:
                 self._ready.set()
             case "unconfined":
                 self.unconfined = event.message
-            case "stats":
-                self.stats = dict(event.stats)
             case "failed" | "broken":
                 if self._stopping:
                     return  # neighbours that stop first look like lost ones
