@@ -221,6 +221,11 @@ class Machines:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
+    def cpu_s(self, name: str) -> float:
+        """Return the seconds of a core that a machine has computed so far."""
+        told = (self._cgroup(name) / "cpu.stat").read_text()
+        return int(re.findall(r"^usage_usec (\d+)$", told, re.M)[0]) / 1e6
+
     def _start(self, name: str, kind: str) -> Machine:
         folder = self.folder / name
         made_of = KINDS[kind]
