@@ -26,8 +26,11 @@ Outlive = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 # As host of `http.listen`: the node's address on the overlay, which nobody knows by heart.
 OVERLAY_HOST = "overlay"
 # Variables that are no settings of the agent: where its file and the build cache lie, the mark of a
-# sandbox, and the gateway's own settings, which may stand in the same environment.
-_OUTSIDE = ("COVEY_CONFIG", "COVEY_CACHE", "COVEY_SANDBOX", "COVEY_ENGINE_LOG", "COVEY_GATEWAY_")
+# sandbox, the gateway's own settings, which may stand in the same environment, and a bench's keys.
+_OUTSIDE = (
+    "COVEY_CONFIG", "COVEY_CACHE", "COVEY_SANDBOX", "COVEY_ENGINE_LOG", "COVEY_GATEWAY_",
+    "COVEY_BENCH_",
+)  # fmt: skip
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

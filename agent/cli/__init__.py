@@ -10,13 +10,14 @@ import sys
 
 import click
 
-from agent import __version__
+from agent import __version__, exits
 from agent.cli.lazily import LazyGroup
 from agent.errors import CoveyError
 
 # Where each command is: imported when it is called, since all of them take longer than one does.
 _COMMANDS = {
     "acl": "acl:acl",
+    "bench": "bench:bench",
     "catalogue": "catalogue:catalogue",
     "config": "configuration:config",
     "demo": "demo:demo",
@@ -74,7 +75,7 @@ def main() -> None:
         # What a command ends with by `click.exceptions.Exit`; None is 0.
         sys.exit(cli.main(prog_name="agent", standalone_mode=False))
     except click.Abort:
-        sys.exit(130)
+        sys.exit(exits.INTERRUPTED)
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         where = f" Try `{context.command_path} --help`." if context else ""
@@ -84,4 +85,4 @@ def main() -> None:
         click.echo(f"Error: {error.line()}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        sys.exit(141)  # what a shell reports for a reader that left (128 + SIGPIPE)
+        sys.exit(exits.NO_READER)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import click
 from agent.cli.common import call, echo_json, json_option, table, with_config
 from agent.cli.picture import picture
 from agent.cli.placing import PLAN_TIMEOUT_S, asked, placing
+from agent.cli.progress import Progress
 from agent.config import Config
 from agent.errors import UsageError, from_wire
 
@@ -58,15 +58,14 @@ def deploy(
             line = "; ".join(_named(one) + one["progress"] for one in rings)
             if line != shown:
                 shown, since = line, time.monotonic()
-                if sys.stderr.isatty():
-                    click.echo(f"\r\x1b[K{shown}", nl=False, err=True)
+            progress.tell(line)
             await asyncio.sleep(_POLL_S)
             rings = await _rings(client, first["name"])
-        if shown and sys.stderr.isatty():
-            click.echo("\r\x1b[K", nl=False, err=True)
         return rings
 
-    rings = call(settings, start)
+    with Progress() as progress:
+        progress.tell(f"finding nodes for {model}")
+        rings = call(settings, start, "")
     for answer in rings:
         if answer["phase"] in ("failed", "waiting"):
             error = from_wire(answer["error"])

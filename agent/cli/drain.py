@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent import exits
 from agent.cli.common import call, echo_json, json_option, with_config
+from agent.cli.progress import Progress
 from agent.config import Config
 from agent.errors import PeerError
 
@@ -35,10 +36,10 @@ def drain(off: bool, as_json: bool, settings: Config) -> None:
     after a restart too.
     """
     try:
-        answer = call(settings, lambda client: _take_back(client) if off else _wait(client))
+        answer = call(settings, _take_back) if off else _waited(settings)
     except KeyboardInterrupt:
         click.echo("This node goes on draining; `agent drain --off` takes it back.", err=True)
-        raise click.exceptions.Exit(130) from None
+        raise click.exceptions.Exit(exits.INTERRUPTED) from None
     name = answer["name"]
     if left := answer["work"] if not off else ():
         said = "; ".join(f"{work['deployment']} stays: {work['state']}" for work in left)
@@ -55,31 +56,29 @@ def drain(off: bool, as_json: bool, settings: Config) -> None:
         click.echo(f"{name} runs nothing now: it may be switched off.")
 
 
+def _waited(settings: Config) -> dict[str, Any]:
+    with Progress() as progress:
+        return call(settings, lambda client: _wait(client, progress), "")
+
+
 async def _take_back(client: AgentClient) -> dict[str, Any]:
     answer: dict[str, Any] = await client.post("/v1/drain", {"off": True})
     return answer
 
 
-async def _wait(client: AgentClient) -> dict[str, Any]:
+async def _wait(client: AgentClient, progress: Progress) -> dict[str, Any]:
     """Return the node's last answer: nothing runs on it any more, or only what stays."""
     answer: dict[str, Any] = await client.post("/v1/drain", {})
-    shown, moved_at = "", time.monotonic()
-    try:
-        while answer["work"]:
-            if not all(work["stays"] for work in answer["work"]):
-                moved_at = time.monotonic()
-            if time.monotonic() - moved_at > _STAYS_S:
-                break
-            line = "; ".join(f"{w['deployment']} ({w['what']}): {w['state']}"
-                             for w in answer["work"])  # fmt: skip
-            if line != shown and sys.stderr.isatty():
-                shown = line
-                click.echo(f"\r\x1b[K{line}", nl=False, err=True)
-            await asyncio.sleep(_POLL_S)
-            answer = await client.get("/v1/drain")
-            if not answer["draining"]:
-                raise PeerError(f"{answer['name']} does not drain any more: it was taken back")
-    finally:
-        if shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
+    moved_at = time.monotonic()
+    while answer["work"]:
+        if not all(work["stays"] for work in answer["work"]):
+            moved_at = time.monotonic()
+        if time.monotonic() - moved_at > _STAYS_S:
+            break
+        progress.tell("; ".join(f"{w['deployment']} ({w['what']}): {w['state']}"
+                                for w in answer["work"]))  # fmt: skip
+        await asyncio.sleep(_POLL_S)
+        answer = await client.get("/v1/drain")
+        if not answer["draining"]:
+            raise PeerError(f"{answer['name']} does not drain any more: it was taken back")
     return answer

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 import click
 
+from agent import exits
 from agent.cli.common import call, echo_json, json_option, with_config
 from agent.config import Config
 from agent.engine.tail import LINES
@@ -56,9 +57,9 @@ def logs(name: str, node: str, lines: int, follow: bool, as_json: bool, settings
             shown.show(await client.get(path))
 
     try:
-        call(settings, show)
+        call(settings, show, "" if follow else "asking the nodes")
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(130) from None
+        raise click.exceptions.Exit(exits.INTERRUPTED) from None
 
 
 class _Shown:

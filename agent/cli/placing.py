@@ -89,7 +89,7 @@ def plan(model: str, as_json: bool, settings: Config, **options: Any) -> None:
         answer: dict[str, Any] = await client.post("/v1/plan", body, timeout_s=PLAN_TIMEOUT_S)
         return answer
 
-    found = call(settings, look)
+    found = call(settings, look, "finding nodes and measuring links")
     if as_json:
         echo_json(found)
         return

@@ -20,6 +20,7 @@ import msgspec
 from agent import config as configuration
 from agent.cli import peerlist
 from agent.cli.common import ago, call, echo_json, json_option, table, with_config
+from agent.cli.progress import waiting
 from agent.config import Config
 from agent.errors import (
     CoveyError,
@@ -88,6 +89,15 @@ def down(as_json: bool, settings: Config) -> None:
             click.echo(f"No agent ran. What one had left is gone: {', '.join(left)}.")
         return
     call(settings, lambda client: client.post("/v1/down"))
+    with waiting("waiting for the agent to end"):
+        _wait_gone(pid)
+    if as_json:
+        echo_json({"stopped": pid})
+    else:
+        click.echo("The agent is down.")
+
+
+def _wait_gone(pid: int) -> None:
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while _alive(pid):
         if time.monotonic() > deadline:
@@ -96,10 +106,6 @@ def down(as_json: bool, settings: Config) -> None:
                 hint=f"`kill -9 {pid}` ends it; nothing that is stored is lost.",
             )
         time.sleep(0.05)
-    if as_json:
-        echo_json({"stopped": pid})
-    else:
-        click.echo("The agent is down.")
 
 
 @click.command(short_help="Restart the agent, with the present settings.")
@@ -278,7 +284,8 @@ def start_in_background(
             with contextlib.suppress(BrokenPipeError), process.stdin as wish:
                 wish.write(join)
         while True:
-            step = _next_step(answers, process, log)
+            with waiting("starting the agent"):
+                step = _next_step(answers, process, log)
             if "joined" in step:
                 on_joined(step["joined"])
             elif "loaded" in step:
