@@ -316,7 +316,7 @@ class Agent:
             self._traversal, self._relay, self._store, self._health, self._drain,
             self._lan.peers, self.request_stop,
         )  # fmt: skip
-        self._api = LocalApi(answers, settings.socket)
+        self._api = LocalApi(answers, settings.socket, settings.gateway_socket)
         self._doctor = Watch(settings, answers.status, answers.peers, self._health)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resting: dict[NodeId, asyncio.TimerHandle] = {}  # who will be left alone soon

@@ -11,7 +11,7 @@ import click
 
 from agent.cli.common import call, echo_json, json_option, with_config
 from agent.config import Config
-from agent.errors import PeerError
+from agent.errors import PeerError, UsageError
 
 if TYPE_CHECKING:
     from agent.client import AgentClient
@@ -24,18 +24,21 @@ _STAYS_S = 15.0
 
 @click.command(short_help="Move this node's work to others.")
 @click.option("--off", is_flag=True, help="Take it back: this node may be used again.")
+@click.option("--once", is_flag=True, help="Only until the agent ends, and not after a restart.")
 @json_option
 @with_config
-def drain(off: bool, as_json: bool, settings: Config) -> None:
+def drain(off: bool, once: bool, as_json: bool, settings: Config) -> None:
     """Have this node run nothing, so that it may be switched off; returns once nothing runs.
 
     Nothing new is placed here, rings leave it and their answers go on, and what it is the head of
     is started elsewhere before it ends here, once its last answer is written. What cannot move
     stays, and is said. Ctrl-C ends the waiting alone: the node drains until `agent drain --off`,
-    after a restart too.
+    after a restart too (with --once: until the agent ends).
     """
+    if off and once:
+        raise UsageError("--off takes a drain back, --once begins one", hint="Give one of them.")
     try:
-        answer = call(settings, lambda client: _take_back(client) if off else _wait(client))
+        answer = call(settings, lambda client: _take_back(client) if off else _wait(client, once))
     except KeyboardInterrupt:
         click.echo("This node goes on draining; `agent drain --off` takes it back.", err=True)
         raise click.exceptions.Exit(130) from None
@@ -60,9 +63,9 @@ async def _take_back(client: AgentClient) -> dict[str, Any]:
     return answer
 
 
-async def _wait(client: AgentClient) -> dict[str, Any]:
+async def _wait(client: AgentClient, once: bool) -> dict[str, Any]:
     """Return the node's last answer: nothing runs on it any more, or only what stays."""
-    answer: dict[str, Any] = await client.post("/v1/drain", {})
+    answer: dict[str, Any] = await client.post("/v1/drain", {"once": once})
     shown, moved_at = "", time.monotonic()
     try:
         while answer["work"]:

@@ -63,7 +63,7 @@ def test_it_returns_once_nothing_runs(agent: Agent) -> None:
     done = run()
     assert done.exit_code == 0, done.output
     assert done.stdout == "den runs nothing now: it may be switched off.\n"
-    assert agent.asked == [("/v1/drain", {}), ("/v1/drain", None), ("/v1/drain", None)]
+    assert agent.asked == [("/v1/drain", {"once": False}), ("/v1/drain", None), ("/v1/drain", None)]
     assert json.loads(run("--json").stdout) == {"name": "den", "draining": True, "work": []}
 
 
