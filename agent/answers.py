@@ -305,7 +305,9 @@ class Answers:
 
     async def drain(self, request: DrainRequest) -> dict[str, Any]:
         """Have this node drain, or take that back; then as `drained`."""
-        if self._drain.set(not request.off):
+        if request.off and request.once:
+            raise UsageError("off and once are two wishes", hint="Send one.")
+        if self._drain.once() if request.once else self._drain.set(not request.off):
             kind, text = (
                 ("node.undrained", "it may be used again") if request.off
                 else ("node.draining", "nothing new runs there, and what runs there moves away")

@@ -45,6 +45,10 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str, "The local API's unix socket; empty: /run/covey/agent.sock as root, else under "
         "$XDG_RUNTIME_DIR or the state directory."
     ] = ""  # fmt: skip
+    gateway_socket: Annotated[
+        str, "A second unix socket, for a gateway that runs as another user: it answers what is "
+        "only read, to whoever reaches its folder; empty: none."
+    ] = ""  # fmt: skip
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], "The least level that is logged."
     ] = "info"
@@ -226,6 +230,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             node.socket, node.state_dir, os.environ, root=_is_root(), home=str(Path.home())
         )
         return Path(found).expanduser()
+
+    @property
+    def gateway_socket(self) -> Path | None:
+        """The gateway's socket, None: none."""
+        return Path(self.node.gateway_socket).expanduser() if self.node.gateway_socket else None
 
     @property
     def models_dir(self) -> Path:

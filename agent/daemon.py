@@ -318,7 +318,7 @@ class Agent:
             self._traversal, self._relay, self._store, self._health, self._drain,
             self._lan.peers, self.request_stop,
         )  # fmt: skip
-        self._api = LocalApi(answers, settings.socket)
+        self._api = LocalApi(answers, settings.socket, settings.gateway_socket)
         self._pages_at = settings.http_listen
         pages = standing.routes(self._health, answers.figures)
         self._pages = Listener(settings.http.names, [*pages, *dashboard.routes(answers)])

@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from agent import cgroups
 from agent.errors import EnvironmentFault
 
 _MEMINFO = Path("/proc/meminfo")
 _PROC = Path("/proc")
 
 
-def free_bytes(meminfo: Path = _MEMINFO) -> int:
-    """Return the memory (bytes) that the kernel would give without swapping: MemAvailable."""
+def free_bytes(meminfo: Path = _MEMINFO, root: Path = cgroups.ROOT) -> int:
+    """Return the memory (bytes) that the kernel would give without swapping.
+
+    MemAvailable, or what a container's bound leaves of it; `root` is where /proc and /sys lie.
+    """
+    available, left = _available(meminfo), cgroups.memory_left(root)
+    return available if left is None else min(available, left)
+
+
+def _available(meminfo: Path) -> int:
     for line in meminfo.read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":

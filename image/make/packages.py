@@ -23,6 +23,8 @@ WANTED = (
     "e2fsprogs", "fdisk", "util-linux", "dosfstools", "netbase",
     "python3.11",
     "dropbear-bin", "wpasupplicant", "wireless-regdb",
+    # For containers, where the host's kernel may have no WireGuard.
+    "wireguard-go",
     # Of wheels: libraries that they take from the system.
     "libgmp10", "libgomp1", "libstdc++6",
 )  # fmt: skip

@@ -58,7 +58,7 @@ _RUNLEVELS = {
     "shutdown": (),
 }  # fmt: skip
 # Covey's own; of image/ what runs on the appliance.
-_OURS = ("agent", "gateway", "image/node")
+_OURS = ("agent", "gateway", "image/node", "image/containers")
 
 
 def make(root: Path, packages: Packages, python: list[Path]) -> None:
@@ -111,7 +111,8 @@ def _trim(root: Path, layout: Layout) -> None:
 
 
 def _covey(packages: Path) -> None:
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    # compose.yaml and Kubernetes' files are for who starts containers.
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "*.yaml", "kubernetes")
     for name in _OURS:
         shutil.copytree(REPOSITORY / name, packages / name, ignore=ignore)
     shutil.copyfile(REPOSITORY / "image/__init__.py", packages / "image/__init__.py")

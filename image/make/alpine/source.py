@@ -25,7 +25,7 @@ KERNELS = {
 }
 WANTED = (
     "busybox-static", "openrc", "kmod",
-    "iproute2", "nftables", "conntrack-tools", "wireguard-tools-wg",
+    "iproute2", "nftables", "conntrack-tools", "wireguard-tools-wg", "wireguard-go",
     "e2fsprogs", "sfdisk", "partx", "dosfstools", "setpriv",
     "dropbear", "wpa_supplicant", "wireless-regdb",
     "python3",
