@@ -50,11 +50,13 @@ _X86_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Libraries for images are left out of what is for other machines: nothing here shows a model a
+# picture, and they are a quarter of what is compiled.
+_NO_PICTURES = "-DLLAVA_BUILD=OFF"
 # What makes the CPU's part libraries of their own, for all CPUs, where the package has its others.
-# Those for images are left out: nothing here shows a model a picture.
 ANY_CPU_OPTIONS = (
     "-DGGML_NATIVE=OFF", "-DGGML_RPC=ON", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON",
-    "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib", "-DCMAKE_INSTALL_RPATH=$ORIGIN", "-DLLAVA_BUILD=OFF",
+    "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib", "-DCMAKE_INSTALL_RPATH=$ORIGIN", _NO_PICTURES,
 )  # fmt: skip
 # What the plain CPU's part is compiled with; its interface is that of every other one.
 _PLAIN_OPTIONS = (
@@ -121,8 +123,10 @@ def build(
     arch = arch or machine
     if any_cpu:
         options = list(ANY_CPU_OPTIONS)
+    elif arch == machine:
+        options = cmake_options(arch, read_cpu_flags())
     else:
-        options = cmake_options(arch, read_cpu_flags() if arch == machine else frozenset())
+        options = [*cmake_options(arch, frozenset()), _NO_PICTURES]
     options += os.environ.get("CMAKE_ARGS", "").split()
     entry = cache_entry(cache, requirements.read_text(), options, arch)
     ready = sorted(entry.glob("*.whl"))

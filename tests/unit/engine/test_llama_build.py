@@ -119,7 +119,7 @@ def test_another_architecture_is_another_entry_and_has_a_compiler_of_its_own(
     assert "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++" in llama_build.cross_options("aarch64")
     # What this machine's CPU can says nothing of another's.
     monkeypatch.setattr(llama_build, "read_cpu_flags", lambda: NEW_XEON)
-    options = llama_build.cmake_options("aarch64", frozenset())
+    options = [*llama_build.cmake_options("aarch64", frozenset()), "-DLLAVA_BUILD=OFF"]
     entry = llama_build.cache_entry(tmp_path, pinned.read_text(), options, "aarch64")
     assert entry != llama_build.cache_entry(tmp_path, pinned.read_text(), options)
     entry.mkdir(parents=True)
