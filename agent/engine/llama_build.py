@@ -68,6 +68,10 @@ _CPU_PART = "libggml-cpu.so"
 # compiles from version 14 on; Debian 12 has 12. Such CPUs take what is next to it.
 _VARIANTS = "vendor/llama.cpp/ggml/src/CMakeLists.txt"
 _SME_VARIANT = re.compile(r"^ *ggml_add_cpu_backend_variant\(armv9\.2_\d .*\bSME\)\n", re.MULTILINE)
+# What makes CMake compile a library of llama.cpp's own programs, which Python does not load: two
+# fifths of all that is compiled. No option says otherwise.
+_BUILD = "CMakeLists.txt"
+_COMMON = "set(LLAMA_BUILD_COMMON {} CACHE "
 _FROM_SOURCE = ("--no-deps", "--no-build-isolation", "--no-binary", "llama-cpp-python")
 
 
@@ -142,9 +146,10 @@ def build(
             environment["_PYTHON_HOST_PLATFORM"] = f"linux-{arch}"
         wheels = scratch / "wheels"
         what_of: list[str | Path]
-        if any_cpu and arch == "aarch64":
+        if arch == "aarch64" and (any_cpu or arch != machine):
             source = _source(scratch, environment, requirements)
             without_sme(source / _VARIANTS)
+            without_common(source / _BUILD)
             what_of = ["--no-index", *_FROM_SOURCE[:2], source]
         else:
             what_of = ["--require-hashes", *_FROM_SOURCE, "-r", requirements]
@@ -188,6 +193,12 @@ def with_part(usual: Path, part: bytes, out: Path) -> None:
 def without_sme(variants: Path) -> None:
     """Take ARM's builds with SME out of the file that names the CPU's builds."""
     variants.write_text(_SME_VARIANT.sub("", variants.read_text()))
+
+
+def without_common(build_file: Path) -> None:
+    """Take the library of llama.cpp's programs out of the file that says what is built."""
+    text = build_file.read_text()
+    build_file.write_text(text.replace(_COMMON.format("ON"), _COMMON.format("OFF")))
 
 
 def _source(scratch: Path, environment: dict[str, str], requirements: Path) -> Path:

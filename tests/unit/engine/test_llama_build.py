@@ -128,6 +128,14 @@ def test_another_architecture_is_another_entry_and_has_a_compiler_of_its_own(
     assert llama_build.build(pinned, tmp_path, tmp_path / "none", arch="aarch64") == wheel
 
 
+def test_the_library_of_llama_cpps_own_programs_is_left_out_of_arms(tmp_path: Path) -> None:
+    file = tmp_path / "CMakeLists.txt"
+    text = '    set(LLAMA_BUILD_COMMON {} CACHE BOOL "Build llama.cpp common library" FORCE)\n'
+    file.write_text(text.format("ON"))
+    llama_build.without_common(file)
+    assert file.read_text() == text.format("OFF")
+
+
 def test_builds_that_take_a_newer_compiler_are_left_out_of_arms(tmp_path: Path) -> None:
     text = """\
         if (CMAKE_SYSTEM_NAME MATCHES "Linux")
