@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from agent.errors import CoveyError, to_wire
+from agent.errors import CoveyError
 from agent.page.fresh import Fresh
 from agent.page.overview import Overview
-from agent.page.serve import JSON, page_routes
+from agent.page.serve import NotToldError, page_routes
 from agent.page.state import State, You
 
 # However many look at once, members are asked so often at most.
@@ -49,9 +49,7 @@ def routes(source: Source) -> list[web.RouteDef]:
         try:
             return msgspec.json.encode(await models.get())
         except CoveyError as error:
-            raise web.HTTPServiceUnavailable(
-                body=msgspec.json.encode({"error": to_wire(error)}), content_type=JSON
-            ) from error
+            raise NotToldError(error.line()) from error
 
     return [web.get("/", _to_page), *page_routes(state, shelf)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import msgspec
 from aiohttp import hdrs, web
 
 from agent.page.files import HEADERS, INDEX, files
@@ -25,15 +26,27 @@ States = Callable[[web.Request], Awaitable[State]]
 Bodies = Callable[[web.Request], Awaitable[bytes]]
 
 
+class NotToldError(Exception):
+    """What was asked for cannot be told now; its text says why, for people."""
+
+
 def page_routes(state: States, catalogue: Bodies) -> list[web.RouteDef]:
-    """Return the page's routes: it polls `state`, and asks for the `catalogue` (JSON) at times."""
+    """Return the page's routes: it polls `state`, and asks for the `catalogue` (JSON) at times.
+
+    The latter may raise NotToldError, and both what their server turns into an answer itself.
+    """
 
     async def told(request: web.Request) -> web.Response:
         body, etag = encoded(await state(request))
         return _answer(request, body, JSON, etag)
 
     async def models(request: web.Request) -> web.Response:
-        return _answer(request, await catalogue(request), JSON, "")
+        try:
+            body = await catalogue(request)
+        except NotToldError as error:
+            body = msgspec.json.encode({"error": {"message": str(error)}})
+            return web.Response(status=503, body=body, headers=HEADERS, content_type=JSON)
+        return _answer(request, body, JSON, "")
 
     return [
         web.get(ROOT, _to_page),

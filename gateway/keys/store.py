@@ -232,7 +232,6 @@ class Store:
 
 def _key(row: database.Row) -> Key:
     """Return the key in a row of the columns _KEY."""
-    id_, name, models, *limits, admin = row[:11]
-    return Key(
-        id_, name, msgspec.json.decode(models, type=tuple[str, ...]), *limits, admin=bool(admin)
-    )
+    id_, name, globs, *limits, admin = row[:11]
+    models = msgspec.json.decode(globs, type=tuple[str, ...])
+    return Key(id_, name, models, *limits, bool(admin))

@@ -68,6 +68,12 @@ class FakeTarget:
     async def events(self, after: int) -> dict[str, Any]:
         return {"events": [], "next": after}
 
+    async def overview(self) -> dict[str, Any]:
+        return {"mesh": "home"}
+
+    async def shelf(self) -> dict[str, Any]:
+        return {"kept": []}
+
     async def acl(self) -> dict[str, Any]:
         return {"rules": []}
 
