@@ -306,6 +306,19 @@ def sample() -> str:
     return "\n".join(lines) + "\n"
 
 
+def described() -> dict[str, dict[str, Any]]:
+    """Return by each setting's key its default, what it means, and what it may be (else [])."""
+    return {
+        f"{section}.{field.name}": {
+            "default": _plain(field.default),
+            "text": _doc(kind, field.name),
+            "choices": list(_literals(kind, field.name)),
+        }
+        for section, kind in _SECTIONS.items()
+        for field in msgspec.structs.fields(kind)
+    }
+
+
 def flatten(config: Config) -> dict[str, Any]:
     """Return every setting as {"section.key": value}."""
     return {
@@ -332,9 +345,13 @@ def _doc(kind: type[msgspec.Struct], name: str) -> str:
 
 
 def _choices(kind: type[msgspec.Struct], name: str) -> str:
-    inner = get_args(_hint(kind, name))[0]
-    values = get_args(inner) if getattr(inner, "__origin__", None) is Literal else ()
+    values = _literals(kind, name)
     return f" One of: {', '.join(values)}." if values else ""
+
+
+def _literals(kind: type[msgspec.Struct], name: str) -> tuple[Any, ...]:
+    inner = get_args(_hint(kind, name))[0]
+    return get_args(inner) if getattr(inner, "__origin__", None) is Literal else ()
 
 
 def _keys() -> dict[str, Any]:

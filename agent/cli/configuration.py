@@ -15,8 +15,12 @@ def config() -> None:
 
 
 @config.command()
-def sample() -> None:
+@json_option
+def sample(as_json: bool) -> None:
     """Print a commented agent.toml with every setting at its default."""
+    if as_json:
+        echo_json(configuration.described())
+        return
     click.echo(configuration.sample(), nl=False)
 
 
