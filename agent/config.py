@@ -285,7 +285,7 @@ def load(
                 hint="Write KEY=VALUE; `agent config show` lists the keys.",
             )
         values[key], sources[key] = text, f"--set {key}"
-    return _build(values, sources), sources
+    return build(values, sources), sources
 
 
 def sample() -> str:
@@ -394,7 +394,11 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str
         yield names[name], value, name
 
 
-def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
+def build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
+    """Return a Config of values by their keys, which `sources` says the origin of.
+
+    Raises ConfigError naming the key and its source.
+    """
     sections: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for key, value in values.items():
         section, _, name = key.partition(".")
