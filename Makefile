@@ -11,7 +11,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check -q
 # Where it is set, each of the hundreds of Pythons that tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz appliance ansible vm bench setup lock clean
+.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz appliance ansible vm bench man setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -94,6 +94,9 @@ bench: $(READY) ## Measure (ARGS=--quick); tables here, JSON in build/.
 	@mkdir -p build
 	@for bench in $(BENCHES); do \
 		$(BIN)/python tests/bench/$$bench.py --json build/$$bench.json $(ARGS) || exit 1; done
+
+man: $(READY) ## Write the manual pages in docs/man/ from the commands.
+	@$(BIN)/python docs/man/generate.py
 
 setup: $(READY) ## Do the set-up alone.
 

@@ -324,7 +324,7 @@ def load(
                 hint="Write KEY=VALUE; `agent config show` lists the keys.",
             )
         values[key], sources[key] = text, f"--set {key}"
-    return _build(values, sources), sources
+    return build(values, sources), sources
 
 
 def sample() -> str:
@@ -343,6 +343,19 @@ def sample() -> str:
                 f"# {field.name} = {text}",
             ]
     return "\n".join(lines) + "\n"
+
+
+def described() -> dict[str, dict[str, Any]]:
+    """Return by each setting's key its default, what it means, and what it may be (else [])."""
+    return {
+        f"{section}.{field.name}": {
+            "default": _plain(field.default),
+            "text": _doc(kind, field.name),
+            "choices": list(_literals(kind, field.name)),
+        }
+        for section, kind in _SECTIONS.items()
+        for field in msgspec.structs.fields(kind)
+    }
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -371,9 +384,13 @@ def _doc(kind: type[msgspec.Struct], name: str) -> str:
 
 
 def _choices(kind: type[msgspec.Struct], name: str) -> str:
-    inner = get_args(_hint(kind, name))[0]
-    values = get_args(inner) if getattr(inner, "__origin__", None) is Literal else ()
+    values = _literals(kind, name)
     return f" One of: {', '.join(values)}." if values else ""
+
+
+def _literals(kind: type[msgspec.Struct], name: str) -> tuple[Any, ...]:
+    inner = get_args(_hint(kind, name))[0]
+    return get_args(inner) if getattr(inner, "__origin__", None) is Literal else ()
 
 
 def _keys() -> dict[str, Any]:
@@ -416,7 +433,11 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str
         yield names[name], value, name
 
 
-def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
+def build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
+    """Return a Config of values by their keys, which `sources` says the origin of.
+
+    Raises ConfigError naming the key and its source.
+    """
     sections: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for key, value in values.items():
         section, _, name = key.partition(".")

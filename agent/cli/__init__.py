@@ -6,12 +6,13 @@ exit code that `agent.errors` gives it.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
 from agent import __version__, exits
-from agent.cli.lazily import LazyGroup
+from agent.cli.lazily import LazyGroup, ReaderLeft
 from agent.errors import CoveyError
 
 # Where each command is: imported when it is called, since all of them take longer than one does.
@@ -19,6 +20,7 @@ _COMMANDS = {
     "acl": "acl:acl",
     "bench": "bench:bench",
     "catalogue": "catalogue:catalogue",
+    "completion": "completion:completion",
     "config": "configuration:config",
     "demo": "demo:demo",
     "deploy": "deployments:deploy",
@@ -84,5 +86,7 @@ def main() -> None:
     except CoveyError as error:
         click.echo(f"Error: {error.line()}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
+    except ReaderLeft:
+        # What is still in the buffer would be told as an error of its own at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(exits.NO_READER)

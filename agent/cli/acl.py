@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from agent import exits
+from agent.cli import completing
 from agent.cli.common import call, echo_json, json_option, table, with_config
 from agent.config import Config
 from agent.errors import NotRunning
@@ -23,8 +24,8 @@ def acl() -> None:
 
 
 @acl.command(short_help="Say whether SRC may reach PORT of DST, and why.")
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", shell_complete=completing.members)
+@click.argument("dst", shell_complete=completing.members)
 @click.argument("port")
 @json_option
 @with_config

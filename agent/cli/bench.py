@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from agent import __version__, exits
+from agent.cli import completing
 from agent.cli.common import echo_json, json_option, with_config
 from agent.cli.progress import Progress
 from agent.config import Config
@@ -47,7 +48,7 @@ def _streams(_: click.Context, param: click.Parameter, value: str) -> tuple[int,
 
 
 @click.command(short_help="Compare this mesh with one node and with other servers.")
-@click.option("--model", default="", metavar="NAME",
+@click.option("--model", default="", metavar="NAME", shell_complete=completing.deployments,
               help="What clients call it (else the only one that is deployed).")  # fmt: skip
 @click.option("--mesh", default="", metavar="URL",
               help="Ask the mesh here, such as a gateway (else the model's head).")  # fmt: skip

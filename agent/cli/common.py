@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from agent import config
+from agent.cli import completing
 from agent.cli.progress import waiting
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _set_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="One setting, stronger than environment and file; repeatable.",
+    shell_complete=completing.settings,
 )
 
 

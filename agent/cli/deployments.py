@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import click
 
+from agent.cli import completing
 from agent.cli.common import call, echo_json, json_option, table, with_config
 from agent.cli.picture import picture
 from agent.cli.placing import PLAN_TIMEOUT_S, asked, placing
@@ -28,7 +29,7 @@ _DEPLOY_TIMEOUT_S = 60.0
 
 
 @click.command(short_help="Run a model on the mesh.")
-@click.argument("model")
+@click.argument("model", shell_complete=completing.models)
 @click.option("--name", default="", help="What clients call it (else the model's own name).")
 @placing
 @click.option("--no-wait", is_flag=True, help="Return at once instead of when it answers.")
@@ -106,7 +107,7 @@ def _named(ring: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.deployments)
 @json_option
 @with_config
 def undeploy(name: str, as_json: bool, settings: Config) -> None:

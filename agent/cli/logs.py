@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import click
 
 from agent import exits
+from agent.cli import completing
 from agent.cli.common import call, echo_json, json_option, with_config
 from agent.config import Config
 from agent.engine.tail import LINES
@@ -23,8 +24,9 @@ _POLL_S = 1.0
 
 
 @click.command(short_help="Show what engines said last.")
-@click.argument("name", default="")
-@click.option("--node", default="", help="Only what runs on this node: a name, or an id's end.")
+@click.argument("name", default="", shell_complete=completing.deployments)
+@click.option("--node", default="", shell_complete=completing.members,
+              help="Only what runs on this node: a name, or an id's end.")  # fmt: skip
 @click.option(
     "--lines",
     type=click.IntRange(1, LINES),

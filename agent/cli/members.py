@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli import completing
 from agent.cli.common import ago, call, duration, echo_json, json_option, table, with_config
 from agent.cli.mesh import ROLES
 from agent.cli.progress import waiting
@@ -51,7 +52,7 @@ def members(as_json: bool, settings: Config) -> None:
 
 
 @click.command(short_help="Put a node out of the mesh.")
-@click.argument("node")
+@click.argument("node", shell_complete=completing.members)
 @click.option("--reason", default="", help="Why, for the other members to read.")
 @json_option
 @with_config
@@ -102,7 +103,8 @@ def leave(force: bool, as_json: bool, settings: Config) -> None:
 
 
 @click.command(short_help="Give a node another name.")
-@click.argument("words", nargs=-1, required=True, metavar="[NODE] NAME")
+@click.argument("words", nargs=-1, required=True, metavar="[NODE] NAME",
+                shell_complete=completing.members)  # fmt: skip
 @json_option
 @with_config
 def rename(words: tuple[str, ...], as_json: bool, settings: Config) -> None:
@@ -118,7 +120,7 @@ def rename(words: tuple[str, ...], as_json: bool, settings: Config) -> None:
 
 
 @click.command(short_help="Give a node roles and tags.")
-@click.argument("node")
+@click.argument("node", shell_complete=completing.members)
 @click.option("--role", "roles", multiple=True, type=ROLES, help="A role it has; repeatable.")
 @click.option("--tag", "tags", multiple=True, help="A tag it has; repeatable.")
 @click.option("--no-tags", is_flag=True, help="Take all its tags away.")

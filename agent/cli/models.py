@@ -12,6 +12,7 @@ from urllib.parse import quote
 import click
 
 from agent import exits
+from agent.cli import completing
 from agent.cli.common import ago, call, echo_json, json_option, table, with_config
 from agent.cli.progress import Progress
 from agent.config import Config
@@ -26,7 +27,7 @@ _SHOWN = 10
 
 
 @click.command(short_help="Fetch a model into this node's store.")
-@click.argument("source")
+@click.argument("source", shell_complete=completing.sources)
 @click.option("--name", default="", help="What it is called here (else what its file is called).")
 @click.option("--sha256", default="", metavar="HEX", help="What the file's SHA-256 must be.")
 @click.option("--pin/--no-pin", "pinned", default=None,
@@ -122,7 +123,7 @@ def models(as_json: bool, settings: Config) -> None:
 
 
 @click.command(name="rm", short_help="Remove a model from the store.")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.stored)
 @json_option
 @with_config
 def remove(name: str, as_json: bool, settings: Config) -> None:
@@ -135,7 +136,7 @@ def remove(name: str, as_json: bool, settings: Config) -> None:
 
 
 @click.command(short_help="Check stored models byte for byte.")
-@click.argument("name", default="")
+@click.argument("name", default="", shell_complete=completing.stored)
 @click.option("--repair", is_flag=True, help="Fetch what is damaged anew, where its source is.")
 @json_option
 @with_config

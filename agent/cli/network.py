@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from agent import exits
+from agent.cli import completing
 from agent.cli.common import call, duration, echo_json, json_option, with_config
 from agent.config import Config
 
@@ -50,7 +51,7 @@ def netcheck(as_json: bool, settings: Config) -> None:
 
 
 @click.command(short_help="Ask a member whether it is there, and how it is reached.")
-@click.argument("peer")
+@click.argument("peer", shell_complete=completing.members)
 @click.option("--count", "-c", type=click.IntRange(1, 1000), default=4, show_default=True,
               help="How often to ask.")  # fmt: skip
 @click.option("--until-direct", is_flag=True,

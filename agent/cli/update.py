@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from agent.cli import completing
 from agent.cli.common import ago, call, echo_json, json_option, with_config
 from agent.cli.progress import Progress, waiting
 from agent.config import Config
@@ -30,6 +31,7 @@ _STANDINGS = {
     "member",
     default="",
     metavar="MEMBER",
+    shell_complete=completing.members,
     help="Install what this member runs; it comes over the overlay.",
 )
 @click.option("--status", "show", is_flag=True, help="Show versions, slots and what is on trial.")
