@@ -5,13 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CACHE  := $(or $(COVEY_CACHE),$(HOME)/.cache/covey)
 READY  := $(VENV)/.ready
-BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos routing gateway connections
+BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos soak routing gateway connections
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
 # Where it is set, each of the hundreds of Pythons that tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz appliance ansible vm bench man setup lock clean
+.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz guided appliance ansible vm bench man setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -66,8 +66,18 @@ namespaces: $(READY) ## Run the tests that need namespaces, in a sandbox.
 matrix: $(READY) ## Connect every kind of NAT with every other (20 minutes; ARGS="easy hard"); tables in build/.
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/python tests/lab/nat/run_matrix.py $(ARGS)
 
-fuzz: $(READY) ## Feed millions of random and mutated inputs to all that reads others' (ARGS="--seed 2").
-	@$(BIN)/python tests/fuzz/run.py $(ARGS)
+fuzz: $(READY) ## Feed millions of random and mutated inputs to all that reads others' (FUZZ_S=600, ARGS="--seed 2").
+	@$(BIN)/python tests/fuzz/run.py $(if $(FUZZ_S),--seconds $(FUZZ_S)) $(ARGS)
+
+guided: $(READY) build/atheris/bin/atheris ## The same decoders, guided by coverage (FUZZ_S=3600, ARGS="--only ticket").
+	@PYTHONPATH="$(CURDIR):$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" \
+		build/atheris/bin/python tests/fuzz/guided.py --corpus build/fuzz \
+		$(if $(FUZZ_S),--seconds $(FUZZ_S)) $(ARGS)
+
+build/atheris/bin/atheris: requirements/fuzz.txt
+	@$(BIN)/python -m venv build/atheris
+	@build/atheris/bin/pip --disable-pip-version-check -q install --require-hashes -r requirements/fuzz.txt
+	@touch $@
 
 appliance: $(READY) ## Build the appliance, boot it in qemu and ask it (3 minutes; NO_VM=1: not).
 ifdef NO_VM

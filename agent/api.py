@@ -30,6 +30,7 @@ from agent.deploy.wish import MAX_NAME_CHARACTERS, EngineKind
 from agent.engine.tail import LINES
 from agent.errors import CoveyError, EnvironmentFault, UsageError, to_wire
 from agent.placement.inputs import Objective
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -354,7 +355,7 @@ def _write(answer: Callable[[_Body], Awaitable[dict[str, Any]]], kind: type[_Bod
     async def handler(request: web.Request) -> web.Response:
         try:
             body = msgspec.json.decode(await request.read() or b"{}", type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise UsageError(f"the request body is wrong: {error}") from None
         return _json(await answer(body))
 

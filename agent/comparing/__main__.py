@@ -16,6 +16,7 @@ from agent.comparing import report
 from agent.comparing.asking import measure
 from agent.comparing.wish import Wish
 from agent.errors import CoveyError, UsageError
+from agent.unreadable import UNREADABLE
 
 _MOST_BYTES = 2**20
 
@@ -40,7 +41,7 @@ def main() -> None:
 def _read(raw: bytes) -> Wish:
     try:
         wish = msgspec.json.decode(raw, type=Wish)
-    except msgspec.DecodeError as error:  # also for what does not fit the type
+    except UNREADABLE as error:  # also for what does not fit the type
         raise UsageError(f"what to compare cannot be read: {error}") from None
     return wish if wish.salt else msgspec.structs.replace(wish, salt=f"{secrets.token_hex(3)}.")
 

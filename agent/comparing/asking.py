@@ -14,6 +14,7 @@ import msgspec
 from agent.comparing.timing import Chat, Run, run_of
 from agent.comparing.wish import Server, Wish, chat
 from agent.errors import PeerError, UsageError, one_line
+from agent.unreadable import UNREADABLE
 
 # A line of a stream with all of a token's alternatives is some KB.
 _LONGEST_LINE_BYTES = 2**20
@@ -67,6 +68,44 @@ async def _round(
     return tuple(runs[index] for index in range(len(clients)))
 
 
+class _Delta(msgspec.Struct, frozen=True):
+    """What came: of the answer, or of what a model thinks before it."""
+
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    thinking: Any = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    delta: _Delta | None = None
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    completion_tokens: int | None = None
+    prompt_tokens: int | None = None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """What of a chat.completion.chunk is looked at."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether tokens came."""
+        return any(
+            any(getattr(choice.delta, field) for field in _Delta.__struct_fields__)
+            for choice in self.choices or ()
+            if choice.delta is not None
+        )
+
+
+read = msgspec.json.Decoder(Event).decode
+
+
 class _Client:
     """Asks one server."""
 
@@ -84,7 +123,14 @@ class _Client:
             async with self._session.get(url) as answer:
                 await _require_ok(answer, url)
                 listed = [str(model["id"]) for model in (await answer.json())["data"]]
-        except (aiohttp.ClientError, OSError, ValueError, TypeError, KeyError) as error:
+        except (
+            aiohttp.ClientError,
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+        ) as error:
             raise _fault(url, error) from error
         if len(listed) != 1 and like not in listed:
             raise UsageError(
@@ -138,16 +184,16 @@ class _Client:
             async with self._session.post(url, json=request) as answer:
                 await _require_ok(answer, url)
                 async for event in _events(answer):
-                    if event.get("error"):
-                        raise PeerError(f"{url} broke off: {one_line(str(event['error']))}")
-                    usage = event.get("usage") or {}
-                    counted = int(usage.get("completion_tokens") or counted)
-                    prompt = int(usage.get("prompt_tokens") or prompt)
-                    if _has_text(event):
+                    if event.error:
+                        raise PeerError(f"{url} broke off: {one_line(str(event.error))}")
+                    if event.usage:
+                        counted = event.usage.completion_tokens or counted
+                        prompt = event.usage.prompt_tokens or prompt
+                    if event.has_text:
                         last_at = time.perf_counter()
                         first_at = first_at or last_at
                         pieces += 1
-        except (aiohttp.ClientError, OSError, ValueError, TypeError, KeyError) as error:
+        except (aiohttp.ClientError, OSError, *UNREADABLE) as error:
             raise _fault(url, error) from error
         if first_at is None or last_at is None:
             raise PeerError(f"{url} answered without a token", hint="Try the model by hand.")
@@ -165,21 +211,12 @@ async def _client(wish: Wish, server: Server) -> AsyncIterator[_Client]:
         yield _Client(server, session)
 
 
-async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """Yield the objects of a stream of server-sent events."""
+async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[Event]:
+    """Yield the objects of a stream of server-sent events; raises UNREADABLE for what is none."""
     async for line in answer.content:
         data = line.strip().removeprefix(b"data:").strip()
         if data.startswith(b"{"):
-            yield msgspec.json.decode(data, type=dict[str, Any])
-
-
-def _has_text(event: dict[str, Any]) -> bool:
-    """Say whether tokens came: of the answer, or of what a model thinks before it."""
-    return any(
-        choice.get("delta", {}).get(field)
-        for choice in event.get("choices") or ()
-        for field in ("content", "reasoning_content", "reasoning", "thinking")
-    )
+            yield read(data)
 
 
 async def _require_ok(answer: aiohttp.ClientResponse, url: str) -> None:

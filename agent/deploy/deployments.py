@@ -39,6 +39,7 @@ from agent.deploy.measuring import Measuring
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import (
     Answer,
+    AskFacts,
     AskHead,
     AskLogs,
     AskStatus,
@@ -227,7 +228,13 @@ class Deployments:
                 return await self.hardware.facts()
             case CompareBook() | ExchangeBook():
                 return self._keeper.answer(request)
+            case AskFacts():
+                return await self._stages.answer(peer, request)
             case _:
+                if not self._keeper.may_deploy(peer):
+                    raise MembershipError(
+                        "a node that has neither the role worker nor admin has no stages here"
+                    )
                 return await self._stages.answer(peer, request)
 
     # ------------------------------------------------------------------ the local API

@@ -14,6 +14,7 @@ import msgspec
 
 from agent.errors import StateError
 from agent.identity import privatefile
+from agent.unreadable import UNREADABLE
 
 FILE = "drain.json"
 _VERSION = 1
@@ -44,7 +45,7 @@ class Drain:
             return
         try:
             file = msgspec.json.decode(raw, type=_File)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise StateError(
                 f"{self._path} is damaged: {error}",
                 hint="Remove it; `agent drain` writes it anew.",

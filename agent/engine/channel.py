@@ -19,6 +19,7 @@ import msgspec
 from agent import errors
 from agent.engine.spec import Command, EngineSpec, Event
 from agent.errors import ConfigError, CoveyError
+from agent.unreadable import UNREADABLE
 
 if TYPE_CHECKING:
     import asyncio
@@ -79,7 +80,7 @@ class Channel:
             self._receive()
         try:
             spec = msgspec.json.decode(self._lines.popleft(), type=EngineSpec)
-        except (IndexError, msgspec.DecodeError) as error:
+        except (IndexError, *UNREADABLE) as error:
             raise ConfigError(f"this is no engine spec: {error}") from None
         spec.check()
         self.poll()
@@ -95,7 +96,7 @@ class Channel:
             line = self._lines.popleft()
             try:
                 command = msgspec.json.decode(line, type=Command)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except UNREADABLE as error:
                 log.error("not a command: %s", error)
                 continue
             if command.ping:

@@ -20,11 +20,13 @@ import msgspec
 
 import agent
 from agent import errors
+from agent.childenv import kept
 from agent.engine.cpus import active_s
 from agent.engine.silence import Known
 from agent.engine.spec import Command, EngineSpec, Event
 from agent.engine.tail import Tail
 from agent.errors import CoveyError, EngineError
+from agent.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +44,13 @@ _RESTS = 0.01
 # that spins while its peer waits for a CPU made a token of a tiny model take 41 ms instead of 2.
 # numpy's own BLAS threads are never used; each costs memory and start-up time.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
-_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 
 
 def environment() -> dict[str, str]:
     """Return the environment in which a process of this package runs."""
     root = str(Path(agent.__file__).parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    # A proxy's address may hold its password, and an engine fetches nothing.
-    own = {name: value for name, value in os.environ.items() if name.lower() not in _PROXIES}
-    return {**_ENVIRONMENT, **own, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**_ENVIRONMENT, **kept(os.environ), "PYTHONPATH": os.pathsep.join(paths)}
 
 
 async def spawn() -> asyncio.subprocess.Process:
@@ -352,7 +351,7 @@ class Engine:
         while line := await output.readline():
             try:
                 self._on_event(msgspec.json.decode(line, type=Event))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except UNREADABLE as error:
                 log.error("%s wrote what is no event: %s", self.name, error)
 
     def _on_event(self, event: Event) -> None:

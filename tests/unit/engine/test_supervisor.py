@@ -263,10 +263,25 @@ async def test_only_the_right_predecessor_with_the_right_hello_gets_in(
         await engine.stop()
 
 
-def test_an_engine_is_told_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("https_proxy", "HTTP_PROXY", "all_proxy"):
+def test_an_engine_is_told_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("https_proxy", "HTTP_PROXY", "HF_TOKEN", "COVEY_GATEWAY_STORE", "NOTIFY_SOCKET"):
         monkeypatch.setenv(name, "http://me:secret@proxy:3128")
-    monkeypatch.setenv("COVEY_LOG", "debug")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     found = supervisor.environment()
     assert "secret" not in " ".join(found.values())
-    assert found["COVEY_LOG"] == "debug"
+    assert found["CUDA_VISIBLE_DEVICES"] == "1"
+    assert found["PYTHONPATH"].endswith(":/elsewhere")
+    assert found["PATH"] == os.environ["PATH"]
+
+
+async def test_the_process_itself_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    process = await supervisor.spawn()
+    try:
+        seen = Path(f"/proc/{process.pid}/environ").read_bytes()
+        assert b"PATH=" in seen
+        assert b"hf_secret" not in seen
+    finally:
+        process.kill()
+        await process.communicate()

@@ -8,6 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "fuzz"))
 
 import decoders
+from found import FOUND
 
 pytestmark = pytest.mark.slow
 
@@ -25,3 +26,11 @@ def test_nothing_but_refusals_escapes() -> None:
     # Each refuses most of what it gets, so the inputs do reach it; some take anything.
     may = {target.name for target in decoders.targets() if target.refuses_with}
     assert may == refused.keys()
+
+
+def test_what_was_found_stays_mended() -> None:
+    targets = {target.name: target for target in decoders.targets()}
+    assert FOUND.keys() <= targets.keys()
+    for name, inputs in FOUND.items():
+        for raw in inputs:
+            targets[name].takes(raw)
