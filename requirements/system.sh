@@ -27,6 +27,10 @@ if [ "${1:-}" = vm ]; then
     # And to log in to the appliance, and for both ends of its wifi.
     NEEDED="$NEEDED ssh:openssh-client wpa_supplicant:wpasupplicant hostapd:hostapd iw:iw"
     [ -d /usr/share/OVMF ] || missing="$missing ovmf"
+    # And to build the appliance for aarch64, and to start that.
+    NEEDED="$NEEDED aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
+aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-system-aarch64:qemu-system-arm"
+    [ -d /usr/share/AAVMF ] || missing="$missing qemu-efi-aarch64"
     # A kernel with WireGuard, and with 9p, which Debian's kernels for clouds lack.
     kernel=""
     for modules in /lib/modules/*; do

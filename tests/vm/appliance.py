@@ -3,7 +3,7 @@
 No acceleration and no root. The machine reaches the network, and this machine, through QEMU's own
 NAT; or it is plugged into a switch of a sandbox. Used by test_image.py, join.py and answer.py.
 
-Needs: qemu-system-x86, ovmf for UEFI, mtools.
+Needs: qemu-system-x86, ovmf for UEFI, mtools; for aarch64 qemu-system-arm, qemu-efi-aarch64.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ from image.node.slots import State
 DISK_BYTES = 3 << 30
 _MEMORY_MIB = 1024
 _CPUS = min(2, os.cpu_count() or 1)
-_OVMF = Path("/usr/share/OVMF")
+# By architecture QEMU's machine that starts from UEFI, and where UEFI and its variables are.
+_UEFI = {
+    "x86_64": ("q35", Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), "OVMF_VARS_4M.fd"),
+    "aarch64": ("virt", Path("/usr/share/AAVMF/AAVMF_CODE.fd"), "AAVMF_VARS.fd"),
+}
 _END_S = 10.0
 _POLL_S = 0.2
 _ENTRIES_AT = 2 * SECTOR_BYTES
@@ -58,21 +62,22 @@ class Port:
 class Appliance:
     """A disk with the image on it, in `folder`; `port` is what it is plugged into."""
 
-    def __init__(self, image: Path, folder: Path, port: Port | None = None) -> None:
+    def __init__(
+        self, image: Path, folder: Path, port: Port | None = None, arch: str = "x86_64"
+    ) -> None:
         folder.mkdir(exist_ok=True)
+        self._arch = arch
         self._folder = folder
         self._port = port
         self._disk = folder / "disk.img"
         subprocess.run(["cp", "--sparse=always", image, self._disk], check=True)
         os.truncate(self._disk, DISK_BYTES)
-        boot = plan("x86_64", Sizes(), {}).partitions[1]
+        _, boot, self._slot_a, self._slot_b, _ = plan(arch, Sizes(), {}).partitions
         self._boot = f"{self._disk}@@{boot.first * SECTOR_BYTES}"
 
     def write(self, name: str, text: str) -> None:
         """Put a file onto the boot partition, as a person does in another computer."""
-        file = self._folder / "file"
-        file.write_text(text)
-        _mtools("mcopy", "-o", "-i", self._boot, file, f"::{name}")
+        self._put(name, text.encode())
 
     def read(self, name: str) -> bytes:
         """Return a file of the boot partition."""
@@ -82,6 +87,16 @@ class Appliance:
         """Return the state of both slots, as it is on the disk."""
         zero, one = (self.read(f"covey/{name}") for name in slotblocks.FILES)
         return slotblocks.latest((zero, one)).state
+
+    def has_both(self, state: State) -> None:
+        """Put what is in slot a into slot b as well, and have the slots stand so."""
+        with self._disk.open("r+b") as disk:
+            disk.seek(self._slot_a.first * SECTOR_BYTES)
+            content = disk.read(self._slot_a.sectors * SECTOR_BYTES)
+            disk.seek(self._slot_b.first * SECTOR_BYTES)
+            disk.write(content)
+        for name, block in zip(slotblocks.FILES, slotblocks.fresh(state), strict=True):
+            self._put(f"covey/{name}", block)
 
     def data_ends_at(self) -> int:
         """Return the byte behind the data partition, by the disk's partition table."""
@@ -96,20 +111,20 @@ class Appliance:
     ) -> Iterator[None]:
         """Start it with "bios" or "uefi" and a CPU of QEMU's; leaving it cuts the power.
 
-        `devices` are more of QEMU's arguments.
+        Only a PC has a BIOS. `devices` are more of QEMU's arguments.
         """
         more = []
-        if firmware == "uefi":
+        if firmware == "uefi" or self._arch != "x86_64":
+            board, code, empty = _UEFI[self._arch]
             variables = self._folder / "variables.fd"
-            shutil.copyfile(_OVMF / "OVMF_VARS_4M.fd", variables)
-            code = _OVMF / "OVMF_CODE_4M.fd"
+            shutil.copyfile(code.with_name(empty), variables)
             more = [
-                "-machine", "q35",
+                "-machine", board,
                 "-drive", f"if=pflash,format=raw,readonly=on,file={code}",
                 "-drive", f"if=pflash,format=raw,file={variables}",
             ]  # fmt: skip
         command = [
-            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+            f"qemu-system-{self._arch}", "-nodefaults", "-no-user-config", "-display", "none",
             "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", str(_CPUS),
             "-m", str(_MEMORY_MIB), "-chardev", "stdio,id=line,signal=off",
             "-serial", "chardev:line",
@@ -185,6 +200,11 @@ class Appliance:
             return ["-nic", "user,model=virtio-net-pci"]
         tap = f"tap,ifname={self._port.tap},script=no,downscript=no"
         return ["-nic", f"{tap},model=virtio-net-pci,mac={self._port.mac}"]
+
+    def _put(self, name: str, content: bytes) -> None:
+        file = self._folder / "file"
+        file.write_bytes(content)
+        _mtools("mcopy", "-o", "-i", self._boot, file, f"::{name}")
 
     @property
     def _serial(self) -> Path:

@@ -35,11 +35,16 @@ def test_another_build_in_another_folder_gives_the_same_bytes(image: Path, tmp_p
 
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
 def test_it_starts_and_waits_for_a_ticket(image: Path, tmp_path: Path, firmware: str) -> None:
-    machine = Appliance(image, tmp_path)
+    waits_for_a_ticket(Appliance(image, tmp_path), firmware)
+
+
+def waits_for_a_ticket(machine: Appliance, firmware: str, cpu: str = "max") -> None:
+    """Start it for the first time, and look at what it shows and at its disk."""
     assert machine.slots() == State(reset=True)
-    with machine.running(firmware):
-        machine.wait_for("This machine is in no mesh yet", START_S)
+    with machine.running(firmware, cpu):
+        took_s = machine.wait_for("This machine is in no mesh yet", START_S)
         console = machine.console()
+    print(f"waits for a ticket after {took_s:.0f} s, from {firmware} with the CPU {cpu}")
     assert "Addresses: 10.0.2.15" in console
     assert "ERROR" not in console
     # The data partition was made, as large as the disk, once.
