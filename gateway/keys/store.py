@@ -232,6 +232,7 @@ class Store:
 
 def _key(row: database.Row) -> Key:
     """Return the key in a row of the columns _KEY."""
-    id_, name, globs, *limits, admin = row[:11]
-    models = msgspec.json.decode(globs, type=tuple[str, ...])
-    return Key(id_, name, models, *limits, bool(admin))
+    columns = list(row[:11])
+    columns[2] = msgspec.json.decode(columns[2], type=tuple[str, ...])
+    columns[10] = bool(columns[10])
+    return Key(*columns)
