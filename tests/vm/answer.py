@@ -25,7 +25,7 @@ from agent.demo.netlab import Lan
 QUESTION = "What is 27 + 15?"
 _HOST = "host"
 _ROLES = ("gateway", "issuer", "admin")
-_LIMIT_S = 600.0
+_LIMIT_S = 1200.0
 _PORT = 8088
 _ASK = Path(__file__).parents[1] / "lab" / "ask.py"
 
