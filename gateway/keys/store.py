@@ -234,4 +234,4 @@ def _key(row: database.Row) -> Key:
     """Return the key in a row of the columns _KEY."""
     id_, name, globs, *limits, admin = row[:11]
     models = msgspec.json.decode(globs, type=tuple[str, ...])
-    return Key(id_, name, models, *limits, bool(admin))
+    return msgspec.structs.replace(Key(id_, name, models, *limits), admin=bool(admin))

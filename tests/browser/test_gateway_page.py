@@ -212,8 +212,8 @@ def hostile(route: Route) -> None:
         node["name"] = EVIL
         node["roles"] = [EVIL]
     for ring in mesh["rings"]:
-        ring |= {"name": EVIL, "model": EVIL, "head": EVIL, "progress": EVIL, "phase": EVIL,
-                 "reasons": [EVIL], "error": {"message": EVIL, "hint": EVIL}, "gain": EVIL}  # fmt: skip
+        ring |= dict.fromkeys(("name", "model", "head", "progress", "phase", "gain"), EVIL)
+        ring |= {"reasons": [EVIL], "error": {"message": EVIL, "hint": EVIL}}
         for stage in ring["stages"]:
             stage["name"] = stage["runs_on"] = EVIL
     mesh["health"] = [{"node": EVIL, "code": EVIL, "severity": "error", "title": EVIL,
@@ -264,9 +264,8 @@ def test_a_mesh_of_thirty_is_drawn(opened: Any) -> None:
         "[...document.querySelectorAll('#map g.node')].map((g) => g.getBBox())"
         ".map(({x, y, width, height}) => [x, y, width, height])"
     )
-    box = page.evaluate(
-        "((b) => [b.x, b.y, b.width, b.height])(document.querySelector('#map svg').viewBox.baseVal)"
-    )
+    view = page.locator("#map svg").get_attribute("viewBox") or ""
+    box = [float(number) for number in view.split()]
     for x, y, width, height in boxes:
         assert box[0] <= x and x + width <= box[0] + box[2] + 1
         assert box[1] <= y and y + height <= box[1] + box[3] + 1
