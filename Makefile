@@ -11,7 +11,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check -q
 # Where it is set, each of the hundreds of Pythons that tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz guided appliance ansible vm bench man setup lock clean
+.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz guided appliance ansible browser vm bench man setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -49,12 +49,12 @@ unit: $(READY) ## Run all unit tests.
 beside: $(READY)
 	@test "$$(id -u)" -ne 0 || sh requirements/system.sh ansible
 ifdef NO_VM
-	@$(MAKE) --no-print-directory namespaces appliance ansible
+	@$(MAKE) --no-print-directory namespaces browser appliance ansible
 else
 	@sh requirements/system.sh appliance
 	@mkdir -p build
 	@nice -n 15 $(MAKE) --no-print-directory -k appliance ansible > build/beside.log 2>&1 & other=$$!; \
-		$(MAKE) --no-print-directory namespaces; failed=$$?; \
+		$(MAKE) --no-print-directory namespaces browser; failed=$$?; \
 		wait $$other || failed=1; cat build/beside.log; exit $$failed
 endif
 
@@ -94,6 +94,14 @@ else
 	@sh requirements/system.sh ansible
 	@$(BIN)/python tests/ansible/prepare.py > /dev/null
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/ansible
+endif
+
+browser: $(READY) ## Try the dashboard in Chromium before a real mesh (NO_BROWSER=1: not).
+ifdef NO_BROWSER
+	@echo "The dashboard is not tried in a browser, since NO_BROWSER is set."
+else
+	@sh requirements/system.sh browser
+	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/browser $(ARGS)
 endif
 
 vm: $(READY) ## Run the tests that need a kernel of their own, in qemu.

@@ -69,7 +69,10 @@ class AgentSource:
         return self._deployed
 
     async def call(self, method: str, path: str, body: Any, timeout_s: float) -> Any:
-        """Return what the agent answers on its local API; raises ApiError with its words."""
+        """Return what the agent answers on its local API; raises ApiError with its words.
+
+        `timeout_s` is for a POST; what is only read takes no longer than `CALL_TIMEOUT_S`.
+        """
         try:
             match method:
                 case "POST":

@@ -65,6 +65,7 @@ def demo(keep: bool, port: int | None) -> None:
                 _ask(base, question)
             click.echo("\nTry it from another terminal" + (":" if keep else " (with --keep):"))
             click.echo(_curl(base))
+            click.echo(f"or look at it in a browser: {base}/dashboard/")
             if keep:
                 click.echo("Ctrl-C ends it and removes everything.")
                 _keep(process)

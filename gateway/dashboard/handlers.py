@@ -38,7 +38,6 @@ _log = logging.getLogger(__name__)
 FRESH_S, SHELF_FRESH_S = 1.0, 5.0
 # Links are measured for a plan, and the header of a model that is not here comes first.
 PLAN_TIMEOUT_S = 75.0
-READ_TIMEOUT_S = 15.0
 USAGE_DAYS = 30
 _NOT_UNDERSTOOD = "agent and gateway are not of the same release"
 
@@ -153,7 +152,7 @@ class Dashboard:
             return None, error.line()
 
     async def _ask(self, kind: type[Any], path: str) -> Any:
-        answer = await self._call("GET", path, timeout_s=READ_TIMEOUT_S)
+        answer = await self._call("GET", path)
         try:
             return msgspec.convert(answer, kind)
         except msgspec.ValidationError as error:
@@ -161,12 +160,10 @@ class Dashboard:
                 f"What the agent tells is not understood: {_NOT_UNDERSTOOD} ({error})", status=503
             ) from error
 
-    async def _call(
-        self, method: str, path: str, body: Any = None, timeout_s: float = PLAN_TIMEOUT_S
-    ) -> Any:
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
         if self._source is None:
             raise ApiError("This gateway has no agent to ask", status=503)
-        return await self._source.call(method, path, body, timeout_s)
+        return await self._source.call(method, path, body, PLAN_TIMEOUT_S)
 
 
 def _body(request: web.Request) -> Any:

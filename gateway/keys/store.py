@@ -232,7 +232,6 @@ class Store:
 
 def _key(row: database.Row) -> Key:
     """Return the key in a row of the columns _KEY."""
-    columns = list(row[:11])
-    columns[2] = msgspec.json.decode(columns[2], type=tuple[str, ...])
-    columns[10] = bool(columns[10])
-    return Key(*columns)
+    id_, name, globs, *limits, admin = row[:11]
+    models = msgspec.json.decode(globs, type=tuple[str, ...])
+    return msgspec.structs.replace(Key(id_, name, models, *limits), admin=bool(admin))

@@ -76,7 +76,7 @@ def test_what_is_asked_for_is_made(run: Run) -> None:
     assert made == {
         "id": made["id"], "name": "team-a", "models": ["qwen*", "phi"],
         "requests_per_minute": 60, "tokens_per_minute": 9000, "tokens_per_day": 100000,
-        "weight": 2.5, "revoked": None, "state": "active",
+        "weight": 2.5, "revoked": None, "state": "active", "admin": False,
     }  # fmt: skip
     shown = run("keys", "list").stdout
     for text in ("team-a", "qwen*, phi", "60", "9000", "100000", "2.5"):
@@ -164,3 +164,10 @@ def test_usage_as_csv(run: Run, file: Path) -> None:
         {**dict(zip(names, second, strict=True)), "requests": 1, "prompt_tokens": 7,
          "completion_tokens": 8, "total_tokens": 15, "estimated_requests": 0}
     ]  # fmt: skip
+
+
+def test_an_admin_key_is_made_and_shown(run: Run) -> None:
+    assert answer(run("keys", "create", "root", "--admin", "--json"))["admin"] is True
+    run("keys", "create", "plain")
+    found = {key["name"]: key["admin"] for key in answer(run("keys", "list", "--json"))["keys"]}
+    assert found == {"root": True, "plain": False}

@@ -191,6 +191,24 @@ def test_migrations_go_on_where_they_were(store: Store, address: str, opened: Op
         older.all_keys()
 
 
+def test_keys_of_the_first_version_may_not_act(address: str, opened: Opened) -> None:
+    old = open_database(address)
+    with old.transaction(write=True):
+        old.execute(schema.VERSION_TABLE)
+        for statement in schema.MIGRATIONS[0]:
+            old.execute(statement)
+        old.execute("INSERT INTO covey_schema VALUES (1)")
+        old.execute(
+            "INSERT INTO covey_keys (id, name, hash, models, weight, created) "
+            "VALUES ('i', 'ada', 'h', '[\"*\"]', 1.0, 5.0)"
+        )
+    old.close()
+    store = opened(address)
+    assert store.all_keys() == [Key("i", "ada", created=5.0)]
+    store.create(Key("r", "root", admin=True), "h2")
+    assert store.by_hash()["h2"].admin
+
+
 def test_a_migration_that_fails_leaves_nothing(store: Store, address: str, opened: Opened) -> None:
     broken = (*schema.MIGRATIONS, ("CREATE TABLE covey_more (a TEXT)", "CREATE NONSENSE"))
     with pytest.raises(StoreAway):
