@@ -14,7 +14,8 @@ from agent.demo.mesh import GATEWAY, DemoMesh
 from agent.models import bundled
 
 DOC = Path(__file__).parents[2] / "docs" / "commands.md"
-ROWS = dict(re.findall(r"^\| `((?:agent|gateway) [^`]*)` \| (.*) \|$", DOC.read_text(), re.M))
+JSON = DOC.read_text().partition("\n## Exit codes\n")[0]
+ROWS = dict(re.findall(r"^\| `((?:agent|gateway) [^`]*)` \| (.*) \|$", JSON, re.M))
 
 
 def documented(command: str, part: int = 0) -> set[str]:
