@@ -20,6 +20,8 @@ PREFIX = "DISTRIBUTED_"
 _LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning",
            "error": "error", "dpanic": "error", "panic": "error", "fatal": "error"}  # fmt: skip
 _YES, _NO = ("true", "1", "t", "yes", "on"), ("false", "0", "f", "no", "off")
+# A file of theirs with all there is has some fifty.
+_MOST_VALUES = 10_000
 _HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6", "dnsaddr")
 Becomes = Literal["taken", "same", "none"]
 
@@ -59,7 +61,24 @@ def read(document: object) -> list[Line]:
             "it has no section of distributed",
             hint="Its sections are node, p2p, wireguard, llm, scheduler, gateway, monitoring.",
         )
+    if _larger(document, _MOST_VALUES):
+        raise ConfigError(f"it has more than {_MOST_VALUES} values")
     return list(_lines(document))
+
+
+def _larger(tree: object, most: int) -> bool:
+    """Say whether a document has more values: a few lines of YAML's aliases make billions."""
+    waiting, seen = [tree], 0
+    while waiting:
+        seen += 1
+        if seen > most:
+            return True
+        match waiting.pop():
+            case dict() as found:
+                waiting += [*found, *found.values()][: most + 1]
+            case list() as found:
+                waiting += found[: most + 1]
+    return False
 
 
 def settings_of(lines: Sequence[Line]) -> dict[str, Any]:

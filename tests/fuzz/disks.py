@@ -17,14 +17,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from target import Target
 from underlay import file_reader
 
-from agent import config
+from agent import config, distributed
 from agent.deploy.drain import Drain
+from agent.errors import ConfigError
 from agent.identity import keyfile
 from agent.identity.keys import NodeKey
 from agent.membership import statefiles
 from agent.membership.certificate import Certificate
 from agent.membership.join import MemberInfo
 from agent.traversal.memory import PathMemory
+from agent.unreadable import UNREADABLE
 from image.disk import gpt
 from image.make.alpine import index
 from image.node import (
@@ -67,6 +69,14 @@ log_level = "debug"
 relay = true
 bootstrap = ["192.0.2.1:4001"]
 """
+THEIRS = b"""
+node: {log_level: warn, id: shed}
+p2p:
+  listen_addrs: [/ip4/0.0.0.0/tcp/4001]
+  bootstrap_peers: /ip4/192.0.2.1/tcp/4001
+wireguard: {subnet: 10.78.0.0/16, use_kernel: false}
+llm: {threads: 4, gpu_layers: -1, nothing: [a, {b: c}]}
+"""
 INDEX = (
     b"C:Q1AAAAAAAAAAAAAAAAAAAAAAAAAAA=\nP:musl\nV:1.2.5-r1\nA:x86_64\nS:400000\nk:5\n"
     b"D:so:libc.musl-x86_64.so.1 !x<2 y~=1.2\np:so:libc.musl-x86_64.so.1=1 cmd:ldd\n\n"
@@ -92,6 +102,7 @@ def targets(member: Certificate) -> list[Target]:
         *(Target(f"state: {type(each).__name__}",
                  state_reader(each),
                  (statefiles.encode(each),)) for each in stored),
+        Target("distributed's file", theirs, (THEIRS,), (ConfigError, *UNREADABLE, ValueError)),
         Target("key file", file_reader(keyfile.load_if_there, "node.key"),
                (base64.b64encode(bytes(32)) + b"\n",)),
         Target("list of paths", file_reader(lambda path: PathMemory(path).load(), "paths.json"),
@@ -125,6 +136,12 @@ def state_reader(sample: msgspec.Struct) -> Callable[[bytes], object]:
     """Return what reads a file of the state directory."""
     kind = type(sample)
     return lambda raw: statefiles.decode(raw, kind, "state.json", "")
+
+
+def theirs(raw: bytes) -> str:
+    """Make an agent.toml of a file of Foundation42/distributed."""
+    lines = distributed.read(msgspec.yaml.decode(raw.decode()))
+    return distributed.toml(distributed.settings_of(lines), "here")
 
 
 def lossless(raw: bytes) -> None:

@@ -5,7 +5,8 @@
 atheris is none of Covey's requirements: its wheel has 35 MB, and where there is none (ARM, musl) it
 needs clang; make puts it into an environment of its own. What msgspec decodes is C to it, so those
 targets have few edges. Each target runs in a child of its own, begins with its genuine samples
-(and with what DIR holds from an earlier run), and gets an equal share of the time. Ends with exit
+(and with what DIR holds from an earlier run), and gets an equal share of the time, which is the
+processor's: other work on the machine makes it longer, not less. Ends with exit
 code 1 and the input, in hex, of the first thing that escapes, hangs or takes too much memory. Such
 an input belongs into `found.py`, made as small as it gets.
 """
@@ -54,15 +55,18 @@ MAX_BYTES = 4096
 # may have much else to do; `target.py` counts the processor's time.
 HANG_S = 60
 MEMORY_MB = 1024
-# What libFuzzer prints: runs, edges covered, features, inputs that it keeps.
-_STATUS = re.compile(r"#(\d+)\s.*cov: (\d+) ft: (\d+) corp: (\d+)/")
+# What libFuzzer prints: edges covered, features, inputs that it keeps; and what `_fuzz` does.
+_STATUS = re.compile(r"#\d+\s.*cov: (\d+) ft: (\d+) corp: (\d+)/")
+_RUNS = re.compile(r"^runs: (\d+)$", re.M)
 NEEDED = "guided.py needs atheris, which is not installed here: run it as `make guided`."
 
 
 def main() -> int:
     """Parse flags; run one target here, or each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=int, default=3600, help="for all targets together")
+    parser.add_argument(
+        "--seconds", type=int, default=3600, help="of the CPU, for all targets together"
+    )
     parser.add_argument("--only", metavar="NAME", choices=names(), help="just this target")
     parser.add_argument("--corpus", type=Path, help="where inputs that reached new code are kept")
     arguments = parser.parse_args()
@@ -74,22 +78,19 @@ def main() -> int:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         wanted = [arguments.only] if arguments.only else names()
         share_s = max(1, arguments.seconds // len(wanted))
-        began = time.monotonic()
         ran = [_run(name, corpus / re.sub(r"\W+", "-", name), share_s, scratch) for name in wanted]
-        took_s = time.monotonic() - began
-    runs, edges = sum(run.runs for run in ran), sum(run.edges for run in ran)
-    print(
-        f"{len(ran)} targets: {runs} runs in {took_s:.0f} s ({runs / took_s:.0f}/s), {edges} edges"
-    )
+    runs, edges, cpu_s = (sum(values) for values in list(zip(*ran, strict=True))[1:])
+    print(f"{len(ran)} targets: {runs} runs in {cpu_s:.0f} s ({runs / cpu_s:.0f}/s), {edges} edges")
     return 0 if all(run.sound for run in ran) else 1
 
 
 class Ran(NamedTuple):
-    """What became of a target: whether nothing escaped, how many inputs, edges covered."""
+    """What became of a target: whether nothing escaped, inputs, edges covered, CPU seconds."""
 
     sound: bool
     runs: int
     edges: int
+    cpu_s: float
 
 
 def _run(name: str, corpus: Path, seconds: int, scratch: str) -> Ran:
@@ -106,13 +107,14 @@ def _run(name: str, corpus: Path, seconds: int, scratch: str) -> Ran:
                 _fuzz(name, corpus, found, seconds)
             finally:
                 os._exit(1)  # atheris ends the process itself
-        _, status = os.waitpid(child, 0)
+        _, status, usage = os.wait4(child, 0)
         output.seek(0)
         said = output.read().decode(errors="replace")
     told = _STATUS.findall(said)
-    runs, edges, features, kept = told[-1] if told else ("0",) * 4
+    edges, features, kept = told[-1] if told else ("0",) * 3
+    (runs,) = _RUNS.findall(said) or ("0",)
     print(f"{name}: {runs} runs, {edges} edges, {features} features, {kept} inputs", flush=True)
-    ran = Ran(status == 0 and bool(told), int(runs), int(edges))
+    ran = Ran(status == 0 and bool(told), int(runs), int(edges), usage.ru_utime + usage.ru_stime)
     if ran.sound:
         return ran
     lines = [line for line in said.splitlines() if not line.startswith(("INFO", "#"))]
@@ -131,10 +133,19 @@ def _fuzz(name: str, corpus: Path, found: str, seconds: int) -> None:
     longest = max(MAX_BYTES, *map(len, target.samples))
     flags = [
         f"-max_len={longest}", f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MB}",
-        f"-max_total_time={seconds}", f"-artifact_prefix={found}", "-print_final_stats=1",
-        str(corpus),
+        f"-artifact_prefix={found}", str(corpus),
     ]  # fmt: skip
-    atheris.Setup([sys.argv[0], *flags], target.takes)
+    runs, until = 0, time.process_time() + seconds
+
+    def take(data: bytes) -> None:
+        nonlocal runs
+        runs += 1
+        target.takes(data)
+        if time.process_time() > until:
+            print(f"runs: {runs}", flush=True)
+            os._exit(0)
+
+    atheris.Setup([sys.argv[0], *flags], take)
     atheris.Fuzz()
 
 

@@ -17,8 +17,9 @@ from target import Target
 from agent.comparing import asking
 from agent.engine.serve import tokens
 from agent.engine.spec import EngineSpec
+from agent.http import hosts
 from agent.unreadable import UNREADABLE
-from gateway import config, headers, modalities, otlp, proxy, tracing, watch, wishes
+from gateway import browsers, config, headers, modalities, otlp, proxy, tracing, watch, wishes
 from gateway.dialects import sse
 from gateway.dialects.port import Refused
 from gateway.dialects.served import DIALECTS, by_name
@@ -91,6 +92,7 @@ otlp_endpoint = "http://127.0.0.1:4318"
 ollama = "http://127.0.0.1:11434/v1"
 """
 HEADERS = (
+    b"host: shed:8088\norigin: http://shed:8088\nsec-fetch-site: same-origin\n"
     b"x-covey-deadline-ms: 500\nx-covey-priority: -3\nx-covey-session: s\nuser-agent: x\n"
     b"connection: close, x-a\nx-a: 1\nx-covey-load: 7\nx-covey-strategy: round_robin\n"
     b"traceparent: 00-0123456789abcdef0123456789abcdef-0123456789abcdef-01\ntracestate: a=1,b=2\n"
@@ -108,7 +110,7 @@ def targets() -> list[Target]:
         *(asked(path, dialect) for path, dialect in (DIALECTS | by_name(lambda: ("m",))).items()),
         *(answered(path, dialect) for path, dialect in (DIALECTS | by_name(lambda: ("m",))).items()
           if path in ASKED),
-        Target("events of a stream", pieces(lambda: sse.Parser().push), CHUNKS, (sse.TooLong,)),
+        Target("events of a stream", pieces(lambda: sse.Parser().push), CHUNKS, ()),
         Target("counts of tokens", counted, (*CHUNKS, *ANSWERS), ()),
         Target("request to pass on", ask, (
             b'{"model":"m","stream":true,"max_tokens":5,"tools":[%b],%b}' % (TOOL, MESSAGES),
@@ -225,5 +227,8 @@ def head(raw: bytes) -> None:
         for name, value in headers.of_request(given, trace, keyed=keyed).items():
             name.encode(), value.encode()
     headers.load(found)
+    for changes in (True, False):
+        browsers.foreign(found, changes=changes, shows=not changes)
+    hosts.answered(found.getall("host", []), frozenset({"shed"}))
     wishes.client(found, "192.0.2.1")
     wishes.wishes(found, "/v1/chat/completions", wishes.Fields(model="m"))
