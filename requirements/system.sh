@@ -1,7 +1,8 @@
 #!/bin/sh
 # Install the Debian packages that the tree's set-up, demo and tests need, if any is missing;
 # with the argument "appliance" also those to build and boot the appliance's image, with "vm" those
-# for all tests in virtual machines, with "ansible" those for the playbooks' tests.
+# for all tests in virtual machines, with "ansible" those for the playbooks' tests, with
+# "containers" those for compose.yaml's.
 # As root it installs them; otherwise it says in one line what is missing.
 set -eu
 
@@ -20,6 +21,12 @@ grub-mkimage:grub-common"
 fi
 if [ "${1:-}" = ansible ]; then
     NEEDED="$NEEDED mmdebstrap:mmdebstrap ssh:openssh-client setpriv:util-linux"
+fi
+if [ "${1:-}" = containers ]; then
+    NEEDED="$NEEDED podman:podman crun:crun conmon:conmon iptables:iptables"
+    for program in netavark aardvark-dns; do
+        [ -x "/usr/lib/podman/$program" ] || missing="$missing $program"
+    done
 fi
 if [ "${1:-}" = vm ]; then
     # What the cases run in the guest are programs of this machine.
