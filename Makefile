@@ -11,7 +11,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check -q
 # Where it is set, each of the hundreds of Pythons that tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz guided appliance ansible browser vm bench man setup lock clean
+.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz guided appliance ansible browser containers vm bench man setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -102,6 +102,14 @@ ifdef NO_BROWSER
 else
 	@sh requirements/system.sh browser
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/browser $(ARGS)
+endif
+
+containers: $(READY) ## Run compose.yaml and Kubernetes' pods in podman (as root; 10 minutes).
+ifneq ($(shell id -u),0)
+	@echo "The containers are not run: their engine is root's alone here."
+else
+	@sh requirements/system.sh containers
+	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/containers
 endif
 
 vm: $(READY) ## Run the tests that need a kernel of their own, in qemu.

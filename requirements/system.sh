@@ -2,7 +2,7 @@
 # Install the Debian packages that the tree's set-up, demo and tests need, if any is missing;
 # with the argument "appliance" also those to build and boot the appliance's image, with "vm" those
 # for all tests in virtual machines, with "ansible" those for the playbooks' tests, with "browser" the
-# browser for the dashboard's.
+# browser for the dashboard's, with "containers" those for compose.yaml's.
 # As root it installs them; otherwise it says in one line what is missing.
 set -eu
 
@@ -24,6 +24,12 @@ if [ "${1:-}" = ansible ]; then
 fi
 if [ "${1:-}" = browser ]; then
     NEEDED="$NEEDED chromium:chromium"
+fi
+if [ "${1:-}" = containers ]; then
+    NEEDED="$NEEDED podman:podman crun:crun conmon:conmon iptables:iptables"
+    for program in netavark aardvark-dns; do
+        [ -x "/usr/lib/podman/$program" ] || missing="$missing $program"
+    done
 fi
 if [ "${1:-}" = vm ]; then
     # What the cases run in the guest are programs of this machine.

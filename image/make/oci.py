@@ -71,7 +71,7 @@ IMAGES = (
     # Root in its container: it makes a WireGuard interface, for which it has to be given NET_ADMIN.
     Image(
         "agent", "Covey's agent", ("up", "--foreground"),
-        ("443/tcp", "4001/tcp", "4001/udp", "51820/udp"), _STATE,
+        ("443/tcp", "4001/tcp", "4001/udp", "51820/udp", "51821/udp"), _STATE,
         (f"COVEY_NODE_GATEWAY_SOCKET={_READING}/agent.sock",),
     ),
     Image(

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     here = [item for item in items if Path(__file__).parent in item.path.parents]
     for item in here:
-        item.add_marker(pytest.mark.timeout(1800))
+        item.add_marker(pytest.mark.timeout(3600))
         if os.getuid() != 0 or missing or not sandbox.inside():
             why = f"needs root, a sandbox, and {' '.join(missing) or 'nothing else'}"
             item.add_marker(pytest.mark.skip(reason=why))

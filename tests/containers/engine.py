@@ -20,8 +20,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "image" / "containers" / "compose.yaml"
 # A slow machine with other work.
-PATIENCE_S = 240.0
-_COMMAND_S = 300.0
+PATIENCE_S = 600.0
+# To load images is slow where the disk is.
+_COMMAND_S = 1200.0
 
 
 def limit(kind: int, most: int) -> str:
