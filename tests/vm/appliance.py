@@ -39,6 +39,7 @@ _ENTRIES_AT = 2 * SECTOR_BYTES
 _ENTRY_BYTES = 128
 # Of the superblock, s_magic: behind it s_state, and 36 bytes on s_feature_incompat with RECOVER.
 _EXT4_AT = 1024 + 0x38
+_EXT4_MADE_AT = 1024 + 0x108
 
 
 class ApplianceFault(Exception):
@@ -62,6 +63,10 @@ class Port:
 class Appliance:
     """A disk with the image on it, in `folder`; `port` is what it is plugged into."""
 
+    disk_bytes = DISK_BYTES
+    # Up to where its data partition may grow.
+    data_bytes = DISK_BYTES
+
     def __init__(
         self, image: Path, folder: Path, port: Port | None = None, arch: str = "x86_64"
     ) -> None:
@@ -71,7 +76,7 @@ class Appliance:
         self._port = port
         self._disk = folder / "disk.img"
         subprocess.run(["cp", "--sparse=always", image, self._disk], check=True)
-        os.truncate(self._disk, DISK_BYTES)
+        os.truncate(self._disk, self.disk_bytes)
         _, boot, self._slot_a, self._slot_b, _ = plan(arch, Sizes(), {}).partitions
         self._boot = f"{self._disk}@@{boot.first * SECTOR_BYTES}"
 
@@ -113,23 +118,10 @@ class Appliance:
 
         Only a PC has a BIOS. `devices` are more of QEMU's arguments.
         """
-        more = []
-        if firmware == "uefi" or self._arch != "x86_64":
-            board, code, empty = _UEFI[self._arch]
-            variables = self._folder / "variables.fd"
-            shutil.copyfile(code.with_name(empty), variables)
-            more = [
-                "-machine", board,
-                "-drive", f"if=pflash,format=raw,readonly=on,file={code}",
-                "-drive", f"if=pflash,format=raw,file={variables}",
-            ]  # fmt: skip
         command = [
             f"qemu-system-{self._arch}", "-nodefaults", "-no-user-config", "-display", "none",
-            "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", str(_CPUS),
-            "-m", str(_MEMORY_MIB), "-chardev", "stdio,id=line,signal=off",
-            "-serial", "chardev:line",
-            "-drive", f"if=none,id=disk,format=raw,file={self._disk}",
-            "-device", "virtio-blk-pci,drive=disk", *self._network(), *more, *devices,
+            "-accel", "tcg,thread=multi", "-chardev", "stdio,id=line,signal=off",
+            *self._machine(firmware, cpu), *devices,
         ]  # fmt: skip
         if self._port:
             command = ["nsenter", f"--net=/run/netns/{self._port.namespace}", *command]
@@ -167,12 +159,12 @@ class Appliance:
 
     def is_clean(self) -> bool:
         """Say whether the data partition was unmounted, by its file system's own note."""
-        with self._disk.open("rb") as disk:
-            disk.seek(_ENTRIES_AT + 4 * _ENTRY_BYTES)
-            first = int(struct.unpack_from("<Q", disk.read(_ENTRY_BYTES), 32)[0]) * SECTOR_BYTES
-            disk.seek(first + _EXT4_AT)
-            magic, state, needs = struct.unpack("<HH36xI", disk.read(44))
+        magic, state, needs = struct.unpack("<HH36xI", self._data(_EXT4_AT, 44))
         return (magic, state & 1, needs & 4) == (0xEF53, 1, 0)
+
+    def data_made_s(self) -> int:
+        """Return when its data partition was made, by its own clock, in unix seconds."""
+        return int.from_bytes(self._data(_EXT4_MADE_AT, 4), "little")
 
     def cut(self) -> None:
         """Cut its power now."""
@@ -194,6 +186,32 @@ class Appliance:
     def console(self) -> str:
         """Return all that this start has shown."""
         return self._serial.read_bytes().decode(errors="replace").replace("\r", "")
+
+    def _data(self, at: int, size: int) -> bytes:
+        """Return bytes of the data partition."""
+        with self._disk.open("rb") as disk:
+            disk.seek(_ENTRIES_AT + 4 * _ENTRY_BYTES)
+            first = int(struct.unpack_from("<Q", disk.read(_ENTRY_BYTES), 32)[0]) * SECTOR_BYTES
+            disk.seek(first + at)
+            return disk.read(size)
+
+    def _machine(self, firmware: str, cpu: str) -> list[str]:
+        """Return QEMU's arguments for the machine, with its disk, network and serial line."""
+        more = []
+        if firmware == "uefi" or self._arch != "x86_64":
+            board, code, empty = _UEFI[self._arch]
+            variables = self._folder / "variables.fd"
+            shutil.copyfile(code.with_name(empty), variables)
+            more = [
+                "-machine", board,
+                "-drive", f"if=pflash,format=raw,readonly=on,file={code}",
+                "-drive", f"if=pflash,format=raw,file={variables}",
+            ]  # fmt: skip
+        return [
+            "-cpu", cpu, "-smp", str(_CPUS), "-m", str(_MEMORY_MIB), "-serial", "chardev:line",
+            "-drive", f"if=none,id=disk,format=raw,file={self._disk}",
+            "-device", "virtio-blk-pci,drive=disk", *self._network(), *more,
+        ]  # fmt: skip
 
     def _network(self) -> list[str]:
         if self._port is None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from appliance import DISK_BYTES, Appliance
+from appliance import Appliance
 from imagebuild import ROOT, build
 
 from image.disk.layout import MIB
@@ -49,7 +49,7 @@ def waits_for_a_ticket(machine: Appliance, firmware: str, cpu: str = "max") -> N
     assert "ERROR" not in console
     # The data partition was made, as large as the disk, once.
     assert machine.slots() == State()
-    assert DISK_BYTES - machine.data_ends_at() <= MIB
+    assert machine.data_bytes - machine.data_ends_at() <= MIB
 
 
 def test_a_mistake_is_shown_with_its_line_and_mended_at_the_next_start(
