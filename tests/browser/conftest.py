@@ -143,7 +143,7 @@ class Opened:
         page = context.new_page()
         page.on("console", lambda message: self._heard(message.type, message.text))
         page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
-        page.on("request", self.asked.append)
+        page.on("request", lambda request: self.asked.append(request))
         if key:
             page.add_init_script(f"sessionStorage.setItem('covey-key', {json.dumps(key)})")
         page.goto(f"{base}/dashboard/#{view}")
