@@ -23,7 +23,8 @@ if [ "${1:-}" = ansible ]; then
     NEEDED="$NEEDED mmdebstrap:mmdebstrap ssh:openssh-client setpriv:util-linux"
 fi
 if [ "${1:-}" = containers ]; then
-    NEEDED="$NEEDED podman:podman crun:crun conmon:conmon iptables:iptables"
+    NEEDED="$NEEDED podman:podman crun:crun conmon:conmon iptables:iptables
+catatonit:catatonit"
     for program in netavark aardvark-dns; do
         [ -x "/usr/lib/podman/$program" ] || missing="$missing $program"
     done
