@@ -26,7 +26,8 @@ if [ "${1:-}" = browser ]; then
     NEEDED="$NEEDED chromium:chromium"
 fi
 if [ "${1:-}" = containers ]; then
-    NEEDED="$NEEDED podman:podman crun:crun conmon:conmon iptables:iptables"
+    NEEDED="$NEEDED podman:podman crun:crun conmon:conmon iptables:iptables
+catatonit:catatonit"
     for program in netavark aardvark-dns; do
         [ -x "/usr/lib/podman/$program" ] || missing="$missing $program"
     done

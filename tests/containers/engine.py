@@ -1,11 +1,11 @@
 """podman with a store of its own, in a sandbox: what a person's engine does, and no trace of it.
 
-Used by the tests of containers alone. Control groups are left to the machine: not every one lets a
-nested engine make some.
+Used by the tests of containers alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -23,6 +23,7 @@ COMPOSE = ROOT / "image" / "containers" / "compose.yaml"
 PATIENCE_S = 600.0
 # To load images is slow where the disk is.
 _COMMAND_S = 1200.0
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 def limit(kind: int, most: int) -> str:
@@ -44,8 +45,7 @@ class Engine:
             f'runroot = "{folder}/run"\n'
         )
         (folder / "containers.conf").write_text(
-            f'[containers]\ncgroups = "disabled"\n'
-            f'default_ulimits = ["nofile={files}", "nproc={processes}"]\n'
+            f'[containers]\ndefault_ulimits = ["nofile={files}", "nproc={processes}"]\n'
             f'[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "crun"\n'
             f'tmp_dir = "{folder}/tmp"\n'
             f'[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "{folder}/networks"\n'
@@ -93,6 +93,10 @@ class Engine:
         subprocess.run(["umount", "-R", "-l", str(self._folder / "graph")], check=False,
                        capture_output=True)  # fmt: skip
         shutil.rmtree(self._folder, ignore_errors=True)
+        # podman leaves the groups that it made others in; those that another one uses stay.
+        for group in (*_GROUPS.glob("libpod_parent"), *_GROUPS.glob("*/libpod_parent")):
+            with contextlib.suppress(OSError):
+                group.rmdir()
 
 
 def eventually(found: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
