@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, Request, expect, sync_playwright
 
 from agent.demo import sandbox
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, DemoMesh
@@ -29,6 +29,7 @@ ROOT = Path("/run/covey-browser")
 BASE = f"http://127.0.0.1:{GATEWAY_PORT}"
 # The models' answers and the ring's building take the same two cores as the browser.
 TIMEOUT_MS = 60_000
+expect.set_options(timeout=TIMEOUT_MS)
 DESK, PHONE = {"width": 1100, "height": 820}, {"width": 360, "height": 740}
 
 # What lies beside the tests, which pytest's importlib mode does not put on the path.
@@ -148,7 +149,20 @@ class Opened:
             page.add_init_script(f"sessionStorage.setItem('covey-key', {json.dumps(key)})")
         page.goto(f"{base}/dashboard/#{view}")
         if wait:
-            page.wait_for_function("document.querySelector('#link').dataset.state === 'live'")
+            expect(page.locator("#link")).to_have_attribute("data-state", "live")
+        return page
+
+    def told(self, change: Callable[[Any], None]) -> Page:
+        """Open the page with another state than the gateway's own, changed once."""
+        page = self.page()
+        state = page.evaluate("fetch('/dashboard/state').then((answer) => answer.json())")
+        change(state)
+        body = json.dumps(state)
+        page.route(
+            "**/dashboard/state",
+            lambda route: route.fulfill(status=200, content_type="application/json", body=body),
+        )
+        page.reload()
         return page
 
     def allow(self, pattern: str) -> None:

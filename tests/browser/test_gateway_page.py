@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
 from agent.demo.mesh import WORKERS, DemoMesh
 
-expect.set_options(timeout=60_000)
-
 FIGURES = re.compile(r"first token after \d.* · \d+(\.\d+)? tokens/s · \d+ tokens · by alpha")
+
+
+def rings(mesh: DemoMesh) -> list[dict[str, Any]]:
+    """Return what the mesh runs, by another node's word."""
+    found: list[dict[str, Any]] = mesh.ask("beta", "ps")["deployments"]
+    return found
 
 
 def ask(page: Page, text: str) -> str:
@@ -35,7 +38,7 @@ def test_the_map_shows_nodes_paths_and_layers(opened: Any, mesh: DemoMesh) -> No
     expect(drawn.locator("g.node")).to_have_count(len(WORKERS) + 1)
     expect(drawn.locator(".hop")).to_have_count(3)  # alpha, another, another, and home
     expect(drawn.locator(".rtt").first).to_have_text(re.compile(r"\d ms$"))
-    [ring] = mesh.get("door", "/v1/deployments")["deployments"]
+    [ring] = rings(mesh)
     for stage in ring["stages"]:
         row = page.locator(f'#nodes tr[data-key="{stage["node"]}"]')
         expect(row).to_contain_text("covey-mini: layer")
@@ -113,13 +116,13 @@ def test_an_admin_plans_deploys_and_undeploys(opened: Any, keys: Any, mesh: Demo
     expect(plan).to_contain_text("tokens/s")
     plan.locator("summary").click()
     expect(plan.locator(".reasons")).to_contain_text("2 nodes were asked for")
-    assert len(mesh.get("door", "/v1/deployments")["deployments"]) == 1
+    assert len(rings(mesh)) == 1
 
     page.click("#deploy-button")
     ring = page.locator('#running [data-key="second"]')
     expect(ring.locator(".badge")).to_have_text("ready", timeout=120_000)
     expect(page.locator("#announcer")).to_have_text("second: ready")
-    found = {one["name"] for one in mesh.get("alpha", "/v1/deployments")["deployments"]}
+    found = {one["name"] for one in rings(mesh)}
     assert found == {"covey-mini", "second"}
     page.goto(page.url.replace("#models", "#mesh"))
     page.click('#ring-choice [data-ring="second"]')
@@ -133,7 +136,7 @@ def test_an_admin_plans_deploys_and_undeploys(opened: Any, keys: Any, mesh: Demo
     ring.locator(".end").click()
     page.click("#end-form button.danger")
     expect(ring).to_have_count(0)
-    assert len(mesh.get("alpha", "/v1/deployments")["deployments"]) == 1
+    assert len(rings(mesh)) == 1
 
 
 def test_the_agents_no_is_shown_in_its_words(opened: Any, keys: Any) -> None:
@@ -202,10 +205,8 @@ def test_a_lost_gateway_is_said_and_found_again(opened: Any) -> None:
 EVIL = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
 
 
-def hostile(route: Route) -> None:
-    """Answer with names and words that are markup, as a member could choose them."""
-    answer = route.fetch()
-    state = answer.json()
+def hostile(state: Any) -> None:
+    """Have names and words that are markup, as a member could choose them."""
     mesh = state["mesh"]
     mesh["mesh"] = mesh["name"] = EVIL
     for node in mesh["nodes"]:
@@ -224,13 +225,10 @@ def hostile(route: Route) -> None:
     gateway["models"] = [{"id": EVIL, "usable": 1}]
     for replica in gateway["replicas"]:
         replica |= {"name": EVIL, "models": [EVIL], "reason": EVIL}
-    route.fulfill(status=200, content_type="application/json", body=json.dumps(state))
 
 
 def test_a_members_name_is_text_and_never_markup(opened: Any) -> None:
-    page = opened.page(wait=False)
-    page.route("**/dashboard/state", hostile)
-    page.reload()
+    page = opened.told(hostile)
     expect(page.locator("#mesh-name")).to_have_text(EVIL)
     for view in ("mesh", "models", "chat", "requests", "health"):
         page.goto(re.sub("#.*", f"#{view}", page.url))
@@ -243,8 +241,7 @@ def test_a_members_name_is_text_and_never_markup(opened: Any) -> None:
 
 
 def test_a_mesh_of_thirty_is_drawn(opened: Any) -> None:
-    def crowd(route: Route) -> None:
-        state = route.fetch().json()
+    def crowd(state: Any) -> None:
         nodes = state["mesh"]["nodes"]
         other = next(node for node in nodes if not node["self"])
         kinds = ("relayed", "asleep", "none", "lan")
@@ -253,11 +250,8 @@ def test_a_mesh_of_thirty_is_drawn(opened: Any) -> None:
                      "path": other["path"] | {"route": kinds[n % 4]}}
             for n in range(26)
         ]  # fmt: skip
-        route.fulfill(status=200, content_type="application/json", body=json.dumps(state))
 
-    page = opened.page(wait=False)
-    page.route("**/dashboard/state", crowd)
-    page.reload()
+    page = opened.told(crowd)
     expect(page.locator("#map g.node")).to_have_count(30)
     expect(page.locator("#map-legend")).to_contain_text("relayed")
     boxes = page.evaluate(
