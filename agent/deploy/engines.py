@@ -181,8 +181,10 @@ class Engines:
         for engine in running:
             spec, used = engine.spec, machine.used(engine.pid)
             if used is not None:
+                # A stage is told its ring, and no name.
+                name = spec.model_name if spec.role in ("head", "whole") else ""
                 told.append(EngineFigures(
-                    spec.model_name, spec.ring[:_RING_LETTERS], spec.stage, spec.role,
+                    name, spec.ring[:_RING_LETTERS], spec.stage, spec.role,
                     engine.ready, engine.stats, *used,
                 ))  # fmt: skip
         return Engined(told, dict(self._started_ever), dict(self._failed_ever))

@@ -249,10 +249,13 @@ async def test_engines_that_run_tell_what_they_did_and_how_many_failed_is_counte
         few._made(engine)  # type: ignore[arg-type]
     gone.over(None)  # type: ignore[attr-defined]
     broken.over(EngineError("it died"))  # type: ignore[attr-defined]
-    few._running = [here, gone]  # type: ignore[list-item]
+    head = Telling(EngineSpec(role="head", files=("x", "y"), model_name="chat"))
+    few._running = [here, gone, head]  # type: ignore[list-item]
     found = await few.figures()
-    (told,) = found.running
+    told, headed = found.running
+    assert (headed.deployment, headed.role) == ("chat", "head")
     assert (told.ring, told.stage, told.role, told.ready) == ("0a1b2c3d", 2, "stage", True)
+    assert told.deployment == ""
     assert told.stats == {"rows": 7.0}
     assert told.resident_bytes > 1 << 20
     assert (found.started, found.failed["stage"]) == ({"stage": 3}, 1)
