@@ -103,6 +103,7 @@ async def test_a_head_that_stands_still_is_ended_and_one_that_stood_for_a_moment
             reason = await engine.wait_ended()
         assert reason is not None
         assert reason.message == "the engine of the model stood still and was ended."
+        told = engine.stats
         await engine.tell(0.1)
         assert engine.stats == told
         assert not engine.alive
