@@ -10,6 +10,7 @@ from agent import __version__
 from agent.errors import EnvironmentFault
 from image.make import commands, initramfs, raspberrypi, wheels
 from image.make.foreign import PACKAGES, REPOSITORY
+from image.make.modules import RASPBERRY_PI
 from image.make.programs import run
 from image.make.source import Layout, Packages, Runnable
 
@@ -79,7 +80,8 @@ def make(root: Path, packages: Packages, python: list[Path], boot: Path) -> None
     _lay(root, layout, runnable)
     _compile(root, layout, runnable)
     run(["depmod", "-b", root, release])
-    (root / "boot/initramfs").write_bytes(initramfs.make(root, release))
+    more = RASPBERRY_PI if layout.board else ()
+    (root / "boot/initramfs").write_bytes(initramfs.make(root, release, more))
     _even_modes(root)
 
 
