@@ -97,8 +97,6 @@ async def test_a_head_that_stands_still_is_ended_and_one_that_stood_for_a_moment
         assert await complete(engine, TEXT)
         assert not engine.ended
         os.kill(engine.pid, signal.SIGSTOP)
-        await engine.tell(0.1)
-        told = engine.stats  # of the answer, if it was asked in between
         async with asyncio.timeout(20):
             reason = await engine.wait_ended()
         assert reason is not None
