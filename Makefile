@@ -44,8 +44,8 @@ fast: $(READY) ## Run the unit tests but for those that start programs, llama.cp
 unit: $(READY) ## Run all unit tests.
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit
 
-# Tests in namespaces wait most of the time; the CPUs' rest builds and boots the appliance, and runs
-# the playbooks.
+# Tests in namespaces wait most of the time; the CPUs' rest builds and boots the appliance, has a
+# browser look at the dashboard, and runs the playbooks.
 beside: $(READY)
 	@test "$$(id -u)" -ne 0 || sh requirements/system.sh ansible
 ifdef NO_VM
@@ -53,8 +53,8 @@ ifdef NO_VM
 else
 	@sh requirements/system.sh appliance
 	@mkdir -p build
-	@nice -n 15 $(MAKE) --no-print-directory -k appliance ansible > build/beside.log 2>&1 & other=$$!; \
-		$(MAKE) --no-print-directory namespaces browser; failed=$$?; \
+	@nice -n 15 $(MAKE) --no-print-directory -k appliance browser ansible > build/beside.log 2>&1 & other=$$!; \
+		$(MAKE) --no-print-directory namespaces; failed=$$?; \
 		wait $$other || failed=1; cat build/beside.log; exit $$failed
 endif
 
