@@ -39,12 +39,13 @@ def test_it_starts_and_waits_for_a_ticket(image: Path, tmp_path: Path, firmware:
 
 
 def waits_for_a_ticket(
-    machine: Appliance, firmware: str, cpu: str = "max", address: str = "10.0.2.15"
-) -> None:
+    machine: Appliance, firmware: str, cpu: str = "max", address: str = "10.0.2.15",
+    timeout_s: float = START_S,
+) -> None:  # fmt: skip
     """Start it for the first time, and look at what it shows and at its disk."""
     assert machine.slots() == State(reset=True)
     with machine.running(firmware, cpu):
-        took_s = machine.wait_for("This machine is in no mesh yet", START_S)
+        took_s = machine.wait_for("This machine is in no mesh yet", timeout_s)
         console = machine.console()
     print(f"waits for a ticket after {took_s:.0f} s, from {firmware} with the CPU {cpu}")
     assert f"Addresses: {address}" in console
