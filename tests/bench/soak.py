@@ -12,6 +12,8 @@ whole and right.
 
 from __future__ import annotations
 
+import itertools
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -27,6 +29,7 @@ from soaklab.holdings import KINDS, Holdings
 from soaklab.trend import Trend
 
 from agent.demo import sandbox
+from agent.errors import CoveyError
 
 WORKERS, STREAMS = 3, 8
 MINUTES, QUICK_MINUTES = 60.0, 2.0
@@ -60,7 +63,7 @@ class Soak:
         self.clients = Clients(self.mesh, STREAMS)
         self.holdings = Holdings(self.mesh)
         self._sampled = 0.0
-        self.joined = self.left = 0
+        self.turns = self.failed = 0
 
     def say(self, words: str) -> None:
         """Print a line with the seconds since the beginning."""
@@ -72,16 +75,14 @@ class Soak:
         self.clients.begin(1)
         began = time.monotonic()
         warm, until = began + self._warm_up_s, began + self._warm_up_s + 60 * self._minutes
-        turn = 0
+        comers = itertools.cycle(COMERS)
         while time.monotonic() < until:
-            name = COMERS[turn % len(COMERS)]
-            EVENTS["newcomer joins"].act(self.mesh, name)
-            self.joined += 1
+            name = next(comers)
+            self._turn("newcomer joins", name)
             self._wait(self._stays_s)
-            EVENTS["newcomer leaves"].act(self.mesh, name)
-            self.left += 1
+            if name in self.mesh.newcomers:
+                self._turn("newcomer leaves", name)
             self._wait(self._stays_s)
-            turn += 1
         for seen in self.clients.end():
             self._note(seen)
         self.holdings.sample(time.monotonic())
@@ -91,10 +92,24 @@ class Soak:
             self.say(f"astray: {stray}")
         return [
             *self._answers(warm),
-            row("joins and leaves", self.joined + self.left, "of nodes"),
+            row("joins and leaves", self.turns, "of nodes"),
+            row("joins and leaves that failed", self.failed, "of nodes", goal=0),
             *self._held(warm),
             row("at the end: astray", len(strays), "things", goal=0),
         ]
+
+    def _turn(self, kind: str, name: str) -> None:
+        """Have a machine join or leave; one that could not, as on a busy machine, is counted."""
+        try:
+            if kind == "newcomer leaves" or name not in self.mesh.newcomers:
+                EVENTS[kind].act(self.mesh, name)
+                self.turns += 1
+        except (CoveyError, subprocess.SubprocessError) as error:
+            self.failed += 1
+            self.say(f"{kind}: {name}: {error}")
+            # Whatever has become of it, the next turn begins with a machine that is no member.
+            self.mesh.try_agent(name, "leave", "--force")
+            self.mesh.newcomers.pop(name, None)
 
     # ------------------------------------------------------------------ what is seen
 
@@ -109,6 +124,7 @@ class Soak:
             if now - self._sampled >= self._sample_s:
                 self._sampled = now
                 self.holdings.sample(now)
+                self.holdings.write(self._folder / "held.json")
             time.sleep(0.25)
 
     def _note(self, seen: Seen) -> None:
