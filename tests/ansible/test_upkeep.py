@@ -20,7 +20,8 @@ HERE = Path(__file__).parent
 # What a host has from elsewhere: packages of the distribution, logs, and what Ansible leaves.
 NOT_OURS = re.compile(
     r"/(var/(lib/(dpkg|apt|systemd|pam|ucf|private)|cache|log|tmp|backups|mail)|tmp|run|root/\."
-    r"|home/|srv/|etc/(ssl/certs|ca-certificates|hosts|networks|ld\.so\.cache|machine-id|hostname|"
+    r"|(etc|var)/\.updated|home/|srv/"
+    r"|etc/(ssl/certs|ca-certificates|hosts|networks|ld\.so\.cache|machine-id|hostname|"
     r"\.pwd\.lock|alternatives|debian_version|os-release|systemd/system/.*\.wants|rc\d\.d|.*-$)"
     r"|usr/share/python3/|.*\.pyc$)"
 )
