@@ -1,7 +1,9 @@
 """The pods of kubernetes/ run in podman as they are written, and join the mesh of compose.yaml.
 
 podman 4.3 knows no DaemonSet and no sidecar: the first is given to it as a pod, the second as one
-container more of it. Probes are not run.
+container more of it. It publishes ports in the machine's network, too, where they are no more than
+a word, so it is not told of them. Probes are not run. All have components/tun, for kernels that
+have no WireGuard.
 """
 
 from __future__ import annotations
@@ -15,13 +17,26 @@ import pytest
 import yaml
 from engine import ROOT, Engine, eventually
 
-BASE = ROOT / "image" / "containers" / "kubernetes" / "base"
+KUBERNETES = ROOT / "image" / "containers" / "kubernetes"
+BASE = KUBERNETES / "base"
 
 
 def spec(file: str, kind: str) -> dict[str, Any]:
     """Return the pod's spec of the one object of that kind."""
     [found] = [one for one in yaml.safe_load_all((BASE / file).read_text()) if one["kind"] == kind]
+    component = yaml.safe_load((KUBERNETES / "components/tun/kustomization.yaml").read_text())
+    [patch] = [one["patch"] for one in component["patches"] if one["target"]["kind"] == kind]
+    for change in yaml.safe_load(patch):
+        place: Any = found
+        *keys, last = change["path"].lstrip("/").split("/")
+        assert (change["op"], last) == ("add", "-")
+        for key in keys:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        place.append(change["value"])
     template: dict[str, Any] = found["spec"]["template"]["spec"]
+    if template.get("hostNetwork"):
+        for container in template["containers"]:
+            del container["ports"]
     return template
 
 
@@ -36,7 +51,7 @@ def placed(pod: dict[str, Any], folder: Path, ticket: str) -> dict[str, Any]:
             (folder / "ticket").mkdir()
             (folder / "ticket" / item["path"]).write_text(ticket)
             volume["hostPath"] = {"path": str(folder / "ticket"), "type": "Directory"}
-        elif "hostPath" in volume:
+        elif volume.get("hostPath", {}).get("type") == "DirectoryOrCreate":
             volume["hostPath"]["path"] = str(folder / volume["hostPath"]["path"].lstrip("/"))
             Path(volume["hostPath"]["path"]).mkdir(parents=True)
     return pod
