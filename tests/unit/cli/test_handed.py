@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -34,13 +33,11 @@ def test_the_first_line_is_the_ticket(tmp_path: Path) -> None:
 def test_it_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(handed, "_POLL_S", 0.01)
     file = tmp_path / "ticket"
     file.touch()
-    writer = threading.Timer(0.05, file.write_text, ["abc"])
-    writer.start()
+    waits = iter((lambda: None, lambda: file.write_text("abc")))
+    monkeypatch.setattr(handed.time, "sleep", lambda _: next(waits)())
     found = handed.enrolment(settings(tmp_path / "state"), file)
-    writer.join()
     assert found is not None
     assert found.ticket == "abc"
     assert capsys.readouterr().err == f"Waiting for a ticket in {file}.\n"
