@@ -72,8 +72,18 @@ def test_engines_of_a_ring_tell_what_they_computed(mesh: DemoMesh) -> None:
     assert stage["covey_engine_ready"] >= 1
 
 
+def stream(mesh: DemoMesh, model: str) -> str:
+    """Return a stream of the gateway's as it came: times to tokens are told of streams alone."""
+    body = {"model": model, "stream": True, "max_tokens": 8,
+            "messages": [{"role": "user", "content": "What is 27 + 15?"}]}  # fmt: skip
+    url = f"http://127.0.0.1:{GATEWAY_PORT}/v1/chat/completions"
+    done = mesh.machine(GATEWAY).run(["curl", "-sfN", "-m", "30", url, "-d", json.dumps(body)])
+    return done.stdout
+
+
 def test_all_that_is_asked_for_is_exported_by_real_ones(mesh: DemoMesh) -> None:
     assert answer(mesh, "solo")
+    assert "[DONE]" in stream(mesh, "solo")
     said = [read(mesh, name, f"{PAGES}/metrics") for name in (*WORKERS, GATEWAY)]
     exported = Exported([*said, read(mesh, GATEWAY, f"http://127.0.0.1:{GATEWAY_PORT}/metrics")])
     seen = [q for q in queries() if not any(name in q.expression for name in UNSEEN)]

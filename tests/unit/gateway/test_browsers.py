@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -101,10 +102,13 @@ async def test_a_key_says_enough(gateway: Any, upstream: Any, head: Any, tmp_pat
         url = await gateway(replica, store=own, require_keys=required)
         async with aiohttp.ClientSession() as session:
             keyed = REBOUND | {"Authorization": "Bearer ck-ada"}
-            async with session.post(
-                f"{url}/v1/chat/completions", json=BODY, headers=keyed
-            ) as answer:
-                assert answer.status == 200
+            ask = partial(session.post, f"{url}/v1/chat/completions", json=BODY, headers=keyed)
+            async with asyncio.timeout(20):
+                status = 503
+                while status == 503:  # until it has read its store
+                    async with ask() as answer:
+                        status = answer.status
+            assert status == 200
             # Who has yet to type a key gets the page, where keys are asked for.
             async with session.get(f"{url}/dashboard/", headers=REBOUND) as answer:
                 assert answer.status == (200 if required else 403)
