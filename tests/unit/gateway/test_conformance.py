@@ -153,7 +153,7 @@ async def head_of(app: web.Application, name: str, runners: list[web.AppRunner])
 
 
 @pytest.fixture
-async def url(scripted: Any, gateway: Any, runners: list[web.AppRunner]) -> str:
+async def url(scripted: Any, gateway: Any, listed: Any, runners: list[web.AppRunner]) -> str:
     model = scripted([b"Hi", b" there"])
     model.context, model.chat_template = 4096, TEMPLATE
     apps = {
@@ -161,7 +161,9 @@ async def url(scripted: Any, gateway: Any, runners: list[web.AppRunner]) -> str:
         EMBEDS: embeddings.make_app(Encoder(EMBEDS, "embeddings")),
         RANKS: embeddings.make_app(Encoder(RANKS, "ranks")),
     }
-    address: str = await gateway(*[await head_of(app, n, runners) for n, app in apps.items()])
+    source = listed([await head_of(app, n, runners) for n, app in apps.items()])
+    source.answers[("GET", "/v1/shelf")] = {"kept": [], "known": [], "workers": []}
+    address: str = await gateway(source=source)
     return address
 
 
