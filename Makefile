@@ -5,13 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CACHE  := $(or $(COVEY_CACHE),$(HOME)/.cache/covey)
 READY  := $(VENV)/.ready
-BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos routing gateway connections
+BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos soak routing gateway connections ansible_fleet
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
 # Where it is set, each of the hundreds of Pythons that tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz appliance ansible browser vm bench setup lock clean
+.PHONY: help demo test check lint lint-python fast unit beside lab namespaces matrix fuzz guided appliance ansible browser containers vm bench man setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show these commands.
@@ -44,8 +44,8 @@ fast: $(READY) ## Run the unit tests but for those that start programs, llama.cp
 unit: $(READY) ## Run all unit tests.
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit
 
-# Tests in namespaces wait most of the time; the CPUs' rest builds and boots the appliance, and runs
-# the playbooks.
+# Tests in namespaces wait most of the time; the CPUs' rest builds and boots the appliance, has a
+# browser look at the dashboard, and runs the playbooks.
 beside: $(READY)
 	@test "$$(id -u)" -ne 0 || sh requirements/system.sh ansible
 ifdef NO_VM
@@ -53,8 +53,8 @@ ifdef NO_VM
 else
 	@sh requirements/system.sh appliance
 	@mkdir -p build
-	@nice -n 15 $(MAKE) --no-print-directory -k appliance ansible > build/beside.log 2>&1 & other=$$!; \
-		$(MAKE) --no-print-directory namespaces browser; failed=$$?; \
+	@nice -n 15 $(MAKE) --no-print-directory -k appliance browser ansible > build/beside.log 2>&1 & other=$$!; \
+		$(MAKE) --no-print-directory namespaces; failed=$$?; \
 		wait $$other || failed=1; cat build/beside.log; exit $$failed
 endif
 
@@ -66,8 +66,18 @@ namespaces: $(READY) ## Run the tests that need namespaces, in a sandbox.
 matrix: $(READY) ## Connect every kind of NAT with every other (20 minutes; ARGS="easy hard"); tables in build/.
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/python tests/lab/nat/run_matrix.py $(ARGS)
 
-fuzz: $(READY) ## Feed millions of random and mutated inputs to all that reads others' (ARGS="--seed 2").
-	@$(BIN)/python tests/fuzz/run.py $(ARGS)
+fuzz: $(READY) ## Feed millions of random and mutated inputs to all that reads others' (FUZZ_S=600, ARGS="--seed 2").
+	@$(BIN)/python tests/fuzz/run.py $(if $(FUZZ_S),--seconds $(FUZZ_S)) $(ARGS)
+
+guided: $(READY) build/atheris/bin/atheris ## The same decoders, guided by coverage (FUZZ_S=3600, ARGS="--only ticket").
+	@PYTHONPATH="$(CURDIR):$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" \
+		build/atheris/bin/python tests/fuzz/guided.py --corpus build/fuzz \
+		$(if $(FUZZ_S),--seconds $(FUZZ_S)) $(ARGS)
+
+build/atheris/bin/atheris: requirements/fuzz.txt
+	@$(BIN)/python -m venv build/atheris
+	@build/atheris/bin/pip --disable-pip-version-check -q install --require-hashes -r requirements/fuzz.txt
+	@touch $@
 
 appliance: $(READY) ## Build the appliance, boot it in qemu and ask it (3 minutes; NO_VM=1: not).
 ifdef NO_VM
@@ -94,6 +104,14 @@ else
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/browser $(ARGS)
 endif
 
+containers: $(READY) ## Run compose.yaml and Kubernetes' pods in podman (as root; 10 minutes).
+ifneq ($(shell id -u),0)
+	@echo "The containers are not run: their engine is root's alone here."
+else
+	@sh requirements/system.sh containers
+	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/containers
+endif
+
 vm: $(READY) ## Run the tests that need a kernel of their own, in qemu.
 	@sh requirements/system.sh vm
 	@$(BIN)/pytest tests/vm
@@ -102,6 +120,9 @@ bench: $(READY) ## Measure (ARGS=--quick); tables here, JSON in build/.
 	@mkdir -p build
 	@for bench in $(BENCHES); do \
 		$(BIN)/python tests/bench/$$bench.py --json build/$$bench.json $(ARGS) || exit 1; done
+
+man: $(READY) ## Write the manual pages in docs/man/ from the commands.
+	@$(BIN)/python docs/man/generate.py
 
 setup: $(READY) ## Do the set-up alone.
 

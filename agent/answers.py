@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from agent.deploy.deployments import Deployments
 from agent.deploy.drain import Drain
 from agent.discovery.node import Discovery
 from agent.errors import NotRunning, UsageError
+from agent.figures import Figures
 from agent.health import Health
 from agent.identity.keys import NodeId
 from agent.lan.peers import LanPeer
@@ -144,6 +146,18 @@ class Answers:
                 for node in [NodeId.parse(peer["node"])]
             ]
         }
+
+    async def figures(self) -> Figures:
+        """Return what metrics are made of."""
+        status, peers = await self.status(), await self.peers()
+        return Figures(
+            status=status, peers=peers["peers"], contacts=len(self._discovery.contacts()),
+            reachable=self._discovery.reachable, discovery=self._discovery.counters,
+            relay=self._relay.describe() if self._settings.network.relay else None,
+            wanted=self._deployments.wanted(),
+            ready=Counter(head["model"] for head in self._company.heads),
+            engines=await self._deployments.figures(), now=time.time(),
+        )  # fmt: skip
 
     async def netcheck(self) -> dict[str, Any]:
         """Check what this node's network lets through."""
@@ -291,7 +305,9 @@ class Answers:
 
     async def drain(self, request: DrainRequest) -> dict[str, Any]:
         """Have this node drain, or take that back; then as `drained`."""
-        if self._drain.set(not request.off):
+        if request.off and request.once:
+            raise UsageError("off and once are two wishes", hint="Send one.")
+        if self._drain.once() if request.once else self._drain.set(not request.off):
             kind, text = (
                 ("node.undrained", "it may be used again") if request.off
                 else ("node.draining", "nothing new runs there, and what runs there moves away")

@@ -1,13 +1,14 @@
 """The local API: HTTP with JSON on a unix socket, for the command line and the gateway.
 
-Who may open the socket may ask: it is made with mode 0600 in a directory of the agent's. It only
-translates; what it answers comes from the daemon through `Target`. Its client is `client.py`.
+Who may open the socket may ask: it is made with mode 0600 in a directory of the agent's. A second
+one, for a gateway of another user's, answers what is read alone. Both only translate; what they
+answer comes from the daemon through `Target`. Their client is `client.py`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -29,10 +30,13 @@ from agent.deploy.wish import MAX_NAME_CHARACTERS, EngineKind
 from agent.engine.tail import LINES
 from agent.errors import CoveyError, EnvironmentFault, UsageError, to_wire
 from agent.placement.inputs import Objective
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
 MAX_DIGITS = 16
+# Modes of a socket and of its folder. Whoever reaches its folder may connect to the second one.
+_OWNERS, _ANYBODYS = (0o600, 0o700), (0o666, 0o755)
 
 
 class DeployRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,9 +85,13 @@ class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/drain: this node is to run nothing, or may again (`off`)."""
+    """POST /v1/drain: this node is to run nothing, or may again (`off`).
+
+    `once`: only until its agent ends, and not after that, too.
+    """
 
     off: bool = False
+    once: bool = False
 
 
 class PingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -196,18 +204,59 @@ class Target(Protocol):
 
 
 class LocalApi:
-    """Serves a Target on a unix socket."""
+    """Serves a Target on a unix socket; what is only read on `reading`, too, if that is given."""
 
-    def __init__(self, target: Target, socket: Path) -> None:
+    def __init__(self, target: Target, socket: Path, reading: Path | None = None) -> None:
         self._target = target
         self._socket = socket
-        self._runner: web.AppRunner | None = None
+        self._reading = reading
+        self._listening: list[tuple[web.AppRunner, Path]] = []
 
     async def start(self) -> None:
-        """Listen, replacing the socket that a killed agent left (the lock says that it is dead)."""
+        """Listen, replacing the sockets that a killed agent left (the lock says that it is dead).
+
+        Raises EnvironmentFault, and then listens nowhere.
+        """
+        try:
+            await self._listen(self._socket, _OWNERS, [*self._reads(), *self._writes()])
+            if self._reading is not None:
+                await self._listen(self._reading, _ANYBODYS, self._reads())
+        except EnvironmentFault:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop listening and remove the sockets."""
+        while self._listening:
+            runner, socket = self._listening.pop()
+            await runner.cleanup()
+            socket.unlink(missing_ok=True)
+
+    async def _listen(
+        self, socket: Path, modes: tuple[int, int], routes: Iterable[web.RouteDef]
+    ) -> None:
         app = web.Application(middlewares=[_errors])
+        app.add_routes(routes)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            socket.parent.mkdir(mode=modes[1], parents=True, exist_ok=True)
+            socket.unlink(missing_ok=True)
+            await web.UnixSite(runner, str(socket)).start()
+            socket.chmod(modes[0])
+        except OSError as error:
+            await runner.cleanup()
+            setting = "node.socket" if socket == self._socket else "node.gateway_socket"
+            raise EnvironmentFault(
+                f"the local API cannot listen on {socket}: {error.strerror or error}",
+                hint=f"Set {setting} to a path that this user may write, under 108 characters.",
+            ) from None
+        self._listening.append((runner, socket))
+
+    def _reads(self) -> list[web.RouteDef]:
+        """Return what changes nothing."""
         target = self._target
-        for path, read in (
+        plain = (
             ("status", target.status),
             ("peers", target.peers),
             ("members", target.members),
@@ -220,54 +269,37 @@ class LocalApi:
             ("drain", target.drained),
             ("models", target.models),
             ("models/jobs", target.model_jobs),
-        ):
-            app.router.add_get(f"/v1/{path}", _read(read))
-        app.router.add_get("/v1/events", self._events)
-        app.router.add_get("/v1/logs", self._logs)
-        app.router.add_get("/v1/catalogue", self._catalogue)
-        app.router.add_get("/v1/catalogue/{name}", self._catalogue)
-        app.router.add_post("/v1/acl/check", _write(target.check_acl, CheckRequest))
-        app.router.add_post("/v1/ping", _write(target.ping, PingRequest))
-        app.router.add_post("/v1/invite", _write(target.invite, InviteWish))
-        app.router.add_post("/v1/revoke", _write(target.revoke, RevokeWish))
-        app.router.add_post("/v1/rename", _write(target.rename, RenameWish))
-        app.router.add_post("/v1/grant", _write(target.grant, GrantWish))
-        app.router.add_post("/v1/rotate", _write(target.rotate, RotateWish))
-        app.router.add_post("/v1/leave", _write(target.leave, LeaveWish))
-        app.router.add_post("/v1/root-key/move", _write(target.move_root_key, MoveRootKeyWish))
-        app.router.add_post("/v1/drain", _write(target.drain, DrainRequest))
-        app.router.add_post("/v1/deployments", _write(target.deploy, DeployRequest))
-        app.router.add_post("/v1/plan", _write(target.plan, DeployRequest))
-        app.router.add_post("/v1/models/pull", _write(target.pull, PullRequest))
-        app.router.add_post("/v1/models/verify", _write(target.verify_models, VerifyRequest))
-        for path, delete in (
-            ("deployments", target.undeploy),
-            ("models", target.remove_model),
-            ("pulls", target.cancel_pull),
-        ):
-            app.router.add_delete(f"/v1/{path}/{{name}}", _delete(delete))
-        app.router.add_post("/v1/down", self._down)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        try:
-            self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._socket.unlink(missing_ok=True)
-            await web.UnixSite(self._runner, str(self._socket)).start()
-            self._socket.chmod(0o600)
-        except OSError as error:
-            await self._runner.cleanup()
-            self._runner = None
-            raise EnvironmentFault(
-                f"the local API cannot listen on {self._socket}: {error.strerror or error}",
-                hint="Set node.socket to a path that this user may write, under 108 characters.",
-            ) from None
+        )
+        return [
+            *(web.get(f"/v1/{path}", _read(read)) for path, read in plain),
+            web.get("/v1/events", self._events),
+            web.get("/v1/logs", self._logs),
+            web.get("/v1/catalogue", self._catalogue),
+            web.get("/v1/catalogue/{name}", self._catalogue),
+        ]
 
-    async def stop(self) -> None:
-        """Stop listening and remove the socket."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-            self._socket.unlink(missing_ok=True)
+    def _writes(self) -> list[web.RouteDef]:
+        target = self._target
+        return [
+            web.post("/v1/acl/check", _write(target.check_acl, CheckRequest)),
+            web.post("/v1/ping", _write(target.ping, PingRequest)),
+            web.post("/v1/invite", _write(target.invite, InviteWish)),
+            web.post("/v1/revoke", _write(target.revoke, RevokeWish)),
+            web.post("/v1/rename", _write(target.rename, RenameWish)),
+            web.post("/v1/grant", _write(target.grant, GrantWish)),
+            web.post("/v1/rotate", _write(target.rotate, RotateWish)),
+            web.post("/v1/leave", _write(target.leave, LeaveWish)),
+            web.post("/v1/root-key/move", _write(target.move_root_key, MoveRootKeyWish)),
+            web.post("/v1/drain", _write(target.drain, DrainRequest)),
+            web.post("/v1/deployments", _write(target.deploy, DeployRequest)),
+            web.post("/v1/plan", _write(target.plan, DeployRequest)),
+            web.post("/v1/models/pull", _write(target.pull, PullRequest)),
+            web.post("/v1/models/verify", _write(target.verify_models, VerifyRequest)),
+            web.delete("/v1/deployments/{name}", _delete(target.undeploy)),
+            web.delete("/v1/models/{name}", _delete(target.remove_model)),
+            web.delete("/v1/pulls/{name}", _delete(target.cancel_pull)),
+            web.post("/v1/down", self._down),
+        ]
 
     async def _events(self, request: web.Request) -> web.Response:
         after = request.query.get("after", "0")
@@ -323,7 +355,7 @@ def _write(answer: Callable[[_Body], Awaitable[dict[str, Any]]], kind: type[_Bod
     async def handler(request: web.Request) -> web.Response:
         try:
             body = msgspec.json.decode(await request.read() or b"{}", type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise UsageError(f"the request body is wrong: {error}") from None
         return _json(await answer(body))
 

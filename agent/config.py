@@ -26,8 +26,11 @@ Outlive = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 # As host of `http.listen`: the node's address on the overlay, which nobody knows by heart.
 OVERLAY_HOST = "overlay"
 # Variables that are no settings of the agent: where its file and the build cache lie, the mark of a
-# sandbox, and the gateway's own settings, which may stand in the same environment.
-_OUTSIDE = ("COVEY_CONFIG", "COVEY_CACHE", "COVEY_SANDBOX", "COVEY_ENGINE_LOG", "COVEY_GATEWAY_")
+# sandbox, the gateway's own settings, which may stand in the same environment, and a bench's keys.
+_OUTSIDE = (
+    "COVEY_CONFIG", "COVEY_CACHE", "COVEY_SANDBOX", "COVEY_ENGINE_LOG", "COVEY_GATEWAY_",
+    "COVEY_BENCH_",
+)  # fmt: skip
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,6 +44,10 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     socket: Annotated[
         str, "The local API's unix socket; empty: /run/covey/agent.sock as root, else under "
         "$XDG_RUNTIME_DIR or the state directory."
+    ] = ""  # fmt: skip
+    gateway_socket: Annotated[
+        str, "A second unix socket, for a gateway that runs as another user: it answers what is "
+        "only read, to whoever reaches its folder; empty: none."
     ] = ""  # fmt: skip
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], "The least level that is logged."
@@ -225,6 +232,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Path(found).expanduser()
 
     @property
+    def gateway_socket(self) -> Path | None:
+        """The gateway's socket, None: none."""
+        return Path(self.node.gateway_socket).expanduser() if self.node.gateway_socket else None
+
+    @property
     def models_dir(self) -> Path:
         """The models' folder, its default filled in."""
         if self.models.dir:
@@ -312,7 +324,7 @@ def load(
                 hint="Write KEY=VALUE; `agent config show` lists the keys.",
             )
         values[key], sources[key] = text, f"--set {key}"
-    return _build(values, sources), sources
+    return build(values, sources), sources
 
 
 def sample() -> str:
@@ -331,6 +343,19 @@ def sample() -> str:
                 f"# {field.name} = {text}",
             ]
     return "\n".join(lines) + "\n"
+
+
+def described() -> dict[str, dict[str, Any]]:
+    """Return by each setting's key its default, what it means, and what it may be (else [])."""
+    return {
+        f"{section}.{field.name}": {
+            "default": _plain(field.default),
+            "text": _doc(kind, field.name),
+            "choices": list(_literals(kind, field.name)),
+        }
+        for section, kind in _SECTIONS.items()
+        for field in msgspec.structs.fields(kind)
+    }
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -359,9 +384,13 @@ def _doc(kind: type[msgspec.Struct], name: str) -> str:
 
 
 def _choices(kind: type[msgspec.Struct], name: str) -> str:
-    inner = get_args(_hint(kind, name))[0]
-    values = get_args(inner) if getattr(inner, "__origin__", None) is Literal else ()
+    values = _literals(kind, name)
     return f" One of: {', '.join(values)}." if values else ""
+
+
+def _literals(kind: type[msgspec.Struct], name: str) -> tuple[Any, ...]:
+    inner = get_args(_hint(kind, name))[0]
+    return get_args(inner) if getattr(inner, "__origin__", None) is Literal else ()
 
 
 def _keys() -> dict[str, Any]:
@@ -404,7 +433,11 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str
         yield names[name], value, name
 
 
-def _build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
+def build(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
+    """Return a Config of values by their keys, which `sources` says the origin of.
+
+    Raises ConfigError naming the key and its source.
+    """
     sections: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for key, value in values.items():
         section, _, name = key.partition(".")

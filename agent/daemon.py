@@ -318,11 +318,10 @@ class Agent:
             self._traversal, self._relay, self._store, self._health, self._drain,
             self._lan.peers, self.request_stop,
         )  # fmt: skip
-        self._api = LocalApi(answers, settings.socket)
+        self._api = LocalApi(answers, settings.socket, settings.gateway_socket)
         self._pages_at = settings.http_listen
-        self._pages = Listener(
-            settings.http.names, [*standing.routes(self._health), *dashboard.routes(answers)]
-        )
+        pages = standing.routes(self._health, answers.figures)
+        self._pages = Listener(settings.http.names, [*pages, *dashboard.routes(answers)])
         self._doctor = Watch(settings, answers.status, answers.peers, self._health)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resting: dict[NodeId, asyncio.TimerHandle] = {}  # who will be left alone soon

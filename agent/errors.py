@@ -12,7 +12,8 @@ CoveyError                       exit  HTTP
 ├── EngineError                     9   502   llama.cpp, a stage or a ring
 └── NotRunning                     10   503   the agent (or what it should serve) is not up
 
-A message is one line: what happened, to what. `hint` says what to do next, as a sentence.
+A message is one line: what happened, to what. `hint` says what to do next, as a sentence. Both may
+repeat what stands in a file or came from a peer, so what no terminal should get is taken out here.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ class CoveyError(Exception):
     http_status = 500
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = printable(hint)
+        super().__init__(self.message)
 
     def line(self) -> str:
         """Return message and hint as the one line that the command line prints."""
@@ -103,10 +104,16 @@ class NotRunning(CoveyError):
 MAX_TEXT_CHARACTERS = 400
 
 
+def printable(text: str) -> str:
+    """Return `text` with a space for each character that could command a terminal, or break it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def one_line(text: str) -> str:
     """Return `text` as one printable line: what comes from a peer may hold anything."""
-    clean = "".join(c if c.isprintable() else " " for c in text[: 2 * MAX_TEXT_CHARACTERS])
-    clean = " ".join(clean.split())
+    clean = " ".join(printable(text[: 2 * MAX_TEXT_CHARACTERS]).split())
     if len(clean) <= MAX_TEXT_CHARACTERS:
         return clean
     return clean[: MAX_TEXT_CHARACTERS - 1] + "…"

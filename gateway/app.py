@@ -17,9 +17,12 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from agent.page import serve as page
 from gateway.answers import answer as _response
 from gateway.answers import json_answer as _json
+from gateway.attached import KEY
 from gateway.bounds import Bounds
+from gateway.browsers import foreign
 from gateway.config import Config, reloaded, share
 from gateway.dashboard.handlers import Dashboard
 from gateway.dialects.port import Dialect
@@ -65,10 +68,18 @@ def make_app(
     accounts = Accounts(store, before.gateway if before else "") if store is not None else None
     guard = Guard(accounts, required=require_keys) if accounts is not None else None
     gateway = Gateway(config, make_source, accounts, guard, worker)
-    keyed = (guard.identify, gateway.bounds.serve, guard.count) if guard is not None else None
+    keyed = (
+        (guard.identify, gateway.own_pages, gateway.bounds.serve, guard.count)
+        if guard is not None
+        else None
+    )
     app = web.Application(
         client_max_size=config.max_body_bytes,
-        middlewares=[gateway.observer.note, _errors, *(keyed or (gateway.bounds.serve,))],
+        middlewares=[
+            gateway.observer.note,
+            _errors,
+            *(keyed or (gateway.own_pages, gateway.bounds.serve)),
+        ],
     )
     app[GATEWAY] = gateway
     app.on_response_prepare.append(gateway.bounds.note_answer)
@@ -158,6 +169,21 @@ class Gateway:
             await session.close()
             if self._accounts is not None and counting is not None:
                 await self._accounts.aclose(counting)
+
+    @web.middleware
+    async def own_pages(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Refuse what other web sites' pages ask, where no key has to be shown; raises ApiError."""
+        if KEY not in request and (self._guard is None or not self._guard.required):
+            changes = request.method not in ("GET", "HEAD")
+            shows = request.path.startswith(page.ROOT)
+            if foreign(request.headers, changes=changes, shows=shows):
+                raise ApiError(
+                    "This gateway asks for no key, and so answers no other web site's pages",
+                    status=403,
+                    hint="Ask by an address, or send a key (`gateway keys create NAME`).",
+                    code="foreign_page",
+                )
+        return await handler(request)
 
     async def begun(self, timeout_s: float) -> None:
         """Wait until replicas were checked and keys read once, so long at most."""

@@ -8,39 +8,62 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 import msgspec
-from rich.console import Console
 
 from gateway import config as configuration
-from gateway import config_file, logs, serve, status, workers
-from gateway import listen as listening
-from gateway.agent_source import AgentSource, default_socket
+from gateway import exits
 from gateway.errors import GatewayError
-from gateway.keys import commands, start
-from gateway.worker import Worker
+from gateway.keys import commands
+
+if TYPE_CHECKING:
+    from gateway.worker import Worker
 
 Sockets = Sequence[socket.socket]
 
 
-class _Commands(click.Group):
-    """Prints a GatewayError as one line and exits with its number."""
+class _ReaderLeft(Exception):
+    """Whoever read the output is gone. click would end with 1 by itself, as for a mistake."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+
+class _Commands(click.Group):
+    """Prints an error as one line and exits with its number, as `agent` does."""
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
+        """Run the command line."""
         try:
-            return super().invoke(ctx)
+            code = super().main(args, prog_name="gateway", standalone_mode=False)
+            # What a command ends with by `click.exceptions.Exit`; None is 0.
+            sys.exit(code)
         except GatewayError as error:
             click.echo(f"gateway: {error.line()}", err=True)
-            ctx.exit(error.exit_code)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(exits.INTERRUPTED)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except _ReaderLeft:
+            # What is still in the buffer would be told as an error of its own at the very end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(exits.NO_READER)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run what was asked for; raises _ReaderLeft in place of BrokenPipeError."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderLeft from None
 
 
-@click.group(cls=_Commands)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="covey", prog_name="gateway")
 def main() -> None:
     """The OpenAI gateway of a Covey mesh."""
@@ -173,6 +196,12 @@ def serve_command(
     fd: int | None, file: Path | None, replicas: tuple[str, ...], **flags: Any
 ) -> None:
     """Serve OpenAI's API in front of the mesh's replicas until SIGTERM."""
+    # Only here: no other command needs them, and they take a second to import.
+    from gateway import config_file, logs, serve, workers
+    from gateway import listen as listening
+    from gateway.agent_source import AgentSource, default_socket
+    from gateway.keys import start
+
     flags["replicas"] = configuration.parse_replicas(replicas)
 
     def read() -> configuration.Config:
@@ -211,12 +240,35 @@ def serve_command(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status_command(listen: str, as_json: bool) -> None:
     """Show what a running gateway knows of its replicas."""
-    answer = asyncio.run(status.ask(listen))
+    from rich.console import Console
+
+    from gateway import status
+
+    with Console(stderr=True).status("asking the gateway"):
+        answer = asyncio.run(status.ask(listen))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
     else:
         click.echo(status.heading(answer))
         Console().print(status.table(answer))
+
+
+@main.command("completion", short_help="Print what makes a shell complete gateway.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script for SHELL; once it has read it, Tab completes commands, options and keys.
+
+    \b
+    bash   eval "$(gateway completion bash)"          in ~/.bashrc
+    zsh    eval "$(gateway completion zsh)"           in ~/.zshrc
+    fish   gateway completion fish | source           in ~/.config/fish/config.fish
+    """
+    from click.shell_completion import ShellComplete, get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:  # click lost one
+        raise click.UsageError(f"There is no completion for {shell}.")
+    click.echo(ShellComplete.source(kind(main, {}, "gateway", "_GATEWAY_COMPLETE")))
 
 
 main.add_command(commands.keys)

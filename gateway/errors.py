@@ -20,13 +20,20 @@ class GatewayError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _printable(message)
+        self.hint = _printable(hint)
+        super().__init__(self.message)
 
     def line(self) -> str:
         """Return message and hint as one line."""
         return f"{self.message.rstrip('.')}. {self.hint}".strip()
+
+
+def _printable(text: str) -> str:
+    """Return `text` with a space for what no terminal should get: it may repeat others' words."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 class UsageFault(GatewayError):

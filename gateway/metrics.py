@@ -3,8 +3,9 @@
 A core, used by `observe.py`. The names of requests' metrics are those of OpenTelemetry's GenAI
 conventions in Prometheus' form (gen_ai.server.request.duration in seconds is
 gen_ai_server_request_duration_seconds), their buckets the conventions' own; `covey_gateway_…` are
-the gateway's. Every set of labels is bounded: operations and errors are words of ours or statuses
-(`record.py`), models are those that a replica has or had, replicas those that there are now.
+the gateway's, as the agent has `covey_agent_…` (`agent/http/exposition.py`). Every set of labels is
+bounded: operations and errors are words of ours or statuses (`record.py`), models are those that a
+replica has or had, replicas those that there are now.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Now:
     replicas: Iterable[Mapping[str, Any]]
     models: Iterable[Mapping[str, Any]]
     dropped: Mapping[str, int] = field(default_factory=dict)
+    software: str = ""
 
 
 class Metrics:
@@ -191,6 +193,7 @@ class Metrics:
 
     def _gateway(self, now: Now) -> Iterator[Metric]:
         replicas = list(now.replicas)
+        yield _gauge("build_info", "The version that runs.", ("version",), {(now.software,): 1})
         yield _gauge("requests_in_flight", "Requests that are served or wait.",
                      (), {(): self.in_flight})  # fmt: skip
         yield _gauge("requests_waiting", "Requests that wait for a place, or for a model's head.",

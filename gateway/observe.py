@@ -136,6 +136,7 @@ class Observer:
             replicas=replicas,
             models=together.models(replicas),
             dropped=together.total(sheet.dropped for sheet in sheets),
+            software=version("covey"),
         )
         return web.Response(body=metrics.exposition(state), headers={"Content-Type": CONTENT_TYPE})
 

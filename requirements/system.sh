@@ -2,7 +2,7 @@
 # Install the Debian packages that the tree's set-up, demo and tests need, if any is missing;
 # with the argument "appliance" also those to build and boot the appliance's image, with "vm" those
 # for all tests in virtual machines, with "ansible" those for the playbooks' tests, with "browser" the
-# browser for the dashboard's.
+# browser for the dashboard's, with "containers" those for compose.yaml's.
 # As root it installs them; otherwise it says in one line what is missing.
 set -eu
 
@@ -25,12 +25,23 @@ fi
 if [ "${1:-}" = browser ]; then
     NEEDED="$NEEDED chromium:chromium"
 fi
+if [ "${1:-}" = containers ]; then
+    NEEDED="$NEEDED podman:podman crun:crun conmon:conmon iptables:iptables
+catatonit:catatonit"
+    for program in netavark aardvark-dns; do
+        [ -x "/usr/lib/podman/$program" ] || missing="$missing $program"
+    done
+fi
 if [ "${1:-}" = vm ]; then
     # What the cases run in the guest are programs of this machine.
     NEEDED="$NEEDED busybox:busybox"
     # And to log in to the appliance, and for both ends of its wifi.
     NEEDED="$NEEDED ssh:openssh-client wpa_supplicant:wpasupplicant hostapd:hostapd iw:iw"
     [ -d /usr/share/OVMF ] || missing="$missing ovmf"
+    # And to build the appliance for aarch64, and to start that.
+    NEEDED="$NEEDED aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
+aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-system-aarch64:qemu-system-arm"
+    [ -d /usr/share/AAVMF ] || missing="$missing qemu-efi-aarch64"
     # A kernel with WireGuard, and with 9p, which Debian's kernels for clouds lack.
     kernel=""
     for modules in /lib/modules/*; do

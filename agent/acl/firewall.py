@@ -21,6 +21,7 @@ import msgspec
 from agent.acl import ruleset
 from agent.errors import EnvironmentFault
 from agent.overlay.device import check_name
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Firewall:
         raw = await self._nft(["-j", "list", "counters", "table", "inet", self._table])
         try:
             listing = msgspec.json.decode(raw, type=_Listing)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise EnvironmentFault(f"nft printed what cannot be read: {error}") from None
         return {
             item.counter.name: (item.counter.packets, item.counter.bytes)

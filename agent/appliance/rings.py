@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from agent.unreadable import UNREADABLE
+
 Standing = Literal["good", "writing", "written", "trial", "leaving", "away"]
 _WORDS: Mapping[Standing, str] = {
     "away": "is away",
@@ -65,7 +67,7 @@ def standing(raw: bytes) -> Standing:
     """Return how a node stands by its answer; nonsense counts as none."""
     try:
         return msgspec.json.decode(raw, type=_Said).standing
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return "away"
 
 

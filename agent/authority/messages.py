@@ -28,7 +28,8 @@ from agent.errors import PeerError
 from agent.membership.certificate import MAX_BYTES, Roles, Tags
 from agent.membership.keyring import Offer, SignedBytes
 from agent.membership.revocation import Have
-from agent.membership.wire import UNREADABLE, Key
+from agent.membership.wire import Key
+from agent.unreadable import UNREADABLE
 
 PROTOCOL = "/covey/authority/1"
 TOPIC = "members"

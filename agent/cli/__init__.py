@@ -6,18 +6,21 @@ exit code that `agent.errors` gives it.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
-from agent import __version__
-from agent.cli.lazily import LazyGroup
+from agent import __version__, exits
+from agent.cli.lazily import LazyGroup, ReaderLeft
 from agent.errors import CoveyError
 
 # Where each command is: imported when it is called, since all of them take longer than one does.
 _COMMANDS = {
     "acl": "acl:acl",
+    "bench": "bench:bench",
     "catalogue": "catalogue:catalogue",
+    "completion": "completion:completion",
     "config": "configuration:config",
     "demo": "demo:demo",
     "deploy": "deployments:deploy",
@@ -74,7 +77,7 @@ def main() -> None:
         # What a command ends with by `click.exceptions.Exit`; None is 0.
         sys.exit(cli.main(prog_name="agent", standalone_mode=False))
     except click.Abort:
-        sys.exit(130)
+        sys.exit(exits.INTERRUPTED)
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         where = f" Try `{context.command_path} --help`." if context else ""
@@ -83,5 +86,7 @@ def main() -> None:
     except CoveyError as error:
         click.echo(f"Error: {error.line()}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(141)  # what a shell reports for a reader that left (128 + SIGPIPE)
+    except ReaderLeft:
+        # What is still in the buffer would be told as an error of its own at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(exits.NO_READER)

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
+from agent import exits
+from agent.cli import completing
 from agent.cli.common import call, echo_json, json_option, table, with_config
 from agent.config import Config
 from agent.errors import NotRunning
 
-# Beside the codes of agent.errors, the first that is free; not 1, which a mistake of ours gives.
-DENIED_EXIT_CODE = 11
 # Pairs that a terminal shows; --json has all.
 _SHOWN = 20
 
@@ -24,8 +24,8 @@ def acl() -> None:
 
 
 @acl.command(short_help="Say whether SRC may reach PORT of DST, and why.")
-@click.argument("src")
-@click.argument("dst")
+@click.argument("src", shell_complete=completing.members)
+@click.argument("dst", shell_complete=completing.members)
 @click.argument("port")
 @json_option
 @with_config
@@ -60,7 +60,7 @@ def check(src: str, dst: str, port: str, as_json: bool, settings: Config) -> Non
         if note:
             click.echo(note, err=True)
     if not answer["allowed"]:
-        sys.exit(DENIED_EXIT_CODE)
+        sys.exit(exits.DENIED)
 
 
 @acl.command(short_help="List the rules and what they have matched.")

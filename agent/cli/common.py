@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,8 @@ import click
 import msgspec
 
 from agent import config
+from agent.cli import completing
+from agent.cli.progress import waiting
 
 if TYPE_CHECKING:
     from agent.client import AgentClient
@@ -38,6 +41,7 @@ _set_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="One setting, stronger than environment and file; repeatable.",
+    shell_complete=completing.settings,
 )
 
 
@@ -61,8 +65,15 @@ def with_config(command: _Command) -> _Command:
     return wrapper
 
 
-def call(settings: config.Config, use: Callable[[AgentClient], Awaitable[_Answer]]) -> _Answer:
-    """Run `use` with a client of the running agent and return what it returns."""
+def call(
+    settings: config.Config,
+    use: Callable[[AgentClient], Awaitable[_Answer]],
+    doing: str = "asking the agent",
+) -> _Answer:
+    """Run `use` with a client of the running agent and return what it returns.
+
+    `doing` is drawn where that takes a while; "": `use` draws or prints something itself.
+    """
     # Only here: half of what a command takes to start is aiohttp, and many need none.
     from agent.client import AgentClient
 
@@ -70,7 +81,8 @@ def call(settings: config.Config, use: Callable[[AgentClient], Awaitable[_Answer
         async with AgentClient(settings.socket) as client:
             return await use(client)
 
-    return asyncio.run(session())
+    with waiting(doing) if doing else nullcontext():
+        return asyncio.run(session())
 
 
 def echo_json(answer: Any) -> None:

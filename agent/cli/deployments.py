@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,11 @@ from urllib.parse import quote
 
 import click
 
+from agent.cli import completing
 from agent.cli.common import call, echo_json, json_option, table, with_config
 from agent.cli.picture import picture
 from agent.cli.placing import PLAN_TIMEOUT_S, asked, placing
+from agent.cli.progress import Progress
 from agent.config import Config
 from agent.errors import UsageError, from_wire
 
@@ -28,7 +29,7 @@ _DEPLOY_TIMEOUT_S = 60.0
 
 
 @click.command(short_help="Run a model on the mesh.")
-@click.argument("model")
+@click.argument("model", shell_complete=completing.models)
 @click.option("--name", default="", help="What clients call it (else the model's own name).")
 @placing
 @click.option("--no-wait", is_flag=True, help="Return at once instead of when it answers.")
@@ -58,15 +59,14 @@ def deploy(
             line = "; ".join(_named(one) + one["progress"] for one in rings)
             if line != shown:
                 shown, since = line, time.monotonic()
-                if sys.stderr.isatty():
-                    click.echo(f"\r\x1b[K{shown}", nl=False, err=True)
+            progress.tell(line)
             await asyncio.sleep(_POLL_S)
             rings = await _rings(client, first["name"])
-        if shown and sys.stderr.isatty():
-            click.echo("\r\x1b[K", nl=False, err=True)
         return rings
 
-    rings = call(settings, start)
+    with Progress() as progress:
+        progress.tell(f"finding nodes for {model}")
+        rings = call(settings, start, "")
     for answer in rings:
         if answer["phase"] in ("failed", "waiting"):
             error = from_wire(answer["error"])
@@ -107,7 +107,7 @@ def _named(ring: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.deployments)
 @json_option
 @with_config
 def undeploy(name: str, as_json: bool, settings: Config) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent import exits
 from agent.cli.common import call, colours, echo_json, json_option, with_config
+from agent.cli.progress import waiting
 from agent.config import Config
 from agent.errors import CoveyError
 from agent.health import SEVERITIES, HealthItem
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from agent.client import AgentClient
     from agent.doctor.facts import Agent
 
-# Something is an error; 0 is for warnings and notes as well.
-FAULTY_EXIT_CODE = 1
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "ok": "green"}
 _INDENT = " " * 11
 
@@ -45,7 +45,8 @@ def doctor(bundle: Path | None, as_json: bool, settings: Config, sources: dict[s
     from agent.doctor.checks import examine, together
 
     answers, agent, fault = _asked(settings, report.ANSWERS if bundle else ("status", "peers"))
-    facts = look.facts(settings, agent, fault)
+    with waiting("looking at this machine"):
+        facts = look.facts(settings, agent, fault)
     items = together(examine(facts), agent.health if agent else ())
     if bundle is not None:
         report.write(bundle, settings, sources, facts, items, answers)
@@ -63,7 +64,7 @@ def doctor(bundle: Path | None, as_json: bool, settings: Config, sources: dict[s
                 "passwords were taken out."
             )
     if _count(items, "error"):
-        sys.exit(FAULTY_EXIT_CODE)
+        sys.exit(exits.FAULTY)
 
 
 def _asked(

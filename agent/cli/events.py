@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent import exits
 from agent.cli.common import call, json_option, with_config
 from agent.config import Config
 
@@ -42,9 +43,9 @@ def events(follow: bool, kind: str, as_json: bool, settings: Config) -> None:
             await asyncio.sleep(_POLL_S)
 
     try:
-        call(settings, show)
+        call(settings, show, "" if follow else "asking the agent")
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(130) from None
+        raise click.exceptions.Exit(exits.INTERRUPTED) from None
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import click
+from click.shell_completion import CompletionItem
+
+
+class ReaderLeft(Exception):
+    """Whoever read the output is gone. click would end with 1 by itself, as for a mistake."""
 
 
 class LazyGroup(click.Group):
@@ -28,6 +33,19 @@ class LazyGroup(click.Group):
         module, _, attribute = self._places[name].partition(":")
         found = importlib.import_module(f"{self._package}.{module}")
         return cast("click.Command", getattr(found, attribute))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run what was asked for; raises ReaderLeft in place of BrokenPipeError."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise ReaderLeft from None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        """Complete a command's name without importing all of them to ask what they are for."""
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [*map(CompletionItem, names), *options]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

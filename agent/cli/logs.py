@@ -10,6 +10,8 @@ from urllib.parse import urlencode
 
 import click
 
+from agent import exits
+from agent.cli import completing
 from agent.cli.common import call, echo_json, json_option, with_config
 from agent.config import Config
 from agent.engine.tail import LINES
@@ -22,8 +24,9 @@ _POLL_S = 1.0
 
 
 @click.command(short_help="Show what engines said last.")
-@click.argument("name", default="")
-@click.option("--node", default="", help="Only what runs on this node: a name, or an id's end.")
+@click.argument("name", default="", shell_complete=completing.deployments)
+@click.option("--node", default="", shell_complete=completing.members,
+              help="Only what runs on this node: a name, or an id's end.")  # fmt: skip
 @click.option(
     "--lines",
     type=click.IntRange(1, LINES),
@@ -56,9 +59,9 @@ def logs(name: str, node: str, lines: int, follow: bool, as_json: bool, settings
             shown.show(await client.get(path))
 
     try:
-        call(settings, show)
+        call(settings, show, "" if follow else "asking the nodes")
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(130) from None
+        raise click.exceptions.Exit(exits.INTERRUPTED) from None
 
 
 class _Shown:

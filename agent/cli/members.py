@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli import completing
 from agent.cli.common import ago, call, duration, echo_json, json_option, table, with_config
 from agent.cli.mesh import ROLES
+from agent.cli.progress import waiting
 from agent.config import Config
 from agent.errors import MembershipError, NotRunning, StateError, UsageError
+
+if TYPE_CHECKING:
+    from agent.membership.store import StateDir
 
 # As long as `agent down` waits for the agent to be gone.
 _STOP_TIMEOUT_S = 20.0
@@ -47,7 +52,7 @@ def members(as_json: bool, settings: Config) -> None:
 
 
 @click.command(short_help="Put a node out of the mesh.")
-@click.argument("node")
+@click.argument("node", shell_complete=completing.members)
 @click.option("--reason", default="", help="Why, for the other members to read.")
 @json_option
 @with_config
@@ -98,7 +103,8 @@ def leave(force: bool, as_json: bool, settings: Config) -> None:
 
 
 @click.command(short_help="Give a node another name.")
-@click.argument("words", nargs=-1, required=True, metavar="[NODE] NAME")
+@click.argument("words", nargs=-1, required=True, metavar="[NODE] NAME",
+                shell_complete=completing.members)  # fmt: skip
 @json_option
 @with_config
 def rename(words: tuple[str, ...], as_json: bool, settings: Config) -> None:
@@ -114,7 +120,7 @@ def rename(words: tuple[str, ...], as_json: bool, settings: Config) -> None:
 
 
 @click.command(short_help="Give a node roles and tags.")
-@click.argument("node")
+@click.argument("node", shell_complete=completing.members)
 @click.option("--role", "roles", multiple=True, type=ROLES, help="A role it has; repeatable.")
 @click.option("--tag", "tags", multiple=True, help="A tag it has; repeatable.")
 @click.option("--no-tags", is_flag=True, help="Take all its tags away.")
@@ -197,15 +203,8 @@ def _forget(settings: Config, sure: bool, facts: dict[str, Any]) -> list[str]:
 
     gone: list[str] = []
     state = StateDir(settings.state_dir)
-    deadline = time.monotonic() + (_STOP_TIMEOUT_S if facts["told"] is not None else 0.0)
-    while True:
-        try:
-            state.lock()
-            break
-        except StateError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(_LOOK_AGAIN_S)
+    with waiting("waiting for the agent to end"):
+        _lock(state, _STOP_TIMEOUT_S if facts["told"] is not None else 0.0)
     with state:
         if facts["told"] is None:
             try:
@@ -223,6 +222,18 @@ def _forget(settings: Config, sure: bool, facts: dict[str, Any]) -> list[str]:
         interface = settings.network.interface
         files = state.wipe((f"{interface}.conf", "discovery", "deployments.json", "drain.json"))
         return [*gone, *files]
+
+
+def _lock(state: StateDir, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            state.lock()
+            break
+        except StateError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_LOOK_AGAIN_S)
 
 
 def _state(member: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from agent.cli.common import ago, call, duration, echo_json, json_option, with_config
+from agent.cli.progress import waiting
 from agent.cli.service import start_in_background
 from agent.config import Config
 from agent.errors import MembershipError, NotRunning, UsageError
@@ -196,7 +197,8 @@ def join(
             click.echo(f"Joined mesh {facts['mesh']} as {facts['name']}, {facts['ipv6']}.")
 
     if no_up:
-        facts = enrol.join_only(settings, enrolment, time.time())
+        with waiting("joining"):
+            facts = enrol.join_only(settings, enrolment, time.time())
         joined(facts)
     else:
         facts = start_in_background(settings, msgspec.json.encode(enrolment) + b"\n", joined)

@@ -11,7 +11,10 @@ from urllib.parse import quote
 
 import click
 
+from agent import exits
+from agent.cli import completing
 from agent.cli.common import ago, call, echo_json, json_option, table, with_config
+from agent.cli.progress import Progress
 from agent.config import Config
 from agent.errors import CoveyError, PeerError, UsageError, from_wire
 from agent.models.room import size
@@ -20,13 +23,11 @@ if TYPE_CHECKING:
     from agent.client import AgentClient
 
 _POLL_S = 0.3
-# Something is damaged; beside the codes of agent.errors, as `agent acl check` has its own.
-DAMAGED_EXIT_CODE = 12
 _SHOWN = 10
 
 
 @click.command(short_help="Fetch a model into this node's store.")
-@click.argument("source")
+@click.argument("source", shell_complete=completing.sources)
 @click.option("--name", default="", help="What it is called here (else what its file is called).")
 @click.option("--sha256", default="", metavar="HEX", help="What the file's SHA-256 must be.")
 @click.option("--pin/--no-pin", "pinned", default=None,
@@ -69,9 +70,10 @@ def pull(
 
     async def start(client: AgentClient) -> dict[str, Any]:
         answer: dict[str, Any] = await client.post("/v1/models/pull", body)
-        return answer if no_wait else await _follow(client, answer)
+        return answer if no_wait else await _follow(client, answer, progress)
 
-    answer = call(settings, start)
+    with Progress() as progress:
+        answer = call(settings, start, "")
     _raise(answer)
     if as_json:
         echo_json(answer)
@@ -121,7 +123,7 @@ def models(as_json: bool, settings: Config) -> None:
 
 
 @click.command(name="rm", short_help="Remove a model from the store.")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.stored)
 @json_option
 @with_config
 def remove(name: str, as_json: bool, settings: Config) -> None:
@@ -134,7 +136,7 @@ def remove(name: str, as_json: bool, settings: Config) -> None:
 
 
 @click.command(short_help="Check stored models byte for byte.")
-@click.argument("name", default="")
+@click.argument("name", default="", shell_complete=completing.stored)
 @click.option("--repair", is_flag=True, help="Fetch what is damaged anew, where its source is.")
 @json_option
 @with_config
@@ -146,18 +148,21 @@ def verify(name: str, repair: bool, as_json: bool, settings: Config) -> None:
     body = {"name": name, "repair": repair}
 
     async def start(client: AgentClient) -> list[dict[str, Any]]:
-        answer = await _follow(client, await client.post("/v1/models/verify", body))
+        answer = await client.post("/v1/models/verify", body)
+        answer = await _follow(client, answer, progress)
         _raise(answer)
         found: list[dict[str, Any]] = answer["result"]["models"]
         for model in found:
             if model["repairing"]:
                 source = {"source": model["name"]}
-                job = await _follow(client, await client.post("/v1/models/pull", source))
+                job = await client.post("/v1/models/pull", source)
+                job = await _follow(client, job, progress)
                 model["repaired"] = job["phase"] == "done"
                 model["error"] = job["error"]
         return found
 
-    found = call(settings, start)
+    with Progress() as progress:
+        found = call(settings, start, "")
     if as_json:
         echo_json({"models": found})
     for model in found if not as_json else ():
@@ -165,7 +170,7 @@ def verify(name: str, repair: bool, as_json: bool, settings: Config) -> None:
     if not found and not as_json:
         click.echo("No models are stored.")
     if any(model["damaged"] and not model.get("repaired") for model in found):
-        sys.exit(DAMAGED_EXIT_CODE)
+        sys.exit(exits.DAMAGED)
 
 
 def progress_line(job: dict[str, Any]) -> str:
@@ -180,14 +185,11 @@ def progress_line(job: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-async def _follow(client: AgentClient, job: dict[str, Any]) -> dict[str, Any]:
+async def _follow(client: AgentClient, job: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Wait for a job, drawing how far it is on a terminal; return how it ended."""
-    drawn = False
     try:
         while job["phase"] not in ("done", "failed", "cancelled"):
-            if sys.stderr.isatty():
-                click.echo(f"\r\x1b[K{progress_line(job)}", nl=False, err=True)
-                drawn = True
+            progress.tell(progress_line(job))
             await asyncio.sleep(_POLL_S)
             answer = await client.get("/v1/models/jobs")
             found = next((j for j in answer["jobs"] if j["job"] == job["job"]), None)
@@ -205,9 +207,6 @@ async def _follow(client: AgentClient, job: dict[str, Any]) -> dict[str, Any]:
                 err=True,
             )
         raise
-    finally:
-        if drawn:
-            click.echo("\r\x1b[K", nl=False, err=True)
     return job
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
+from agent import exits
+from agent.cli import completing
 from agent.cli.common import call, duration, echo_json, json_option, with_config
 from agent.config import Config
 
-# `agent ping` without an answer; 1 is what the system's ping ends with.
-SILENT_EXIT_CODE = 1
 _INTERVAL_S = 1.0
 
 
@@ -24,7 +24,9 @@ def netcheck(as_json: bool, settings: Config) -> None:
 
     Takes a second or two; the last line says what follows from it.
     """
-    answer: dict[str, Any] = call(settings, lambda client: client.get("/v1/netcheck"))
+    answer: dict[str, Any] = call(
+        settings, lambda client: client.get("/v1/netcheck"), "checking the network"
+    )
     if as_json:
         echo_json(answer)
         return
@@ -49,7 +51,7 @@ def netcheck(as_json: bool, settings: Config) -> None:
 
 
 @click.command(short_help="Ask a member whether it is there, and how it is reached.")
-@click.argument("peer")
+@click.argument("peer", shell_complete=completing.members)
 @click.option("--count", "-c", type=click.IntRange(1, 1000), default=4, show_default=True,
               help="How often to ask.")  # fmt: skip
 @click.option("--until-direct", is_flag=True,
@@ -84,7 +86,7 @@ def ping(
         echo_json({"answers": answers})
     reached = direct if until_direct else any(a["rtt_ms"] is not None for a in answers)
     if not reached:
-        sys.exit(SILENT_EXIT_CODE)
+        sys.exit(exits.FAULTY)
 
 
 def _line(answer: dict[str, Any]) -> str:

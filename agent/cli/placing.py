@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from agent.cli import completing
 from agent.cli.common import call, echo_json, json_option, table, with_config
 from agent.cli.picture import picture
 from agent.config import Config
@@ -53,7 +54,7 @@ _OPTIONS = (
     click.option("--engine", type=click.Choice(["ring", "rpc"]), default="ring", show_default=True,
                  help="What spreads it over nodes: Covey's ring, or, for models that cannot be "
                  "cut, llama.cpp's own RPC."),
-    click.option("--draft", default="",
+    click.option("--draft", default="", shell_complete=completing.models,
                  help="A small model of the same family whose guesses are computed ahead (a model "
                  "in any member's store, or a GGUF file on this node)."),
 )  # fmt: skip
@@ -72,7 +73,7 @@ def asked(model: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @click.command(short_help="Say how a model would run, and why.")
-@click.argument("model")
+@click.argument("model", shell_complete=completing.models)
 @placing
 @json_option
 @with_config
@@ -89,7 +90,7 @@ def plan(model: str, as_json: bool, settings: Config, **options: Any) -> None:
         answer: dict[str, Any] = await client.post("/v1/plan", body, timeout_s=PLAN_TIMEOUT_S)
         return answer
 
-    found = call(settings, look)
+    found = call(settings, look, "finding nodes and measuring links")
     if as_json:
         echo_json(found)
         return

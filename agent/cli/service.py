@@ -20,6 +20,7 @@ import msgspec
 from agent import config as configuration
 from agent.cli import peerlist
 from agent.cli.common import ago, call, echo_json, json_option, table, with_config
+from agent.cli.progress import waiting
 from agent.config import Config
 from agent.errors import (
     CoveyError,
@@ -40,6 +41,12 @@ _STOP_TIMEOUT_S = 20.0
 
 @click.command(short_help="Start the agent.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground (for service managers).")
+@click.option(
+    "--ticket-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="In no mesh yet: join first, with the ticket in FILE, once that is there (--foreground).",
+)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--join-from-stdin", is_flag=True, hidden=True)
 @click.option("--replace", is_flag=True, hidden=True)
@@ -47,6 +54,7 @@ _STOP_TIMEOUT_S = 20.0
 @with_config
 def up(
     foreground: bool,
+    ticket_file: Path | None,
     ready_fd: int | None,
     join_from_stdin: bool,
     replace: bool,
@@ -54,16 +62,24 @@ def up(
     settings: Config,
 ) -> None:
     """Start the agent of a node that has joined a mesh; returns when it is up."""
+    if ticket_file is not None and not foreground:
+        raise UsageError(
+            "--ticket-file goes with --foreground",
+            hint="`agent join - < FILE` joins and starts the agent in the background.",
+        )
     if foreground or ready_fd is not None:
         from agent.cli import loading
 
         loading.load()
         # Only here: its imports take longer than every other command does.
         from agent import daemon, enrol
+        from agent.cli import handed
 
         # Not on the command line, where everyone on this machine could read the ticket.
         wish = sys.stdin.readline() if join_from_stdin else ""
         enrolment = msgspec.json.decode(wish, type=enrol.Enrolment) if wish else None
+        if ticket_file is not None:
+            enrolment = handed.enrolment(settings, ticket_file)
         within_s = _STOP_TIMEOUT_S if replace else None
         daemon.serve(settings, daemon.Starter(ready_fd), enrolment, replace_within_s=within_s)
         return
@@ -88,6 +104,15 @@ def down(as_json: bool, settings: Config) -> None:
             click.echo(f"No agent ran. What one had left is gone: {', '.join(left)}.")
         return
     call(settings, lambda client: client.post("/v1/down"))
+    with waiting("waiting for the agent to end"):
+        _wait_gone(pid)
+    if as_json:
+        echo_json({"stopped": pid})
+    else:
+        click.echo("The agent is down.")
+
+
+def _wait_gone(pid: int) -> None:
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while _alive(pid):
         if time.monotonic() > deadline:
@@ -96,10 +121,6 @@ def down(as_json: bool, settings: Config) -> None:
                 hint=f"`kill -9 {pid}` ends it; nothing that is stored is lost.",
             )
         time.sleep(0.05)
-    if as_json:
-        echo_json({"stopped": pid})
-    else:
-        click.echo("The agent is down.")
 
 
 @click.command(short_help="Restart the agent, with the present settings.")
@@ -278,7 +299,8 @@ def start_in_background(
             with contextlib.suppress(BrokenPipeError), process.stdin as wish:
                 wish.write(join)
         while True:
-            step = _next_step(answers, process, log)
+            with waiting("starting the agent"):
+                step = _next_step(answers, process, log)
             if "joined" in step:
                 on_joined(step["joined"])
             elif "loaded" in step:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from agent.cli import completing
 from agent.cli.common import ago, call, echo_json, json_option, with_config
+from agent.cli.progress import Progress, waiting
 from agent.config import Config
 from agent.errors import UsageError
 from agent.models.room import size
@@ -30,6 +31,7 @@ _STANDINGS = {
     "member",
     default="",
     metavar="MEMBER",
+    shell_complete=completing.members,
     help="Install what this member runs; it comes over the overlay.",
 )
 @click.option("--status", "show", is_flag=True, help="Show versions, slots and what is on trial.")
@@ -101,11 +103,11 @@ def _install(source: str, member: str, settings: Config) -> dict[str, Any]:
     """Install the update of a path, a URL or a member."""
     from agent.appliance import door  # it loads aiohttp, which takes half a second
 
-    progress = _Progress()
-    try:
-        return asyncio.run(door.install(_opener(source, member, settings), progress.tell))
-    finally:
-        progress.end()
+    def tell(phase: str, done: int, total: int) -> None:
+        progress.tell(f"{phase}: {100 * done // total} %, {size(done)} of {size(total)}")
+
+    with Progress() as progress:
+        return asyncio.run(door.install(_opener(source, member, settings), tell))
 
 
 def _opener(source: str, member: str, settings: Config) -> door.OpenAt:
@@ -124,7 +126,8 @@ def _opener(source: str, member: str, settings: Config) -> door.OpenAt:
 def _ask(do: door.Do, *, restart: bool = False) -> dict[str, Any]:
     from agent.appliance import door
 
-    return asyncio.run(door.ask(do, restart=restart))
+    with waiting("asking this appliance"):
+        return asyncio.run(door.ask(do, restart=restart))
 
 
 def _wait(settings: Config) -> None:
@@ -132,7 +135,7 @@ def _wait(settings: Config) -> None:
     from agent.appliance import turn
 
     port = settings.network.overlay_port
-    call(settings, lambda client: turn.wait(client, port, _waits))
+    call(settings, lambda client: turn.wait(client, port, _waits), "")
 
 
 def _restart(do: Literal["back", "restart"], settings: Config) -> dict[str, Any]:
@@ -140,28 +143,11 @@ def _restart(do: Literal["back", "restart"], settings: Config) -> dict[str, Any]
     from agent.appliance import turn
 
     port = settings.network.overlay_port
-    return call(settings, lambda client: turn.restart(client, port, do, _waits))
+    return call(settings, lambda client: turn.restart(client, port, do, _waits), "")
 
 
 def _waits(why: str) -> None:
     click.echo(f"This machine waits: {why}. --now would not.", err=True)
-
-
-class _Progress:
-    """Draws how far it is, on a terminal alone."""
-
-    def __init__(self) -> None:
-        self._drawn = False
-
-    def tell(self, phase: str, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            self._drawn = True
-            line = f"{phase}: {100 * done // total} %, {size(done)} of {size(total)}"
-            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
-
-    def end(self) -> None:
-        if self._drawn:
-            click.echo("\r\x1b[K", nl=False, err=True)
 
 
 def _show_status(answer: dict[str, Any], *, as_json: bool) -> None:

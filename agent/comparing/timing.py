@@ -14,20 +14,28 @@ import msgspec
 
 
 class Chat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One answer: seconds on one clock, and its tokens as the server counted them."""
+    """One answer: seconds on one clock, and its tokens as the server counted them.
+
+    `prompt_tokens` 0: it did not say.
+    """
 
     asked_at: float
     first_at: float
     last_at: float
     tokens: int
+    prompt_tokens: int = 0
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One run's figures: seconds to the first token (the median of its chats), tokens a second."""
+    """One run's figures: seconds to the first token (the median of its chats), tokens a second.
+
+    `tokens` of all its answers, `prompt_tokens` of one of its prompts (the median; 0: not known).
+    """
 
     first_token_s: float
     tokens_s: float
     tokens: int
+    prompt_tokens: int = 0
 
 
 class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +45,8 @@ class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_token_s_range: tuple[float, float]
     tokens_s: float
     tokens_s_range: tuple[float, float]
+    tokens: int
+    prompt_tokens: int
 
 
 def run_of(chats: Sequence[Chat]) -> Run | None:
@@ -48,7 +58,8 @@ def run_of(chats: Sequence[Chat]) -> Run | None:
     if following < len(chats) or seconds <= 0:
         return None
     waits = [chat.first_at - chat.asked_at for chat in chats]
-    return Run(statistics.median(waits), following / seconds, tokens)
+    prompt = statistics.median_low([chat.prompt_tokens for chat in chats])
+    return Run(statistics.median(waits), following / seconds, tokens, prompt)
 
 
 def figures(runs: Sequence[Run]) -> Figures:
@@ -58,4 +69,6 @@ def figures(runs: Sequence[Run]) -> Figures:
     return Figures(
         statistics.median(waits), (min(waits), max(waits)),
         statistics.median(rates), (min(rates), max(rates)),
+        statistics.median_low([run.tokens for run in runs]),
+        statistics.median_low([run.prompt_tokens for run in runs]),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from agent.errors import CoveyError, from_wire, one_line, to_wire
+from agent.unreadable import UNREADABLE
 
 # Larger than a join reply for some 2,000 members; small enough for a few at once in memory.
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
@@ -104,7 +105,7 @@ def decode_reply(reply: bytes) -> bytes:
         raise FrameError("a reply that is neither an answer nor an error")
     try:
         refusal = msgspec.msgpack.decode(body, type=Refusal)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         # Text that is not UTF-8 is no DecodeError to msgspec.
         raise FrameError("an error that cannot be read") from None
     raise from_wire(

@@ -39,6 +39,7 @@ from agent.deploy.measuring import Measuring
 from agent.deploy.mesh import Mesh
 from agent.deploy.messages import (
     Answer,
+    AskFacts,
     AskHead,
     AskLogs,
     AskStatus,
@@ -64,6 +65,7 @@ from agent.deploy.succession import Succession
 from agent.deploy.wish import Wish, check_name
 from agent.deploy.work import work_here
 from agent.errors import CoveyError, MembershipError, NotRunning, UsageError
+from agent.figures import Engined
 from agent.identity.keys import NodeId, NodeKey
 from agent.ownership.lease import Token
 from agent.ownership.owner import Want
@@ -226,7 +228,13 @@ class Deployments:
                 return await self.hardware.facts()
             case CompareBook() | ExchangeBook():
                 return self._keeper.answer(request)
+            case AskFacts():
+                return await self._stages.answer(peer, request)
             case _:
+                if not self._keeper.may_deploy(peer):
+                    raise MembershipError(
+                        "a node that has neither the role worker nor admin has no stages here"
+                    )
                 return await self._stages.answer(peer, request)
 
     # ------------------------------------------------------------------ the local API
@@ -322,6 +330,14 @@ class Deployments:
     def wished(self) -> list[str]:
         """Return the names of the deployments that shall run."""
         return sorted(wish.name for wish in self._keeper.book.wishes())
+
+    def wanted(self) -> dict[str, int]:
+        """Return how many rings each deployment shall have, by its name."""
+        return {wish.name: wish.rings for wish in self._keeper.book.wishes()}
+
+    async def figures(self) -> Engined:
+        """Return what the engines here did."""
+        return await self._engines.figures()
 
     def engines(self) -> list[dict[str, Any]]:
         """Describe the engines that run here, for `agent status`."""

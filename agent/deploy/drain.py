@@ -1,7 +1,8 @@
 """Whether this node is to run nothing: an operator's wish, kept in the state directory.
 
-`agent drain` sets it and `agent drain --off` takes it back; it survives a restart of the agent.
-The daemon makes one and presence tells all of it; deployments follow it.
+`agent drain` sets it and `agent drain --off` takes it back. It survives a restart of the agent, but
+for one that was wished `--once`. The daemon makes one and presence tells all of it; deployments
+follow it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 
 from agent.errors import StateError
 from agent.identity import privatefile
+from agent.unreadable import UNREADABLE
 
 FILE = "drain.json"
 _VERSION = 1
@@ -28,7 +30,7 @@ class Drain:
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / FILE
-        self._on = False
+        self._on = self._kept = False
 
     @property
     def on(self) -> bool:
@@ -39,11 +41,11 @@ class Drain:
         """Read what was wished. Raises StateError for a damaged file, which is left alone."""
         raw = privatefile.read(self._path, "drain file")
         if raw is None:
-            self._on = False
+            self._on = self._kept = False
             return
         try:
             file = msgspec.json.decode(raw, type=_File)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise StateError(
                 f"{self._path} is damaged: {error}",
                 hint="Remove it; `agent drain` writes it anew.",
@@ -53,11 +55,17 @@ class Drain:
                 f"{self._path} has format {file.version}, and this agent knows {_VERSION}",
                 hint="Update Covey on this node; nothing was changed.",
             )
-        self._on = True
+        self._on = self._kept = True
+
+    def once(self) -> bool:
+        """Wish it until the agent ends; returns whether it was not wished before."""
+        was, self._on = self._on, True
+        return not was
 
     def set(self, on: bool) -> bool:
         """Keep the wish; returns whether it is another than before. Raises StateError."""
-        if on == self._on:
+        was = self._on
+        if on == was and on == self._kept:
             return False
         if on:
             privatefile.replace(self._path, msgspec.json.encode(_File(_VERSION, time.time())))
@@ -69,5 +77,5 @@ class Drain:
                     f"cannot remove {self._path}: {error.strerror}",
                     hint="Run the agent as the user who owns the state directory.",
                 ) from None
-        self._on = on
-        return True
+        self._on = self._kept = on
+        return on != was

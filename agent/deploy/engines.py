@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from agent.config import Config
+from agent.deploy import machine
 from agent.deploy.hardware import Hardware
 from agent.deploy.logs import Logs
 from agent.deploy.messages import FrameType
@@ -25,7 +27,8 @@ from agent.deploy.spare import Spare
 from agent.engine.silence import Known
 from agent.engine.spec import EngineSpec, Role, RpcServer
 from agent.engine.supervisor import Engine
-from agent.errors import EngineError, EnvironmentFault, ModelError
+from agent.errors import CoveyError, EngineError, EnvironmentFault, ModelError
+from agent.figures import Engined, EngineFigures
 from agent.identity.addresses import overlay_ipv6
 from agent.identity.keys import NodeId
 
@@ -35,6 +38,10 @@ _log = logging.getLogger(__name__)
 _IN_RINGS: tuple[Role, ...] = ("head", "stage")
 # The ring itself comes first; then whether it still wants a spare engine is looked at so often.
 _SPARE_AFTER_S, _SPARE_INTERVAL_S = 1.0, 5.0
+# An engine tells what it did between two batches; a prompt's may take seconds on a slow machine.
+_TELL_S = 1.0
+# As much of a ring's id as heads announce.
+_RING_LETTERS = 8
 # What is known of as many neighbours is handed on to new engines.
 _LINKS_KEPT = 64
 
@@ -65,6 +72,8 @@ class Engines:
         self._expects = False
         self.logs = Logs()
         self._links: dict[str, Known] = {}  # by overlay address
+        self._started_ever: Counter[str] = Counter()  # by role
+        self._failed_ever: Counter[str] = Counter()
 
     def address(self, node: NodeId) -> str:
         """Return a node's overlay address, computed from its id."""
@@ -164,8 +173,30 @@ class Engines:
             cache=self._cache(), links=dict(self._links), confined=engine.confine,
         )  # fmt: skip
 
+    async def figures(self) -> Engined:
+        """Ask every engine that runs what it did."""
+        running = [engine for engine in self._running if engine.alive]
+        await asyncio.gather(*(engine.tell(_TELL_S) for engine in running))
+        told = []
+        for engine in running:
+            spec, used = engine.spec, machine.used(engine.pid)
+            if used is not None:
+                # A stage is told its ring, and no name.
+                name = spec.model_name if spec.role in ("head", "whole") else ""
+                told.append(EngineFigures(
+                    name, spec.ring[:_RING_LETTERS], spec.stage, spec.role,
+                    engine.ready, engine.stats, *used,
+                ))  # fmt: skip
+        return Engined(told, dict(self._started_ever), dict(self._failed_ever))
+
     def _made(self, engine: Engine) -> None:
-        engine.heard = self._hear
+        role = engine.spec.role
+
+        def over(reason: CoveyError | None) -> None:
+            self._failed_ever[role] += reason is not None
+
+        self._started_ever[role] += 1
+        engine.heard, engine.over = self._hear, over
         self.logs.add(engine)
 
     def _hear(self, links: dict[str, Known]) -> None:

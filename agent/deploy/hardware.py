@@ -26,6 +26,7 @@ from agent.engine.gpu import SURVEY_TIMEOUT_S, Survey
 from agent.engine.speeds import Speed, Speeds
 from agent.engine.supervisor import environment
 from agent.errors import EngineError
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ class Hardware:
             return msgspec.json.decode(output, type=Survey)
         except TimeoutError:
             return Survey(fault=f"looking for GPUs did not end within {SURVEY_TIMEOUT_S:.0f} s.")
-        except msgspec.DecodeError:
+        except UNREADABLE:
             last = said.decode("utf-8", "replace").strip().rpartition("\n")[2] or "no message"
             return Survey(fault=f"looking for GPUs ended with code {process.returncode} ({last}).")
         finally:

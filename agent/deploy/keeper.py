@@ -29,6 +29,7 @@ from agent.deploy.wish import Wish
 from agent.errors import CoveyError, MembershipError, PeerError, StateError
 from agent.identity import privatefile
 from agent.identity.keys import NodeId, NodeKey
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ class BookKeeper:
             wishes = tuple(Wish.decode(wish) for wish in file.wishes)
             for wish in wishes:
                 wish.check(self._mesh_id)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise StateError(f"{self._path} is damaged: {error}", hint=hint) from None
         except CoveyError as error:
             raise StateError(f"{self._path} is damaged: {error.message}", hint=hint) from None

@@ -28,6 +28,7 @@ from agent.errors import PeerError, StateError, UsageError
 from agent.identity import privatefile
 from agent.identity.keys import NodeId
 from agent.placement.measured import Heard, LinkBook, Measured, Transfer
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Links:
             raw = privatefile.read(self._file, "file of links") or b"{}"
             kept = msgspec.json.decode(raw, type=dict[str, list[Transfer]])
             self._book.restore({NodeId.parse(node): found for node, found in kept.items()})
-        except (StateError, msgspec.DecodeError, UsageError) as error:
+        except (StateError, UsageError, *UNREADABLE) as error:
             _log.warning("links are measured anew, since %s cannot be used: %s", self._file, error)
 
     def known(self) -> dict[NodeId, Measured]:

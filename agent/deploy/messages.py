@@ -2,9 +2,10 @@
 
     to                 requests                                          answers
     --                 --------                                          -------
-    a stage's host     AskFacts, MeasureLinks, FetchAhead, LoadStage,    Facts, StageState
-                       StartServer, ConnectStage, AskStage, StopRing
-                       (from the ring's head)
+    a stage's host     AskFacts, MeasureLinks                            Facts
+                       FetchAhead, LoadStage, StartServer, ConnectStage, StageState
+                       AskStage, StopRing (from the ring's head,
+                       which has to be one that may deploy)
     a head             Keep, Drop (from the owner), AskHead              HeadState
     any worker         AskLogs                                           EngineTails
     an owner           AskStatus                                         Statuses

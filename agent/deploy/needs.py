@@ -12,7 +12,7 @@ from agent.engine.cuttable import CutRule, check_cuttable, cut_rule
 from agent.engine.gguf_file import GgufFile, ModelFacts
 from agent.engine.purpose import ENCODER_CONTEXT, only_encodes
 from agent.errors import ModelError
-from agent.placement.inputs import Model
+from agent.placement.inputs import OVERHEAD, Model
 
 # Tokens, where nobody said: models are trained for 128 Ki and more, whose KV cache few nodes hold.
 DEFAULT_CONTEXT = 8192
@@ -74,6 +74,12 @@ def model_needs(
     if in_line:
         return replace(model, in_line=True, nodes_max=RPC_NODES_MAX)
     return replace(model, period=cuts.period, allows=cuts.allows)
+
+
+def whole_bytes(needs: Model, context: int) -> int:
+    """Return what all of a model takes in memory, with a cache for `context` tokens."""
+    cache = len(needs.layer_bytes) * needs.kv_bytes * context
+    return int((sum(needs.layer_bytes) + cache + needs.head_bytes) * OVERHEAD)
 
 
 def draft_bytes(facts: ModelFacts, context: int) -> int:

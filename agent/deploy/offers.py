@@ -16,7 +16,7 @@ import msgspec
 
 from agent.deploy.facts import Ask, facts_of
 from agent.deploy.mesh import Mesh
-from agent.deploy.needs import default_context, model_needs
+from agent.deploy.needs import default_context, model_needs, whole_bytes
 from agent.engine.cuttable import CutRule
 from agent.errors import CoveyError
 from agent.models import bundled, catalogue
@@ -86,7 +86,9 @@ def _placed(sizes: Model, workers: Sequence[Node], context: int) -> tuple[str, .
         return ()
     head, *others = sorted(workers, key=lambda worker: -worker.free_bytes)
     # A plan over many nodes takes a while, and this one cannot be.
-    if not sizes.uncut and _needed(sizes, context) > sum(worker.free_bytes for worker in workers):
+    if not sizes.uncut and whole_bytes(sizes, context) > sum(
+        worker.free_bytes for worker in workers
+    ):
         return ()
     # One node that holds all is named first; which ring is best is asked when it is deployed.
     for most in (1, None):
@@ -99,11 +101,6 @@ def _placed(sizes: Model, workers: Sequence[Node], context: int) -> tuple[str, .
     return ()
 
 
-def _needed(sizes: Model, context: int) -> int:
-    cache = len(sizes.layer_bytes) * sizes.kv_bytes * context
-    return int((sum(sizes.layer_bytes) + cache + sizes.head_bytes) * OVERHEAD)
-
-
 def _missing(sizes: Model, workers: Sequence[Node], context: int) -> int:
     """Return how many bytes more would do; a model in one piece needs them on one node.
 
@@ -112,7 +109,7 @@ def _missing(sizes: Model, workers: Sequence[Node], context: int) -> int:
     free = [worker.free_bytes for worker in workers] or [0]
     there = max(free) if sizes.uncut else sum(free)
     layer = max(sizes.layer_bytes) + sizes.kv_bytes * context
-    return max(_needed(sizes, context) - there, int(layer * OVERHEAD))
+    return max(whole_bytes(sizes, context) - there, int(layer * OVERHEAD))
 
 
 class Offers:

@@ -30,6 +30,7 @@ from agent.errors import StateError
 from agent.health import HealthItem
 from agent.identity import keyfile, privatefile
 from agent.membership.statefiles import NetworkKeysFile
+from agent.unreadable import UNREADABLE
 
 FOLDER = "covey-report"
 # Of the local API, what tells how a node stands.
@@ -139,5 +140,5 @@ def _secret_bytes(state_dir: Path) -> Iterator[bytes]:
             yield from (
                 stored.key for stored in msgspec.json.decode(raw, type=NetworkKeysFile).keys
             )
-    except (StateError, msgspec.DecodeError):
+    except (StateError, *UNREADABLE):
         return

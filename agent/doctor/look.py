@@ -28,6 +28,7 @@ from agent.doctor.facts import NET_ADMIN, NET_RAW, Agent, Disk, Facts, Machine, 
 from agent.errors import CoveyError, StateError
 from agent.identity.addresses import DEFAULT_IPV4_NETWORK
 from agent.membership.directory import Directory
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def _ruleset() -> Mapping[str, Any] | None:
             timeout=_NFT_TIMEOUT_S, env={**os.environ, "PATH": _PATH}, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         found = msgspec.json.decode(done.stdout) if done.returncode == 0 else None
-    except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError) as error:
+    except (OSError, subprocess.TimeoutExpired, *UNREADABLE) as error:
         _log.debug("nftables' rules cannot be read: %s", error)
         return None
     return found if isinstance(found, dict) else None

@@ -9,7 +9,10 @@ from agent.health import HealthItem
 DISK_LEAST = 64 << 20
 DISK_LOW = 1 * GIB
 MEMORY_LOW = 256 << 20
-_GRANT = "Run the agent as root, or give its service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW."
+_GRANT = (
+    "Run the agent as root, or give its service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW, or "
+    "its container `--cap-add NET_ADMIN --cap-add NET_RAW`."
+)
 
 
 def wireguard(facts: Facts) -> HealthItem:

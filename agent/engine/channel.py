@@ -10,7 +10,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import msgspec
 from agent import errors
 from agent.engine.spec import Command, EngineSpec, Event
 from agent.errors import ConfigError, CoveyError
+from agent.unreadable import UNREADABLE
 
 if TYPE_CHECKING:
     import asyncio
@@ -45,6 +46,8 @@ class Channel:
         self.commands: deque[Command] = deque()
         self.stopped = False
         self.regroups = 0
+        # What it tells of itself when it is asked: counts and seconds.
+        self.stats: Callable[[], dict[str, float]] = dict
         self._heard_elsewhere = False
         self._news = threading.Event()
 
@@ -77,7 +80,7 @@ class Channel:
             self._receive()
         try:
             spec = msgspec.json.decode(self._lines.popleft(), type=EngineSpec)
-        except (IndexError, msgspec.DecodeError) as error:
+        except (IndexError, *UNREADABLE) as error:
             raise ConfigError(f"this is no engine spec: {error}") from None
         spec.check()
         self.poll()
@@ -93,11 +96,14 @@ class Channel:
             line = self._lines.popleft()
             try:
                 command = msgspec.json.decode(line, type=Command)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except UNREADABLE as error:
                 log.error("not a command: %s", error)
                 continue
             if command.ping:
                 self.emit(Event("alive"))
+                continue
+            if command.tell:
+                self.emit(Event("stats", stats=self.stats()))
                 continue
             self.stopped |= command.stop
             self.commands.append(command)

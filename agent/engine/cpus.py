@@ -11,7 +11,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-_ROOT = Path("/")
+from agent import cgroups
+
+_ROOT = cgroups.ROOT
 
 
 @dataclass(frozen=True)
@@ -47,25 +49,8 @@ def _cores(root: Path, ids: tuple[int, ...]) -> int:
 
 def quota(root: Path = _ROOT) -> float | None:
     """Return how many CPUs' time the cgroups of this process leave it; None without a bound."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    least: float | None = None
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        folder = base / name.lstrip("/")
-        # A container may be told its path on the host; then it sees the base alone.
-        for place in (folder, *folder.parents):
-            found = _quota_of(place)
-            if found is not None:
-                least = found if least is None else min(least, found)
-            if place == base:
-                break
-    return least
+    found = map(_quota_of, cgroups.folders("cpu", root))
+    return min((bound for bound in found if bound is not None), default=None)
 
 
 def share(quota: float | None) -> float:

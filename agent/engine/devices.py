@@ -17,6 +17,7 @@ import msgspec
 
 from agent.engine import trial
 from agent.errors import EngineError
+from agent.unreadable import UNREADABLE
 
 Kind = Literal["cpu", "gpu", "igpu", "accel", "other"]
 
@@ -107,7 +108,7 @@ def ask(command: Sequence[str] = ()) -> tuple[Device, ...]:
         raise EngineError(f"listing llama.cpp's devices {done.fault}.", hint=hint)
     try:
         return msgspec.json.decode(done.output, type=tuple[Device, ...])
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise EngineError(f"llama.cpp's list of devices cannot be read: {error}.", hint=hint) from (
             None
         )

@@ -74,7 +74,7 @@ class Embedder:
         self.context = longest
         self.width = weights.n_ranks if purpose == "ranks" else weights.n_embd_out
         self.created = int(time.time())
-        self.stats = {"batches": 0.0, "rows": 0.0, "texts": 0.0, "encode_s": 0.0}
+        self.stats: dict[str, float] = {"batches": 0.0, "rows": 0.0, "texts": 0.0, "encode_s": 0.0}
         self._vocabulary = Vocabulary(weights)
         self._pairs = Pairs(weights, self._vocabulary)
         self._context = context
@@ -98,6 +98,10 @@ class Embedder:
     def check(self, ids: Sequence[int]) -> None:
         """Raise UsageError for an unknown id (embedding.Encoder)."""
         self._vocabulary.check(ids)
+
+    def told(self) -> dict[str, float]:
+        """Return what was done until now."""
+        return dict(self.stats)
 
     def state(self) -> tuple[ModelState, str]:
         """Return the state and its reason (embedding.Encoder)."""

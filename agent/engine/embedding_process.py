@@ -74,6 +74,7 @@ async def run_embedder(spec: EngineSpec, purpose: Purpose, found: Means, channel
             spec.model_name, purpose, loaded.context, longest=loaded.longest, rows=loaded.rows,
             on_broken=lambda error: channel.emit_error("broken", error),
         )  # fmt: skip
+        channel.stats = embedder.told
         http_port = 0
         if spec.http_address:
             app = make_app(embedder)
@@ -97,4 +98,4 @@ async def run_embedder(spec: EngineSpec, purpose: Purpose, found: Means, channel
         if runner is not None:
             await runner.cleanup()
         if embedder is not None:
-            channel.emit(Event("stats", stats=embedder.stats))
+            channel.emit(Event("stats", stats=embedder.told()))

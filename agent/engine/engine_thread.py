@@ -119,6 +119,15 @@ class EngineThread:
                 return "loading", "the ring is being joined."
         return "ready", ""
 
+    def occupied(self) -> dict[str, float]:
+        """Return how full the cache is, and how many requests run and wait (`Head.occupied`)."""
+        generator, new = self._generator, len(self._new)
+        taken, running, waiting = generator.occupied if generator is not None else (0, 0, 0)
+        return {
+            "cells": self._limits.context, "cells_taken": taken, "running": running,
+            "waiting": waiting + new,
+        }  # fmt: skip
+
     @property
     def takes(self) -> bool:
         """Whether a job can be added: it is served, or waits with the others."""

@@ -126,6 +126,15 @@ class Generator:
         return _Course(pipeline, schedule, drafter, Measuring(pipeline, schedule, most, drafter))
 
     @property
+    def occupied(self) -> tuple[int, int, int]:
+        """The cells that are taken, and the requests that run and that wait; from any thread."""
+        course = self._course
+        if course is None:
+            return 0, 0, len(self._answers)
+        schedule = course.schedule
+        return self._context - schedule.free_cells, schedule.running, schedule.waiting
+
+    @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
         return bool(self._answers)

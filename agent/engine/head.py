@@ -235,6 +235,13 @@ class Head:
         """Return the state and its reason (generation.Model)."""
         return self._thread.state()
 
+    def occupied(self) -> dict[str, float]:
+        """Return how many cells the cache has and are taken, and how many requests run and wait.
+
+        What was computed before and is kept counts as taken.
+        """
+        return self._thread.occupied()
+
     def generate(self, request: GenerationRequest) -> HeadGeneration:
         """Begin an answer (generation.Model).
 

@@ -82,6 +82,7 @@ class _HeadProcess:
         self._http_port = 0
         self._stats: list[PipelineStats] = []
         self._serving_since = 0  # as many regroups
+        channel.stats = self._told
 
     async def begin(self, told: asyncio.Event) -> None:
         """Load, serve and join for the first time."""
@@ -243,6 +244,10 @@ class _HeadProcess:
         if self._runner is not None:
             await self._runner.cleanup()
         if self._stats:
-            each = [asdict(stats) for stats in self._stats]
-            total = {name: sum(stats[name] for stats in each) for name in each[0]}
-            self._channel.emit(Event("stats", stats=total))
+            self._channel.emit(Event("stats", stats=self._told()))
+
+    def _told(self) -> dict[str, float]:
+        """Return what was done over all pipelines, and what the cache and its users are now."""
+        each = [asdict(stats) for stats in self._stats]
+        done = {name: sum(stats[name] for stats in each) for name in (each[0] if each else ())}
+        return done | (self._head.occupied() if self._head is not None else {})

@@ -50,11 +50,13 @@ _X86_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Libraries for images are left out of what is for other machines: nothing here shows a model a
+# picture, and they are a quarter of what is compiled.
+_NO_PICTURES = "-DLLAVA_BUILD=OFF"
 # What makes the CPU's part libraries of their own, for all CPUs, where the package has its others.
-# Those for images are left out: nothing here shows a model a picture.
 ANY_CPU_OPTIONS = (
     "-DGGML_NATIVE=OFF", "-DGGML_RPC=ON", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON",
-    "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib", "-DCMAKE_INSTALL_RPATH=$ORIGIN", "-DLLAVA_BUILD=OFF",
+    "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib", "-DCMAKE_INSTALL_RPATH=$ORIGIN", _NO_PICTURES,
 )  # fmt: skip
 # What the plain CPU's part is compiled with; its interface is that of every other one.
 _PLAIN_OPTIONS = (
@@ -66,6 +68,10 @@ _CPU_PART = "libggml-cpu.so"
 # compiles from version 14 on; Debian 12 has 12. Such CPUs take what is next to it.
 _VARIANTS = "vendor/llama.cpp/ggml/src/CMakeLists.txt"
 _SME_VARIANT = re.compile(r"^ *ggml_add_cpu_backend_variant\(armv9\.2_\d .*\bSME\)\n", re.MULTILINE)
+# What makes CMake compile a library of llama.cpp's own programs, which Python does not load: two
+# fifths of all that is compiled. No option says otherwise.
+_BUILD = "CMakeLists.txt"
+_COMMON = "set(LLAMA_BUILD_COMMON {} CACHE "
 _FROM_SOURCE = ("--no-deps", "--no-build-isolation", "--no-binary", "llama-cpp-python")
 
 
@@ -121,8 +127,10 @@ def build(
     arch = arch or machine
     if any_cpu:
         options = list(ANY_CPU_OPTIONS)
+    elif arch == machine:
+        options = cmake_options(arch, read_cpu_flags())
     else:
-        options = cmake_options(arch, read_cpu_flags() if arch == machine else frozenset())
+        options = [*cmake_options(arch, frozenset()), _NO_PICTURES]
     options += os.environ.get("CMAKE_ARGS", "").split()
     entry = cache_entry(cache, requirements.read_text(), options, arch)
     ready = sorted(entry.glob("*.whl"))
@@ -138,9 +146,10 @@ def build(
             environment["_PYTHON_HOST_PLATFORM"] = f"linux-{arch}"
         wheels = scratch / "wheels"
         what_of: list[str | Path]
-        if any_cpu and arch == "aarch64":
+        if arch == "aarch64" and (any_cpu or arch != machine):
             source = _source(scratch, environment, requirements)
             without_sme(source / _VARIANTS)
+            without_common(source / _BUILD)
             what_of = ["--no-index", *_FROM_SOURCE[:2], source]
         else:
             what_of = ["--require-hashes", *_FROM_SOURCE, "-r", requirements]
@@ -184,6 +193,12 @@ def with_part(usual: Path, part: bytes, out: Path) -> None:
 def without_sme(variants: Path) -> None:
     """Take ARM's builds with SME out of the file that names the CPU's builds."""
     variants.write_text(_SME_VARIANT.sub("", variants.read_text()))
+
+
+def without_common(build_file: Path) -> None:
+    """Take the library of llama.cpp's programs out of the file that says what is built."""
+    text = build_file.read_text()
+    build_file.write_text(text.replace(_COMMON.format("ON"), _COMMON.format("OFF")))
 
 
 def _source(scratch: Path, environment: dict[str, str], requirements: Path) -> Path:

@@ -60,13 +60,14 @@ def run_stage(spec: EngineSpec, found: Means, channel: Channel) -> None:
     channel.emit(Event("ready", rows=str(outlet.types)))
     heard = Heard(spec.links, lambda links: channel.emit(Event("heard", links=links)))
     stage = Stage(loaded.contexts[0], member, inlet, outlet, heard)
+    channel.stats = lambda: asdict(stage.stats)
     try:
         stage.run(STDIN, channel.poll)
     except CoveyError as error:
         channel.emit_error("broken", error, blamed(error))
         raise
     finally:
-        channel.emit(Event("stats", stats={**asdict(stage.stats)}))
+        channel.emit(Event("stats", stats=channel.stats()))
 
 
 def _purpose(spec: EngineSpec) -> Purpose:

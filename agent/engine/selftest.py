@@ -25,6 +25,7 @@ import msgspec
 from agent.engine import cpus, devices, threads, trial
 from agent.engine.llama_build import read_cpu_flags
 from agent.errors import EngineError
+from agent.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def kept(cache: Path | None) -> Proof | None:
     path = _path(cache)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Proof)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         log.debug("no self-test result in %s", path)
         return None
 
@@ -168,5 +169,5 @@ def _run(command: Sequence[str]) -> Found | str:
         return done.fault
     try:
         return msgspec.json.decode(done.output, type=Found)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         return f"wrote what cannot be read ({error})"

@@ -155,13 +155,14 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """A line of input: connect to the successor (address, port), go over to another spec, or stop.
 
     `regroup` leaves the ring, if it is not broken already; what `connect` said before is void.
-    `ping` is answered by `alive`, at once.
+    `ping` is answered by `alive` at once, `tell` by `stats`.
     """
 
     connect: tuple[str, int] | None = None
     regroup: EngineSpec | None = None
     stop: bool = False
     ping: bool = False
+    tell: bool = False
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -170,11 +171,11 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     `listening` (loaded; `port` for the predecessor, `http_port`), `ready` (serving), `failed` (did
     not start, or cannot regroup and is as it was) and `broken` (its ring is gone; a head waits for
     `regroup`) with `kind`, `message` and `hint` of the error and in `lost` the stage that is to
-    blame, -1: unknown; `stats` with counts and seconds; `heard` with what is known of its `links`;
-    `alive`. `rows` says in which type rows leave a ready stage, and why; `runs_on` with what a
-    loaded engine computes. `unconfined` has in `message` what it could not give up (`enclose.py`),
-    and comes before it loads, if at all. `regroups` counts the commands of that name which had been
-    taken when what is told came about.
+    blame, -1: unknown; `stats` with counts and seconds since it began; `heard` with what is known
+    of its `links`; `alive`. `rows` says in which type rows leave a ready stage, and why; `runs_on`
+    with what a loaded engine computes. `unconfined` has in `message` what it could not give up
+    (`enclose.py`), and comes before it loads, if at all. `regroups` counts the commands of that
+    name which had been taken when what is told came about.
     """
 
     event: Literal[

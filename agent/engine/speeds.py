@@ -26,6 +26,7 @@ from agent.engine.devices import Device
 from agent.engine.gpu import survey
 from agent.engine.pace import BATCHES
 from agent.errors import EngineError
+from agent.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def kept(cache: Path, gpus: Sequence[Device] = ()) -> Speeds | None:
     """Return what was measured here before, None where nothing was; it starts nothing."""
     try:
         return msgspec.json.decode(_path(cache, gpus).read_bytes(), type=Speeds)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None
 
 
@@ -177,7 +178,7 @@ def _measured(task: Task, environment: dict[str, str]) -> Speed:
         raise EngineError(f"measuring {task.device} {done.fault}.")
     try:
         return msgspec.json.decode(done.output, type=Speed)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise EngineError(f"measuring {task.device} wrote what cannot be read: {error}.") from None
 
 

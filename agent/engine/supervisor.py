@@ -20,11 +20,13 @@ import msgspec
 
 import agent
 from agent import errors
+from agent.childenv import kept
 from agent.engine.cpus import active_s
 from agent.engine.silence import Known
 from agent.engine.spec import Command, EngineSpec, Event
 from agent.engine.tail import Tail
 from agent.errors import CoveyError, EngineError
+from agent.unreadable import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +44,13 @@ _RESTS = 0.01
 # that spins while its peer waits for a CPU made a token of a tiny model take 41 ms instead of 2.
 # numpy's own BLAS threads are never used; each costs memory and start-up time.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
-_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 
 
 def environment() -> dict[str, str]:
     """Return the environment in which a process of this package runs."""
     root = str(Path(agent.__file__).parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    # A proxy's address may hold its password, and an engine fetches nothing.
-    own = {name: value for name, value in os.environ.items() if name.lower() not in _PROXIES}
-    return {**_ENVIRONMENT, **own, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**_ENVIRONMENT, **kept(os.environ), "PYTHONPATH": os.pathsep.join(paths)}
 
 
 async def spawn() -> asyncio.subprocess.Process:
@@ -87,12 +86,15 @@ class Engine:
         self.stats: dict[str, float] = {}
         # Hears what the engine learns of its links, by overlay address.
         self.heard: Callable[[dict[str, Known]], None] = lambda links: None
+        # Hears when the process has ended, and why; None: it was stopped.
+        self.over: Callable[[CoveyError | None], None] = lambda reason: None
         self._process = process
         self._tail = Tail()
         self._listening = asyncio.Event()
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
         self._lives = asyncio.Event()
+        self._told = asyncio.Event()
         self._reason: CoveyError | None = None
         self._failed = asyncio.Event()
         self._stopping = False
@@ -135,6 +137,11 @@ class Engine:
     def ended(self) -> bool:
         """Whether it has ended or reported that its ring is broken."""
         return self._ended.is_set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves."""
+        return self._ready.is_set() and not self.ended
 
     @property
     def alive(self) -> bool:
@@ -204,6 +211,19 @@ class Engine:
         """Wait until it ends or its ring breaks; returns why, None when it was stopped."""
         await self._ended.wait()
         return self._reason
+
+    async def tell(self, timeout_s: float) -> None:
+        """Have it tell its `stats` anew; those before stay when it does not within the time.
+
+        A stage tells between two frames, and nothing while it loads.
+        """
+        if not self.alive:
+            return
+        self._told.clear()
+        with contextlib.suppress(TimeoutError, EngineError):
+            async with asyncio.timeout(timeout_s):
+                await self._write(msgspec.json.encode(Command(tell=True)))
+                await self._told.wait()
 
     async def stop(self, *, grace_s: float = STOP_TIMEOUT_S) -> None:
         """End the process: ask it, then kill it; bounded, and harmless when it has ended."""
@@ -278,6 +298,7 @@ class Engine:
         if self._reason is None and not self._stopping:
             self._reason = self._death(code)
         log.info("ended name=%s pid=%d code=%d reason=%s", self.name, self.pid, code, self._reason)
+        self.over(self._reason)
         self._end()
 
     async def _look_after(self) -> None:
@@ -330,14 +351,17 @@ class Engine:
         while line := await output.readline():
             try:
                 self._on_event(msgspec.json.decode(line, type=Event))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except UNREADABLE as error:
                 log.error("%s wrote what is no event: %s", self.name, error)
 
     def _on_event(self, event: Event) -> None:
         self._lives.set()
         if event.event == "heard":  # every few seconds; whatever its ring is
             self.heard(event.links)
-        if event.event in ("heard", "alive"):
+        if event.event == "stats":  # whatever its ring is
+            self.stats = dict(event.stats)
+            self._told.set()
+        if event.event in ("heard", "alive", "stats"):
             return
         log.info(
             "event name=%s pid=%d event=%s message=%s",
@@ -346,7 +370,7 @@ class Engine:
             event.event,
             event.message,
         )
-        if event.regroups < self._regroups and event.event != "stats":
+        if event.regroups < self._regroups:
             return  # of what it was before
         match event.event:
             case "listening":
@@ -359,8 +383,6 @@ class Engine:
                 self._ready.set()
             case "unconfined":
                 self.unconfined = event.message
-            case "stats":
-                self.stats = dict(event.stats)
             case "failed" | "broken":
                 if self._stopping:
                     return  # neighbours that stop first look like lost ones

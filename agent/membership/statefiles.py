@@ -10,11 +10,11 @@ from typing import TypeVar
 import msgspec
 
 from agent.errors import StateError
-from agent.membership import wire
 from agent.membership.certificate import Name
 from agent.membership.invites import Invite
 from agent.membership.join import MemberInfo
 from agent.membership.wire import Key
+from agent.unreadable import UNREADABLE
 
 VERSION = 1
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -90,7 +90,7 @@ def decode(raw: bytes, kind: type[_T], path: str, hint: str) -> _T:
         if version < VERSION:
             raise damaged(path, f"it says version {version}", hint)
         return msgspec.json.decode(raw, type=kind)
-    except wire.UNREADABLE as error:
+    except UNREADABLE as error:
         raise damaged(path, str(error), hint) from None
 
 

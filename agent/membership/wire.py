@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from agent.errors import CoveyError, PeerError, one_line
+from agent.unreadable import UNREADABLE
 
 MAX_TIME_S = 2**40
 # Clocks of machines that have not reached a time server yet are often minutes off.
@@ -20,10 +21,6 @@ CLOCK_SKEW_S = 300
 Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 Time = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_S)]
-
-# What msgspec raises for bytes it cannot read: strings that are not UTF-8 are no DecodeError to it,
-# nor is what is nested too deep.
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 _M = TypeVar("_M")

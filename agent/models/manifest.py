@@ -27,6 +27,7 @@ import msgspec
 
 from agent.engine import splits
 from agent.errors import PeerError, one_line
+from agent.unreadable import UNREADABLE
 
 VERSION: Final = 1
 # A piece is fetched and judged as one: large enough that asking for it costs little (at 100 Mbit/s
@@ -128,7 +129,7 @@ def decode(raw: bytes, expected_id: str) -> Manifest:
     """Read the manifest of the model with that id; raises PeerError for anything else."""
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise PeerError(f"a manifest cannot be read: {one_line(str(error))}") from None
     if fault := fault_of(manifest):
         raise PeerError(f"a manifest makes no sense: {fault}")

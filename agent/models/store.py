@@ -30,6 +30,7 @@ from agent.models import partfile, pieces
 from agent.models.manifest import Manifest, fault_of, identity
 from agent.models.room import Stored
 from agent.models.wanted import MAX_NAME_CHARACTERS, Wanted
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 _S = TypeVar("_S", bound=msgspec.Struct)
@@ -86,7 +87,7 @@ def id_of(folder: Path, path: Path) -> str:
     path = splits.whole(path)
     try:
         record = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Record)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return ""
     return "" if fault_of(record.manifest) else identity(record.manifest)
 
@@ -128,7 +129,7 @@ class Store:
     def _read(self, path: Path, kind: type[_S]) -> _S | None:
         try:
             return msgspec.json.decode(path.read_bytes(), type=kind)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (OSError, *UNREADABLE) as error:
             self.faults.append(f"{path} cannot be read: {error}")
             _log.warning("%s", self.faults[-1])
             return None

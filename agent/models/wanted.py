@@ -132,7 +132,15 @@ def check_redirect(url: str, target: str, networks: Networks) -> str:
     """Return where an asked URL leads on to, if it may; raises UsageError."""
     if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
         raise UsageError(f"{shown(url)} leads on to {shown(target)}, which is not encrypted")
-    return check_url(target, networks)
+    check_url(target, networks)
+    asked, led = urlsplit(url).hostname or "", urlsplit(target).hostname or ""
+    # Whoever is asked may not have this node ask its own services, or members', in its name.
+    for is_nearer in (_is_here, lambda host: _is_near(host, networks)):
+        if is_nearer(led) and not is_nearer(asked):
+            raise UsageError(
+                f"{shown(url)} leads on to {shown(target)}, which is not for it to say"
+            )
+    return target
 
 
 def shown(url: str) -> str:
@@ -194,13 +202,18 @@ def _name_of(location: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:MAX_NAME_CHARACTERS]
 
 
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _is_near(host: str, networks: Networks) -> bool:
-    if host == "localhost":
+    if _is_here(host):
         return True
     try:
         address = ip_address(host)
     except ValueError:
         return False
-    return address.is_loopback or any(
-        address.version == network.version and address in network for network in networks
-    )
+    return any(address.version == network.version and address in network for network in networks)

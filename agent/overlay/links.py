@@ -38,7 +38,7 @@ _POLL_S = 0.01
 _NO_PREFIX_ROUTE, _SCOPE_LINK = 0x200, 253
 _ROOT_HINT = (
     "Run the agent as root, or give its service AmbientCapabilities=CAP_NET_ADMIN,"
-    " or start it in a user and network namespace."
+    " or its container `--cap-add NET_ADMIN`, or start it in a user and network namespace."
 )
 
 
@@ -308,7 +308,7 @@ def _add_address(netlink: IPRoute, name: str, index: int, address: Interface) ->
         except (OSError, NetlinkError) as second:
             raise EnvironmentFault(
                 f"cannot give {name} its address {address}: IPv6 is switched off",
-                hint="Set the sysctl net.ipv6.conf.all.disable_ipv6 to 0.",
+                hint="Set the sysctl net.ipv6.conf.all.disable_ipv6 to 0 (a container: --sysctl).",
             ) from second
 
 

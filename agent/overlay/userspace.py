@@ -274,12 +274,13 @@ class UserspaceDevice:
         if not _TUN.exists():
             return EnvironmentFault(
                 f"cannot create the WireGuard interface {self._name}: there is no {_TUN}",
-                hint="Load it with `modprobe tun`, or give the container the device.",
+                hint="Load it with `modprobe tun`, or give the container `--device /dev/net/tun`.",
             )
         if not os.access(_TUN, os.R_OK | os.W_OK):
             return EnvironmentFault(
                 f"cannot create the WireGuard interface {self._name}: {_TUN} may not be opened",
-                hint=f"Run the agent as root, or allow it with `chmod 0666 {_TUN}`.",
+                hint=f"Run the agent as root, or allow it with `chmod 0666 {_TUN}`; give a "
+                "container `--device /dev/net/tun`.",
             )
         if "TUN device: operation not permitted" in lines:
             return links.no_capability(self._name)

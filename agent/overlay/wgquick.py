@@ -79,7 +79,7 @@ def read(path: Path) -> WgQuickFile:
         raise StateError(f"cannot read {path}: {reason}") from error
     try:
         return _from_text(lines)
-    except (ValueError, KeyError, AttributeError, IndexError) as error:  # wgconfig's own, too
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # wgconfig's own, too
         raise StateError(
             f"{path} is not a WireGuard file that Covey can use: {error}",
             hint="Remove it; Covey writes it anew from its own state.",

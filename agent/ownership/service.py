@@ -25,6 +25,7 @@ from agent.membership.store import Member
 from agent.ownership import messages
 from agent.ownership.lease import MAX_EPOCH, Token
 from agent.ownership.owner import Holding, Ownership, Report, Send, View, Want
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -259,7 +260,7 @@ class OwnershipService(asyncio.DatagramProtocol):
             return 0
         try:
             file = msgspec.json.decode(raw, type=_File)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise StateError(
                 f"{self._path} is damaged: {error}",
                 hint="Move it away; owners then count on from what they have seen.",

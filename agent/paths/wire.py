@@ -51,6 +51,7 @@ from agent.paths.messages import (
     unpack,
 )
 from agent.probing.port import MAGIC
+from agent.unreadable import UNREADABLE
 
 NONCE_BYTES = 24
 SIGNAL_MAX_BYTES = 1000
@@ -171,7 +172,7 @@ class PathSeal:
         sender, body = self._open(datagram[len(MAGIC) :], MAGIC)
         try:
             envelope = _PROBES.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNREADABLE:
             raise WireError(f"{sender} sent a malformed probe") from None
         match envelope.probe:
             case MtuProbe(size=size) if size != len(datagram):
@@ -201,7 +202,7 @@ class PathSeal:
         sender, body = self._open(sealed, b"signal")
         try:
             signal = _SIGNALS.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNREADABLE:
             raise WireError(f"{sender} sent a malformed signal") from None
         for packed in (*(c.packed for c in signal.candidates), *(o.packed for o in signal.offers)):
             unpack(packed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from random import Random
 
 import msgspec
 
+from agent.childenv import kept
 from agent.portmap import ssdp
 from agent.portmap.igdchild import Order, Reply
 from agent.portmap.words import (
@@ -29,6 +31,7 @@ from agent.portmap.words import (
     Request,
     can_be_external,
 )
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -164,6 +167,7 @@ async def _in_child(order: Order, limit_s: float) -> Reply | None:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        env=kept(os.environ),
     )  # fmt: skip
     try:
         async with asyncio.timeout(limit_s):
@@ -172,7 +176,7 @@ async def _in_child(order: Order, limit_s: float) -> Reply | None:
     except TimeoutError:
         _log.debug("port mapping: UPnP took too long gateway=%s", order.gateway)
         return None
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         _log.debug("port mapping: UPnP child ended code=%s", child.returncode)
         return None
     finally:

@@ -110,7 +110,8 @@ class RawPort:
         except PermissionError:
             raise EnvironmentFault(
                 f"cannot share UDP port {self._port} with WireGuard: this needs CAP_NET_RAW",
-                hint="Run the agent as root, or give its service AmbientCapabilities=CAP_NET_RAW.",
+                hint="Run the agent as root, or give its service AmbientCapabilities=CAP_NET_RAW, "
+                "or its container `--cap-add NET_RAW`.",
             ) from None
         except OSError as error:
             if error.errno in {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}:

@@ -105,6 +105,7 @@ class Allocations:
         self._members: frozenset[NodeId] = frozenset()
         self._removed: list[Removed] = []
         self._day = 0
+        self.sent_bytes = 0  # of all pairs that there were
         self._pair_used: dict[Nodes, int] = {}
         self._node_used: dict[NodeId, int] = {}
 
@@ -190,6 +191,7 @@ class Allocations:
             return
         self._turn_day(now)
         found.used_at = now
+        self.sent_bytes += sum(sent)
         self._pair_used[found.nodes] = self._pair_used.get(found.nodes, 0) + sum(sent)
         for side, node in enumerate(found.nodes):
             found.sent[side] += sent[side]

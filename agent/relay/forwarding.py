@@ -27,6 +27,7 @@ from agent.relay.pairs import Counts, Pair, Seat
 from agent.relay.ruleset import Route
 from agent.relay.userspace import UserspaceForwarder
 from agent.relay.wire import PairSeal
+from agent.unreadable import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -265,7 +266,7 @@ class Forwarding:
         raw = await self._nft(["-j", "list", "counters", "table", "inet", table], "")
         try:
             listing = msgspec.json.decode(raw, type=_Listing)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise EnvironmentFault(f"nft printed what cannot be read: {error}") from None
         counters = {
             item.counter.name: (item.counter.packets, item.counter.bytes)

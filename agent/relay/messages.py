@@ -17,7 +17,8 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from agent.errors import PeerError
-from agent.membership.wire import UNREADABLE, Key
+from agent.membership.wire import Key
+from agent.unreadable import UNREADABLE
 
 PROTOCOL = "/covey/relay/1"
 ID_BYTES = 8

@@ -163,6 +163,7 @@ class Relay:
             "tunnel_port": self._tunnels.port,
             "tunnel_fault": self._tunnel_fault.line() if self._tunnel_fault is not None else None,
             "tunnels": len(self._tunnels),
+            "sent_bytes": self._allocations.sent_bytes,
             "pairs": [
                 {
                     "id": each.id.hex(),

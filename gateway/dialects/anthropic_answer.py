@@ -168,7 +168,7 @@ class MessageReader:
             return _block(part, part.text, {})
         try:
             given = msgspec.json.decode(part.text or b"{}")
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             if self._parts.finish_reason != "length":
                 raise
             given = {}  # cut off, as the message's stop_reason says

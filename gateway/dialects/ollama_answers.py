@@ -256,6 +256,6 @@ def _object(text: str) -> Json:
     """Return arguments as the object that clients need; a text that is none is in it as it is."""
     try:
         found = msgspec.json.decode(text) if text.strip() else {}
-    except (msgspec.MsgspecError, RecursionError):
+    except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {"arguments": text}

@@ -12,20 +12,18 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from click.shell_completion import CompletionItem
 
 from gateway import config_file
 from gateway.config import Config
-from gateway.errors import UsageFault
+from gateway.errors import GatewayError, UsageFault
 from gateway.keys.database import default_address, open_database
 from gateway.keys.key import (
     SECRET_BYTES,
@@ -73,6 +71,21 @@ def _opened(store: str | None, file: Path | None) -> Iterator[Store]:
         yield opened
     finally:
         opened.close()
+
+
+def _known(ctx: click.Context, param: click.Parameter, text: str) -> list[CompletionItem[str]]:
+    """Complete a key's name or id; silent where there is no store, or it is not on this machine."""
+    try:
+        config = config_file.read(ctx.params.get("file"), {"store": ctx.params.get("store")})
+        address = config.store or default_address(os.environ)
+        if address.startswith(("postgres:", "postgresql:")):
+            return []
+        with closing(open_store(config)) as store:
+            found = store.all_keys() if store.there() else []
+    except GatewayError:
+        return []
+    names = {name for key in found for name in (key.name, key.id)}
+    return [CompletionItem(name) for name in sorted(names) if name.startswith(text)]
 
 
 @click.group()
@@ -154,6 +167,11 @@ def list_command(everything: bool, as_json: bool, store: str | None, file: Path 
     if as_json:
         _print_json({"keys": views})
         return
+    # Only here: what prints JSON, and what completes names, needs none of it.
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table()
     for column in ("id", "name", "state", "models", "requests/min", "tokens/min", "tokens/day",
                    "weight", "admin", "expires"):  # fmt: skip
@@ -169,7 +187,7 @@ def list_command(everything: bool, as_json: bool, store: str | None, file: Path 
 
 
 @keys.command("revoke")
-@click.argument("key")
+@click.argument("key", shell_complete=_known)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_store_options
 def revoke(key: str, as_json: bool, store: str | None, file: Path | None) -> None:
@@ -187,7 +205,8 @@ def revoke(key: str, as_json: bool, store: str | None, file: Path | None) -> Non
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--since", metavar="DATE", help="The first day (UTC).")
 @click.option("--until", metavar="DATE", help="The last day (UTC).")
-@click.option("--key", "which", default="", metavar="ID|NAME", help="Only this key's.")
+@click.option("--key", "which", default="", metavar="ID|NAME", shell_complete=_known,
+              help="Only this key's.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_store_options
 def usage(
@@ -212,6 +231,10 @@ def usage(
     if as_json:
         _print_json({"usage": [dict(zip(_COLUMNS, _values(row), strict=True)) for row in rows]})
         return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table()
     for column in _COLUMNS:
         table.add_column(column, overflow="fold")

@@ -4,7 +4,8 @@
     1               header              last       the header again
     2 … 33          128 entries         before it  the entries again
 
-As UEFI's specification 2.10 has it, chapter 5; sectors have 512 bytes.
+As UEFI's specification 2.10 has it, chapter 5; sectors have 512 bytes. For firmware that knows no
+such table the MBR can name one FAT partition as well, and is then a hybrid one.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ ROOTS = {
 }
 READ_ONLY = 1 << 60
 NO_AUTOMOUNT = 1 << 63
+# Partitions in an MBR: status, first sector by cylinder, type, last sector, first sector, sectors.
+_MBR_ENTRY = struct.Struct("<B3sB3sII")
+_MBR_PROTECTIVE, _MBR_FAT32 = 0xEE, 0x0C
+# A sector that is counted by its number alone.
+_NO_CYLINDER = b"\xfe\xff\xff"
 
 
 @dataclass(frozen=True)
@@ -118,13 +124,16 @@ class Table:
         """The last sector that a partition may have."""
         return self.sectors - TAIL_SECTORS - 1
 
-    def head(self, boot_code: bytes = b"") -> bytes:
-        """Return the disk's first 34 sectors; `boot_code` is for BIOS, at most 440 bytes."""
+    def head(self, boot_code: bytes = b"", fat: str = "") -> bytes:
+        """Return the disk's first 34 sectors; `boot_code` is for BIOS, at most 440 bytes.
+
+        `fat` is the name of a FAT partition that the MBR names, too; "" for none.
+        """
         if len(boot_code) > BOOT_CODE_BYTES:
             raise UsageError(f"boot code has at most {BOOT_CODE_BYTES} bytes")
         entries = self._entries()
         header = self._header(entries, own=1, other=self.sectors - 1, entries_at=2)
-        return self._protective_mbr(boot_code) + header + entries
+        return self._mbr(boot_code, fat) + header + entries
 
     def tail(self) -> bytes:
         """Return the disk's last 33 sectors."""
@@ -132,12 +141,20 @@ class Table:
         last = self.sectors - 1
         return entries + self._header(entries, own=last, other=1, entries_at=last - _ENTRY_SECTORS)
 
-    def _protective_mbr(self, boot_code: bytes) -> bytes:
-        # One partition of type EE over all, so that old tools see no free space.
-        covered = min(self.sectors - 1, 0xFFFF_FFFF)
-        entry = struct.pack("<B3sB3sII", 0, b"\0\2\0", 0xEE, b"\xff\xff\xff", 1, covered)
-        head = boot_code.ljust(BOOT_CODE_BYTES, b"\0") + bytes(6) + entry
+    def _mbr(self, boot_code: bytes, fat: str) -> bytes:
+        head = boot_code.ljust(BOOT_CODE_BYTES, b"\0") + bytes(6) + self._mbr_entries(fat)
         return head.ljust(SECTOR_BYTES - 2, b"\0") + b"\x55\xaa"
+
+    def _mbr_entries(self, fat: str) -> bytes:
+        found = next((partition for partition in self.partitions if partition.name == fat), None)
+        if found is None:
+            # One partition of type EE over all, so that old tools see no free space.
+            covered = min(self.sectors - 1, 0xFFFF_FFFF)
+            return _MBR_ENTRY.pack(0, b"\0\2\0", _MBR_PROTECTIVE, b"\xff\xff\xff", 1, covered)
+        # The FAT partition first, as firmware takes the first; EE over what is before it.
+        return _MBR_ENTRY.pack(
+            0, _NO_CYLINDER, _MBR_FAT32, _NO_CYLINDER, found.first, found.sectors
+        ) + _MBR_ENTRY.pack(0, b"\0\2\0", _MBR_PROTECTIVE, _NO_CYLINDER, 1, found.first - 1)
 
     def _header(self, entries: bytes, *, own: int, other: int, entries_at: int) -> bytes:
         def packed(checksum: int) -> bytes:

@@ -24,16 +24,18 @@ _CHUNK_BYTES = 1 << 20
 
 
 def write(
-    out: Path, arch: str, sizes: Sizes, parts: Mapping[str, Path], boot_code: bytes = b""
-) -> Table:
+    out: Path, arch: str, sizes: Sizes, parts: Mapping[str, Path], boot_code: bytes = b"",
+    fat: str = "",
+) -> Table:  # fmt: skip
     """Write the disk image of these files, by their partitions' names, and return its table.
 
-    `boot_code` (at most 440 bytes) is what a BIOS starts. Raises UsageError for what does not fit,
+    `boot_code` (at most 440 bytes) is what a BIOS starts; `fat` names a partition that the MBR
+    names, too, for firmware that reads no other table. Raises UsageError for what does not fit,
     EnvironmentFault for a file that cannot be read or written; `out` is then as it was.
     """
     try:
         table = plan(arch, sizes, {name: measure(path) for name, path in parts.items()})
-        head = table.head(boot_code)
+        head = table.head(boot_code, fat)
         with replacing(out) as image:
             image.truncate(table.sectors * SECTOR_BYTES)
             image.write(head)

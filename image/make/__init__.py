@@ -5,6 +5,7 @@ packages.py, debian.py   Debian's packages: which, from where; unpacked, no scri
 alpine/, keys/           Alpine's: the same, and verified here; the keys that they are signed with
 wheels.py, foreign.py    Python's packages: for this machine's Python, or for another one
 commands.py              busybox's commands
+raspberrypi.py           what a Raspberry Pi reads before GRUB
 tree.py                  the root file system, with what lies in image/root
 modules.py, cpio.py, initramfs.py   what the kernel starts first
 grubcore.py, grub.py     the boot loader, for BIOS and UEFI

@@ -26,7 +26,8 @@ def main() -> int:
     parser.add_argument("--source", choices=["alpine", "debian"], default="debian")
     parser.add_argument(
         "--flavour", choices=FLAVOURS, default="virt",
-        help="the kernel for machines of their own (metal), or for virtual ones (virt)",
+        help="the kernel for machines of their own (metal), or for virtual ones (virt); "
+        "raspberrypi has a Raspberry Pi's firmware as well, which is not free",
     )  # fmt: skip
     parser.add_argument(
         "--mirror", default="", metavar="URL|DIR",
@@ -63,6 +64,8 @@ def main() -> int:
               file=sys.stderr)  # fmt: skip
         return 5
     try:
+        if arguments.flavour == "raspberrypi" and arguments.arch != "aarch64":
+            raise UsageError("a Raspberry Pi is no x86_64", hint="Add --arch aarch64.")
         if not crosses:
             programs.require_machine(arguments.arch)
         out = arguments.out or Path("covey-oci.tar" if arguments.oci else "covey.img")

@@ -57,7 +57,7 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
         root = folder / "root"
         root.mkdir(mode=0o755)
         step(f"Unpacking {packages.count + len(python)} packages")
-        tree.make(root, packages, python)
+        tree.make(root, packages, python, folder / "board")
         if wish.oci:
             step("Packing the images")
             oci.write(root, wish.arch, EPOCH_S, wish.out)
@@ -68,12 +68,15 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
         squash(root, folder / "slot")
         step("Making the boot partition and the disk")
         loader = grub.make(folder, wish.arch, packages.grub(folder / "grub"))
-        bootfiles.make(folder / "boot", wish.sizes.boot, boot_files(folder, loader.efi), EPOCH_S)
+        board = files_in(folder / "board")
+        files = boot_files(folder, loader.efi) | board
+        bootfiles.make(folder / "boot", wish.sizes.boot, files, EPOCH_S)
         parts = {"boot": folder / "boot", "slot-a": folder / "slot"}
         if loader.core:
             (folder / "core").write_bytes(loader.core)
             parts["bios"] = folder / "core"
-        write(wish.out, wish.arch, wish.sizes, parts, loader.boot_code)
+        # A Raspberry Pi 3 finds its files by the MBR alone.
+        write(wish.out, wish.arch, wish.sizes, parts, loader.boot_code, "boot" if board else "")
         signing.note_hash(wish.out)
         size = (folder / "slot").stat().st_size
     step(f"{wish.out} is built; a slot's content has {size / MIB:.0f} MiB")
@@ -92,6 +95,12 @@ def squash(root: Path, out: Path) -> None:
          "-p", "/dev/console c 600 0 0 5 1", "-p", "tmp m 1777 0 0", "-p", "root m 700 0 0",
          "-p", "etc/shadow m 600 0 0"],
     )  # fmt: skip
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Return all files in a folder, by their paths in it; none where there is no folder."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path for path in found}
 
 
 def boot_files(folder: Path, efi: Path) -> dict[str, Path]:

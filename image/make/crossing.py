@@ -17,6 +17,7 @@ from pathlib import Path
 from agent.errors import EnvironmentFault
 from image.make import foreign, grub, wheels
 from image.make.debian import Apt, DebianPackages, layout, unpack
+from image.make.packages import COMPONENTS
 from image.make.programs import PATH, run
 from image.make.source import Runnable
 
@@ -67,8 +68,7 @@ class Crossed:
         self, mirror: str, arch: str, cache: Path, llama_cache: Path, *, plain: bool = False
     ) -> None:
         """Take what `Debian` takes."""
-        self._apt = Apt(cache, mirror, arch)
-        self._here = Apt(cache, mirror, platform.machine())
+        self._mirror = mirror
         self._arch = arch
         self._cache = cache
         self._llama_cache = llama_cache
@@ -76,10 +76,10 @@ class Crossed:
 
     def fetch(self, flavour: str) -> CrossedPackages:
         """Return the packages for a flavour; raises EnvironmentFault."""
-        files = self._apt.fetch(self._apt.plan(flavour))
+        apt = Apt(self._cache, self._mirror, self._arch, COMPONENTS.get(flavour, ()))
         return CrossedPackages(
-            files, self._arch, self._cache, self._llama_cache, plain=self._plain,
-            apt=self._apt, here=self._here,
+            apt.fetch(apt.plan(flavour)), self._arch, flavour, self._cache, self._llama_cache,
+            plain=self._plain, apt=apt, here=Apt(self._cache, self._mirror, platform.machine()),
         )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 A shell. apt checks every package against the mirror's signed lists. Its own configuration counts,
 unless a mirror is named: then that mirror is asked, and nothing but Debian's own keys is trusted.
+The same is done with the mirrors of Debian that it has where a part of them is wanted, too, that it
+is not set up to ask for.
 Packages of another architecture than this machine's are asked for with lists of their own, so that
 nothing of how this machine is set up changes.
 """
@@ -10,12 +12,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.errors import EnvironmentFault
 from image.make import foreign, grub, wheels
-from image.make.packages import KERNELS, WANTED, Package, chosen
+from image.make.packages import BOARDS, COMPONENTS, Package, chosen, wanted
 from image.make.programs import run
 from image.make.source import ARCHES, Layout, Runnable
 
@@ -29,8 +31,13 @@ _MIRROR_HINT = (
 class Apt:
     """apt with a cache and an empty list of installed packages; both in `cache`."""
 
-    def __init__(self, cache: Path, mirror: str = "", arch: str = "x86_64") -> None:
-        """Make the folders; `mirror` is a URL or a folder, "" what this machine is set up with."""
+    def __init__(
+        self, cache: Path, mirror: str = "", arch: str = "x86_64", components: tuple[str, ...] = ()
+    ) -> None:
+        """Make the folders; `mirror` is a URL or a folder, "" what this machine is set up with.
+
+        `components` are parts of Debian beside main.
+        """
         self._debs = cache / "debs"
         self._debs.mkdir(parents=True, exist_ok=True)
         self._mirror = mirror
@@ -38,13 +45,16 @@ class Apt:
         self._foreign = arch != platform.machine()
         # Nothing is installed here: so apt resolves all that the wanted packages need.
         self._options = ["-o", "Dir::State::status=/dev/null", "-o", "Debug::NoLocking=1"]
-        self._stale = bool(mirror) or self._foreign
+        self._components = ("main", *components)
+        self._lists = cache / "-".join(("apt", self._arch, *components))
+        self._own_sources = bool(mirror or components)
+        self._stale = self._own_sources or self._foreign
         if self._stale:
-            self._options += self._own_lists(cache / f"apt-{self._arch}")
+            self._options += self._own_lists()
 
     def plan(self, flavour: str) -> tuple[Package, ...]:
-        """Return the packages and their versions as the mirror has them; `flavour`: see KERNELS."""
-        return self.resolve((KERNELS[flavour][self._arch], *WANTED))
+        """Return the packages and their versions as the mirror has them."""
+        return self.resolve(wanted(flavour, self._arch))
 
     def resolve(self, names: Iterable[str]) -> tuple[Package, ...]:
         """Return packages and all that they need, as the mirror has them."""
@@ -57,11 +67,11 @@ class Apt:
 
     def fetch(self, packages: tuple[Package, ...]) -> list[Path]:
         """Return the packages' files; those that are not in the cache are fetched first."""
-        wanted = [package for package in packages if not (self._debs / package.file).exists()]
-        if wanted:
+        lacking = [package for package in packages if not (self._debs / package.file).exists()]
+        if lacking:
             run(
                 ["apt-get", *self._options, "-qq", "download",
-                 *(package.request for package in wanted)],
+                 *(package.request for package in lacking)],
                 cwd=self._debs,
                 hint="The mirror did not answer, or has newer packages: run `apt-get update`.",
             )  # fmt: skip
@@ -72,6 +82,8 @@ class Apt:
         return files
 
     def _update(self) -> None:
+        if self._own_sources:
+            self._sources.write_text("".join(self._lines()))
         strict = ["-o", "APT::Update::Error-Mode=any"] if self._mirror else []
         what = f"The mirror {self._mirror}" if self._mirror else "What this machine's apt asks"
         run(
@@ -79,7 +91,39 @@ class Apt:
             hint=f"{what} could not be used. {_MIRROR_HINT}",
         )
 
-    def _own_lists(self, folder: Path) -> list[str]:
+    @property
+    def _sources(self) -> Path:
+        return self._lists / "sources.list"
+
+    def _lines(self) -> list[str]:
+        """Return the lines of sources.list."""
+        if self._mirror:
+            local = Path(self._mirror).is_dir()
+            url = f"file:{Path(self._mirror).absolute()}" if local else self._mirror.rstrip("/")
+            asked = [f"{url} {SUITE}"]
+        else:
+            asked = self._asked()
+        components = " ".join(self._components)
+        return [f"deb [signed-by={_KEYRING}] {source} {components}\n" for source in asked]
+
+    def _asked(self) -> list[str]:
+        """Return the addresses and suites of Debian that this machine's apt asks."""
+        form = "$(ORIGIN) $(RELEASE) $(REPO_URI)"
+        said = run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
+        words = [line.split() for line in said.splitlines()]
+        found = [
+            f"{line[2]} {line[1]}" for line in words
+            if len(line) == 3 and line[0] == "Debian" and line[1].startswith(SUITE)
+        ]  # fmt: skip
+        if not found:
+            raise EnvironmentFault(
+                "this machine's apt knows no mirror of Debian 12",
+                hint="Run `apt-get update` as root, or name a mirror with --mirror.",
+            )
+        return list(dict.fromkeys(found))
+
+    def _own_lists(self) -> list[str]:
+        folder = self._lists
         for name in ("lists/partial", "archives/partial", "empty"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         settings: dict[str, object] = {
@@ -88,13 +132,9 @@ class Apt:
         }  # fmt: skip
         if self._foreign:
             settings |= {"APT::Architecture": self._arch, "APT::Architectures": self._arch}
-        if self._mirror:
-            local = Path(self._mirror).is_dir()
-            url = f"file:{Path(self._mirror).absolute()}" if local else self._mirror.rstrip("/")
-            sources = folder / "sources.list"
-            sources.write_text(f"deb [signed-by={_KEYRING}] {url} {SUITE} main\n")
+        if self._own_sources:
             settings |= {
-                "Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": folder / "empty",
+                "Dir::Etc::SourceList": self._sources, "Dir::Etc::SourceParts": folder / "empty",
             }  # fmt: skip
         return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
 
@@ -123,6 +163,7 @@ class DebianPackages:
 
     files: list[Path]
     arch: str
+    flavour: str
     cache: Path
     llama_cache: Path
     plain: bool = False
@@ -135,7 +176,7 @@ class DebianPackages:
     @property
     def layout(self) -> Layout:
         """Where they have what."""
-        return layout(self.arch)
+        return replace(layout(self.arch), board=BOARDS.get(self.flavour))
 
     def unpack(self, root: Path) -> None:
         """Unpack them into a folder."""
@@ -169,7 +210,7 @@ class Debian:
 
         `plain`: as `DebianPackages` has it.
         """
-        self._apt = Apt(cache, mirror, arch)
+        self._mirror = mirror
         self._arch = arch
         self._cache = cache
         self._llama_cache = llama_cache
@@ -177,5 +218,8 @@ class Debian:
 
     def fetch(self, flavour: str) -> DebianPackages:
         """Return the packages for a flavour; raises EnvironmentFault."""
-        files = self._apt.fetch(self._apt.plan(flavour))
-        return DebianPackages(files, self._arch, self._cache, self._llama_cache, plain=self._plain)
+        apt = Apt(self._cache, self._mirror, self._arch, COMPONENTS.get(flavour, ()))
+        files = apt.fetch(apt.plan(flavour))
+        return DebianPackages(
+            files, self._arch, flavour, self._cache, self._llama_cache, plain=self._plain
+        )

@@ -13,10 +13,13 @@ INIT = Path(__file__).parents[1] / "boot" / "init.sh"
 _FOLDERS = ("dev", "proc", "sys", "low", "up", "new")
 
 
-def make(root: Path, release: str) -> bytes:
-    """Return the compressed archive for the kernel `release` whose tree is `root`."""
+def make(root: Path, release: str, more: tuple[str, ...] = ()) -> bytes:
+    """Return the compressed archive for the kernel `release` whose tree is `root`.
+
+    `more` are modules that a machine needs beside those of all.
+    """
     modules = root / "lib/modules" / release
-    order = in_order((modules / "modules.dep").read_text(), FIRST)
+    order = in_order((modules / "modules.dep").read_text(), (*more, *FIRST))
     files = {
         f"modules/{number:02}-{Path(path).name.partition('.')[0]}.ko": _module(modules / path)
         for number, path in enumerate(order)

@@ -12,6 +12,12 @@ FIRST = (
     "uas", "xhci_pci", "ehci_pci", "sdhci_pci", "mmc_block", "hv_storvsc", "xen_blkfront",
     "squashfs", "overlay",
 )  # fmt: skip
+# A Raspberry Pi's card and its ports for USB, and what gives power to them; and the network ports
+# that a Pi 3 has on USB, since what comes there late finds no driver otherwise.
+RASPBERRY_PI = (
+    "bcm2835", "sdhci_iproc", "fixed", "gpio_regulator", "reset_raspberrypi", "phy_generic", "dwc2",
+    "smsc95xx", "lan78xx",
+)  # fmt: skip
 
 
 def in_order(modules_dep: str, names: Iterable[str]) -> list[str]:

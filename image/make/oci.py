@@ -1,6 +1,7 @@
 """The appliance's root as OCI images, for the agent and for the gateway: one layer, two configs.
 
-What is built is one tar in the form of OCI's image layout 1.0 (`oci-archive:FILE:agent`).
+What is built is one tar in the form of OCI's image layout 1.0 (`oci-archive:FILE:agent`), with the
+names that containerd gives them, and the list that `docker load` reads.
 A container has its host's kernel, so kernel, modules and firmware stay out. The same root gives the
 same bytes. What an image is made of is a core; `write` is the shell. Used by image/make alone.
 """
@@ -37,8 +38,13 @@ _LEFT_OUT = ("boot", "lib/modules", "lib/firmware", "usr/lib/modules", "usr/lib/
 _MODES = {"tmp": 0o1777, "var/tmp": 0o1777, "root": 0o700, "etc/shadow": 0o600}
 # Nobody's: Debian and Alpine give their own below 1000, and people have theirs from there.
 _USER = 65532
-_OWNED = {"var/lib/gateway": _USER}
-_STATE = "/var/lib/covey"
+_STATE, _GATEWAYS_STATE = "/var/lib/covey", "/var/lib/gateway"
+# Where the agent listens for a gateway, which reads there and changes nothing.
+_READING = "/run/covey-gateway"
+# Owner and mode of the folders that are made to be volumes: an engine's new volume takes both.
+_VOLUMES = {
+    _STATE[1:]: (0, 0o700), _READING[1:]: (0, 0o755), _GATEWAYS_STATE[1:]: (_USER, 0o700),
+}  # fmt: skip
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CERTIFICATES = "SSL_CERT_FILE=/usr/lib/python3/dist-packages/certifi/cacert.pem"
 
@@ -55,18 +61,24 @@ class Image:
     environment: tuple[str, ...] = ()
     user: str = ""
 
+    @property
+    def reference(self) -> str:
+        """The name under which engines keep it; compose.yaml and kubernetes/ say the same."""
+        return f"localhost/covey/{self.name}:latest"
+
 
 IMAGES = (
     # Root in its container: it makes a WireGuard interface, for which it has to be given NET_ADMIN.
     Image(
         "agent", "Covey's agent", ("up", "--foreground"),
-        ("443/tcp", "4001/tcp", "4001/udp", "51820/udp"), _STATE,
+        ("443/tcp", "4001/tcp", "4001/udp", "51820/udp", "51821/udp"), _STATE,
+        (f"COVEY_NODE_GATEWAY_SOCKET={_READING}/agent.sock",),
     ),
     Image(
         "gateway", "Covey's gateway: OpenAI's API for a mesh", ("serve",), ("8088/tcp",),
-        "/var/lib/gateway",
-        ("COVEY_GATEWAY_LISTEN=0.0.0.0:8088", "COVEY_GATEWAY_SOCKET=/run/covey/agent.sock",
-         "XDG_STATE_HOME=/var/lib/gateway", "HOME=/var/lib/gateway"),
+        _GATEWAYS_STATE,
+        ("COVEY_GATEWAY_LISTEN=0.0.0.0:8088", f"COVEY_GATEWAY_SOCKET={_READING}/agent.sock",
+         f"XDG_STATE_HOME={_GATEWAYS_STATE}", f"HOME={_GATEWAYS_STATE}"),
         f"{_USER}:{_USER}",
     ),
 )  # fmt: skip
@@ -84,7 +96,7 @@ def layer(root: Path, epoch_s: int) -> Layer:
     """Return a tree as a layer: files root's, dated by `epoch_s`, in the order of their names."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in sorted({*_names(root), *_OWNED}):
+        for name in sorted({*_names(root), *_VOLUMES}):
             _add(archive, root, name, epoch_s)
     raw = plain.getvalue()
     return Layer(gzip.compress(raw, compresslevel=6, mtime=0), hashlib.sha256(raw).hexdigest())
@@ -95,9 +107,9 @@ def _add(archive: tarfile.TarFile, root: Path, name: str, epoch_s: int) -> None:
     path = root / name
     member = tarfile.TarInfo(name)
     member.mtime = epoch_s
-    member.uid = member.gid = _OWNED.get(name, 0)
-    if name in _OWNED and not path.exists():
-        member.type, member.mode = tarfile.DIRTYPE, 0o700
+    if name in _VOLUMES:
+        member.uid = member.gid = _VOLUMES[name][0]
+        member.type, member.mode = tarfile.DIRTYPE, _VOLUMES[name][1]
         archive.addfile(member)
         return
     facts = path.lstat()
@@ -126,9 +138,12 @@ def layout(found: Layer, arch: str, epoch_s: int, images: Iterable[Image]) -> di
         files[f"blobs/sha256/{digest}"] = content
         return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(content)}
 
+    def blob(descriptor: dict[str, Any]) -> str:
+        return f"blobs/{descriptor['digest'].replace(':', '/')}"
+
     platform = {"architecture": _ARCHES[arch], "os": "linux"}
     stored = keep(_LAYER, found.content)
-    manifests = []
+    manifests, listed = [], []
     for image in images:
         config = keep(_CONFIG, _json(_config(image, found, platform, created)))
         manifest = {
@@ -137,9 +152,13 @@ def layout(found: Layer, arch: str, epoch_s: int, images: Iterable[Image]) -> di
         }  # fmt: skip
         manifests.append({
             **keep(_MANIFEST, _json(manifest)), "platform": platform,
-            "annotations": {"org.opencontainers.image.ref.name": image.name},
+            "annotations": {"org.opencontainers.image.ref.name": image.name,
+                            "io.containerd.image.name": image.reference},
         })  # fmt: skip
+        listed.append({"Config": blob(config), "RepoTags": [image.reference],
+                       "Layers": [blob(stored)]})  # fmt: skip
     files["index.json"] = _json({"schemaVersion": 2, "mediaType": _INDEX, "manifests": manifests})
+    files["manifest.json"] = _json(listed)
     return files
 
 

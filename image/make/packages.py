@@ -10,19 +10,40 @@ import re
 from dataclasses import dataclass
 
 from agent.errors import EnvironmentFault
-from image.make.source import ARCHES
+from image.make.source import ARCHES, Board
 
 # By Debian's word for the architecture.
 KERNELS = {
     flavour: {arch: f"linux-image-{kind}{arch}" for arch in ARCHES.values()}
-    for flavour, kind in (("metal", ""), ("virt", "cloud-"))
+    for flavour, kind in (("metal", ""), ("virt", "cloud-"), ("raspberrypi", ""))
 }
+# What a flavour's machines do not start without, or have no wifi without.
+FIRMWARE = {"raspberrypi": ("raspi-firmware", "u-boot-rpi", "firmware-brcm80211")}
+# Where Debian has it, beside main: it may be passed on, and nobody may change it.
+COMPONENTS = {"raspberrypi": ("non-free-firmware",)}
+BOARDS = {
+    "raspberrypi": Board(
+        firmware="usr/lib/raspi-firmware",
+        # One for all of them from the Pi 3 to the Pi 4.
+        uboot="usr/lib/u-boot/rpi_arm64/u-boot.bin",
+        device_trees="usr/lib/linux-image-*/broadcom/bcm2*-rpi-*.dtb",
+        # The other one speaks with the board's Bluetooth.
+        line="ttyS1",
+        settings=("# The device trees have the names that they have in Linux.",
+                  "upstream_kernel=1"),
+        licences={"LICENCE.raspi-firmware.txt": "usr/share/doc/raspi-firmware/copyright",
+                  "LICENCE.u-boot.txt": "usr/share/doc/u-boot-rpi/copyright"},
+        root_licences={"lib/firmware/LICENCE.txt": "usr/share/doc/firmware-brcm80211/copyright"},
+    ),
+}  # fmt: skip
 WANTED = (
     "busybox-static", "openrc", "kmod", "dash",
     "iproute2", "nftables", "conntrack", "wireguard-tools",
     "e2fsprogs", "fdisk", "util-linux", "dosfstools", "netbase",
     "python3.11",
     "dropbear-bin", "wpasupplicant", "wireless-regdb",
+    # For containers, where the host's kernel may have no WireGuard.
+    "wireguard-go",
     # Of wheels: libraries that they take from the system.
     "libgmp10", "libgomp1", "libstdc++6",
 )  # fmt: skip
@@ -59,6 +80,11 @@ class Package:
             if self.arch != "all"
             else (f"{self.name}={self.version}")
         )
+
+
+def wanted(flavour: str, arch: str) -> tuple[str, ...]:
+    """Return the names of what an image is made of; `arch` is Debian's word."""
+    return (KERNELS[flavour][arch], *FIRMWARE.get(flavour, ()), *WANTED)
 
 
 def chosen(simulated: str) -> tuple[Package, ...]:

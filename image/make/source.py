@@ -5,14 +5,37 @@ A core. Used by assemble.py and tree.py; debian.py and alpine/ are the sources.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 # Linux' words for the architectures, and Debian's.
 ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
-# Kernels for a machine of its own, or for one in another (no drivers but those that it needs).
-FLAVOURS = ("metal", "virt")
+# For a machine of its own, for one in another (no drivers but those that it needs), or for a
+# Raspberry Pi, which starts otherwise and takes firmware that is not free.
+FLAVOURS = ("metal", "raspberrypi", "virt")
+# Linux' names of the first serial line.
+LINES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
+
+
+@dataclass(frozen=True)
+class Board:
+    """Where packages have what a board's firmware reads before GRUB; paths are below the root.
+
+    `firmware` is a folder, `device_trees` a pattern of files, `uboot` the UEFI that is started,
+    `settings` are lines of config.txt. `line` is Linux' name of the serial line that leads outside.
+    `licences` are those of the boot files, `root_licences` those of what stays in the root; they
+    are paths by the names that they get.
+    """
+
+    firmware: str
+    uboot: str
+    device_trees: str
+    line: str
+    settings: tuple[str, ...]
+    licences: Mapping[str, str]
+    root_licences: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -20,7 +43,8 @@ class Layout:
     """Where a source has what the image's making has to know; paths are below the root.
 
     `python` is a version like 3.11, `loader` and `libraries` run a program of the root here,
-    `shell` is what /bin/sh is a link to, and `busybox` the one that is linked statically.
+    `shell` is what /bin/sh is a link to, and `busybox` the one that is linked statically. `board`
+    is for a flavour that does not start from firmware of its own.
     """
 
     arch: str
@@ -29,6 +53,12 @@ class Layout:
     libraries: tuple[str, ...]
     shell: str
     busybox: str
+    board: Board | None = None
+
+    @property
+    def line(self) -> str:
+        """Linux' name of the serial line on which the machine speaks."""
+        return self.board.line if self.board else LINES[self.arch]
 
 
 @dataclass(frozen=True)
@@ -76,7 +106,7 @@ class Source(Protocol):
     """Where packages come from."""
 
     def fetch(self, flavour: str) -> Packages:
-        """Return the packages for a machine of its own ("metal") or a virtual one ("virt").
+        """Return the packages for one of FLAVOURS.
 
         Raises EnvironmentFault for what cannot be had, or is not what it should be.
         """

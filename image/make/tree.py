@@ -8,8 +8,9 @@ from pathlib import Path
 
 from agent import __version__
 from agent.errors import EnvironmentFault
-from image.make import commands, initramfs, wheels
+from image.make import commands, initramfs, raspberrypi, wheels
 from image.make.foreign import PACKAGES, REPOSITORY
+from image.make.modules import RASPBERRY_PI
 from image.make.programs import run
 from image.make.source import Layout, Packages, Runnable
 
@@ -46,8 +47,6 @@ _LINKS = {
     "sbin/init": "/bin/busybox", "sbin/getty": "/bin/busybox",
     "var/run": "/run", "var/lock": "/run/lock",
 }  # fmt: skip
-# Linux' names of the first serial line.
-_SERIAL_LINES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 _RUNLEVELS = {
     "sysinit": ("covey-agent", "covey-devices"),
     "boot": ("covey-disk", "covey-settings"),
@@ -58,16 +57,20 @@ _RUNLEVELS = {
     "shutdown": (),
 }  # fmt: skip
 # Covey's own; of image/ what runs on the appliance.
-_OURS = ("agent", "gateway", "image/node")
+_OURS = ("agent", "gateway", "image/node", "image/containers")
 
 
-def make(root: Path, packages: Packages, python: list[Path]) -> None:
+def make(root: Path, packages: Packages, python: list[Path], boot: Path) -> None:
     """Fill an empty folder: a source's packages, wheels, Covey, kernel and initramfs.
 
-    Raises EnvironmentFault for what cannot be unpacked or is not in the packages.
+    What a board's firmware reads on the boot partition is put into `boot`, which is not there yet;
+    other machines have nothing. Raises EnvironmentFault for what cannot be unpacked or is not in
+    the packages.
     """
     packages.unpack(root)
     layout = packages.layout
+    if layout.board:
+        raspberrypi.set_aside(root, layout.board, boot)
     release = _kernel(root)
     for wheel in python:
         wheels.unpack(wheel, root / PACKAGES)
@@ -77,7 +80,8 @@ def make(root: Path, packages: Packages, python: list[Path]) -> None:
     _lay(root, layout, runnable)
     _compile(root, layout, runnable)
     run(["depmod", "-b", root, release])
-    (root / "boot/initramfs").write_bytes(initramfs.make(root, release))
+    more = RASPBERRY_PI if layout.board else ()
+    (root / "boot/initramfs").write_bytes(initramfs.make(root, release, more))
     _even_modes(root)
 
 
@@ -98,6 +102,8 @@ def _trim(root: Path, layout: Layout) -> None:
     for path in (
         *(root / name for name in _NOT_NEEDED),
         *(library / name for name in _NOT_NEEDED_OF_PYTHON),
+        # Device trees, which a machine's firmware has.
+        *(root / "usr/lib").glob("linux-image-*"),
     ):
         if path.is_dir():
             shutil.rmtree(path)
@@ -111,7 +117,8 @@ def _trim(root: Path, layout: Layout) -> None:
 
 
 def _covey(packages: Path) -> None:
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    # compose.yaml and Kubernetes' files are for who starts containers.
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "*.yaml", "kubernetes")
     for name in _OURS:
         shutil.copytree(REPOSITORY / name, packages / name, ignore=ignore)
     shutil.copyfile(REPOSITORY / "image/__init__.py", packages / "image/__init__.py")
@@ -134,8 +141,7 @@ def _lay(root: Path, layout: Layout, runnable: Runnable) -> None:
         path.unlink(missing_ok=True)
         path.symlink_to(target)
     inittab = root / "etc/inittab"
-    line = _SERIAL_LINES[layout.arch]
-    inittab.write_text(inittab.read_text().replace("\nttyS0::", f"\n{line}::"))
+    inittab.write_text(inittab.read_text().replace("\nttyS0::", f"\n{layout.line}::"))
     # What a package brought is better than busybox's command of the same name.
     commands.link(root, runnable.root / "bin/busybox")
     for level, services in _RUNLEVELS.items():

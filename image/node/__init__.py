@@ -13,5 +13,5 @@ All of these are cores, and so are `screen.py` (what is shown) and `setupdns.py`
 told). Shells: `startup.py` at each start, `watching.py` while it runs, with `conditions.py`,
 `announcing.py` and `trials.py`; `resetdone.py`, `slotstore.py`; and for updates `door.py` (lets
 callers in), `updating.py` (does what one wants), `install.py` (writes a slot), `machine.py` (what
-this appliance is); `asagent.py` (as whom root's commands run).
+this appliance is); `asking.py` (asks the agent); `asagent.py` (as whom root's commands run).
 """

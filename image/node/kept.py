@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from agent.errors import StateError
+from agent.unreadable import UNREADABLE
 from image.node.settings import Proxy, Settings, Wifi
 
 
@@ -33,7 +34,7 @@ def decode(raw: bytes) -> Settings:
         return Settings()
     try:
         kept = msgspec.json.decode(raw, type=_Kept)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise StateError(
             "the file of the wifi's and the proxy's passwords is damaged",
             hint="Write them in covey.toml again.",

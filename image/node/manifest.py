@@ -23,6 +23,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from agent.errors import StateError, UsageError
+from agent.unreadable import UNREADABLE
 
 # A manifest has some hundred bytes; one of more is not worth a look at its signature.
 MAX_BYTES = 16 * 1024
@@ -200,7 +201,7 @@ def _decode(body: bytes) -> Manifest:
     """Return the manifest in signed bytes."""
     try:
         manifest = msgspec.json.decode(body, type=Manifest)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise UpdateRefused(
             f"the update's manifest makes no sense: {error}",
             hint="It is for another version, or was made wrong; ask who made it.",

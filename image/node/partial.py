@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.unreadable import UNREADABLE
 from image.node.startup import write_private
 
 _FILE = "partial"
@@ -34,7 +35,7 @@ def read(run: Path) -> Partial | None:
     """Return what is noted; None for nothing."""
     try:
         return msgspec.json.decode((run / _FILE).read_bytes(), type=Partial)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None
 
 

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 import msgspec
 
 from agent.errors import StateError, UsageError
+from agent.unreadable import UNREADABLE
 from image.node.manifest import Arch, Version
 
 PATH = PurePosixPath("usr/lib/covey/release")
@@ -43,7 +44,7 @@ def decode(raw: bytes) -> Release:
     """Return what a release file says; raises StateError for what is none."""
     try:
         release = msgspec.json.decode(raw, type=Release)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise StateError(f"the image's release file makes no sense: {error}") from None
     if any(len(key) != _KEY_BYTES for key in release.keys):
         raise StateError("the image's release file has a key that is no Ed25519 public key")

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from agent.unreadable import UNREADABLE
 from image.node.probation import Outlook
 from image.node.startup import write_private
 
@@ -26,7 +27,7 @@ def read(run: Path, now: float) -> dict[str, Any]:
     """Describe how it stands: seconds from now on; all None before the first look."""
     try:
         outlook = msgspec.json.decode((run / _FILE).read_bytes(), type=Outlook)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return {"healthy_s": None, "good_in_s": None, "over_in_s": None}
     since, good_at = outlook.healthy_since, outlook.good_at
     return {

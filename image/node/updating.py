@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from agent.errors import CoveyError, EnvironmentFault, PeerError, StateError, UsageError, to_wire
+from agent.unreadable import UNREADABLE
 from image.node import locks, partial, trials
 from image.node import machine as machines
 from image.node.install import CHUNK_BYTES, Phase, install
@@ -71,7 +72,7 @@ class Caller:
         """Return the line that it begins with; raises PeerError for another one."""
         try:
             return msgspec.json.decode(self._file.readline(_MAX_LINE_BYTES), type=Request)
-        except (msgspec.DecodeError, OSError) as error:
+        except (OSError, *UNREADABLE) as error:
             raise PeerError(f"the caller asks for nothing that is known: {error}") from None
 
     def read(self, limit: int) -> bytes:

@@ -8,11 +8,8 @@ machine that is not set up yet (`announcing.py`).
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import re
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from typing import Any
 
 from agent.errors import CoveyError
 from image.node import announcing, conditions, hostfiles, kept, machine, probation, screen, trials
+from image.node.asking import ask
 from image.node.door import Door
 from image.node.machine import Machine
 from image.node.probation import Probation
@@ -33,7 +31,6 @@ from image.node.startup import KEPT, RUN, SETTINGS, write_private
 _PERIOD_S = 10.0
 # While the agent starts: somebody may be in front of the screen.
 _SOON_S = 1.0
-_ANSWER_S = 5.0
 _TIMEOUT_S = 30.0
 # Of memory: what services write goes to no disk.
 _LOG_BYTES = 1 << 18
@@ -48,33 +45,6 @@ class Places:
     run: Path = RUN
     member: Path = Path("/var/lib/covey/mesh.json")
     socket: Path = Path("/run/covey/agent.sock")
-
-
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a unix socket; aiohttp would take 30 MB for it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("agent", timeout=_ANSWER_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_ANSWER_S)
-        self.sock.connect(str(self._path))
-
-
-def ask(path: Path) -> dict[str, Any] | None:
-    """Return the status of the agent at a socket; None when it does not answer."""
-    connection = _Connection(path)
-    try:
-        connection.request("GET", "/v1/status")
-        answer = connection.getresponse()
-        found = json.loads(answer.read()) if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
-    return found if isinstance(found, dict) else None
 
 
 def forget_secrets(settings_file: Path, kept_file: Path) -> bool:

@@ -35,7 +35,6 @@ import roots  # noqa: E402
 from agent.demo import netlab, sandbox  # noqa: E402
 
 CONTROL = "control"
-INITS = {"systemd": "/lib/systemd/systemd", "openrc": "/sbin/init"}
 _BOOT_S = 120.0
 _LOOK_AGAIN_S = 0.2
 _OLD_S = 3600.0
@@ -44,8 +43,29 @@ _RECAP = re.compile(r"^(\S+)\s+: ((?:\w+=\d+\s*)+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What a machine is made of: a distribution, its layers' names, topmost first, its init."""
+
+    distribution: roots.Distribution
+    layers: tuple[str, ...] = ("base",)
+    init: str = "/lib/systemd/systemd"
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of its layers, topmost first."""
+        return [roots.cached(self.distribution) / layer for layer in self.layers]
+
+
+KINDS = {
+    "systemd": Kind(roots.BOOKWORM),
+    "openrc": Kind(roots.BOOKWORM, ("openrc", "base"), "/sbin/init"),
+    "trixie": Kind(roots.TRIXIE),
+}
+
+
+@dataclass(frozen=True)
 class Machine:
-    """A machine that runs: its address on the LAN, its kind of init and that one's process."""
+    """A machine that runs: its address on the LAN, its kind and its first process."""
 
     name: str
     address: str
@@ -90,9 +110,9 @@ class Machines:
     """Some machines and the control side; inside a sandbox, as root, until `down`."""
 
     def __init__(self, folder: Path, kinds: Mapping[str, str]) -> None:
-        """Start a machine of each name, systemd's or OpenRC's, and wait for their sshd."""
+        """Start a machine of each name, of a kind of KINDS, and wait for their sshd."""
         self.folder = folder
-        self._layers = roots.cached()
+        self._roots = contextlib.ExitStack()
         self._lan = netlab.Lan()
         self.control = self._lan.add(CONTROL)
         self.key = folder / "key"
@@ -103,6 +123,8 @@ class Machines:
             _remove_old_cgroups()
         self.machines: dict[str, Machine] = {}
         try:
+            for distribution in {KINDS[kind].distribution for kind in kinds.values()}:
+                self._roots.enter_context(roots.in_use(roots.cached(distribution)))
             for name, kind in kinds.items():
                 self.machines[name] = self._start(name, kind)
             self._write_ssh_config()
@@ -127,6 +149,7 @@ class Machines:
         for name, machine in self.machines.items():
             machine.process.wait()
             _remove_cgroups(self._cgroup(name))
+        self._roots.close()
 
     def inventory(self, groups: Mapping[str, Sequence[str]], **variables: Any) -> Path:
         """Write an inventory with these groups of machines, and variables for all of them."""
@@ -175,12 +198,38 @@ class Machines:
         }
         return Played(done.returncode, done.stdout, figures)
 
+    def kill(
+        self, playbook: str, *arguments: str, inventory: Path, at: str, later_s: float = 1,
+        within_s: float = 600,
+    ) -> None:  # fmt: skip
+        """Run a playbook, and kill it a moment after it has said `at`."""
+        log = self.folder / "killed.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                self.control.command(
+                    ["ansible-playbook", "-i", str(inventory), playbook, *arguments]
+                ),
+                cwd=REPOSITORY / "ansible", stdout=output, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, env=self.environment(), start_new_session=True,
+            )  # fmt: skip
+            deadline = time.monotonic() + within_s
+            while at not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(_LOOK_AGAIN_S)
+            time.sleep(later_s)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def cpu_s(self, name: str) -> float:
+        """Return the seconds of a core that a machine has computed so far."""
+        told = (self._cgroup(name) / "cpu.stat").read_text()
+        return int(re.findall(r"^usage_usec (\d+)$", told, re.M)[0]) / 1e6
+
     def _start(self, name: str, kind: str) -> Machine:
         folder = self.folder / name
-        self._prepare(folder / "upper")
-        layers = [self._layers / "base"]
-        if kind == "openrc":
-            layers.insert(0, self._layers / "openrc")
+        made_of = KINDS[kind]
+        self._prepare(folder / "upper", made_of.folders[-1])
         net = self._lan.add(name)
         group = self._cgroup(name)
         group.mkdir()
@@ -188,7 +237,7 @@ class Machines:
             "sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh",
             *net.command(["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork",
                           "--kill-child", "--propagation", "private", str(HERE / "boot.sh"), name,
-                          ":".join(map(str, layers)), str(folder), INITS[kind]]),
+                          ":".join(map(str, made_of.folders)), str(folder), made_of.init]),
         ]  # fmt: skip
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -196,9 +245,8 @@ class Machines:
             )
         return Machine(name, net.address, kind, folder, process)
 
-    def _prepare(self, upper: Path) -> None:
+    def _prepare(self, upper: Path, base: Path) -> None:
         """Let this control side in as root and as who gives a password."""
-        base = self._layers / "base"
         for home in ("root", f"home/{roots.OPERATOR}"):
             owner = (base / home).stat()
             for made in (upper / home, upper / home / ".ssh"):
@@ -214,11 +262,11 @@ class Machines:
 
     def _write_ssh_config(self) -> None:
         """Write how ssh reaches them; they are known by the keys that their roots have."""
-        keys = [p.read_text() for p in (self._layers / "base/etc/ssh").glob("ssh_host_*_key.pub")]
         known = self.folder / "known_hosts"
-        known.write_text(
-            "".join(f"{m.address} {key}" for m in self.machines.values() for key in keys)
-        )
+        known.write_text("".join(
+            f"{machine.address} {key.read_text()}" for machine in self.machines.values()
+            for key in (KINDS[machine.kind].folders[-1] / "etc/ssh").glob("ssh_host_*_key.pub")
+        ))  # fmt: skip
         common = f"  IdentityFile {self.key}\n  UserKnownHostsFile {known}\n  User root\n"
         hosts = (f"Host {m.name}\n  HostName {m.address}\n{common}" for m in self.machines.values())
         (self.folder / "ssh_config").write_text("".join(hosts))
@@ -307,16 +355,19 @@ def _wait_for(*signals: signal.Signals) -> signal.Signals:
 def main() -> int:
     """Start machines by hand."""
     parser = argparse.ArgumentParser(description="Start test machines and keep them.")
-    parser.add_argument("machines", nargs="+", metavar="NAME[:openrc]")
+    parser.add_argument("machines", nargs="+", metavar="NAME[:KIND]")
     parser.add_argument("--told", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--enter", type=Path, default=Path("enter"), metavar="FILE",
                         help="the script to write, which runs commands there")  # fmt: skip
     said = parser.parse_args()
     pairs = (word.partition(":") for word in said.machines)
     kinds = {name: kind or "systemd" for name, _, kind in pairs}
+    if unknown := set(kinds.values()) - KINDS.keys():
+        parser.error(f"there is no kind {', '.join(sorted(unknown))}, but {', '.join(KINDS)}")
     if sandbox.inside():
         return _stay(kinds, said.told)
-    roots.make()
+    for kind in set(kinds.values()):
+        roots.make(KINDS[kind].distribution)
     read, write = os.pipe()
     command = [sys.executable, __file__, *said.machines, "--told", str(write)]
     with sandbox.start(command, pass_fds=[write]) as process:

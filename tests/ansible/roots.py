@@ -1,12 +1,15 @@
-"""The root file systems of the test machines: Debian 12 as a server's installer leaves it.
+"""The root file systems of the test machines: Debian as a server's installer leaves it.
 
 Made once, with the network, by `python tests/ansible/roots.py`, and kept in the cache. What a
 machine of Covey needs beside lies in the root as a repository of packages, so that the playbooks
-install it by apt without the network. A layer on top has OpenRC in the place of systemd.
+install it by apt without the network. A layer on top of Debian 12 has OpenRC in the place of
+systemd.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -14,10 +17,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A release of Debian: what it is called here and by its mirror, and its layers."""
+
+    name: str
+    suite: str
+    openrc: bool = False
+
+    @property
+    def source(self) -> str:
+        """The line by which apt finds its mirror."""
+        return f"deb {MIRROR} {self.suite} main"
+
+
+BOOKWORM = Distribution("debian-12", "bookworm", openrc=True)
+TRIXIE = Distribution("debian-13", "trixie")
+ALL = (BOOKWORM, TRIXIE)
 # What is there before a playbook is run.
 INSTALLED = (
     "iproute2", "kmod", "openssh-server", "procps", "python3", "python3-apt", "sudo", "systemd",
@@ -64,16 +87,16 @@ class RootFault(Exception):
     """A root file system could not be made, and why."""
 
 
-def cached(cache: Path | None = None) -> Path:
+def cached(distribution: Distribution = BOOKWORM) -> Path:
     """Return where this version's roots are kept: `base` and `openrc`, made or not."""
-    cache = cache or Path(os.environ.get("COVEY_CACHE") or Path.home() / ".cache/covey")
+    cache = Path(os.environ.get("COVEY_CACHE") or Path.home() / ".cache/covey")
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    return cache / "ansible" / f"debian-12-{digest}"
+    return cache / "ansible" / f"{distribution.name}-{digest}"
 
 
-def make() -> Path:
+def make(distribution: Distribution) -> Path:
     """Return the folder of the roots; make them if they are not in the cache. Raises RootFault."""
-    target = cached()
+    target = cached(distribution)
     if target.exists():
         os.utime(target)
         return target
@@ -83,24 +106,55 @@ def make() -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
-        _debian(made / "base")
-        _openrc(made)
-        made.rename(target)
-    # Machines of another clone may be made of another version's.
-    for old in target.parent.glob("debian-12-*"):
-        if old.stat().st_mtime < time.time() - _UNUSED_S:
-            shutil.rmtree(old)
+        _debian(distribution, made / "base")
+        if distribution.openrc:
+            _openrc(made)
+        try:
+            made.rename(target)
+        except OSError:  # Another run has made it meanwhile.
+            if not target.exists():
+                raise
+    remove_old(target.parent)
     return target
 
 
-def _debian(root: Path) -> None:
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep the folder of the roots from `remove_old`; raises RootFault where it is not made."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        raise RootFault(f"{folder} is not made: python tests/ansible/prepare.py") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_old(folder: Path) -> None:
+    """Remove roots that nobody asked for of late, such as an older clone's, and none in use."""
+    for old in folder.glob("debian-*"):
+        if old.stat().st_mtime > time.time() - _UNUSED_S:
+            continue
+        descriptor = os.open(old, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+
+
+def _debian(distribution: Distribution, root: Path) -> None:
     """Install Debian into `root`, with the repository in it."""
     options = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _LEFT_OUT]
-    _run([
+    run([
         "mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--format=directory",
         f"--include={','.join(INSTALLED)}", '--aptopt=APT::Install-Recommends "false"',
         "--dpkgopt=force-unsafe-io", *options, f"--customize-hook={_FETCH}",
-        SUITE, str(root), f"deb {MIRROR} {SUITE} main",
+        distribution.suite, str(root), distribution.source,
     ])  # fmt: skip
     shutil.rmtree(root / REPOSITORY / "partial")
     _index(root / REPOSITORY)
@@ -123,7 +177,7 @@ def _index(folder: Path) -> None:
     """Write what apt wants to know of the packages in a folder."""
     told = []
     for package in sorted(folder.glob("*.deb")):
-        fields = _run(["dpkg-deb", "-f", str(package)]).rstrip("\n")
+        fields = run(["dpkg-deb", "-f", str(package)]).rstrip("\n")
         content = package.read_bytes()
         told.append(
             f"{fields}\nFilename: ./{package.name}\nSize: {len(content)}\n"
@@ -139,17 +193,18 @@ def _openrc(made: Path) -> None:
         folder.mkdir()
     mount = f"lowerdir={made / 'base'},upperdir={layer},workdir={work}"
     # In a mount namespace, where nothing has to be unmounted.
-    _run(["unshare", "--mount", "--propagation", "private", "sh", "-euc", _LAYER, "sh",
+    run(["unshare", "--mount", "--propagation", "private", "sh", "-euc", _LAYER, "sh",
           mount, str(merged), _INITTAB, _OPENRC])  # fmt: skip
     shutil.rmtree(work)
     merged.rmdir()
 
 
 def _chroot(root: Path, script: str) -> None:
-    _run(["chroot", str(root), "sh", "-euc", script])
+    run(["chroot", str(root), "sh", "-euc", script])
 
 
-def _run(command: list[str]) -> str:
+def run(command: list[str]) -> str:
+    """Run a command and return what it prints; raises RootFault."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
@@ -167,7 +222,8 @@ def _run(command: list[str]) -> str:
 def main() -> int:
     """Make the roots and print where they are."""
     try:
-        print(make())
+        for distribution in ALL:
+            print(make(distribution))
     except RootFault as fault:
         print(f"{fault}.", file=sys.stderr)
         return 1

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from machines import REPOSITORY, Machines, Played
+from machines import Machines, Played
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -89,22 +86,7 @@ def test_check_mode_says_what_would_be_done(machines: Machines, inventory: Path)
 def test_a_run_that_is_killed_leaves_what_the_next_one_completes(
     machines: Machines, inventory: Path
 ) -> None:
-    log = machines.folder / "killed.log"
-    with log.open("wb") as output:
-        command = ["ansible-playbook", "-i", str(inventory), "site.yml"]
-        process = subprocess.Popen(
-            machines.control.command(command), cwd=REPOSITORY / "ansible", stdout=output,
-            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=machines.environment(),
-            start_new_session=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 600
-        while "TASK [agent : Install the release]" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        time.sleep(1)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    machines.kill("site.yml", inventory=inventory, at="TASK [agent : Install the release]")
     for name in ALL:
         assert machines[name].run("find", "/opt/covey/releases", "-name", ".whole") == ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +28,17 @@ print(said.choices[0].message.content)
 """
 
 
+SIGN = """
+cd "$0"
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \\
+    -subj "/CN=House's authority" -keyout ca.key -out ca.pem
+openssl req -newkey rsa:2048 -nodes -subj /CN=alpha -keyout own.key -out own.csr
+printf 'subjectAltName=IP:%s,DNS:alpha\\n' "$1" >own.ext
+openssl x509 -req -in own.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \\
+    -extfile own.ext -out own.pem
+"""
+
+
 class Talk:
     """site.yml for alpha, which is issuer, worker and gateway, with what clients need."""
 
@@ -45,12 +57,17 @@ class Talk:
         words = ["--limit", "alpha", "-e", json.dumps({**wanted, **variables}), *arguments]
         return self.machines.play("site.yml", *words, inventory=self._inventory)
 
-    def ask(self, key: str) -> tuple[int, str]:
-        """Ask with OpenAI's own client; return its exit status and all that it printed."""
-        self.certificate.write_text(self.machines["alpha"].run("cat", "/etc/covey/tls/cert.pem"))
+    def ask(self, key: str, authority: Path | None = None) -> tuple[int, str]:
+        """Ask with OpenAI's own client; return its exit status and all that it printed.
+
+        It trusts the gateway's own certificate, or an authority.
+        """
+        if authority is None:
+            served = self.machines["alpha"].run("cat", "/etc/covey/tls/cert.pem")
+            self.certificate.write_text(served)
         url = f"https://{self.machines['alpha'].address}:{PORT}/v1"
         done = self.machines.control.run(
-            [sys.executable, "-c", ASK, url, key, str(self.certificate)], timeout_s=300
+            [sys.executable, "-c", ASK, url, key, str(authority or self.certificate)], timeout_s=300
         )
         return done.returncode, f"{done.stdout}{done.stderr}"
 
@@ -100,6 +117,30 @@ def test_a_deployment_that_shall_be_otherwise_is_told_before(talk: Talk) -> None
     assert "+nodes: 3" in played.output
     rings = json.loads(talk.machines["alpha"].run("/usr/local/bin/agent", "ps", "--json"))
     assert [ring["wish"]["nodes"] for ring in rings["deployments"]] == [2]
+
+
+def test_a_certificate_of_the_house_s_own_authority(talk: Talk) -> None:
+    folder = talk.machines.folder / "authority"
+    folder.mkdir()
+    subprocess.run(
+        ["sh", "-euc", SIGN, str(folder), talk.machines["alpha"].address],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    own = {
+        "covey_gateway_tls_self_signed": False, "covey_gateway_tls_cert": str(folder / "own.pem"),
+    }  # fmt: skip
+    played = talk.play(**own, covey_gateway_tls_key=str(folder / "ca.key"))
+    assert played.code != 0, played.output
+    text = " ".join(played.output.split())
+    assert "The gateway on alpha cannot serve with what the inventory brings" in text
+    assert "the key is not that of the certificate of CN=alpha" in text
+    secret = (talk.secrets / "ci").read_text().strip()
+    assert talk.ask(secret)[0] == 0, "the gateway goes on with what it had"
+    played = talk.play(**own, covey_gateway_tls_key=(folder / "own.key").read_text())
+    assert played.code == 0, played.output
+    assert "PRIVATE KEY" not in played.output
+    code, text = talk.ask(secret, folder / "ca.pem")
+    assert (code, text.strip()) == (0, "2 + 3 = 5."), text
 
 
 def test_what_is_taken_out_of_the_inventory_goes(talk: Talk) -> None:

@@ -14,6 +14,9 @@ pytestmark = pytest.mark.timeout(900)
 
 ALL = ("alpha", "beta", "gamma")
 AGENT = "/usr/local/bin/agent"
+PYTHON = "/opt/covey/current/bin/python"
+HALF_WAY = "/opt/covey/upgrading.json"
+HERE = Path(__file__).parent
 # What a host has from elsewhere: packages of the distribution, logs, and what Ansible leaves.
 NOT_OURS = re.compile(
     r"/(var/(lib/(dpkg|apt|systemd|pam|ucf|private)|cache|log|tmp|backups|mail)|tmp|run|root/\."
@@ -43,6 +46,10 @@ class Upkeep:
     def play(self, playbook: str, *arguments: str, **more: object) -> Played:
         words = ["-e", json.dumps({**self._told, **more}), *arguments]
         return self.machines.play(playbook, *words, inventory=self._inventory)
+
+    def kill(self, playbook: str, at: str, **more: object) -> None:
+        words = ["-e", json.dumps({**self._told, **more})]
+        self.machines.kill(playbook, *words, inventory=self._inventory, at=at)
 
     def done(self, playbook: str, *arguments: str, **more: object) -> Played:
         played = self.play(playbook, *arguments, **more)
@@ -88,38 +95,65 @@ def clone(folder: Path, version: str, *, works: bool = True) -> str:
 
 
 def test_a_comparison_says_go_or_no_go(upkeep: Upkeep) -> None:
-    upkeep.machines["alpha"].run(AGENT, "deploy", "covey-mini")
+    alpha, beta = upkeep.machines["alpha"], upkeep.machines["beta"]
+    alpha.run(AGENT, "deploy", "covey-mini")
     text = upkeep.refused("bench.yml")
     assert "Say which server this mesh is compared with" in text
-    played = upkeep.done(
-        "bench.yml", covey_bench_url="http://127.0.0.1:8088", covey_bench_runs=1,
-        covey_bench_tokens=16, covey_bench_name="itself",
+    beta.write("/run/plain.py", (HERE / "plain_server.py").read_text())
+    beta.run(
+        "systemd-run", "--unit=plain", "sh", "-c",
+        f"exec {PYTHON} /run/plain.py {beta.address} 11434 "
+        "/opt/covey/current/lib/python3.*/site-packages/agent/models/bundled/covey-mini.gguf",
     )  # fmt: skip
+    other = {"covey_bench_url": f"http://{beta.address}:11434", "covey_bench_name": "llama.cpp"}
+    few = [{"name": "few", "models": ["other"]}]
+    text = upkeep.refused("bench.yml", **other, covey_gateway_keys=few)
+    assert "None of covey_gateway_keys of alpha may use all models." in text
+    played = upkeep.done("bench.yml", **other, covey_bench_runs=1, covey_bench_tokens=16)
+    beta.run("systemctl", "stop", "plain")
     assert "30 % more are wanted" in " ".join(played.output.split())
     made = {path.suffix: path for path in (upkeep.machines.folder / "bench").iterdir()}
     report = json.loads(made[".json"].read_text())
-    assert report["verdict"]["ours"]["tokens_s"] > 0
-    assert "# Covey against itself" in made[".md"].read_text()
+    assert all(server["tokens_s"] > 0 for server in report["levels"][0]["servers"])
+    page = made[".md"].read_text()
+    assert "# Covey against llama.cpp" in page
+    assert f"`plain` at http://{beta.address}:11434" in page
 
 
-def test_an_upgrade_goes_from_host_to_host(upkeep: Upkeep) -> None:
+@pytest.fixture(scope="module")
+def newer(upkeep: Upkeep) -> str:
+    return clone(upkeep.machines.folder / "new", "7.0.0")
+
+
+def test_an_upgrade_that_is_killed_leaves_what_the_next_one_completes(
+    upkeep: Upkeep, newer: str
+) -> None:
     before = {name: upkeep.release(name) for name in ALL}
-    source = clone(upkeep.machines.folder / "new", "7.0.0")
-    played = upkeep.done("upgrade.yml", covey_source=source)
-    reached = re.findall(r"TASK \[Point to release [^]]*\] \*+\nchanged: \[(\w+)\]", played.output)
-    assert reached[-1] == "alpha", "the issuer is the last"
-    assert set(reached) == set(ALL)
+    upkeep.kill("upgrade.yml", at="TASK [Restart the agent]", covey_source=newer)
+    half = json.loads(upkeep.machines["beta"].run("cat", HALF_WAY))
+    assert half["release"] == before["beta"]
+    assert upkeep.release("beta").startswith("7.0.0-")
+    assert {name: upkeep.release(name) for name in ("alpha", "gamma")} == {
+        name: before[name] for name in ("alpha", "gamma")
+    }
+
+
+def test_an_upgrade_goes_from_host_to_host(upkeep: Upkeep, newer: str) -> None:
+    played = upkeep.done("upgrade.yml", covey_source=newer)
+    reached = re.findall(r"TASK \[Point to release [^]]*\] \*+\n\w+: \[(\w+)\]", played.output)
+    assert reached == ["beta", "gamma", "alpha"], "the issuer is the last"
     for name in ALL:
         assert upkeep.release(name).startswith("7.0.0-")
         status = upkeep.ask(name, "status")
         assert not status["draining"]
         there = upkeep.machines[name].run("ls", "/opt/covey/releases").split()
-        assert before[name] in there, "the release before stays"
+        assert set(there) > {upkeep.release(name)}, "the release before stays"
+        assert upkeep.machines[name].run("cat", HALF_WAY, check=False) == ""
         line = upkeep.machines[name].run("cat", f"/proc/{status['pid']}/cmdline")
         assert "/releases/7.0.0-" in line
     phases = [one["phase"] for one in upkeep.ask("alpha", "ps")["deployments"]]
     assert phases == ["ready"]
-    again = upkeep.done("upgrade.yml", covey_source=source)
+    again = upkeep.done("upgrade.yml", covey_source=newer)
     assert again.sum("changed") == 0, again.output
 
 

@@ -15,18 +15,22 @@ import random
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import bounds
+import disks
 import msgspec
 import nacl.bindings
 import numpy as np
+import serving
 import shapes
+import underlay
+import weights
 from growth import nobody
+from target import Target
 
 from agent.acl import policy
 from agent.authority import messages as authority
@@ -89,32 +93,6 @@ CHAT = (
     b'"max_tokens":3,"stop":["a"],"temperature":0.5,"stream":true,'
     b'"stream_options":{"include_usage":true},"logit_bias":{"5":-1}}'
 )
-
-
-@dataclass(frozen=True)
-class Target:
-    """A decoder, genuine inputs for it, and what it may raise."""
-
-    name: str
-    decode: Callable[[bytes], Any]
-    samples: tuple[bytes, ...]
-    refuses_with: tuple[type[Exception], ...] = (CoveyError,)
-
-    def takes(self, raw: bytes) -> bool:
-        """Feed it `raw`; say whether it read it, or refused it as it may.
-
-        Raises AssertionError with the input for anything else, also for words that are no line fit
-        for a terminal.
-        """
-        try:
-            self.decode(raw)
-        except self.refuses_with as error:
-            words = error.line() if isinstance(error, CoveyError) else ""
-            assert words.isprintable(), f"{self.name} says {words!r} of {raw.hex()}"
-            return False
-        except Exception as error:
-            raise AssertionError(f"{self.name} let {error!r} escape for {raw.hex()}") from error
-        return True
 
 
 def targets() -> list[Target]:
@@ -212,6 +190,10 @@ def targets() -> list[Target]:
                (saved.dump([], ["192.0.2.1:4001"]),)),
         Target("ring message", ring_reader(), ring_samples(), (CoveyError,)),
         *inside(signer, member, ticket, change),
+        *underlay.targets(),
+        *weights.targets(),
+        *serving.targets(),
+        *disks.targets(member),
     ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ TELLING, TOLD = (" deployment", " WARNING ", " ERROR "), 20
 
 # What lies beside the tests, which pytest's importlib mode does not put on the path.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "monitoring"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

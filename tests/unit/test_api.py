@@ -258,6 +258,35 @@ async def test_only_the_owner_may_open_the_socket(api: Api) -> None:
     assert stat.S_IMODE(api[2].stat().st_mode) == 0o600
 
 
+async def test_a_gateway_of_another_user_reads_and_changes_nothing(tmp_path: Path) -> None:
+    target, own, reading = FakeTarget(), tmp_path / "own" / "s", tmp_path / "shared" / "s"
+    server = LocalApi(target, own, reading)
+    await server.start()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (own, reading)] == [0o600, 0o666]
+    async with AgentClient(reading) as client:
+        assert await client.get("/v1/replicas") == {"replicas": []}
+        assert await client.get("/v1/deployments") == {"deployments": []}
+        for path in ("/v1/down", "/v1/invite", "/v1/deployments"):
+            with pytest.raises(UsageError, match=r"Not Found|Method Not Allowed"):
+                await client.post(path, {"model": "m"})
+        with pytest.raises(UsageError, match="Not Found"):
+            await client.delete("/v1/deployments/m")
+    assert not target.stopped
+    await server.stop()
+    assert not own.exists()
+    assert not reading.exists()
+
+
+async def test_a_gateways_socket_that_cannot_be_is_named_and_nothing_listens(
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "s"
+    with pytest.raises(EnvironmentFault, match="cannot listen") as caught:
+        await LocalApi(FakeTarget(), own, tmp_path / ("x" * 120)).start()
+    assert "node.gateway_socket" in caught.value.hint
+    assert not own.exists()
+
+
 async def test_no_agent_is_one_clear_line(tmp_path: Path) -> None:
     async with AgentClient(tmp_path / "agent.sock") as client:
         with pytest.raises(NotRunning, match="no agent is running") as caught:

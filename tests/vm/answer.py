@@ -1,9 +1,9 @@
 """Appliances on a switch join a mesh, run the bundled model, and a gateway answers from them.
 
-Run in the sandbox of agent/demo/sandbox.py: `answer.py IMAGE FOLDER COUNT [CPU]`. A member of the
-mesh without layers, and the gateway, are beside them on the switch. Prints, as JSON, when they had
-joined, when the model answered, what they showed, the deployment, the answer, and the bytes that
-WireGuard carried between that member and each of them.
+Run in the sandbox of agent/demo/sandbox.py: `answer.py IMAGE FOLDER COUNT [CPU [ARCH]]`. A member
+of the mesh without layers, and the gateway, are beside them on the switch. Prints, as JSON, when
+they had joined, when the model answered, what they showed, the deployment, the answer, and the
+bytes that WireGuard carried between that member and each of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agent.demo.netlab import Lan
 QUESTION = "What is 27 + 15?"
 _HOST = "host"
 _ROLES = ("gateway", "issuer", "admin")
-_LIMIT_S = 600.0
+_LIMIT_S = 1200.0
 _PORT = 8088
 _ASK = Path(__file__).parents[1] / "lab" / "ask.py"
 
@@ -33,7 +33,7 @@ _ASK = Path(__file__).parents[1] / "lab" / "ask.py"
 class Bench(AgentLab):
     """A member on a switch, and appliances plugged into it."""
 
-    def __init__(self, root: Path, image: Path, count: int) -> None:
+    def __init__(self, root: Path, image: Path, count: int, arch: str = "x86_64") -> None:
         lan = Lan(1)
         super().__init__(root, lan)
         lan.add(_HOST)
@@ -47,7 +47,7 @@ class Bench(AgentLab):
             port = Port(lan.switch, f"tap{number}", f"52:54:00:00:00:{number:02x}")
             port.make("switch")
             ticket = self.ask(_HOST, "invite")["ticket"]
-            appliance = Appliance(image, root / name, port)
+            appliance = Appliance(image, root / name, port, arch)
             appliance.write(
                 "covey.toml",
                 f'ticket = "{ticket}"\nname = "{name}"\naddress = "198.19.1.{100 + number}/24"\n',
@@ -92,8 +92,8 @@ class Bench(AgentLab):
 def main() -> None:
     """Do that."""
     image, folder, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    cpu = sys.argv[4] if len(sys.argv) > 4 else "max"
-    bench = Bench(folder, image, count)
+    cpu, arch = (*sys.argv[4:], *("max", "x86_64")[len(sys.argv) - 4 :])
+    bench = Bench(folder, image, count, arch)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         for appliance in bench.appliances.values():

@@ -1,4 +1,4 @@
-"""Runs answer.py in a sandbox and checks what it found; for test_answer.py and test_short.py."""
+"""Runs answer.py in a sandbox and checks what it found; for the tests beside it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from imagebuild import ROOT
 _TIMES = ("joined", "deployed", "answered")
 
 
-def run(image: Path, folder: Path, count: int, cpu: str = "max") -> dict[str, Any]:
+def run(
+    image: Path, folder: Path, count: int, cpu: str = "max", arch: str = "x86_64"
+) -> dict[str, Any]:
     """Return what answer.py found."""
     script = Path(__file__).with_name("answer.py")
     done = subprocess.run(
         [sys.executable, "-m", "agent.demo.sandbox", "--",
-         sys.executable, script, image, folder, str(count), cpu],
+         sys.executable, script, image, folder, str(count), cpu, arch],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     times = ", ".join(f"{what} after {found[f'{what}_s']:.0f} s" for what in _TIMES)
-    print(f"{count} with the CPU {cpu}: {times}")
+    print(f"{count} with the CPU {cpu} ({arch}): {times}")
     return found
 
 

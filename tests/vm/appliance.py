@@ -3,7 +3,7 @@
 No acceleration and no root. The machine reaches the network, and this machine, through QEMU's own
 NAT; or it is plugged into a switch of a sandbox. Used by test_image.py, join.py and answer.py.
 
-Needs: qemu-system-x86, ovmf for UEFI, mtools.
+Needs: qemu-system-x86, ovmf for UEFI, mtools; for aarch64 qemu-system-arm, qemu-efi-aarch64.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ from image.node.slots import State
 DISK_BYTES = 3 << 30
 _MEMORY_MIB = 1024
 _CPUS = min(2, os.cpu_count() or 1)
-_OVMF = Path("/usr/share/OVMF")
+# By architecture QEMU's machine that starts from UEFI, and where UEFI and its variables are.
+_UEFI = {
+    "x86_64": ("q35", Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), "OVMF_VARS_4M.fd"),
+    "aarch64": ("virt", Path("/usr/share/AAVMF/AAVMF_CODE.fd"), "AAVMF_VARS.fd"),
+}
 _END_S = 10.0
 _POLL_S = 0.2
 _ENTRIES_AT = 2 * SECTOR_BYTES
 _ENTRY_BYTES = 128
 # Of the superblock, s_magic: behind it s_state, and 36 bytes on s_feature_incompat with RECOVER.
 _EXT4_AT = 1024 + 0x38
+_EXT4_MADE_AT = 1024 + 0x108
 
 
 class ApplianceFault(Exception):
@@ -58,21 +63,26 @@ class Port:
 class Appliance:
     """A disk with the image on it, in `folder`; `port` is what it is plugged into."""
 
-    def __init__(self, image: Path, folder: Path, port: Port | None = None) -> None:
+    disk_bytes = DISK_BYTES
+    # Up to where its data partition may grow.
+    data_bytes = DISK_BYTES
+
+    def __init__(
+        self, image: Path, folder: Path, port: Port | None = None, arch: str = "x86_64"
+    ) -> None:
         folder.mkdir(exist_ok=True)
+        self._arch = arch
         self._folder = folder
         self._port = port
         self._disk = folder / "disk.img"
         subprocess.run(["cp", "--sparse=always", image, self._disk], check=True)
-        os.truncate(self._disk, DISK_BYTES)
-        boot = plan("x86_64", Sizes(), {}).partitions[1]
+        os.truncate(self._disk, self.disk_bytes)
+        _, boot, self._slot_a, self._slot_b, _ = plan(arch, Sizes(), {}).partitions
         self._boot = f"{self._disk}@@{boot.first * SECTOR_BYTES}"
 
     def write(self, name: str, text: str) -> None:
         """Put a file onto the boot partition, as a person does in another computer."""
-        file = self._folder / "file"
-        file.write_text(text)
-        _mtools("mcopy", "-o", "-i", self._boot, file, f"::{name}")
+        self._put(name, text.encode())
 
     def read(self, name: str) -> bytes:
         """Return a file of the boot partition."""
@@ -82,6 +92,16 @@ class Appliance:
         """Return the state of both slots, as it is on the disk."""
         zero, one = (self.read(f"covey/{name}") for name in slotblocks.FILES)
         return slotblocks.latest((zero, one)).state
+
+    def has_both(self, state: State) -> None:
+        """Put what is in slot a into slot b as well, and have the slots stand so."""
+        with self._disk.open("r+b") as disk:
+            disk.seek(self._slot_a.first * SECTOR_BYTES)
+            content = disk.read(self._slot_a.sectors * SECTOR_BYTES)
+            disk.seek(self._slot_b.first * SECTOR_BYTES)
+            disk.write(content)
+        for name, block in zip(slotblocks.FILES, slotblocks.fresh(state), strict=True):
+            self._put(f"covey/{name}", block)
 
     def data_ends_at(self) -> int:
         """Return the byte behind the data partition, by the disk's partition table."""
@@ -96,25 +116,12 @@ class Appliance:
     ) -> Iterator[None]:
         """Start it with "bios" or "uefi" and a CPU of QEMU's; leaving it cuts the power.
 
-        `devices` are more of QEMU's arguments.
+        Only a PC has a BIOS. `devices` are more of QEMU's arguments.
         """
-        more = []
-        if firmware == "uefi":
-            variables = self._folder / "variables.fd"
-            shutil.copyfile(_OVMF / "OVMF_VARS_4M.fd", variables)
-            code = _OVMF / "OVMF_CODE_4M.fd"
-            more = [
-                "-machine", "q35",
-                "-drive", f"if=pflash,format=raw,readonly=on,file={code}",
-                "-drive", f"if=pflash,format=raw,file={variables}",
-            ]  # fmt: skip
         command = [
-            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-            "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", str(_CPUS),
-            "-m", str(_MEMORY_MIB), "-chardev", "stdio,id=line,signal=off",
-            "-serial", "chardev:line",
-            "-drive", f"if=none,id=disk,format=raw,file={self._disk}",
-            "-device", "virtio-blk-pci,drive=disk", *self._network(), *more, *devices,
+            f"qemu-system-{self._arch}", "-nodefaults", "-no-user-config", "-display", "none",
+            "-accel", "tcg,thread=multi", "-chardev", "stdio,id=line,signal=off",
+            *self._machine(firmware, cpu), *devices,
         ]  # fmt: skip
         if self._port:
             command = ["nsenter", f"--net=/run/netns/{self._port.namespace}", *command]
@@ -152,12 +159,12 @@ class Appliance:
 
     def is_clean(self) -> bool:
         """Say whether the data partition was unmounted, by its file system's own note."""
-        with self._disk.open("rb") as disk:
-            disk.seek(_ENTRIES_AT + 4 * _ENTRY_BYTES)
-            first = int(struct.unpack_from("<Q", disk.read(_ENTRY_BYTES), 32)[0]) * SECTOR_BYTES
-            disk.seek(first + _EXT4_AT)
-            magic, state, needs = struct.unpack("<HH36xI", disk.read(44))
+        magic, state, needs = struct.unpack("<HH36xI", self._data(_EXT4_AT, 44))
         return (magic, state & 1, needs & 4) == (0xEF53, 1, 0)
+
+    def data_made_s(self) -> int:
+        """Return when its data partition was made, by its own clock, in unix seconds."""
+        return int.from_bytes(self._data(_EXT4_MADE_AT, 4), "little")
 
     def cut(self) -> None:
         """Cut its power now."""
@@ -180,11 +187,42 @@ class Appliance:
         """Return all that this start has shown."""
         return self._serial.read_bytes().decode(errors="replace").replace("\r", "")
 
+    def _data(self, at: int, size: int) -> bytes:
+        """Return bytes of the data partition."""
+        with self._disk.open("rb") as disk:
+            disk.seek(_ENTRIES_AT + 4 * _ENTRY_BYTES)
+            first = int(struct.unpack_from("<Q", disk.read(_ENTRY_BYTES), 32)[0]) * SECTOR_BYTES
+            disk.seek(first + at)
+            return disk.read(size)
+
+    def _machine(self, firmware: str, cpu: str) -> list[str]:
+        """Return QEMU's arguments for the machine, with its disk, network and serial line."""
+        more = []
+        if firmware == "uefi" or self._arch != "x86_64":
+            board, code, empty = _UEFI[self._arch]
+            variables = self._folder / "variables.fd"
+            shutil.copyfile(code.with_name(empty), variables)
+            more = [
+                "-machine", board,
+                "-drive", f"if=pflash,format=raw,readonly=on,file={code}",
+                "-drive", f"if=pflash,format=raw,file={variables}",
+            ]  # fmt: skip
+        return [
+            "-cpu", cpu, "-smp", str(_CPUS), "-m", str(_MEMORY_MIB), "-serial", "chardev:line",
+            "-drive", f"if=none,id=disk,format=raw,file={self._disk}",
+            "-device", "virtio-blk-pci,drive=disk", *self._network(), *more,
+        ]  # fmt: skip
+
     def _network(self) -> list[str]:
         if self._port is None:
             return ["-nic", "user,model=virtio-net-pci"]
         tap = f"tap,ifname={self._port.tap},script=no,downscript=no"
         return ["-nic", f"{tap},model=virtio-net-pci,mac={self._port.mac}"]
+
+    def _put(self, name: str, content: bytes) -> None:
+        file = self._folder / "file"
+        file.write_bytes(content)
+        _mtools("mcopy", "-o", "-i", self._boot, file, f"::{name}")
 
     @property
     def _serial(self) -> Path:

@@ -156,4 +156,4 @@ def test_the_gateway_answers_as_a_user_without_rights(images: Images) -> None:
     ), shown
     # There is no agent beside it, and so it says.
     assert answer is not None
-    assert "no agent is running on /run/covey/agent.sock" in answer
+    assert "no agent is running on /run/covey-gateway/agent.sock" in answer

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from agent.engine.serve.openai import ApiError
+from agent.unreadable import UNREADABLE
 
 _Any = TypeVar("_Any")
 
@@ -24,7 +25,7 @@ def json_fields(body: bytes, not_yet: Mapping[str, tuple[Any, ...]]) -> dict[str
     """
     try:
         fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ApiError(f"The request's body is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ApiError("The request's body is not a JSON object")

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from agent.engine.serve.openai import ApiError
+from agent.unreadable import UNREADABLE
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -90,7 +91,7 @@ def _call(where: str, call: _Call) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = msgspec.json.decode(arguments) if arguments.strip() else {}
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             arguments = None
     elif arguments is None:
         arguments = {}

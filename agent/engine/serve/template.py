@@ -58,7 +58,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
             names = meta.find_undeclared_variables(environment.parse(source))
             self.knows_tools = "tools" in names
-        except jinja2.TemplateError as error:
+        except Exception as error:  # not jinja2's own alone: what is nested deep, for one
             self._why_not = f"This model's chat template does not compile: {error}"
 
     def render(

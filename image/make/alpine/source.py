@@ -11,7 +11,7 @@ from image.make import foreign, grub
 from image.make.alpine import building, repository
 from image.make.alpine.index import Entry, Need
 from image.make.alpine.resolve import resolve
-from image.make.source import Layout, Runnable
+from image.make.source import Board, Layout, Runnable
 
 # For networks, and no more: all of the kernel's firmware has a gigabyte.
 _FIRMWARE = (
@@ -22,10 +22,28 @@ _FIRMWARE = (
 KERNELS = {
     "metal": ("linux-lts", *(f"linux-firmware-{name}" for name in _FIRMWARE)),
     "virt": ("linux-virt",),
-}
+    # linux-lts knows no Raspberry Pi.
+    "raspberrypi": (
+        "linux-rpi", "raspberrypi-bootloader", "raspberrypi-bootloader-doc", "u-boot-raspberrypi",
+        "linux-firmware-brcm", "linux-firmware-cypress",
+    ),
+}  # fmt: skip
+BOARDS = {
+    "raspberrypi": Board(
+        firmware="boot",
+        uboot="usr/share/u-boot/rpi_arm64/u-boot.bin",
+        # Of a Pi 3 and 4, by the names that the firmware has for them.
+        device_trees="boot/bcm271[01]-rpi-*.dtb",
+        line="ttyS0",
+        settings=(),
+        licences={"LICENCE.raspi-firmware.txt":
+                  "usr/share/licenses/raspberrypi-bootloader/COPYING"},
+        root_licences={},
+    ),
+}  # fmt: skip
 WANTED = (
     "busybox-static", "openrc", "kmod",
-    "iproute2", "nftables", "conntrack-tools", "wireguard-tools-wg",
+    "iproute2", "nftables", "conntrack-tools", "wireguard-tools-wg", "wireguard-go",
     "e2fsprogs", "sfdisk", "partx", "dosfstools", "setpriv",
     "dropbear", "wpa_supplicant", "wireless-regdb",
     "python3",
@@ -46,6 +64,7 @@ class AlpinePackages:
     entries: list[Entry]
     everything: list[Entry]
     arch: str
+    flavour: str
     cache: Path
 
     @property
@@ -58,7 +77,7 @@ class AlpinePackages:
         """Where they have what."""
         return Layout(
             self.arch, _python(self.entries), f"lib/ld-musl-{self.arch}.so.1", ("lib", "usr/lib"),
-            "/bin/busybox", "bin/busybox.static",
+            "/bin/busybox", "bin/busybox.static", BOARDS.get(self.flavour),
         )  # fmt: skip
 
     def unpack(self, root: Path) -> None:
@@ -101,7 +120,7 @@ class Alpine:
         wanted = map(Need, (*WANTED, *KERNELS[flavour]))
         entries = resolve(everything, wanted, self._arch, _WITHOUT)
         self._mirror.fetch(entries)
-        return AlpinePackages(self._mirror, entries, everything, self._arch, self._cache)
+        return AlpinePackages(self._mirror, entries, everything, self._arch, flavour, self._cache)
 
 
 def _python(entries: list[Entry]) -> str:

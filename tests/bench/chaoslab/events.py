@@ -105,7 +105,8 @@ def _drained(mesh: Storm, name: str) -> Undo:
 
 
 def _joins(mesh: Storm, name: str) -> Undo:
-    mesh.lab.add(name)
+    if name not in mesh.lab.machines:  # one that left may come again
+        mesh.lab.add(name)
     mesh.agent(name, "join", mesh.ticket())
     mesh.newcomers[name] = time.monotonic()
     return lambda: None

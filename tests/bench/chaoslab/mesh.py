@@ -1,4 +1,4 @@
-"""The mesh of `chaos.py`, its clients, and whoever looks on: is the deployment whole?
+"""The mesh of `chaos.py` and `soak.py`, its clients, and whoever looks on: is the deployment whole?
 
 Only works inside a sandbox.
 """
@@ -32,10 +32,10 @@ _PREPARE_LIMIT_S = 900.0
 
 
 class Storm(Ringed):
-    """Six workers, a gateway, newcomers; who is hit, and where an engine stands still."""
+    """Workers, a gateway, newcomers; who is hit, and where an engine stands still."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, WORKERS)
+    def __init__(self, root: Path, workers: int = WORKERS) -> None:
+        super().__init__(root, workers)
         # Its agent is never ended, so that one has seen the whole run.
         self.kept = self.workers[1]
         self.newcomers: dict[str, float] = {}
@@ -144,8 +144,9 @@ class Watch:
 class Clients:
     """The clients' process on the gateway's machine, and what it has written so far."""
 
-    def __init__(self, mesh: Storm) -> None:
+    def __init__(self, mesh: Storm, streams: int = STREAMS) -> None:
         self._mesh = mesh
+        self._streams = streams
         self._works = mesh.root / "works.json"
         self._results = mesh.root / "results"
         self._process: subprocess.Popen[bytes] | None = None
@@ -175,7 +176,8 @@ class Clients:
         """Start asking."""
         with (self._mesh.root / "clients.log").open("ab") as log:
             self._process = self._mesh.machine(self._mesh.door).spawn(
-                [*self._command("ask"), str(self._results), str(STREAMS), str(seed), str(rounds)],
+                [*self._command("ask"), str(self._results), str(self._streams), str(seed),
+                 str(rounds)],
                 env=self._mesh.environment(self._mesh.door), output=log,
             )  # fmt: skip
 

@@ -220,5 +220,6 @@ def test_without_cap_net_raw_a_program_says_so(easy: World) -> None:
     )  # fmt: skip
     assert done.stdout == (
         "cannot share UDP port 51820 with WireGuard: this needs CAP_NET_RAW. Run the agent as"
-        " root, or give its service AmbientCapabilities=CAP_NET_RAW.\n"
+        " root, or give its service AmbientCapabilities=CAP_NET_RAW, or its container"
+        " `--cap-add NET_RAW`.\n"
     ), done.stderr

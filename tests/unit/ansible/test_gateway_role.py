@@ -5,14 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 import pytest
 
 from gateway import config
-from gateway.metrics import Metrics
 from gateway.tls import Certificate
 from tests.unit.ansible.library import library
 from tests.unit.ansible.load import ROOT
@@ -105,20 +103,45 @@ def test_what_the_inventory_says_is_what_the_gateway_reads() -> None:
     assert {name: getattr(read, name) for name in said} == {**said, "vision": ("ollama",)}
 
 
-def test_alerts_are_about_what_the_gateway_exports() -> None:
-    said = (ROOT / "roles/monitoring/files/alerts.yml").read_text()
-    used = set(re.findall(r"\b((?:gen_ai|covey_gateway)_[a-z_]+)(?=[{\[(\s)])", said))
-    now: Any = SimpleNamespace(
-        replicas=[{"name": "box", "usable": True, "in_flight": 0, "breaker": "open"}],
-        waiting={"place": 1}, dropped={}, models=[{"id": "m", "usable": 1}],
+def scraped(here: str, groups: dict[str, list[str]], **hostvars: dict[str, Any]) -> Any:
+    """Return what roles/monitoring has Prometheus on `here` ask."""
+    yaml = pytest.importorskip("yaml")
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
+    environment.filters["to_json"] = json.dumps
+    environment.tests["match"] = lambda value, pattern: re.match(pattern, value) is not None
+    environment.tests["file"] = lambda value: False
+    text = (ROOT / "roles/monitoring/templates/scrape.yml.j2").read_text()
+    said = environment.from_string(text).render(
+        groups=groups, hostvars=hostvars, inventory_hostname=here, covey_agent_settings={},
+        covey_gateway_listen="127.0.0.1:8088", covey_gateway_tls_self_signed=False,
+        covey_gateway_tls_cert="", covey_mesh_name="home",
     )  # fmt: skip
-    exported = Metrics().exposition(now).decode()
-    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", exported, re.M))
-    names = {
-        *kinds, *(f"{name}_total" for name, kind in kinds.items() if kind == "counter"),
-        *(f"{name}_{part}" for name, kind in kinds.items() if kind == "histogram"
-          for part in ("bucket", "count", "sum")),
+    return yaml.safe_load(said)["scrape_configs"]
+
+
+def test_prometheus_asks_the_agents_that_it_reaches_and_its_own() -> None:
+    def at(listen: str, **more: str) -> dict[str, Any]:
+        return {"covey_agent_settings": {"http": {"listen": listen}}, **more}
+
+    (job,) = scraped(
+        "box", {"covey": ["box", "nas", "alone", "inside", "off", "six"]}, box={}, alone={},
+        nas=at("0.0.0.0:7074", ansible_host="192.0.2.7"), inside=at("overlay:7074"), off=at(""),
+        six=at("[::]:99", ansible_host="2001:db8::6"),
+    )  # fmt: skip
+    assert job["job_name"] == "covey-agent"
+    assert {config["labels"]["host"]: config["targets"] for config in job["static_configs"]} == {
+        "box": ["127.0.0.1:7074"], "nas": ["192.0.2.7:7074"], "six": ["[2001:db8::6]:99"],
     }  # fmt: skip
-    metrics = {name for name in used if not name.startswith("gen_ai_request_model")}
-    assert len(metrics) >= 6
-    assert metrics <= names
+    assert {config["labels"]["mesh"] for config in job["static_configs"]} == {"home"}
+
+
+def test_prometheus_asks_gateways_and_may_have_nobody_to_ask() -> None:
+    door = {"covey_gateway_listen": "0.0.0.0:8088", "ansible_host": "192.0.2.8"}
+    groups = {"covey": ["door"], "covey_gateways": ["door"]}
+    (job,) = scraped("elsewhere", groups, door=door)
+    assert job["job_name"] == "covey-gateway-door"
+    assert job["static_configs"][0]["targets"] == ["192.0.2.8:8088"]
+    assert [one["job_name"] for one in scraped("door", groups, door=door)] == [
+        "covey-agent", "covey-gateway-door",
+    ]  # fmt: skip
+    assert scraped("elsewhere", {"covey": ["box"]}, box={}) == []

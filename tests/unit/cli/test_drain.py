@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli import drain
-from agent.errors import PeerError
+from agent.errors import PeerError, UsageError
 
 MOVES = {"deployment": "duo", "what": "head", "state": "it comes up on box (loading)",
          "stays": False}  # fmt: skip
@@ -45,7 +45,7 @@ class Agent:
 def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
     made = Agent()
 
-    def call(settings: object, use: Callable[[Agent], Any]) -> Any:
+    def call(settings: object, use: Callable[[Agent], Any], doing: str = "") -> Any:
         return asyncio.run(use(made))
 
     monkeypatch.setattr(drain, "call", call)
@@ -63,7 +63,7 @@ def test_it_returns_once_nothing_runs(agent: Agent) -> None:
     done = run()
     assert done.exit_code == 0, done.output
     assert done.stdout == "den runs nothing now: it may be switched off.\n"
-    assert agent.asked == [("/v1/drain", {}), ("/v1/drain", None), ("/v1/drain", None)]
+    assert agent.asked == [("/v1/drain", {"once": False}), ("/v1/drain", None), ("/v1/drain", None)]
     assert json.loads(run("--json").stdout) == {"name": "den", "draining": True, "work": []}
 
 
@@ -78,6 +78,13 @@ def test_what_stays_is_said_and_the_node_goes_on_draining(agent: Agent) -> None:
     )
     assert "den goes on draining" in done.exception.hint
     assert agent.draining
+
+
+def test_once_is_until_the_agent_ends(agent: Agent) -> None:
+    assert run("--once").exit_code == 0
+    assert agent.asked[0] == ("/v1/drain", {"once": True})
+    done = run("--once", "--off")
+    assert isinstance(done.exception, UsageError)
 
 
 def test_it_is_taken_back(agent: Agent) -> None:

@@ -43,7 +43,7 @@ class Agent:
 def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
     made = Agent()
 
-    def call(settings: object, use: Callable[[Agent], Any]) -> Any:
+    def call(settings: object, use: Callable[[Agent], Any], doing: str = "") -> Any:
         return asyncio.run(use(made))
 
     monkeypatch.setattr(logs, "call", call)

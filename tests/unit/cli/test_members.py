@@ -56,7 +56,7 @@ class Agent:
 def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
     made = Agent()
 
-    def call(settings: object, use: Callable[[Agent], Any]) -> Any:
+    def call(settings: object, use: Callable[[Agent], Any], doing: str = "") -> Any:
         return asyncio.run(use(made))
 
     for module in (members, mesh):

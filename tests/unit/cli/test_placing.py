@@ -38,7 +38,7 @@ class Agent:
 
 
 def answering(answer: dict[str, Any]) -> Callable[..., Any]:
-    return lambda settings, use: asyncio.run(use(Agent(answer)))
+    return lambda settings, use, doing="": asyncio.run(use(Agent(answer)))
 
 
 def test_a_plan_says_what_is_known_of_rings_that_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ class Agent:
 def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
     made = Agent()
 
-    def call(settings: object, use: Callable[[Agent], Any]) -> Any:
+    def call(settings: object, use: Callable[[Agent], Any], doing: str = "") -> Any:
         return asyncio.run(use(made))
 
     for module in (deployments, placing):

@@ -64,7 +64,7 @@ def updater(monkeypatch: pytest.MonkeyPatch) -> Updater:
     monkeypatch.setattr(door, "install", made.install)
     monkeypatch.setattr(turn, "wait", made.wait)
     monkeypatch.setattr(turn, "restart", made.restart)
-    monkeypatch.setattr(update, "call", lambda settings, use: asyncio.run(use(made)))
+    monkeypatch.setattr(update, "call", lambda settings, use, doing="": asyncio.run(use(made)))
     return made
 
 

@@ -538,6 +538,20 @@ async def test_a_head_obeys_its_present_owner_alone(net: Net) -> None:
         await third.up.answer(first.id, Keep(wish.encode(), token, True))
 
 
+async def test_who_may_not_deploy_has_no_stage_loaded_either(net: Net) -> None:
+    alpha, beta = net["alpha"], net["beta"]
+    stop = messages.StopRing("00" * 16, Token(1, alpha.id.ed25519))
+    for roles in (("relay",), ("gateway",), ("issuer",)):
+        alpha.member.certificate.roles = roles
+        with pytest.raises(MembershipError, match="neither the role worker nor admin"):
+            await beta.up.answer(alpha.id, stop)
+        await beta.up.answer(alpha.id, messages.AskFacts())  # to plan, anybody may ask
+    with pytest.raises(MembershipError):
+        await beta.up.answer(NodeKey(b"x" * 32).id, stop)
+    alpha.member.certificate.roles = ("worker",)
+    await beta.up.answer(alpha.id, stop)
+
+
 async def test_an_owner_that_does_not_answer_is_said_to(net: Net) -> None:
     first, _, third = net.ranked("m")
     await third.up.deploy(request())

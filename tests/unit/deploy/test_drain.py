@@ -28,6 +28,27 @@ def test_it_is_kept_until_it_is_taken_back(tmp_path: Path) -> None:
     assert not drain.on
 
 
+def test_one_that_is_wished_once_ends_with_the_agent(tmp_path: Path) -> None:
+    drain = Drain(tmp_path)
+    drain.restore()
+    assert drain.once()
+    assert not drain.once()
+    assert drain.on
+    again = Drain(tmp_path)
+    again.restore()
+    assert not again.on
+    # Who wishes it for good after that is heard, though nothing new follows from it.
+    assert not drain.set(True)
+    again.restore()
+    assert again.on
+    assert drain.set(False)
+    again.restore()
+    assert not again.on
+    assert drain.once()
+    assert drain.set(False)
+    assert not drain.on
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -1,6 +1,7 @@
 """Ports for engines: from the range, each to one engine, also while several start at once."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,6 +220,45 @@ async def test_what_engines_learn_of_links_is_handed_on(
     links = few._in_ring("head", [], PLACE, OTHER, 1, 64, "f32").links
     assert len(links) == 64
     assert "one" in links and "other" not in links, "the one heard of last longest ago"
+
+
+class Telling(FakeEngine):
+    """An engine that tells of itself when it is asked."""
+
+    alive = ready = True
+    pid = os.getpid()
+
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(spec)
+        self.stats: dict[str, float] = {}
+
+    async def tell(self, timeout_s: float) -> None:
+        self.stats = {"rows": 7.0}
+
+
+async def test_engines_that_run_tell_what_they_did_and_how_many_failed_is_counted(
+    few: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few.logs, "add", lambda _: None)
+    here, gone, broken = (
+        Telling(EngineSpec(role="stage", files=("x",), ring="0a1b2c3d" * 4, stage=2))
+        for _ in range(3)
+    )
+    gone.alive = False
+    for engine in (here, gone, broken):
+        few._made(engine)  # type: ignore[arg-type]
+    gone.over(None)  # type: ignore[attr-defined]
+    broken.over(EngineError("it died"))  # type: ignore[attr-defined]
+    head = Telling(EngineSpec(role="head", files=("x", "y"), model_name="chat"))
+    few._running = [here, gone, head]  # type: ignore[list-item]
+    found = await few.figures()
+    told, headed = found.running
+    assert (headed.deployment, headed.role) == ("chat", "head")
+    assert (told.ring, told.stage, told.role, told.ready) == ("0a1b2c3d", 2, "stage", True)
+    assert told.deployment == ""
+    assert told.stats == {"rows": 7.0}
+    assert told.resident_bytes > 1 << 20
+    assert (found.started, found.failed["stage"]) == ({"stage": 3}, 1)
 
 
 class OnGpus(FakeEngine):

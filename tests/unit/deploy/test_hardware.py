@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -170,3 +171,17 @@ async def test_what_engines_would_give_back_counts_on_the_host_alone(
     await on_gpu.facts()
     assert on_gpu.free_without([1, 2]) == on_gpu.free_bytes() == 139 * GIB
     await on_gpu.stop()
+
+
+def test_what_a_process_uses_and_none_that_is_gone(tmp_path: Path) -> None:
+    resident, cpu_s = machine.used(os.getpid()) or (0, -1.0)
+    assert resident > 1 << 20
+    assert cpu_s > 0
+    folder = tmp_path / "7"
+    folder.mkdir()
+    (folder / "statm").write_text("900 3 1 1 0 80 0\n")
+    fields = ["S", *map(str, range(4, 14)), "250", "50", "16"]
+    (folder / "stat").write_text(f"7 (odd) name) {' '.join(fields)}\n")
+    page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+    assert machine.used(7, tmp_path) == (3 * page, 300 / tick)
+    assert machine.used(8, tmp_path) is None

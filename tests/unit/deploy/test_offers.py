@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.deploy import offers
 from agent.deploy.messages import Answer, Facts, Request, StageState
-from agent.deploy.needs import cuts_of, default_context, model_needs
+from agent.deploy.needs import cuts_of, default_context, model_needs, whole_bytes
 from agent.deploy.offers import Fit, Offers, fit, sizes_of
 from agent.engine.gguf_file import GgufFile
 from agent.errors import PeerError, UsageError
@@ -73,7 +73,7 @@ def test_what_is_missing_would_do_on_one_more_node(gib: list[float]) -> None:
 def test_one_node_holds_what_plans_say_it_holds(spare: int) -> None:
     entry = catalogue.find("qwen3-8b")
     sizes = sizes_of(entry, entry.files[0], "it is cut nowhere")
-    needed = offers._needed(sizes, offers.usual_context(entry, entry.files[0]))
+    needed = whole_bytes(sizes, offers.usual_context(entry, entry.files[0]))
     found = fit(entry, entry.files[0], [Node("n", "box", needed + 1 + spare)])
     # A byte less is a matter of rounding.
     assert bool(found.nodes) == (spare >= 0) or spare == -1

@@ -97,6 +97,8 @@ async def test_embeddings_by_the_official_client(
         with pytest.raises(ConfigError, match="an engine without a ring cannot go over"):
             await engine.regroup(engine.spec)
         assert not engine.ended
+        await engine.tell(10.0)
+        assert engine.stats["texts"] == 3 + 1 + 1 + 2
     assert engine.stats["texts"] == 3 + 1 + 1 + 2
 
 

@@ -71,6 +71,10 @@ async def test_answers_at_the_same_time_are_those_of_the_whole_model(
             assert {run.finish for run in runs} == {Finish.LENGTH}
             timings = runs[6].timings
             assert (timings.prompt_tokens, timings.generated) == (50, 8)
+            occupied = head.occupied()
+            assert (occupied["running"], occupied["waiting"]) == (0, 0)
+            # What was said is kept for who asks the same again.
+            assert 50 < occupied["cells_taken"] <= occupied["cells"] == rings.N_CTX
             assert timings.prompt_s > 0 and timings.generate_s > 0
             assert pipeline.stats.batches < 8 * 9, "they did not share batches"
 

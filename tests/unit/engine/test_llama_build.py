@@ -119,13 +119,21 @@ def test_another_architecture_is_another_entry_and_has_a_compiler_of_its_own(
     assert "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++" in llama_build.cross_options("aarch64")
     # What this machine's CPU can says nothing of another's.
     monkeypatch.setattr(llama_build, "read_cpu_flags", lambda: NEW_XEON)
-    options = llama_build.cmake_options("aarch64", frozenset())
+    options = [*llama_build.cmake_options("aarch64", frozenset()), "-DLLAVA_BUILD=OFF"]
     entry = llama_build.cache_entry(tmp_path, pinned.read_text(), options, "aarch64")
     assert entry != llama_build.cache_entry(tmp_path, pinned.read_text(), options)
     entry.mkdir(parents=True)
     wheel = entry / "llama_cpp_python-0.0.1-py3-none-linux_aarch64.whl"
     wheel.touch()
     assert llama_build.build(pinned, tmp_path, tmp_path / "none", arch="aarch64") == wheel
+
+
+def test_the_library_of_llama_cpps_own_programs_is_left_out_of_arms(tmp_path: Path) -> None:
+    file = tmp_path / "CMakeLists.txt"
+    text = '    set(LLAMA_BUILD_COMMON {} CACHE BOOL "Build llama.cpp common library" FORCE)\n'
+    file.write_text(text.format("ON"))
+    llama_build.without_common(file)
+    assert file.read_text() == text.format("OFF")
 
 
 def test_builds_that_take_a_newer_compiler_are_left_out_of_arms(tmp_path: Path) -> None:

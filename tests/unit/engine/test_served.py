@@ -127,8 +127,9 @@ async def test_logprobs_are_of_the_tokens_that_came(client: openai.AsyncOpenAI) 
     chunks = [c async for c in await client.chat.completions.create(**fields, stream=True)]
     told = [e for c in chunks if c.choices[0].logprobs for e in c.choices[0].logprobs.content]
     assert [entry.bytes for entry in told] == [entry.bytes for entry in entries]
-    # Now most of the prompt is in the caches, so the rest goes through in a smaller batch.
-    assert [e.logprob for e in told] == pytest.approx([e.logprob for e in entries], abs=1e-4)
+    # Now most of the prompt is in the caches, so the rest goes through in a smaller batch, and f32
+    # rounds elsewhere: 1e-4 on one CPU of two.
+    assert [e.logprob for e in told] == pytest.approx([e.logprob for e in entries], abs=1e-3)
 
 
 @pytest.mark.parametrize("stream", [False, True])

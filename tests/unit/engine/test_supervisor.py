@@ -86,8 +86,13 @@ async def test_a_head_that_stands_still_is_ended_and_one_that_stood_for_a_moment
     )  # fmt: skip
     engine = await Engine.start(spec)
     try:
+        await engine.tell(10.0)
+        told = engine.stats
+        assert told["cells"] > 0
         os.kill(engine.pid, signal.SIGSTOP)
-        await asyncio.sleep(1.2)  # one question is not answered in time, the next one is
+        await engine.tell(0.1)
+        assert engine.stats == told
+        await asyncio.sleep(1.1)  # one question is not answered in time, the next one is
         os.kill(engine.pid, signal.SIGCONT)
         assert await complete(engine, TEXT)
         assert not engine.ended
@@ -96,6 +101,9 @@ async def test_a_head_that_stands_still_is_ended_and_one_that_stood_for_a_moment
             reason = await engine.wait_ended()
         assert reason is not None
         assert reason.message == "the engine of the model stood still and was ended."
+        told = engine.stats
+        await engine.tell(0.1)
+        assert engine.stats == told
         assert not engine.alive
     finally:
         await engine.stop()
@@ -119,6 +127,12 @@ async def test_two_nodes_answer_as_llama_cpp_and_stop_cleanly_when_asked(
             re.fullmatch(r"f32 \([\d,]+ Mbit/s( or more)?\)", engine.rows) for engine in engines
         )
         assert {engine.runs_on for engine in engines} == {"1 CPU thread"}
+        for engine in engines:
+            await engine.tell(10.0)
+            assert engine.stats["rows"] > 100
+        assert engines[0].stats["batches"] == engines[1].stats["frames"] > 0
+        assert 0 < engines[0].stats["cells_taken"] <= engines[0].stats["cells"]
+        assert "cells" not in engines[1].stats
         await asyncio.sleep(4.0)  # for some pings: fewer than two tell nothing
     # Each has its neighbour on both sides, and says at its end what it learned of it.
     assert [known.keys() for known in learned] == [{"127.0.0.1"}] * 2
@@ -250,10 +264,25 @@ async def test_only_the_right_predecessor_with_the_right_hello_gets_in(
         await engine.stop()
 
 
-def test_an_engine_is_told_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("https_proxy", "HTTP_PROXY", "all_proxy"):
+def test_an_engine_is_told_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("https_proxy", "HTTP_PROXY", "HF_TOKEN", "COVEY_GATEWAY_STORE", "NOTIFY_SOCKET"):
         monkeypatch.setenv(name, "http://me:secret@proxy:3128")
-    monkeypatch.setenv("COVEY_LOG", "debug")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     found = supervisor.environment()
     assert "secret" not in " ".join(found.values())
-    assert found["COVEY_LOG"] == "debug"
+    assert found["CUDA_VISIBLE_DEVICES"] == "1"
+    assert found["PYTHONPATH"].endswith(":/elsewhere")
+    assert found["PATH"] == os.environ["PATH"]
+
+
+async def test_the_process_itself_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    process = await supervisor.spawn()
+    try:
+        seen = Path(f"/proc/{process.pid}/environ").read_bytes()
+        assert b"PATH=" in seen
+        assert b"hf_secret" not in seen
+    finally:
+        process.kill()
+        await process.communicate()

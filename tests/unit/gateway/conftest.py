@@ -132,8 +132,11 @@ def gateway(runners: list[web.AppRunner]) -> Gateway:
                 while True:
                     async with session.get(url + "/gateway/status") as answer:
                         status = await answer.json()
-                    if status["agent"] != "ok" or all(
-                        r["models"] and r["reason"] != "not checked yet" for r in status["replicas"]
+                    known = [r["reason"] != "not checked yet" for r in status["replicas"]]
+                    if status["agent"] != "ok" or (
+                        len(known) >= len(source.listed)
+                        and all(known)
+                        and all(r["models"] for r in status["replicas"])
                     ):
                         break
         return url

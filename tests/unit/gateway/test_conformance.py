@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from functools import cache
 from itertools import count
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 
 from agent.engine.serve import embeddings
 from agent.engine.serve.app import make_app as make_head
@@ -161,9 +163,9 @@ async def url(scripted: Any, gateway: Any, listed: Any, runners: list[web.AppRun
         EMBEDS: embeddings.make_app(Encoder(EMBEDS, "embeddings")),
         RANKS: embeddings.make_app(Encoder(RANKS, "ranks")),
     }
-    source = listed([await head_of(app, n, runners) for n, app in apps.items()])
-    source.answers[("GET", "/v1/shelf")] = {"kept": [], "known": [], "workers": []}
-    address: str = await gateway(source=source)
+    agent = listed([await head_of(app, name, runners) for name, app in apps.items()])
+    agent.answers[("GET", "/v1/shelf")] = {"kept": [], "known": [], "workers": []}
+    address: str = await gateway(source=agent)
     return address
 
 
@@ -217,14 +219,17 @@ def ask_all(url: str, path: str, method: str) -> None:
                 phases=[Phase.generate, Phase.shrink],
                 suppress_health_check=list(HealthCheck),
             )
-            setting(given(case=operation.as_strategy(generation_mode=mode))(ask))()
+            with suppress(Unsatisfiable) if mode is modes.NEGATIVE else nullcontext():
+                # Any word is a name, so of a path with a name in it nothing can be wrong.
+                setting(given(case=operation.as_strategy(generation_mode=mode))(ask))()
 
 
 def check_pieces(path: str, answer: Any) -> None:
     """Hold the pieces of a stream against what is said of them."""
     import jsonschema_rs
 
-    media = answer.headers["content-type"][0].partition(";")[0]
+    # What leads elsewhere has none.
+    media = answer.headers.get("content-type", [""])[0].partition(";")[0]
     if answer.status_code != 200 or media not in (EVENTS, LINES):
         return
     schema = DESCRIBED["paths"][path]["post"]["responses"]["200"]["content"][media]["x-covey-piece"]

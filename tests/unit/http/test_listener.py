@@ -10,8 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from figures_given import figures
+from prometheus_client.parser import text_string_to_metric_families
 
 from agent.errors import EnvironmentFault
+from agent.figures import Figures
 from agent.health import Health, HealthItem
 from agent.http import standing
 from agent.http.listener import Listener
@@ -121,9 +124,29 @@ async def test_an_address_of_another_machine_is_said() -> None:
         await Listener([], ROUTES).start("192.0.2.1", free_port())
 
 
+async def test_metrics_are_those_of_the_node_and_of_its_process() -> None:
+    async def gathered() -> Figures:
+        return figures()
+
+    port = free_port()
+    listener = Listener([], standing.routes(Health(), gathered))
+    await listener.start(HOST, port)
+    status, headers, body = await ask(port, "GET /metrics HTTP/1.1\nHost: localhost")
+    await listener.stop()
+    assert (status, headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    families = {one.name: one for one in text_string_to_metric_families(body)}
+    assert families["covey_agent_draining"].samples[0].value == 0
+    for name in ("process_cpu_seconds", "process_resident_memory_bytes", "process_open_fds"):
+        assert families[name].samples[0].value > 0
+
+
 async def test_health_is_200_whatever_is_wrong() -> None:
     health, port = Health(), free_port()
-    listener = Listener([], standing.routes(health))
+
+    async def gathered() -> Figures:
+        return figures()
+
+    listener = Listener([], standing.routes(health, gathered))
     await listener.start(HOST, port)
 
     async def told() -> dict[str, Any]:

@@ -83,6 +83,33 @@ def test_a_redirect_may_not_lead_out_of_what_is_sealed() -> None:
         check_redirect("http://127.0.0.1/f", "http://b.org/f", NETWORKS)
 
 
+@pytest.mark.parametrize(
+    ("asked", "target"),
+    [
+        ("https://a.org/f", "https://127.0.0.1:8443/f"),
+        ("https://a.org/f", "https://localhost/f"),
+        ("https://a.org/f", "https://[fd00:1234::5]/f"),
+        ("http://[fd00:1234::5]:7070/f", "http://127.0.0.1:8088/f"),
+        ("http://10.77.0.9/f", "http://[::1]/f"),
+        ("http://10.77.0.9/f", "http://localhost:11434/api/tags"),
+    ],
+)
+def test_a_redirect_may_not_lead_to_this_nodes_own_services(asked: str, target: str) -> None:
+    with pytest.raises(UsageError, match="not for it to say") as caught:
+        check_redirect(asked, target, NETWORKS)
+    assert caught.value.line().isprintable()
+
+
+def test_a_redirect_may_lead_as_far_as_it_was_asked_from() -> None:
+    for asked, target in (
+        ("http://127.0.0.1/f", "http://[::1]:9/g"),
+        ("http://[fd00:1234::5]/f", "http://10.77.0.9/f"),
+        ("http://127.0.0.1/f", "http://10.77.0.9/f"),
+        ("http://10.77.0.9/f", "https://a.org/f"),
+    ):
+        assert check_redirect(asked, target, NETWORKS) == target
+
+
 def test_what_is_shown_has_no_password_and_no_signature() -> None:
     assert shown("https://me:secret@x.org:8/f?sig=secret#a") == "https://x.org:8/f"
     assert shown("http://[fd00::1]:80/f") == "http://[fd00::1]:80/f"

@@ -43,6 +43,7 @@ def test_no_capability(host: Any) -> None:
     ) as caught:
         host.run(KernelDevice("cvk0").open, KEY, 0, ADDRESSES)
     assert "root" in caught.value.hint
+    assert "container `--cap-add NET_ADMIN`" in caught.value.hint
 
 
 def test_peers_that_are_adopted_are_read_as_they_could_have_been_set() -> None:

@@ -214,15 +214,16 @@ def test_no_capability(real: Any) -> None:
         match=r"^cannot create the WireGuard interface \w+: this needs CAP_NET_ADMIN$",
     ) as caught:
         real.open(0)
-    assert "root" in caught.value.hint
+    assert "container `--cap-add NET_ADMIN`" in caught.value.hint
 
 
 def test_no_tun_device(real: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(userspace, "PROGRAM", "false")
     tun = tmp_path / "tun"
     monkeypatch.setattr(userspace, "_TUN", tun)
-    with pytest.raises(EnvironmentFault, match=f"there is no {tun}"):
+    with pytest.raises(EnvironmentFault, match=f"there is no {tun}") as caught:
         real.open(0)
+    assert "give the container `--device /dev/net/tun`" in caught.value.hint
     tun.touch()
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != tun and access(path, mode))

@@ -308,7 +308,8 @@ def test_without_the_capability_it_says_what_is_missing() -> None:
     thread.join()
     assert [fault.line() for fault in faults] == [
         "cannot share UDP port 51820 with WireGuard: this needs CAP_NET_RAW. Run the agent as"
-        " root, or give its service AmbientCapabilities=CAP_NET_RAW."
+        " root, or give its service AmbientCapabilities=CAP_NET_RAW, or its container"
+        " `--cap-add NET_RAW`."
     ]
 
 

@@ -140,6 +140,7 @@ def test_a_spent_pair_may_not_come_back_by_allocating_anew() -> None:
         allocations.count(found.id, (size, 0), NOW)
         if allocations.get(found.id):
             allocations.release(ANNA.id, found.id)
+    assert allocations.sent_bytes == 1000, "with what pairs sent that are gone"
     with pytest.raises(EnvironmentFault, match="this pair has used up"):
         allocations.allocate(BERT.id, ANNA.id, NOW)
     allocations.allocate(ANNA.id, CARL.id, NOW)

@@ -41,5 +41,12 @@ def partitions(image: bytes, sector: int) -> list[tuple[str, UUID, UUID, int, in
     return rows
 
 
+def mbr(image: bytes) -> list[tuple[int, int, int]]:
+    """Return type, first sector and sectors of each partition that the MBR names."""
+    assert image[510:512] == b"\x55\xaa"
+    rows = [struct.unpack_from("<4xB3xII", image, at) for at in range(446, 510, 16)]
+    return [row for row in rows if row[0]]
+
+
 def sectors_of(path: Path) -> int:
     return path.stat().st_size // 512

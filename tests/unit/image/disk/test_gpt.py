@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
-from gpt_tables import header, partitions
+from gpt_tables import header, mbr, partitions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +61,20 @@ def test_the_protective_mbr_covers_the_disk() -> None:
     assert raw[462:512] == bytes(48) + b"\x55\xaa"
     large = Table(DISK, 1 << 40, ()).head()
     assert large[458:462] == b"\xff" * 4
+
+
+def test_a_hybrid_mbr_names_the_fat_partition_first() -> None:
+    parts = (partition("bios", 34, 6), partition("boot", 40, 60), partition("data", 100))
+    table = Table(DISK, SECTORS, parts)
+    raw = table.head(b"\xeb" * 440, "boot")
+    assert raw[:440] == b"\xeb" * 440
+    fat = bytes.fromhex("00feffff0cfeffff") + (40).to_bytes(4, "little") + bytes([60, 0, 0, 0])
+    guard = bytes.fromhex("00000200eefeffff01000000") + (39).to_bytes(4, "little")
+    assert raw[440:512] == bytes(6) + fat + guard + bytes(32) + b"\x55\xaa"
+    assert mbr(raw) == [(0x0C, 40, 60), (0xEE, 1, 39)]
+    # All else is as it was, and is read as it was.
+    assert raw[512:] == table.head(b"")[512:]
+    assert Table.read(raw) == table
 
 
 def test_boot_code_has_its_room() -> None:

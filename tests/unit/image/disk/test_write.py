@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-from gpt_tables import PATH, header, partitions, program, sectors_of
+from gpt_tables import PATH, header, mbr, partitions, program, sectors_of
 
 from agent.errors import EnvironmentFault, UsageError
 from image.disk.layout import MIB, Sizes
@@ -85,9 +87,10 @@ def test_an_image_that_cannot_be_made_leaves_what_was_there(
 
 
 @pytest.mark.skipif(not program("sgdisk"), reason="sgdisk is not installed")
-def test_sgdisk_finds_no_fault(tmp_path: Path, parts: Mapping[str, Path]) -> None:
+@pytest.mark.parametrize("fat", ["", "boot"])
+def test_sgdisk_finds_no_fault(tmp_path: Path, parts: Mapping[str, Path], fat: str) -> None:
     out = tmp_path / "covey.img"
-    write(out, "x86_64", SIZES, parts)
+    write(out, "x86_64", SIZES, parts, fat=fat)
     done = subprocess.run(
         ["sgdisk", "-v", out], env={"PATH": PATH}, check=False, capture_output=True, text=True
     )
@@ -101,11 +104,55 @@ def test_sgdisk_finds_no_fault(tmp_path: Path, parts: Mapping[str, Path]) -> Non
 
 
 @pytest.mark.skipif(not program("sfdisk"), reason="sfdisk is not installed")
-def test_sfdisk_finds_no_fault(tmp_path: Path, parts: Mapping[str, Path]) -> None:
+@pytest.mark.parametrize("fat", ["", "boot"])
+def test_sfdisk_finds_no_fault(tmp_path: Path, parts: Mapping[str, Path], fat: str) -> None:
     out = tmp_path / "covey.img"
-    write(out, "x86_64", SIZES, parts)
+    write(out, "x86_64", SIZES, parts, fat=fat)
     done = subprocess.run(
         ["sfdisk", "--verify", out], env={"PATH": PATH}, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No errors detected" in done.stdout
+
+
+def sfdisk(*words: object, said: str = "") -> str:
+    return subprocess.run(
+        ["sfdisk", *map(str, words)], env={"PATH": PATH}, check=True, capture_output=True,
+        text=True, input=said,
+    ).stdout  # fmt: skip
+
+
+@pytest.mark.skipif(not program("sfdisk"), reason="sfdisk is not installed")
+def test_a_firmware_that_reads_the_mbr_alone_finds_the_boot_partition(
+    tmp_path: Path, parts: Mapping[str, Path]
+) -> None:
+    out = tmp_path / "covey.img"
+    table = write(out, "aarch64", SIZES, parts, fat="boot")
+    boot = table.partitions[1]
+    found: list[dict[str, Any]] = json.loads(sfdisk("-J", "-Y", "dos", out))["partitiontable"][
+        "partitions"
+    ]
+    assert [(each["start"], each["size"], each["type"]) for each in found] == [
+        (boot.first, boot.sectors, "c"), (1, boot.first - 1, "ee"),
+    ]  # fmt: skip
+    # Whoever reads both takes the other table.
+    whole = json.loads(sfdisk("-J", out))["partitiontable"]
+    assert whole["label"] == "gpt" and len(whole["partitions"]) == 5
+
+
+@pytest.mark.skipif(not program("sfdisk"), reason="sfdisk is not installed")
+def test_the_mbr_stays_when_the_data_partition_grows(
+    tmp_path: Path, parts: Mapping[str, Path]
+) -> None:
+    """What the appliance does at its first start, on a disk that is larger than the image."""
+    out = tmp_path / "covey.img"
+    table = write(out, "aarch64", SIZES, parts, fat="boot")
+    before = mbr(out.read_bytes()[:512])
+    os.truncate(out, out.stat().st_size + 64 * MIB)
+    sfdisk("-q", "--no-tell-kernel", "--relocate", "gpt-bak-std", out)
+    sfdisk("-q", "--no-reread", "--no-tell-kernel", "-N", 5, out, said=", +\n")
+    raw = out.read_bytes()
+    assert mbr(raw) == before
+    (grown,) = [row for row in partitions(raw, 1) if row[0] == "data"]
+    assert grown[4] > table.partitions[4].last + 63 * 2048
+    assert partitions(raw, sectors_of(out) - 1) == partitions(raw, 1)

@@ -48,8 +48,14 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> dict[Path, list[str]]:
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> crossing.CrossedPackages:
     monkeypatch.setattr(crossing.platform, "machine", lambda: "x86_64")
     arches = {"aarch64": "arm64", "x86_64": "amd64"}
-    monkeypatch.setattr(crossing, "Apt", lambda cache, mirror, arch: FakeApt(arches[arch]))
+    monkeypatch.setattr(crossing, "Apt", lambda cache, mirror, arch, *_: FakeApt(arches[arch]))
     return crossing.Crossed("", "aarch64", tmp_path, tmp_path).fetch("virt")
+
+
+def test_a_raspberry_pi_is_a_board(packages: crossing.CrossedPackages, tmp_path: Path) -> None:
+    assert packages.layout.board is None
+    found = crossing.Crossed("", "aarch64", tmp_path, tmp_path).fetch("raspberrypi")
+    assert found.layout.board and found.layout.line == "ttyS1"
 
 
 def test_what_runs_here_is_of_the_same_packages_for_this_machine(

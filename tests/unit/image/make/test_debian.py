@@ -85,6 +85,51 @@ def test_packages_of_another_architecture_have_lists_of_their_own(
     assert "update" not in asked[-1] and "APT::Architecture=amd64" not in asked[-1]
 
 
+ASKED = """\
+Debian bookworm http://deb.debian.org/debian/
+Debian bookworm http://deb.debian.org/debian/
+Debian bookworm-security http://deb.debian.org/debian-security/
+. nodistro https://deb.example.com/
+Debian trixie http://deb.debian.org/debian/
+"""
+
+
+def test_firmware_is_asked_for_where_this_machine_asks_for_debian(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"indextargets": ASKED, "update": "", "install": "Inst a (1 Debian:12 [all])\n"}
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> str:
+        asked.append([str(word) for word in command])
+        return next(said[word] for word in said if word in command)
+
+    monkeypatch.setattr(debian, "run", run)
+    Apt(tmp_path, arch="aarch64", components=("non-free-firmware",)).plan("raspberrypi")
+    lists = tmp_path / "apt-arm64-non-free-firmware"
+    keyring = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+    assert (lists / "sources.list").read_text() == (
+        f"deb {keyring} http://deb.debian.org/debian/ bookworm main non-free-firmware\n"
+        f"deb {keyring} http://deb.debian.org/debian-security/ bookworm-security "
+        "main non-free-firmware\n"
+    )
+    assert f"Dir::Etc::SourceList={lists}/sources.list" in asked[-1]
+    assert {"linux-image-arm64", "raspi-firmware", "u-boot-rpi"} < set(asked[-1])
+    # A mirror that is named is asked, and no other.
+    Apt(tmp_path, "http://host/debian/", "aarch64", ("non-free-firmware",)).plan("raspberrypi")
+    assert (lists / "sources.list").read_text() == (
+        f"deb {keyring} http://host/debian bookworm main non-free-firmware\n"
+    )
+
+
+def test_a_machine_whose_apt_asks_for_no_debian(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "run", lambda command, **_: "")
+    with pytest.raises(EnvironmentFault, match="knows no mirror of Debian 12"):
+        Apt(tmp_path, arch="aarch64", components=("non-free-firmware",)).plan("raspberrypi")
+
+
 def test_an_image_is_built_on_a_machine_of_its_architecture() -> None:
     programs.require_machine(platform.machine())
     with pytest.raises(EnvironmentFault) as caught:

@@ -22,6 +22,7 @@ def complete(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "words"),
     [
         ("--source alpine", "--source alpine takes a --mirror. Name a URL or a folder."),
+        ("--flavour raspberrypi", "a Raspberry Pi is no x86_64. Add --arch aarch64."),
         ("--keys /etc", "--keys is for --source alpine."),
         ("--source alpine --mirror /nowhere --keys /nowhere", "no public key is in /nowhere."),
         ("--source alpine --mirror /nowhere", "the mirror /nowhere has no main for x86_64."),

@@ -72,8 +72,22 @@ def test_the_layout_and_its_index(files: dict[str, bytes]) -> None:
         assert descriptor["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
         assert descriptor["platform"] == {"architecture": "amd64", "os": "linux"}
     assert set(images(files)) == {"agent", "gateway"}
-    # Layout, index, two manifests, two configs, and one layer for both.
-    assert len(files) == 7
+    # Layout, index, Docker's list, two manifests, two configs, and one layer for both.
+    assert len(files) == 8
+
+
+def test_engines_that_do_not_read_the_layout_are_told_the_same(files: dict[str, bytes]) -> None:
+    listed = json.loads(files["manifest.json"])
+    assert [one["RepoTags"] for one in listed] == [
+        ["localhost/covey/agent:latest"], ["localhost/covey/gateway:latest"],
+    ]  # fmt: skip
+    for one, descriptor in zip(listed, json.loads(files["index.json"])["manifests"], strict=True):
+        assert descriptor["annotations"]["io.containerd.image.name"] == one["RepoTags"][0]
+        manifest = json.loads(blob(files, descriptor))
+        assert files[one["Config"]] == blob(files, manifest["config"])
+        assert [files[layer] for layer in one["Layers"]] == [
+            blob(files, layer) for layer in manifest["layers"]
+        ]
 
 
 @pytest.mark.parametrize("name", ["agent", "gateway"])
@@ -106,7 +120,14 @@ def test_the_gateway_is_not_root_and_has_a_folder_of_its_own(files: dict[str, by
     layer = gzip.decompress(blob(files, manifest["layers"][0]))
     with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
         owned = archive.getmember("var/lib/gateway")
-    assert (owned.uid, owned.mode) == (65532, 0o700)
+        agents, shared = (archive.getmember(n) for n in ("var/lib/covey", "run/covey-gateway"))
+    assert (owned.uid, owned.gid, owned.mode) == (65532, 65532, 0o700)
+    assert (agents.uid, agents.mode) == (0, 0o700)
+    # Where the two meet; the gateway is nobody there, and root's socket is elsewhere.
+    assert (shared.uid, shared.mode) == (0, 0o755)
+    socket = "/run/covey-gateway/agent.sock"
+    assert f"COVEY_GATEWAY_SOCKET={socket}" in config["config"]["Env"]
+    assert f"COVEY_NODE_GATEWAY_SOCKET={socket}" in images(files)["agent"][1]["config"]["Env"]
 
 
 def test_what_is_in_the_layer(files: dict[str, bytes]) -> None:

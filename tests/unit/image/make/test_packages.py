@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import EnvironmentFault
-from image.make.packages import WANTED, Package, chosen
+from image.make.packages import COMPONENTS, WANTED, Package, chosen, wanted
 
 SIMULATED = """\
 NOTE: This is only a simulation!
@@ -38,6 +38,14 @@ def test_a_file_is_named_as_apt_names_it() -> None:
 def test_nothing_to_install_is_no_answer() -> None:
     with pytest.raises(EnvironmentFault, match="does not say"):
         chosen("Reading package lists...\n")
+
+
+def test_what_is_not_free_is_in_images_for_a_raspberry_pi_alone() -> None:
+    assert wanted("virt", "amd64") == ("linux-image-cloud-amd64", *WANTED)
+    assert wanted("metal", "arm64") == ("linux-image-arm64", *WANTED)
+    more = ("raspi-firmware", "u-boot-rpi", "firmware-brcm80211")
+    assert wanted("raspberrypi", "arm64") == ("linux-image-arm64", *more, *WANTED)
+    assert COMPONENTS.keys() == {"raspberrypi"}
 
 
 def test_no_compiler_no_shell_for_strangers() -> None:

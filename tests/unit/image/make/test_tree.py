@@ -46,7 +46,9 @@ def test_only_what_runs_on_it_is_copied_of_covey(tmp_path: Path) -> None:
     tree._covey(tmp_path)
     assert (tmp_path / "agent/models/bundled/covey-mini.gguf").exists()
     assert (tmp_path / "image/node/watching.py").exists()
+    assert (tmp_path / "image/containers/alive.py").exists()
     assert not (tmp_path / "image/make").exists()
+    assert not list((tmp_path / "image/containers").rglob("*.yaml"))
     assert not list(tmp_path.rglob("*.pyc"))
     assert "Name: covey\n" in next(tmp_path.glob("covey-*.dist-info/METADATA")).read_text()
 

@@ -16,12 +16,13 @@ from covey_toml import TICKET
 from updates import appliance, update
 
 from image.node import kept, slotblocks, trials, watching
+from image.node.asking import ask
 from image.node.probation import Probation
 from image.node.settings import Settings, read
 from image.node.slots import Bad, Good, State, Trial
 from image.node.slotstore import SlotStore
 from image.node.startup import start
-from image.node.watching import Places, Watch, ask, forget_secrets, last_error
+from image.node.watching import Places, Watch, forget_secrets, last_error
 
 STATUS = {
     "mesh": "home", "ipv6": "fd86::1", "peers": {"alive": 1}, "roles": ["worker"],

@@ -61,7 +61,8 @@ def test_the_root_out_of_alpines_packages(release: Repository, keys: Path, tmp_p
     assert packages.count == len({*WANTED, *CONTENTS})
     root = tmp_path / "root"
     root.mkdir()
-    tree.make(root, packages, [])
+    tree.make(root, packages, [], tmp_path / "board")
+    assert not (tmp_path / "board").exists()
     # One busybox, the static one, is all commands that no package has.
     assert (root / "bin/busybox").read_bytes() == BUSYBOX
     assert not (root / "bin/busybox.static").exists()
