@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,20 +91,20 @@ async def test_a_key_says_enough(gateway: Any, upstream: Any, head: Any, tmp_pat
     async def answers(_: web.Request) -> web.Response:
         return web.json_response({"choices": []})
 
-    store = Store(open_database(str(tmp_path / "keys.db")))
-    store.create(Key("id-ada", "ada"), digest("ck-ada"))
-    try:
-        replica = head("one", await upstream(answers))
-        for required in (True, False):
-            url = await gateway(replica, store=store, require_keys=required)
-            async with aiohttp.ClientSession() as session:
-                keyed = REBOUND | {"Authorization": "Bearer ck-ada"}
-                async with session.post(
-                    f"{url}/v1/chat/completions", json=BODY, headers=keyed
-                ) as answer:
-                    assert answer.status == 200
-                # Who has yet to type a key gets the page, where keys are asked for.
-                async with session.get(f"{url}/dashboard/", headers=REBOUND) as answer:
-                    assert answer.status == (200 if required else 403)
-    finally:
-        store.close()
+    file = str(tmp_path / "keys.db")
+    with closing(Store(open_database(file))) as store:
+        store.create(Key("id-ada", "ada"), digest("ck-ada"))
+    replica = head("one", await upstream(answers))
+    for required in (True, False):
+        # Each closes its own.
+        own = Store(open_database(file))
+        url = await gateway(replica, store=own, require_keys=required)
+        async with aiohttp.ClientSession() as session:
+            keyed = REBOUND | {"Authorization": "Bearer ck-ada"}
+            async with session.post(
+                f"{url}/v1/chat/completions", json=BODY, headers=keyed
+            ) as answer:
+                assert answer.status == 200
+            # Who has yet to type a key gets the page, where keys are asked for.
+            async with session.get(f"{url}/dashboard/", headers=REBOUND) as answer:
+                assert answer.status == (200 if required else 403)
