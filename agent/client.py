@@ -30,9 +30,9 @@ class AgentClient:
             timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S),
         )
 
-    async def get(self, path: str) -> Any:
+    async def get(self, path: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """Return the decoded answer of GET `path`."""
-        return await self._call("GET", path, None)
+        return await self._call("GET", path, None, timeout_s)
 
     async def post(self, path: str, body: Any = None, *, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """Return the decoded answer of POST `path` with `body` as JSON."""

@@ -71,7 +71,7 @@ class AgentSource:
     async def call(self, method: str, path: str, body: Any, timeout_s: float) -> Any:
         """Return what the agent answers on its local API; raises ApiError with its words.
 
-        `timeout_s` is for a POST; what is only read takes no longer than `CALL_TIMEOUT_S`.
+        `timeout_s` bounds all but a DELETE, which is as quick as ever.
         """
         try:
             match method:
@@ -80,7 +80,7 @@ class AgentSource:
                 case "DELETE":
                     return await self._client.delete(path)
                 case _:
-                    return await self._client.get(path)
+                    return await self._client.get(path, timeout_s=timeout_s)
         except CoveyError as error:
             raise ApiError(error.message, status=error.http_status, hint=error.hint) from error
 

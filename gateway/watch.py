@@ -41,7 +41,7 @@ class Source(Protocol):
         """Return the models that shall run, with a head or without, as of the last answer."""
 
     async def call(self, method: str, path: str, body: Any, timeout_s: float) -> Any:
-        """Return what the agent answers on its local API, a POST within so long; ApiError."""
+        """Return what the agent answers on its local API within so long; raises ApiError."""
 
     async def aclose(self) -> None:
         """Close the connection."""

@@ -81,7 +81,10 @@ def _answer(request: web.Request, body: bytes, media: str, etag: str) -> web.Res
 
 async def _to_page(_: web.Request) -> web.Response:
     # Relative: who is asked may be behind a proxy that calls it something else.
-    return web.Response(status=302, headers={hdrs.LOCATION: "dashboard/", **HEADERS})
+    location = "dashboard/"
+    return web.Response(
+        status=302, text=f"{location}\n", headers={hdrs.LOCATION: location, **HEADERS}
+    )
 
 
 async def _index(request: web.Request) -> web.Response:

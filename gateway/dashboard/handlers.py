@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 FRESH_S, SHELF_FRESH_S = 1.0, 5.0
 # Links are measured for a plan, and the header of a model that is not here comes first.
 PLAN_TIMEOUT_S = 75.0
+# A page that polls had better hear soon that its agent is slow; the catalogue is planned whole.
+LOOK_TIMEOUT_S, SHELF_TIMEOUT_S = 10.0, 30.0
 USAGE_DAYS = 30
 _NOT_UNDERSTOOD = "agent and gateway are not of the same release"
 
@@ -57,7 +59,7 @@ class Dashboard:
         self._guard = guard
         self._sheets = sheets
         self._mesh = Fresh(self._look, FRESH_S)
-        self._shelf = Fresh(lambda: self._ask(Shelf, "/v1/shelf"), SHELF_FRESH_S)
+        self._shelf = Fresh(lambda: self._ask(Shelf, "/v1/shelf", SHELF_TIMEOUT_S), SHELF_FRESH_S)
 
     def add_to(self, routes: web.UrlDispatcher) -> None:
         """Serve them all."""
@@ -147,12 +149,12 @@ class Dashboard:
     async def _look(self) -> tuple[Overview | None, str]:
         """Return the mesh, or why it cannot be told."""
         try:
-            return await self._ask(Overview, "/v1/overview"), ""
+            return await self._ask(Overview, "/v1/overview", LOOK_TIMEOUT_S), ""
         except ApiError as error:
             return None, error.line()
 
-    async def _ask(self, kind: type[Any], path: str) -> Any:
-        answer = await self._call("GET", path)
+    async def _ask(self, kind: type[Any], path: str, timeout_s: float) -> Any:
+        answer = await self._call("GET", path, timeout_s=timeout_s)
         try:
             return msgspec.convert(answer, kind)
         except msgspec.ValidationError as error:
@@ -160,10 +162,12 @@ class Dashboard:
                 f"What the agent tells is not understood: {_NOT_UNDERSTOOD} ({error})", status=503
             ) from error
 
-    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+    async def _call(
+        self, method: str, path: str, body: Any = None, timeout_s: float = PLAN_TIMEOUT_S
+    ) -> Any:
         if self._source is None:
             raise ApiError("This gateway has no agent to ask", status=503)
-        return await self._source.call(method, path, body, PLAN_TIMEOUT_S)
+        return await self._source.call(method, path, body, timeout_s)
 
 
 def _body(request: web.Request) -> Any:

@@ -54,6 +54,12 @@ def _may_be(operation: Json, status: str, about: str, **more: Json) -> Json:
     return operation
 
 
+def _leads(operation: Json) -> Json:
+    """Return the description of what only leads to the page."""
+    del operation["responses"]["200"]
+    return _open(_may_be(operation, "302", "To the page."))
+
+
 def _acts(operation: Json) -> Json:
     """Return the description of what the agent does: other members have a say in that."""
     refusal = {JSON: {"schema": ref(ERROR.schema)}}
@@ -93,11 +99,8 @@ SCHEMAS: Json = _types() | {
 
 PATHS: Json = {
     "/dashboard": {
-        "get": _open(
-            _may_be(
-                tell("dashboard", "Lead to the page.", Said("The page.", TEXT, _HTML), ERROR, TAG),
-                "302", "To the page.",
-            )
+        "get": _leads(
+            tell("dashboard", "Lead to the page.", Said("The page.", TEXT, _HTML), ERROR, TAG)
         )
     },
     "/dashboard/": {
@@ -163,6 +166,6 @@ PATHS: Json = {
                 also=("400", "403"),
             )
         ),
-        **in_path("name", "The deployment's name."),
+        **in_path("name", "The deployment's name.", {"type": "string", "maxLength": 64}),
     },
 }  # fmt: skip

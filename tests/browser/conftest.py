@@ -142,8 +142,8 @@ class Opened:
         self.stack.callback(context.close)
         context.set_default_timeout(TIMEOUT_MS)
         page = context.new_page()
-        # Where the cores are busy, members are asked for their models for longer than one waits; the
-        # page says so, and asks again.
+        # On busy cores, members take longer to tell of their models than the page waits; it says
+        # so, and asks again.
         self.allow("status of 503")
         page.on("console", lambda message: self._heard(message.type, message.text))
         page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
