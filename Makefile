@@ -104,7 +104,7 @@ else
 	@$(BIN)/python -m agent.demo.sandbox -- $(BIN)/pytest tests/browser $(ARGS)
 endif
 
-containers: $(READY) ## Run compose.yaml and Kubernetes' pods in podman (as root; 10 minutes).
+containers: $(READY) ## Run compose.yaml and Kubernetes' pods in podman (as root; 5 minutes).
 ifneq ($(shell id -u),0)
 	@echo "The containers are not run: their engine is root's alone here."
 else
