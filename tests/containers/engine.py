@@ -94,9 +94,10 @@ class Engine:
                        capture_output=True)  # fmt: skip
         shutil.rmtree(self._folder, ignore_errors=True)
         # podman leaves the groups that it made others in; those that another one uses stay.
-        for group in (*_GROUPS.glob("libpod_parent"), *_GROUPS.glob("*/libpod_parent")):
-            with contextlib.suppress(OSError):
-                group.rmdir()
+        for made in (*_GROUPS.glob("libpod_parent"), *_GROUPS.glob("*/libpod_parent")):
+            for folder, _, _ in os.walk(made, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(folder).rmdir()
 
 
 def eventually(found: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
