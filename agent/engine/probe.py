@@ -136,7 +136,7 @@ def _tokens(context: Context, threads: int) -> tuple[float, float]:
     context.use_threads(threads)
     context.clear()
     decode(context, 0, 1)  # starts the threads
-    began, waited = time.perf_counter(), trial.waited_s()
+    began, waited = time.perf_counter(), sum(trial.waits_s())
     took: list[float] = []
     position = 1
     while not took or time.perf_counter() - began < _OF_A_ROUND_S:
@@ -146,7 +146,7 @@ def _tokens(context: Context, threads: int) -> tuple[float, float]:
         position += 1
         if position == _CONTEXT:
             break
-    share = (trial.waited_s() - waited) / ((time.perf_counter() - began) * threads)
+    share = (sum(trial.waits_s()) - waited) / ((time.perf_counter() - began) * threads)
     return 1 / min(took), share
 
 

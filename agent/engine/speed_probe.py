@@ -43,12 +43,12 @@ def measure(task: Task) -> Speed:
     """Return the speed of a device: the CPU with so many threads, or one of the usable GPUs."""
     shape = Shape(_TYPES * task.rounds, _WIDE, _DEEP, _CONTEXT)
     with _loaded(task, shape) as (context, size):
-        began, waited = time.perf_counter(), trial.waited_s()
+        began, waited = time.perf_counter(), sum(trial.waits_s())
         decode_s = _token_s(context)
         batches = tuple(max(1.0, _batch_s(context, rows) / decode_s) for rows in BATCHES)
         flop_s = _prompt_flop_s(context, 2 * shape.layer_weights * len(shape.types))
         spent = (time.perf_counter() - began) * task.threads
-        busy = task.gpu is None and (trial.waited_s() - waited) / spent > _BUSY
+        busy = task.gpu is None and (sum(trial.waits_s()) - waited) / spent > _BUSY
     with _loaded(task, _ATTENTIVE) as (context, _):
         attended_s = _attended_s(context)
     return Speed(task.device, size / decode_s, flop_s, busy, batches, attended_s)

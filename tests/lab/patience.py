@@ -20,6 +20,13 @@ def wait(what: Callable[[], Any], seconds: float = 60) -> Any:
     raise AssertionError(f"not within {seconds} s")
 
 
+def engine_of(mesh: DemoMesh, deployment: str, node: str) -> int:
+    """Return the process of a deployment's engine on a node."""
+    (found,) = mesh.ask(node, "logs", deployment, "--node", node)["nodes"]
+    (pid,) = [tail["pid"] for tail in found["tails"] if tail["state"] == "runs"]
+    return int(pid)
+
+
 def answer(mesh: DemoMesh, model: str) -> str:
     """Return what a model says through the gateway, "" where it does not."""
     body = {"model": model, "temperature": 0, "max_tokens": 32,

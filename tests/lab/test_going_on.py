@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import wait
+from patience import engine_of, wait
 
-from agent.demo.fleet import engines
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, DemoMesh
 
 CLIENT = Path(__file__).parents[1] / "bench" / "failoverlab" / "streams.py"
@@ -27,12 +26,6 @@ STREAMS, TOKENS = 4, 80
 def trio(mesh: DemoMesh) -> dict[str, Any]:
     found: list[dict[str, Any]] = mesh.get("alpha", "/v1/deployments")["deployments"]
     return next(one for one in found if one["name"] == "trio")
-
-
-def engine_of(mesh: DemoMesh, machine: str) -> int:
-    """Return the process of the only stage on a machine."""
-    (engine,) = engines(mesh.get(machine, "/v1/status")["pid"])
-    return engine
 
 
 def begin(mesh: DemoMesh) -> subprocess.Popen[str]:
@@ -83,14 +76,7 @@ def test_answers_go_on_when_a_stage_is_lost(
 ) -> None:
     wait(lambda: trio(mesh)["phase"] == "ready" and trio(mesh)["nodes"] == 3)
     before = trio(mesh)
-    # On one of its machines no other deployment of the tests has a stage.
-    busy = {
-        stage["name"]
-        for one in mesh.get("alpha", "/v1/deployments")["deployments"] if one["name"] != "trio"
-        for stage in one["stages"]
-    }  # fmt: skip
-    alone = next(s["name"] for s in before["stages"] if s["name"] not in busy)
-    engine = engine_of(mesh, alone)
+    engine = engine_of(mesh, "trio", before["stages"][-1]["name"])
     client = begin(mesh)
     undo = fault(engine)
     streams = ended(client)

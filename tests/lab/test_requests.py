@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from patience import wait
+from patience import engine_of, wait
 
-from agent.demo.fleet import engines
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, MODEL, DemoMesh
 
 # A busy machine answers so many at once in its own time; what is tested is that it does.
@@ -28,11 +27,9 @@ ASKED = 24
 @pytest.fixture
 def head(mesh: DemoMesh) -> Iterator[int]:
     """A deployment of its own on one node; the process of its head."""
-    before = set(engines(mesh.get(HEAD, "/v1/status")["pid"]))
     mesh.ask(HEAD, "deploy", MODEL, "--name", NAME, "--nodes", "1")
     mesh.wait_served({NAME})
-    (engine,) = set(engines(mesh.get(HEAD, "/v1/status")["pid"])) - before
-    yield engine
+    yield engine_of(mesh, NAME, HEAD)
     mesh.agent(HEAD, "undeploy", NAME)
 
 

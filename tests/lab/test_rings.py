@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from patience import answer, wait
+from patience import answer, engine_of, wait
 
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, WORKERS, DemoMesh
 from agent.models import bundled
@@ -83,13 +83,6 @@ def asked_all_the_time(mesh: DemoMesh, clients: int = 2) -> Iterator[list[str]]:
             thread.join()
 
 
-def engine_of(mesh: DemoMesh, node: str) -> int:
-    """Return the process of the deployment's engine on a node."""
-    (found,) = mesh.ask(node, "logs", NAME, "--node", node)["nodes"]
-    (pid,) = [tail["pid"] for tail in found["tails"] if tail["state"] == "runs"]
-    return int(pid)
-
-
 def test_two_rings_share_requests_and_one_serves_while_the_other_is_gone(mesh: DemoMesh) -> None:
     said = mesh.agent("alpha", "plan", "covey-mini", "--rings", "2", "--nodes", "1")
     assert "ring 2 of 2" in said
@@ -113,7 +106,7 @@ def test_two_rings_share_requests_and_one_serves_while_the_other_is_gone(mesh: D
     assert heads <= {node["name"] for node in logged if node["tails"]}
 
     # An engine of one ring dies: the other serves all along, and the first comes back.
-    lost = engine_of(mesh, second["head_name"])
+    lost = engine_of(mesh, NAME, second["head_name"])
     wait(lambda: answer(mesh, NAME))
     os.kill(lost, signal.SIGKILL)
     wait(lambda: not ready(mesh, 2), 20)

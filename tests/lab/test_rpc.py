@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from patience import answer, wait
 
+from agent.config import Config
 from agent.demo.mesh import WORKERS, DemoMesh
 from agent.models import bundled
 
@@ -51,6 +52,11 @@ def listeners(mesh: DemoMesh, name: str) -> set[tuple[str, int]]:
     return {(host, int(port)) for host, _, port in found}
 
 
+def doors(mesh: DemoMesh) -> set[tuple[str, int]]:
+    """Return where the head listens on its loopback, beside the agent's own pages."""
+    return {at for at in listeners(mesh, "alpha") if at[0] == "127.0.0.1"} - {Config().http_listen}
+
+
 def test_it_answers_through_the_gateway_as_the_whole_model(
     mesh: DemoMesh, deployed: dict[str, Any]
 ) -> None:
@@ -73,8 +79,7 @@ def test_it_listens_on_overlay_addresses_alone(mesh: DemoMesh, deployed: dict[st
         assert INSIDE_PORT not in {port for _, port in heard}
         assert len(servers(mesh, name)) == (0 if name == "alpha" else 1)
     # The head's doors are on its loopback; beside them nothing is there that was not before.
-    doors = [port for host, port in listeners(mesh, "alpha") if host == "127.0.0.1"]
-    assert len(doors) == 2
+    assert len(doors(mesh)) == 2
     # The firewall lets every member come to these ports; the server lets in nobody but the head.
     gamma = mesh.get("gamma", "/v1/status")["ipv6"]
     (server,) = servers(mesh, "gamma")
@@ -127,4 +132,4 @@ def test_undeploy_leaves_no_process_and_no_socket(mesh: DemoMesh, deployed: dict
         wait(lambda name=name: not servers(mesh, name), 20)
     others = {d["name"]: d for d in mesh.get("alpha", "/v1/deployments")["deployments"]}
     assert NAME not in others
-    wait(lambda: not [port for host, port in listeners(mesh, "alpha") if host == "127.0.0.1"], 20)
+    wait(lambda: not doors(mesh), 20)
