@@ -28,7 +28,7 @@ from agent.authority.wishes import (
 from agent.deploy.ringkey import MOST_RINGS
 from agent.deploy.wish import MAX_NAME_CHARACTERS, EngineKind
 from agent.engine.tail import LINES
-from agent.errors import CoveyError, EnvironmentFault, UsageError, to_wire
+from agent.errors import CoveyError, EnvironmentFault, MembershipError, UsageError, to_wire
 from agent.placement.inputs import Objective
 from agent.unreadable import UNREADABLE
 
@@ -220,7 +220,8 @@ class LocalApi:
         try:
             await self._listen(self._socket, _OWNERS, [*self._reads(), *self._writes()])
             if self._reading is not None:
-                await self._listen(self._reading, _ANYBODYS, self._reads())
+                only = [*self._reads(orders=False), *_refusals(self._socket)]
+                await self._listen(self._reading, _ANYBODYS, only)
         except EnvironmentFault:
             await self.stop()
             raise
@@ -253,9 +254,13 @@ class LocalApi:
             ) from None
         self._listening.append((runner, socket))
 
-    def _reads(self) -> list[web.RouteDef]:
-        """Return what changes nothing."""
+    def _reads(self, *, orders: bool = True) -> list[web.RouteDef]:
+        """Return what changes nothing; `orders`: beside what does."""
         target = self._target
+
+        async def overview() -> dict[str, Any]:
+            return {**await target.overview(), "takes_orders": orders}
+
         plain = (
             ("status", target.status),
             ("peers", target.peers),
@@ -263,7 +268,7 @@ class LocalApi:
             ("netcheck", target.netcheck),
             ("replicas", target.replicas),
             ("deployments", target.deployments),
-            ("overview", target.overview),
+            ("overview", overview),
             ("shelf", target.shelf),
             ("acl", target.acl),
             ("drain", target.drained),
@@ -323,6 +328,20 @@ class LocalApi:
     async def _down(self, request: web.Request) -> web.Response:
         self._target.request_stop()
         return _json({"stopping": True})
+
+
+def _refusals(socket: Path) -> list[web.RouteDef]:
+    """Return what answers to orders on a socket that takes none, beside the agent's own."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        if request.method == "GET":
+            raise web.HTTPNotFound
+        raise MembershipError(
+            "this socket of the agent (node.gateway_socket) takes no orders: it is for reading.",
+            hint=f"Give the order on the agent's machine, as who may use {socket}.",
+        )
+
+    return [web.route("*", "/{path:.*}", refuse)]
 
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

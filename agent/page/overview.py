@@ -149,7 +149,8 @@ class Event(msgspec.Struct, frozen=True):
 class Overview(msgspec.Struct, frozen=True):
     """The mesh, seen from the node `name` at `at` (unix seconds).
 
-    `may_deploy`: the node's roles allow it to deploy, so that its gateway can.
+    `may_deploy`: the node's roles allow it to deploy, so that its gateway can. `takes_orders`:
+    whoever asked for this may give some the same way (agent/api.py).
     """
 
     at: float
@@ -163,6 +164,7 @@ class Overview(msgspec.Struct, frozen=True):
     health: list[Fault]
     jobs: list[Job]
     events: list[Event]
+    takes_orders: bool = True
 
 
 def overview(

@@ -89,6 +89,7 @@ class Dashboard:
             you=you(
                 key, has_store=self._accounts is not None, agent_node=mesh.name if mesh else "",
                 may_deploy=mesh.may_deploy if mesh else None,
+                takes_orders=mesh is None or mesh.takes_orders,
             ),
         )  # fmt: skip
 

@@ -46,10 +46,14 @@ def view(
     )
 
 
-def you(key: Key | None, *, has_store: bool, agent_node: str, may_deploy: bool | None) -> You:
+def you(
+    key: Key | None, *, has_store: bool, agent_node: str, may_deploy: bool | None,
+    takes_orders: bool = True,
+) -> You:  # fmt: skip
     """Return what who has `key` may do, or what is missing for that.
 
     `may_deploy`: whether the node `agent_node` may; None where its agent does not answer.
+    `takes_orders`: whether that agent hears any from this gateway.
     """
     if key is None:
         return You(needs="Actions need an admin key: `gateway keys create NAME --admin` makes one."
@@ -59,6 +63,12 @@ def you(key: Key | None, *, has_store: bool, agent_node: str, may_deploy: bool |
                    "--admin` makes one that may.")  # fmt: skip
     if may_deploy is None:
         return You(key.name, True, "The agent does not answer.")
+    if not takes_orders:
+        return You(
+            key.name, True,
+            f"This gateway reaches the agent of {agent_node} by a socket that takes no orders "
+            "(node.gateway_socket). Deploy on a machine of the mesh: `agent deploy MODEL`.",
+        )  # fmt: skip
     if not may_deploy:
         return You(
             key.name, True,

@@ -267,10 +267,17 @@ async def test_a_gateway_of_another_user_reads_and_changes_nothing(tmp_path: Pat
         assert await client.get("/v1/replicas") == {"replicas": []}
         assert await client.get("/v1/deployments") == {"deployments": []}
         for path in ("/v1/down", "/v1/invite", "/v1/deployments"):
-            with pytest.raises(UsageError, match=r"Not Found|Method Not Allowed"):
+            with pytest.raises(MembershipError, match="takes no orders") as caught:
                 await client.post(path, {"model": "m"})
-        with pytest.raises(UsageError, match="Not Found"):
+            assert str(own) in caught.value.hint
+        with pytest.raises(MembershipError, match="takes no orders"):
             await client.delete("/v1/deployments/m")
+        with pytest.raises(UsageError, match="Not Found"):
+            await client.get("/v1/none")
+        # A dashboard behind it knows before somebody tries.
+        assert (await client.get("/v1/overview"))["takes_orders"] is False
+    async with AgentClient(own) as client:
+        assert (await client.get("/v1/overview"))["takes_orders"] is True
     assert not target.stopped
     await server.stop()
     assert not own.exists()

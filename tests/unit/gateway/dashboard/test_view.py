@@ -132,6 +132,12 @@ def test_what_is_missing_to_act(
     assert found.key == (key.name if key else "")
 
 
+def test_an_agent_that_takes_no_orders_is_told_as_such() -> None:
+    found = you(ROOT, has_store=True, agent_node="door", may_deploy=True, takes_orders=False)
+    assert "takes no orders" in found.needs
+    assert "agent deploy" in found.needs
+
+
 def test_an_admin_whose_node_may_deploy_lacks_nothing() -> None:
     assert you(ROOT, has_store=True, agent_node="door", may_deploy=True) == You("root", True, "")
 
