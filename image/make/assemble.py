@@ -17,7 +17,7 @@ from image.make.programs import run
 from image.make.signing import EPOCH_S
 from image.make.source import Source
 from image.node import settings, slotblocks
-from image.node.manifest import Arch
+from image.node.manifest import Arch, Flavour
 from image.node.release import Release
 from image.node.slots import State
 
@@ -35,7 +35,7 @@ class Wish:
     out: Path
     source: Source
     arch: Arch = "x86_64"
-    flavour: str = "virt"
+    flavour: Flavour = "virt"
     oci: bool = False
     update_keys: tuple[bytes, ...] = ()
     sizes: Sizes = field(default_factory=Sizes)
@@ -63,7 +63,7 @@ def build(wish: Wish, say: Callable[[str], None]) -> None:
             oci.write(root, wish.arch, EPOCH_S, wish.out)
             step(f"{wish.out} is built; it has {wish.out.stat().st_size / MIB:.0f} MiB")
             return
-        signing.lay(root, Release(__version__, wish.arch, wish.update_keys))
+        signing.lay(root, Release(__version__, wish.arch, wish.update_keys, wish.flavour))
         step("Packing the root file system")
         squash(root, folder / "slot")
         step("Making the boot partition and the disk")

@@ -24,7 +24,9 @@ def main() -> int:
         "--floor", default="", metavar="VERSION",
         help="once this version proved itself, machines refuse those below VERSION for ever",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help="else covey-VERSION-ARCH.update")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="else covey-VERSION-ARCH.update, or -ARCH-FLAVOUR"
+    )
     arguments = parser.parse_args()
     try:
         if arguments.new_key:

@@ -121,13 +121,17 @@ def make_update(
                     hint="Build it with --update-key FILE.pub.",
                 )
             part = Part(ROOT, size, _sha256(disk, start, size))
-            manifest = Manifest(facts.version, facts.arch, floor or "0.0.0", (part,))
+            manifest = Manifest(facts.version, facts.arch, floor or "0.0.0", (part,), facts.flavour)
             signed = sign(manifest, key)
-            out = out or Path(f"covey-{facts.version}-{facts.arch}.update")
+            out = out or Path(f"covey-{facts.version}-{_kind(facts)}.update")
             _write(out, signed, disk, start, size)
     except OSError as error:
         raise EnvironmentFault(f"{error.filename or image}: {error.strerror or error}") from None
     return out, manifest
+
+
+def _kind(facts: Release) -> str:
+    return facts.arch if facts.flavour == "virt" else f"{facts.arch}-{facts.flavour}"
 
 
 def leave(image: Path, update: Path) -> None:

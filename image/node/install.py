@@ -56,7 +56,8 @@ def install(
     try:
         with os.fdopen(os.open(device, os.O_RDWR), "r+b", buffering=0) as disk:
             manifest.check(
-                found, arch=machine.release.arch, running=machine.release.version,
+                found, arch=machine.release.arch, flavour=machine.release.flavour,
+                running=machine.release.version,
                 floor=machine.floor(), slot_bytes=disk.seek(0, os.SEEK_END),
             )  # fmt: skip
             part = found.part(ROOT)

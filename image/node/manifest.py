@@ -6,6 +6,9 @@
 Nothing is read of it, and nothing is written to the disk, before the signature is verified. Each
 part is then checked by size and SHA-256 while it arrives, and again after it was written.
 
+Of one architecture there are images that start in other ways (a Raspberry Pi's from its own
+firmware), so a manifest that is not for `virt`, the plain one, names its `flavour`.
+
 An old version that was signed once stays signed. So a manifest names a `floor`: a machine on which
 that version has proved itself refuses any below it, whoever offers it.
 """
@@ -37,6 +40,7 @@ _SIGNATURE_BYTES = 64
 Version = Annotated[str, msgspec.Meta(pattern=r"\A(0|[1-9][0-9]{0,5})(\.(0|[1-9][0-9]{0,5})){2}\Z")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Arch = Literal["x86_64", "aarch64"]
+Flavour = Literal["virt", "metal", "raspberrypi"]
 
 
 class UpdateRefused(UsageError):
@@ -51,13 +55,15 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Sha256
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A version for one kind of machine; `floor` is the oldest that may follow it."""
 
     version: Version
     arch: Arch
     floor: Version
     parts: Annotated[tuple[Part, ...], msgspec.Meta(min_length=1, max_length=16)]
+    # Left out where it is this one, so that versions from before there were others can read it.
+    flavour: Flavour = "virt"
 
     def part(self, name: str) -> Part:
         """Return a part; raises UpdateRefused when the update has none of that name."""
@@ -117,7 +123,9 @@ def verify(raw: bytes, keys: Sequence[bytes]) -> Manifest:
     return _decode(body)
 
 
-def check(manifest: Manifest, *, arch: str, running: str, floor: str, slot_bytes: int) -> None:
+def check(
+    manifest: Manifest, *, arch: str, flavour: str, running: str, floor: str, slot_bytes: int
+) -> None:
     """Raise UpdateRefused unless a machine may install it.
 
     `running` is the version it runs, `floor` the highest floor of those that proved themselves,
@@ -127,6 +135,12 @@ def check(manifest: Manifest, *, arch: str, running: str, floor: str, slot_bytes
         raise UpdateRefused(
             f"the update is for {manifest.arch}, and this machine is {arch}",
             hint=f"Fetch the one for {arch}.",
+        )
+    if manifest.flavour != flavour:
+        raise UpdateRefused(
+            f"the update is for images of the flavour {manifest.flavour}, and this one is "
+            f"{flavour}",
+            hint=f"Fetch the one for {flavour}.",
         )
     if numbers(manifest.version) < numbers(floor):
         raise UpdateRefused(

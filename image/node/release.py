@@ -15,19 +15,20 @@ import msgspec
 
 from agent.errors import StateError, UsageError
 from agent.unreadable import UNREADABLE
-from image.node.manifest import Arch, Version
+from image.node.manifest import Arch, Flavour, Version
 
 PATH = PurePosixPath("usr/lib/covey/release")
 _PUBLIC_WORD = "covey-update-public-key-1"
 _KEY_BYTES = 32
 
 
-class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An image's version, its kind of machine, and whose updates it takes (32 bytes each)."""
 
     version: Version
     arch: Arch
     keys: tuple[bytes, ...] = ()
+    flavour: Flavour = "virt"
 
 
 def encode(release: Release) -> bytes:

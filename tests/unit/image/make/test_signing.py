@@ -17,7 +17,7 @@ from image.disk.layout import MIB, Sizes
 from image.disk.write import write
 from image.make import signing
 from image.node.install import read_head
-from image.node.manifest import verify
+from image.node.manifest import Flavour, verify
 from image.node.release import Release
 
 ROOT = Path(__file__).parents[4]
@@ -36,12 +36,14 @@ def key(folder: Path, name: str = "ours") -> tuple[bytes, bytes]:
     return signing.read_key(folder / name), signing.read_public(public)
 
 
-def image(folder: Path, keys: tuple[bytes, ...], version: str = "0.3.0") -> Path:
+def image(
+    folder: Path, keys: tuple[bytes, ...], version: str = "0.3.0", flavour: Flavour = "virt"
+) -> Path:
     root = folder / "root"
     (root / "usr/lib/covey").mkdir(parents=True)
     (root / "usr/bin").mkdir()
     (root / "usr/bin/tool").write_bytes(os.urandom(9999))
-    signing.lay(root, Release(version, "x86_64", keys))
+    signing.lay(root, Release(version, "x86_64", keys, flavour))
     subprocess.run(["mksquashfs", root, folder / "slot", "-quiet", "-no-progress"], check=True)
     out = folder / "covey.img"
     (folder / "note").write_text("# note\n")
@@ -89,6 +91,17 @@ def test_an_update_is_what_is_in_the_images_slot_and_signed(tmp_path: Path) -> N
     assert (manifest.version, manifest.arch, manifest.floor) == ("0.3.0", "x86_64", "0.2.0")
     again, _ = signing.make_update(made, seed, tmp_path / "two.update", "0.2.0")
     assert again.read_bytes() == out.read_bytes()
+
+
+@squashfs
+def test_an_update_is_for_its_images_flavour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed, public = key(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    out, manifest = signing.make_update(image(tmp_path, (public,), flavour="metal"), seed)
+    assert manifest.flavour == "metal"
+    assert out == Path("covey-0.3.0-x86_64-metal.update")
 
 
 @squashfs

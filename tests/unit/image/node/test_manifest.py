@@ -46,7 +46,8 @@ def refused(act: Callable[[], object], match: str) -> None:
 
 
 def install(version: str = "0.21.0", **machine: object) -> None:
-    facts = {"arch": "x86_64", "running": "0.20.3", "floor": "0.19.0", "slot_bytes": 1 << 20}
+    facts = {"arch": "x86_64", "flavour": "virt", "running": "0.20.3", "floor": "0.19.0",
+             "slot_bytes": 1 << 20}  # fmt: skip
     check(msgspec.structs.replace(MANIFEST, version=version), **{**facts, **machine})
 
 
@@ -101,16 +102,28 @@ def test_which_machine_may_install() -> None:
     install()
     install(running="0.20.99", floor="0.21.0", slot_bytes=len(ROOT))
     refused(lambda: install(arch="aarch64"), "is for x86_64, and this machine is aarch64")
+    refused(lambda: install(flavour="metal"), "of the flavour virt, and this one is metal")
     refused(lambda: install(floor="0.21.1", running="0.1.0"), "below 0.21.1, the oldest")
     refused(lambda: install(running="0.21.0"), "not newer than 0.21.0")
     refused(lambda: install("0.9.0", floor="0.1.0", running="0.10.0"), "not newer than 0.10.0")
     refused(lambda: install(slot_bytes=len(ROOT) - 1), "and this disk's slots 799")
 
 
+def test_a_plain_images_update_is_read_by_versions_that_know_no_flavours() -> None:
+    assert b"flavour" not in SIGNED
+    replace = msgspec.structs.replace
+    other = replace(MANIFEST, flavour="raspberrypi")
+    assert verify(sign(other, SEED), KEYS) == other
+    with pytest.raises(UsageError):
+        sign(replace(MANIFEST, flavour="toaster"), SEED)
+
+
 def test_an_update_without_a_root_is_refused() -> None:
     other = msgspec.structs.replace(MANIFEST, parts=(Part("boot", 1, "0" * 64),))
     refused(
-        lambda: check(other, arch="x86_64", running="0.1.0", floor="0.0.0", slot_bytes=1),
+        lambda: check(
+            other, arch="x86_64", flavour="virt", running="0.1.0", floor="0.0.0", slot_bytes=1
+        ),
         "has no part 'root'",
     )
 
