@@ -50,8 +50,9 @@ def run(command: Sequence[str], timeout_s: float, environment: Mapping[str, str]
                 break
             except subprocess.TimeoutExpired:
                 passed = time.monotonic() - began
-                left = timeout_s + max(waits_s(child.pid), default=0.0) - passed
-                if left <= 0 or passed >= _PATIENCE * timeout_s:
+                waited = max(waits_s(child.pid), default=0.0)
+                left = min(timeout_s + waited, _PATIENCE * timeout_s) - passed
+                if left <= 0:
                     child.kill()
                     return Outcome(fault=f"did not end within {passed:.0f} s")
             except BaseException:

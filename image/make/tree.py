@@ -51,8 +51,8 @@ _RUNLEVELS = {
     "sysinit": ("covey-agent", "covey-devices"),
     "boot": ("covey-disk", "covey-settings"),
     "default": (
-        "covey-network", "covey-wifi", "covey-ssh", "covey-time", "covey-watchdog", "covey-power",
-        "covey-watch",
+        "covey-network", "covey-plug", "covey-wifi", "covey-ssh", "covey-time", "covey-watchdog",
+        "covey-power", "covey-watch",
     ),
     "shutdown": (),
 }  # fmt: skip

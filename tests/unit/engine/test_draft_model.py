@@ -206,7 +206,8 @@ def test_answers_are_those_without_a_draft_model_whatever_it_says(
                 # How often it is asked goes by measured times, which other work here disturbs.
                 assert accepted > sum(map(len, expected)) / (10 if sampling is GREEDY else 100)
             else:
-                assert drafted < sum(map(len, expected)) / 2, "it was asked on and on"
+                # Asked on and on it would guess several for each token.
+                assert drafted < sum(map(len, expected)), "it was asked on and on"
     assert shares[0] > (0.95 if sampling is GREEDY else 0.1)
     # Guesses of n-grams are among them, and one in two of a few may be right by chance.
     assert shares[1] < 0.75

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,105 @@ def test_the_agent_is_no_root_and_cannot_become_it(tmp_path: Path) -> None:
     assert told == ["https_proxy=http://p:8080", "", "join", "a ticket"]
     # What root's services read words from is in a folder that the agent cannot write to.
     assert os.readlink(tmp_path / "run/covey/agent.sock").endswith("/run/covey-agent/agent.sock")
+
+
+@pytest.fixture
+def ports(tmp_path: Path) -> Callable[..., list[str]]:
+    """Run the network's script with folders of the test's; return what it had others do."""
+    said = tmp_path / "said"
+    text = (ROOT / "usr/lib/covey/network").read_text()
+    for folder in ("/run/covey", "/sys/class/net", "/etc/resolv.conf"):
+        text = text.replace(folder, f"{tmp_path}{folder}")
+    for folder in ("bin", "run/covey", "sys/class/net/lo", "etc"):
+        (tmp_path / folder).mkdir(parents=True)
+    for program in ("ip", "udhcpc", "kill"):
+        file = tmp_path / "bin" / program
+        file.write_text(f'#!/bin/sh\necho {program} "$@" >>{said}\n')
+        file.chmod(0o755)
+
+    def run(*words: str) -> list[str]:
+        said.write_text("")
+        # `kill` is built into a shell; one that is a function is found before that.
+        script = f'kill() {{ {tmp_path}/bin/kill "$@"; }}\n{text}\nwait\n'
+        subprocess.run(
+            ["sh", "-c", script, "network", *words], check=True, timeout=60,
+            env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
+        )  # fmt: skip
+        return said.read_text().splitlines()
+
+    return run
+
+
+def plug(folder: Path, name: str, *, wired: bool = True) -> None:
+    (folder / "sys/class/net" / name / "device").mkdir(parents=True)
+    if not wired:
+        (folder / "sys/class/net" / name / "phy80211").mkdir()
+
+
+def test_a_port_that_comes_late_is_brought_up_once(
+    tmp_path: Path, ports: Callable[..., list[str]]
+) -> None:
+    plug(tmp_path, "eth0")
+    plug(tmp_path, "wlan0", wired=False)
+    # Before the settings were read nobody knows of an address by hand.
+    assert ports("eth0") == []
+    lo, up, asked = ports()
+    assert (lo, up) == ("ip link set lo up", "ip link set eth0 up")
+    assert asked.startswith("udhcpc ") and " -i eth0 " in asked
+    plug(tmp_path, "eth1")
+    assert [line.split()[0] for line in ports("eth1")] == ["ip", "udhcpc"]
+    assert ports("eth1") == ports("wlan0") == ports("lo") == []
+    assert ports() == ["ip link set lo up"]
+    # Pulled out and put in again.
+    pid = tmp_path / "run/covey/ports/eth1/pid"
+    pid.write_text("4711\n")
+    assert ports("gone", "eth1") == ["kill 4711"]
+    assert ports("gone", "eth1") == ports("gone", "eth7") == []
+    assert ports("eth1")[0] == "ip link set eth1 up"
+
+
+@pytest.mark.parametrize("named", ["", "eth1"])
+def test_one_port_has_the_address_by_hand(
+    tmp_path: Path, ports: Callable[..., list[str]], named: str
+) -> None:
+    (tmp_path / "run/covey/network").write_text(
+        f"ADDRESS=192.0.2.9/24 GATEWAY=192.0.2.1 DNS='192.0.2.1 192.0.2.2' INTERFACE={named}\n"
+    )
+    first, other = ("eth1", "eth0") if named else ("eth0", "eth1")
+    plug(tmp_path, other if named else first)
+    ports()
+    plug(tmp_path, first if named else other)
+    said = ports("eth1")
+    given = f"ip address replace 192.0.2.9/24 dev {first}"
+    assert (given in said) == bool(named)
+    assert (tmp_path / "run/covey/ports/by-hand").read_text() == f"{first}\n"
+    assert (tmp_path / "etc/resolv.conf").read_text().splitlines() == [
+        "nameserver 192.0.2.1", "nameserver 192.0.2.2"
+    ]  # fmt: skip
+    # Whoever pulls that port out and puts it in again gets it back.
+    ports("gone", first)
+    assert given in ports(first)
+
+
+def test_what_is_plugged_in_gets_its_driver_and_a_port_its_address(tmp_path: Path) -> None:
+    for name in ("plugged", "network"):
+        shutil.copy(ROOT / "usr/lib/covey/plugged", tmp_path / name)
+    for path in (tmp_path / "network", tmp_path / "modprobe"):
+        path.write_text(f'#!/bin/sh\necho {path.name} "$@"\n')
+        path.chmod(0o755)
+
+    def told(**words: str) -> str:
+        return subprocess.run(
+            [tmp_path / "plugged"], check=True, capture_output=True, text=True,
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", **words},
+        ).stdout.strip()  # fmt: skip
+
+    assert told(ACTION="add", SUBSYSTEM="net", INTERFACE="eth1") == "network eth1"
+    assert told(ACTION="remove", SUBSYSTEM="net", INTERFACE="eth1") == "network gone eth1"
+    assert told(ACTION="add", SUBSYSTEM="usb", MODALIAS="usb:v0B95") == "modprobe -bq usb:v0B95"
+    assert told(ACTION="add", SUBSYSTEM="block") == ""
+    assert told(ACTION="change", SUBSYSTEM="net", INTERFACE="eth1") == ""
+    assert told(ACTION="remove", MODALIAS="usb:v0B95") == ""
 
 
 def test_the_agents_user_has_a_name_an_own_group_and_no_shell() -> None:
