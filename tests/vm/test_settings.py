@@ -45,6 +45,23 @@ def second_port(forwarded: int, dump: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def listening(monitor: Path) -> list[str]:
+    """Return QEMU's words for a socket that takes `order`s."""
+    return ["-monitor", f"unix:{monitor},server=on,wait=off"]
+
+
+def order(monitor: Path, *commands: str) -> None:
+    """Have QEMU do what is done to the machine by hand."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(ANSWER_S)
+        sock.connect(str(monitor))
+        for command in commands:
+            said = b""
+            while not said.rstrip(b" ").endswith(b"(qemu)"):
+                said += sock.recv(4096)
+            sock.sendall(f"{command}\n".encode())
+
+
 def packets(dump: Path) -> list[bytes]:
     """Return the packets of a file of the format pcap, as far as it was written."""
     raw, at, found = dump.read_bytes(), _GLOBAL_HEADER_BYTES, []
@@ -92,7 +109,7 @@ def test_ssh_is_for_the_key_alone_and_the_power_button_ends_everything(
         "--proxy-password-file", password,
     )  # fmt: skip
     machine = Appliance(disk, tmp_path)
-    devices = [*second_port(port, dump), "-monitor", f"unix:{monitor},server=on,wait=off"]
+    devices = [*second_port(port, dump), *listening(monitor)]
     with machine.running(devices=devices):
         machine.wait_for("ssh: root, with covey.toml's keys; this machine's is SHA256:", START_S)
         fingerprint = machine.console().partition("this machine's is ")[2].split()[0]
@@ -113,10 +130,8 @@ def test_ssh_is_for_the_key_alone_and_the_power_button_ends_everything(
         assert ssh.said("nft list set inet appliance open").count("22") == 1
         host_key = ssh.said("sha256sum /data/ssh/host_key")
         # What the button does; everything ends, and the partitions are unmounted.
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(monitor))
-            sock.sendall(b"system_powerdown\n")
-            machine.wait_for_end(ANSWER_S * 5)
+        order(monitor, "system_powerdown")
+        machine.wait_for_end(ANSWER_S * 5)
     assert machine.is_clean()
     # The same key of the machine at its next start; and without keys in the file, nobody gets in.
     with machine.running(devices=devices):
@@ -131,6 +146,29 @@ def test_ssh_is_for_the_key_alone_and_the_power_button_ends_everything(
         assert "ssh: root" not in machine.console()
         assert ssh.run("true").returncode == 255
         _heard(dump, "1=line 1, name: “Shed 1” cannot be a name")
+
+
+def test_a_port_that_is_plugged_in_later_gets_its_address(image: Path, tmp_path: Path) -> None:
+    monitor = tmp_path / "monitor"
+    machine = Appliance(image, tmp_path)
+    networks = [f"user,id={name},net=10.0.{net}.0/24" for name, net in (("late", 8), ("again", 9))]
+    devices = [word for network in networks for word in ("-netdev", network)]
+    with machine.running(devices=[*devices, *listening(monitor)]):
+        machine.wait_for("Addresses: 10.0.2.15\n", START_S)
+        order(monitor, "device_add virtio-net-pci,netdev=late,id=plugged")
+        _shows(machine, "10.0.2.15, 10.0.8.15")
+        order(monitor, "device_del plugged")
+        _shows(machine, "10.0.2.15")
+        order(monitor, "device_add virtio-net-pci,netdev=again,id=other")
+        _shows(machine, "10.0.2.15, 10.0.9.15")
+
+
+def _shows(machine: Appliance, addresses: str) -> None:
+    """Wait until the screen has these addresses and no more."""
+    deadline = time.monotonic() + ANSWER_S
+    while machine.console().rpartition("Addresses: ")[2].splitlines()[0] != addresses:
+        assert time.monotonic() < deadline, machine.console()
+        time.sleep(0.5)
 
 
 def _heard(dump: Path, words: str) -> None:
