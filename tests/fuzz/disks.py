@@ -155,7 +155,9 @@ def signed(raw: bytes) -> None:
     whole = manifest._WORD + b" " + base64.b64encode(signature) + b"\n" + raw
     found = manifest.verify(whole, [PUBLIC])
     manifest.raised("0.1.0", found)
-    manifest.check(found, arch="x86_64", running="0.1.0", floor="0.1.0", slot_bytes=1 << 30)
+    manifest.check(
+        found, arch="x86_64", flavour="virt", running="0.1.0", floor="0.1.0", slot_bytes=1 << 30
+    )
 
 
 def state_words(raw: bytes) -> Any:
