@@ -6,6 +6,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from agent.demo.mesh import WORKERS, DemoMesh
@@ -254,8 +255,32 @@ def test_a_mesh_of_thirty_is_drawn(opened: Any) -> None:
     page = opened.told(crowd)
     expect(page.locator("#map g.node")).to_have_count(30)
     expect(page.locator("#map-legend")).to_contain_text("relayed")
+    check_inside(page)
+
+
+@pytest.mark.parametrize("size", [{"width": 1100, "height": 820}, {"width": 360, "height": 740}])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_token_is_seen_all_the_way_around_few_nodes(opened: Any, count: int, size: Any) -> None:
+    def few(state: Any) -> None:
+        mesh = state["mesh"]
+        others = [node for node in mesh["nodes"] if not node["self"]][:count]
+        own = next(node for node in mesh["nodes"] if node["self"])
+        mesh["nodes"] = [own, *others]
+        ring = mesh["rings"][0]
+        ring["stages"] = ring["stages"][:2]
+        for stage, node in zip(ring["stages"], [*others, own], strict=False):
+            stage.update(node=node["id"], name=node["name"])
+
+    page = opened.told(few)
+    page.set_viewport_size(size)
+    expect(page.locator("#map .hop")).to_have_count(2)
+    check_inside(page)
+
+
+def check_inside(page: Page) -> None:
+    """Nothing in the map's picture is beyond its edges."""
     boxes = page.evaluate(
-        "[...document.querySelectorAll('#map g.node')].map((g) => g.getBBox())"
+        "[...document.querySelectorAll('#map g.node, #map .hop')].map((g) => g.getBBox())"
         ".map(({x, y, width, height}) => [x, y, width, height])"
     )
     view = page.locator("#map svg").get_attribute("viewBox") or ""

@@ -83,9 +83,7 @@ function curve(from, to, centre) {
   return points;
 }
 
-function hop(from, to, centre, busy) {
-  const points = curve(from, to, centre);
-  if (points.length < 3) return null;
+function hop(points, busy) {
   const [tail, tip] = points.slice(-2);
   const angle = (Math.atan2(tip.y - tail.y, tip.x - tail.x) * 180) / Math.PI;
   const way = points.map((p, at) => `${at ? "L" : "M"}${p.x.toFixed(1)} ${p.y.toFixed(1)}`).join("");
@@ -163,17 +161,22 @@ export function draw(nodes, ring, width, busy) {
   const colours = hues(stages);
   const hops = stages.map((stage, at) => [stage, stages[(at + 1) % stages.length]])
     .filter(([a, b]) => a.node !== b.node && view.places.has(a.node) && view.places.has(b.node))
-    .map(([a, b]) => hop(view.places.get(a.node), view.places.get(b.node), view.centre, busy));
+    .map(([a, b]) => curve(view.places.get(a.node), view.places.get(b.node), view.centre))
+    .filter((points) => points.length > 2);
+  // Those between two on either side of the middle reach further up and down than any node.
+  const heights = hops.flat().map((point) => point.y);
+  const top = Math.min(view.top, ...heights.map((y) => y - 6));
+  const bottom = Math.max(view.top + view.height, ...heights.map((y) => y + 6));
   const places = [...view.places.values()];
   const order = [...colours.keys()].map((id) => view.places.get(id)?.node.name ?? "another node");
   const said = `${nodes.length} nodes as ${view.own?.name ?? "this node"} sees them` +
     (ring && order.length ? `; a token of ${ring.name} goes ${[...order, order[0]].join(" → ")}` : "");
   return s("svg", {
-    viewBox: `0 ${view.top} ${view.width} ${view.height}`, width: view.width, height: view.height,
+    viewBox: `0 ${top} ${view.width} ${bottom - top}`, width: view.width, height: bottom - top,
     role: "img", "aria-label": `${said}. The table of nodes says the same.`,
   },
   places.filter((p) => !p.node.self).map((p) => spoke(p, view)),
-  s("g", { "data-key": "hops" }, hops),
+  s("g", { "data-key": "hops" }, hops.map((points) => hop(points, busy))),
   places.map((p) => (p.card ? card(p, stages, colours.get(p.node.id))
     : spot(p, stages, colours.get(p.node.id), view.centre))));
 }

@@ -14,6 +14,8 @@ let shelfAt = -Infinity;
 let ending = "";
 let busy = false;
 const phases = new Map();
+// What runs when the page is opened is no news.
+let looked = false;
 let refresh = () => {};
 
 function running(mesh, gateway, may) {
@@ -33,7 +35,7 @@ function running(mesh, gateway, may) {
 function follow(rings) {
   for (const ring of rings) {
     const now = ring.phase === "ready" ? "ready" : `${ring.phase}: ${ring.error?.message ?? ring.progress}`;
-    if (phases.has(ring.key) && phases.get(ring.key) !== now) announce(`${title(ring)}: ${now}`);
+    if (looked && phases.get(ring.key) !== now) announce(`${title(ring)}: ${now}`);
     phases.set(ring.key, now);
   }
   for (const key of phases.keys()) {
@@ -42,6 +44,7 @@ function follow(rings) {
       phases.delete(key);
     }
   }
+  looked = true;
 }
 
 function mayAct() {
@@ -199,10 +202,11 @@ async function plan() {
 }
 
 async function deploy() {
+  // Before it is asked: what becomes of it may be seen before the answer is here.
+  announce("The agent is asked to deploy it.");
   await act("Asking the agent…", async () => {
     const { body } = await ask("deployments", { method: "POST", body: wanted() });
     show($("plan"));
-    announce(`${body.name} is being deployed.`);
     return `${body.name} is on its way; its progress is above.`;
   });
 }
