@@ -7,7 +7,10 @@ the first answer said of it (ETag, Last-Modified, length) must stay as it is. Us
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from urllib.parse import urljoin
 
 import aiohttp
 
+from agent import endpoint
 from agent.errors import UsageError, one_line
 from agent.models.manifest import is_hash
 from agent.models.wanted import Networks, check_redirect, shown
@@ -203,6 +207,8 @@ class HttpOrigin:
         except aiohttp.ClientHttpProxyError as error:
             kind = BrokenError if error.status >= 500 else RefusedError
             raise kind(f"the proxy answered {error.status}: {one_line(error.message)}") from None
+        except aiohttp.ClientConnectorError as error:
+            raise BrokenError(_unreached(error)) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise BrokenError(one_line(str(error)) or type(error).__name__) from None
         raise RefusedError(f"it leads on more than {MAX_REDIRECTS} times")
@@ -272,3 +278,17 @@ def session(silence_s: float = SILENCE_S) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "covey"},
     )
+
+
+def _unreached(error: aiohttp.ClientConnectorError) -> str:
+    """Say in a person's words why there is no connection."""
+    place = endpoint.join(error.host, error.port or 0)
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        why = getattr(error.certificate_error, "verify_message", "") or "it is for another name"
+        return f"the certificate of {place} is not trusted: {one_line(why)}"
+    cause = error.os_error
+    if isinstance(cause, ssl.SSLError):
+        return f"{place} speaks no TLS: {one_line(cause.reason or str(cause))}"
+    if isinstance(cause, socket.gaierror):
+        return f"the name {error.host} leads nowhere: {cause.strerror}"
+    return f"{place} is not reached: {os.strerror(cause.errno) if cause.errno else cause}"

@@ -147,8 +147,21 @@ async def test_a_packed_file_and_a_redirect_in_a_circle_are_refused(
 
 async def test_nobody_there_is_named(session: aiohttp.ClientSession, tmp_path: Path) -> None:
     server = Server(BODY, url="http://127.0.0.1:9/file")
-    with pytest.raises(PeerError, match="s0: it failed 3 times"):
+    words = (
+        r"s0: it failed 3 times, the last time 127\.0\.0\.1:9 is not reached: Connection refused"
+    )
+    with pytest.raises(PeerError, match=words):
         await get(session, tmp_path, server)
+
+
+async def test_a_server_without_tls_is_named(
+    session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    server = Server(BODY)
+    async with serving(server):
+        server.url = server.url.replace("http://", "https://")
+        with pytest.raises(PeerError, match=r"127\.0\.0\.1:\d+ speaks no TLS: WRONG_VERSION"):
+            await get(session, tmp_path, server)
 
 
 @pytest.mark.parametrize("claims", [len(BODY) + 5, len(BODY) - 5])
