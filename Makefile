@@ -42,6 +42,7 @@ fast: $(READY) ## Run the unit tests but for those that start programs, llama.cp
 
 # A worker a core: tests that watch for silence fail where others keep them from the CPU.
 unit: $(READY) ## Run all unit tests.
+	@test "$$(id -u)" -ne 0 || sh requirements/system.sh shells
 	@$(BIN)/pytest -n 2 --dist loadfile tests/unit
 
 # Tests in namespaces wait most of the time; the CPUs' rest builds and boots the appliance, has a

@@ -2,7 +2,8 @@
 # Install the Debian packages that the tree's set-up, demo and tests need, if any is missing;
 # with the argument "appliance" also those to build and boot the appliance's image, with "vm" those
 # for all tests in virtual machines, with "ansible" those for the playbooks' tests, with "browser" the
-# browser for the dashboard's, with "containers" those for compose.yaml's.
+# browser for the dashboard's, with "containers" those for compose.yaml's, with "shells" the shells that
+# completion is for.
 # As root it installs them; otherwise it says in one line what is missing.
 set -eu
 
@@ -18,6 +19,9 @@ if [ "${1:-}" = vm ] || [ "${1:-}" = appliance ]; then
 grub-mkimage:grub-common"
     [ -d /usr/lib/grub/i386-pc ] || missing="$missing grub-pc-bin"
     [ -d /usr/lib/grub/x86_64-efi ] || missing="$missing grub-efi-amd64-bin"
+fi
+if [ "${1:-}" = shells ]; then
+    NEEDED="$NEEDED zsh:zsh fish:fish"
 fi
 if [ "${1:-}" = ansible ]; then
     NEEDED="$NEEDED mmdebstrap:mmdebstrap ssh:openssh-client setpriv:util-linux"

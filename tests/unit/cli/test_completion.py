@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -115,28 +116,52 @@ def test_one_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
         assert complete("agent revoke ", tmp_path / "s") == []
 
 
+# What each shell is told after `agent grant sh`. zsh's own completion needs a terminal: here it is
+# two functions in its place, which say what the script gives them.
+TYPED = {
+    "bash": """
+        eval "$(agent completion bash)"
+        complete -p agent
+        COMP_WORDS=(agent grant sh); COMP_CWORD=2
+        _agent_completion agent
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """,
+    "zsh": """
+        compdef() { print -r -- compdef "$@" }
+        compadd() { print -r -- ${(P)argv[-1]} }
+        eval "$(agent completion zsh)"
+        words=(agent grant sh); CURRENT=3
+        _agent_completion
+    """,
+    "fish": """
+        agent completion fish | source
+        complete -C "agent grant sh"
+    """,
+}
+OPTIONS = {"bash": ["--norc"], "zsh": ["-f"], "fish": ["--no-config"]}
+SAID = {
+    "bash": ["complete -o nosort -F _agent_completion agent", "shed"],
+    "zsh": ["compdef _agent_completion agent", "shed"],
+    "fish": ["shed"],
+}
+
+
 @pytest.mark.slow
-def test_bash_completes_by_the_script_that_is_printed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", TYPED)
+def test_a_shell_completes_by_the_script_that_is_printed(tmp_path: Path, shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
     wrapper = tmp_path / "bin" / "agent"
     wrapper.parent.mkdir()
     wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -m agent "$@"\n')
     wrapper.chmod(0o755)
-    typed = """
-eval "$(agent completion bash)"
-complete -p agent
-COMP_WORDS=(agent grant sh); COMP_CWORD=2
-_agent_completion agent
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
     path = f"{wrapper.parent}:{os.environ['PATH']}"
     with agent(tmp_path / "s"):
         done = subprocess.run(
-            ["bash", "--norc", "-c", typed], env=environment(tmp_path / "s", PATH=path),
-            capture_output=True, text=True, check=True,
+            [shell, *OPTIONS[shell], "-c", TYPED[shell]], capture_output=True, text=True,
+            check=True, env=environment(tmp_path / "s", PATH=path, HOME=str(tmp_path)),
         )  # fmt: skip
-    assert done.stdout.splitlines() == [
-        "complete -o nosort -F _agent_completion agent", "shed",
-    ]  # fmt: skip
+    assert done.stdout.splitlines() == SAID[shell]
 
 
 @pytest.mark.parametrize("program", ["agent", "gateway"])
