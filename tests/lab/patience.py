@@ -20,6 +20,13 @@ def wait(what: Callable[[], Any], seconds: float = 60) -> Any:
     raise AssertionError(f"not within {seconds} s")
 
 
+def stage_of(mesh: DemoMesh, deployment: str) -> int:
+    """Return the process of one of a ring's stages that is not its head."""
+    found = {d["name"]: d for d in mesh.get("alpha", "/v1/deployments")["deployments"]}[deployment]
+    node = next(s["name"] for s in found["stages"] if s["name"] != found["head_name"])
+    return engine_of(mesh, deployment, node)
+
+
 def engine_of(mesh: DemoMesh, deployment: str, node: str) -> int:
     """Return the process of a deployment's engine on a node."""
     (found,) = mesh.ask(node, "logs", deployment, "--node", node)["nodes"]

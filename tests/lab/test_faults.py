@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from patience import answer, engine_of, wait
+from patience import answer, stage_of, wait
 
 from agent.demo.mesh import DemoMesh
 from agent.membership.ticket import Ticket
@@ -191,8 +191,7 @@ def test_a_model_that_is_not_there_and_a_wish_that_cannot_be(mesh: DemoMesh) -> 
 def test_a_killed_engine_is_told_and_its_ring_comes_back(mesh: DemoMesh) -> None:
     """The others go on meanwhile."""
     before = {d["name"]: d["epoch"] for d in deployments(mesh)}
-    (trio,) = [d for d in deployments(mesh) if d["name"] == "trio"]
-    os.kill(engine_of(mesh, "trio", trio["stages"][-1]["name"]), signal.SIGKILL)
+    os.kill(stage_of(mesh, "trio"), signal.SIGKILL)
 
     def broken() -> Any:
         found = {d["name"]: d for d in deployments(mesh)}["trio"]

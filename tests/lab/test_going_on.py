@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import engine_of, wait
+from patience import stage_of, wait
 
 from agent.demo.mesh import GATEWAY, GATEWAY_PORT, DemoMesh
 
@@ -76,7 +76,7 @@ def test_answers_go_on_when_a_stage_is_lost(
 ) -> None:
     wait(lambda: trio(mesh)["phase"] == "ready" and trio(mesh)["nodes"] == 3)
     before = trio(mesh)
-    engine = engine_of(mesh, "trio", before["stages"][-1]["name"])
+    engine = stage_of(mesh, "trio")
     client = begin(mesh)
     undo = fault(engine)
     streams = ended(client)

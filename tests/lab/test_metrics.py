@@ -37,9 +37,10 @@ def sums(text: str, **labels: str) -> dict[str, float]:
 def test_an_agent_tells_of_the_mesh_and_its_members(mesh: DemoMesh) -> None:
     mesh.wait_connected("alpha")
     told = sums(read(mesh, "alpha", f"{PAGES}/metrics"))
-    assert told["covey_agent_members_known"] == 3
-    assert told["covey_agent_members_by_route"] == 3
-    assert told["covey_agent_peer_connected"] == 3
+    # Beside the mesh's own, those are known that other tests had join and leave.
+    known = len(mesh.get("alpha", "/v1/peers")["peers"])
+    assert told["covey_agent_members_known"] == told["covey_agent_members_by_route"] == known
+    assert 3 <= told["covey_agent_peer_connected"] <= known
     assert told["covey_agent_discovery_contacts"] > 0
     assert told["process_resident_memory_bytes"] > 10e6
     assert 0 < told["covey_agent_peer_rtt_seconds"] < 60
@@ -62,12 +63,15 @@ def test_engines_of_a_ring_tell_what_they_computed(mesh: DemoMesh) -> None:
         )
 
     assert wait(rows_grew)
-    head = sums(read(mesh, "alpha", f"{PAGES}/metrics"), role="head", deployment="trio")
+    rings = {d["name"]: d for d in mesh.get("alpha", "/v1/deployments")["deployments"]}
+    leads = rings["trio"]["head_name"]
+    head = sums(read(mesh, leads, f"{PAGES}/metrics"), role="head", deployment="trio")
     assert head["covey_engine_ready"] == 1
     assert 0 < head["covey_engine_cache_cells_used"] <= head["covey_engine_cache_cells"]
     assert head["covey_engine_decode_seconds_total"] > 0
     assert head["covey_engine_resident_memory_bytes"] > 1e6
-    stage = sums(read(mesh, "gamma", f"{PAGES}/metrics"), role="stage")
+    follows = next(name for name in WORKERS if name != leads)
+    stage = sums(read(mesh, follows, f"{PAGES}/metrics"), role="stage")
     assert stage["covey_engine_frames_total"] > 0
     assert stage["covey_engine_ready"] >= 1
 
