@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CACHE  := $(or $(COVEY_CACHE),$(HOME)/.cache/covey)
 READY  := $(VENV)/.ready
-BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos soak routing gateway connections ansible_fleet
+BENCHES := main_job failover lost mesh paths path_matrix placement relay ring stage cold_start chaos soak routing gateway connections newcomer ansible_fleet
 PIP    := $(BIN)/pip --disable-pip-version-check -q
 
 # Where it is set, each of the hundreds of Pythons that tests start would compile all that it imports.
