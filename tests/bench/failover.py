@@ -137,12 +137,12 @@ def of_kind(kind: str, seen: Seen) -> list[Row]:
 def main() -> int:
     """Parse flags, measure in a sandbox, print a table and write JSON."""
     flags = parser(__doc__)
-    flags.add_argument("--times", type=int, metavar="N", help="how often each (20; quick: 2)")
+    flags.add_argument("--times", type=int, metavar="N", help="how often each (20; quick: 1)")
     flags.add_argument("--only", nargs="+", choices=sorted(FAULTS), metavar="FAULT")
     arguments = flags.parse_args()
     if not sandbox.inside():
         return sandbox.run([sys.executable, *sys.argv])
-    times = arguments.times or (2 if arguments.quick else 20)
+    times = arguments.times or (1 if arguments.quick else 20)
     rows = measure(times, arguments.only or list(FAULTS))
     found = conditions(
         quick=arguments.quick, model=bundled.NAME, nodes=3, streams=STREAMS, tokens=TOKENS,

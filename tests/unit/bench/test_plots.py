@@ -86,3 +86,17 @@ def test_a_file_that_is_none_is_told(tmp_path: Path, text: str, capsys) -> None:
     file.write_text(text)
     assert plots.main([str(file), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+FIGURES = sorted((Path(__file__).parents[3] / "docs" / "figures").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", FIGURES, ids=lambda file: file.stem)
+def test_drawings_in_docs_are_those_of_the_results_beside_them(file: Path) -> None:
+    assert file.with_suffix(".svg").read_text() == plots.draw(json.loads(file.read_text()))
+
+
+def test_each_result_in_docs_is_drawn() -> None:
+    assert FIGURES
+    folder = FIGURES[0].parent
+    assert {path.stem for path in folder.glob("*.svg")} == {path.stem for path in FIGURES}
