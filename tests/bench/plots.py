@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape
 # All in px of the drawing, which scales.
 WIDTH, NAMES, FIGURES = 960, 400, 110
 ROW, HEAD, FOOT, LINE = 30, 46, 22, 16
-_LEGEND = "bar: Covey (orange: short of its goal)   thin: peer   stroke: goal"
+_LEGEND = "bar: Covey (orange: short of its goal) · thin: peer · stroke: goal"
 _STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2430; }
 .head { font-weight: 600; font-size: 15px; } .unit { font-weight: 600; fill: #5b6472; }
@@ -80,7 +80,7 @@ def _axis(parts: list[str], unit: str, rows: Sequence[Mapping[str, Any]], top: i
                 f'<line class="goal" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{top + 24}"/>\n'
             )
         end = NAMES + max(r[k] or 0 for k in ("value", "peer", "goal")) * scale
-        parts.append(_text(end + 8, top + 15, f"{r['value']:g}", "figure"))
+        parts.append(_text(end + 8, top + 15, _figure(r["value"]), "figure"))
         top += ROW
     return top + 6
 
@@ -94,6 +94,11 @@ def _bar(top: int, height: int, width: float, kind: str) -> str:
 
 def _text(x: float, y: float, text: str, kind: str) -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.0f}">{escape(text)}</text>\n'
+
+
+def _figure(value: float) -> str:
+    """Return a figure with as many digits as a reader compares."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _short(name: str, most: int = 58) -> str:
@@ -116,7 +121,7 @@ def _lines(conditions: Mapping[str, object], most: int = 150) -> list[str]:
         piece = f"{key.replace('_', ' ')}: {value}"
         if lines[-1] and len(lines[-1]) + len(piece) > most:
             lines.append("")
-        lines[-1] += ("   " if lines[-1] else "") + piece
+        lines[-1] += (" · " if lines[-1] else "") + piece
     return [_short(line, most) for line in lines]
 
 
