@@ -17,9 +17,9 @@ from pathlib import Path
 
 # What runs in such a process (probe.py), followed by what it shall do.
 PROBE = (sys.executable, "-m", "agent.engine.probe")
-# As every engine is started (supervisor.py): threads that wait do not spin, numpy's never start.
 # By how much more than its time a process may be kept from a CPU and still go on.
 _PATIENCE = 5
+# As every engine is started (supervisor.py): threads that wait do not spin, numpy's never start.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
 
 
