@@ -1,8 +1,8 @@
 """Three machines for all tests of the playbooks, which are one story: `make ansible`.
 
 `python -m agent.demo.sandbox -- pytest tests/ansible`; the tests of a file build on each other, and
-those after one that failed are not run. alpha and beta have systemd, gamma has OpenRC; beta is
-reached as a user who has to give a password to become root.
+those after one that failed are not run. alpha (Debian 12) and beta (Debian 13) have systemd, gamma
+(Debian 12) has OpenRC; beta is reached as a user who has to give a password to become root.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import roots
 
 from agent.demo import sandbox
 
-KINDS = {"alpha": "systemd", "beta": "systemd", "gamma": "openrc"}
+KINDS = {"alpha": "systemd", "beta": "trixie", "gamma": "openrc"}
 GROUPS = {"covey_issuers": ["alpha"], "covey_gateways": ["alpha"], "covey_workers": list(KINDS)}
 _failed: list[str] = []
 
