@@ -149,6 +149,7 @@ class Machines:
         for name, machine in self.machines.items():
             machine.process.wait()
             _remove_cgroups(self._cgroup(name))
+        self._lan.close()
         self._roots.close()
 
     def inventory(self, groups: Mapping[str, Sequence[str]], **variables: Any) -> Path:
