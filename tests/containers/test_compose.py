@@ -106,7 +106,7 @@ def test_the_gateway_reads_of_the_agent_and_changes_nothing(running: Engine) -> 
         running.done("exec", name("gateway"), "python3", "-c", script.replace("{}", asked)).strip()
         for asked in ("GET /v1/replicas", "POST /v1/invite", "POST /v1/down")
     ]
-    assert answers == ["200", "404", "404"]
+    assert answers == ["200", "403", "403"]
 
 
 def test_the_probes_tell_who_answers(running: Engine) -> None:
