@@ -8,7 +8,6 @@ address. What is told is what the screen shows, and holds no secret.
 from __future__ import annotations
 
 import contextlib
-import re
 import select
 import socket
 import struct
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.lan.dns import GROUP_IPV4, PORT
-from image.node import hostfiles, setupdns
+from image.node import hostfiles, lans, setupdns
 from image.node.setupdns import Setup
 
 SETUP = "setup"
@@ -32,7 +31,6 @@ _ANNOUNCE_INTERVAL_S = 60.0
 # RFC 6762 §6: a record is multicast at most once a second; and nobody uses us against a third one.
 _ANSWER_INTERVAL_S = 1.0
 _REPLIES_PER_LOOK = 50
-_TIMEOUT_S = 10.0
 _PACKET_BYTES = 2048
 # RFC 6762 §11: packets come with 255, which no router passes on.
 _HOPS = 255
@@ -68,12 +66,9 @@ def told(run: Path) -> Setup | None:
 
 def ports() -> list[Port]:
     """Return this machine's ports with an address on a LAN."""
-    done = subprocess.run(
-        ["ip", "-o", "-4", "address", "show", "up", "scope", "global"],
-        capture_output=True, text=True, check=False, timeout=_TIMEOUT_S,
-    )  # fmt: skip
-    lines = re.findall(r"^(\d+): (\S+)\s+inet (\S+?)/", done.stdout, re.MULTILINE)
-    found = {int(index): IPv4Address(at) for index, name, at in reversed(lines) if name != "covey0"}
+    found = {
+        one.index: one.ip for one in reversed(lans.addresses()) if isinstance(one.ip, IPv4Address)
+    }
     return [Port(index, address) for index, address in sorted(found.items())]
 
 

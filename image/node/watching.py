@@ -9,7 +9,6 @@ machine that is not set up yet (`announcing.py`).
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -17,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import CoveyError
-from image.node import announcing, conditions, hostfiles, kept, machine, probation, screen, trials
+from image.node import (
+    announcing,
+    conditions,
+    hostfiles,
+    kept,
+    lans,
+    machine,
+    probation,
+    screen,
+    trials,
+)
 from image.node.asking import ask
 from image.node.door import Door
 from image.node.machine import Machine
@@ -133,7 +142,7 @@ class Watch:
             version=self._machine.release.version,
             slot=self._machine.running,
             name=(run / hostfiles.HOSTNAME).read_text().strip(),
-            addresses=addresses(),
+            addresses=[str(one.ip) for one in lans.addresses()],
             member=self._places.member.exists(),
             mesh=found.get("mesh", ""),
             overlay=found.get("ipv6", ""),
@@ -157,16 +166,6 @@ def last_error(log: Path) -> str:
         # Who writes to it appends, so what comes next begins at its beginning.
         os.truncate(log, 0)
     return next((line for line in reversed(lines) if line.startswith("Error: ")), "")
-
-
-def addresses() -> list[str]:
-    """Return this machine's addresses on its LANs."""
-    done = subprocess.run(
-        ["ip", "-o", "address", "show", "scope", "global"],
-        capture_output=True, text=True, check=False, timeout=_TIMEOUT_S,
-    )  # fmt: skip
-    found = re.findall(r"^\d+: (\S+)\s+inet6? (\S+)/", done.stdout, re.MULTILINE)
-    return [address for port, address in found if port != "covey0"]
 
 
 def _read(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from zeroconf import DNSIncoming, DNSOutgoing, DNSQuestion
 
-from image.node import announcing
+from image.node import announcing, lans
 from image.node.announcing import Announcer, Port, told
 from image.node.setupdns import Setup
 
@@ -127,5 +127,5 @@ def test_ports_are_those_of_a_lan(monkeypatch: pytest.MonkeyPatch) -> None:
         "5: covey0    inet 10.77.0.9/16 scope global covey0\\       valid_lft forever\n"
     )
     done = type("Done", (), {"stdout": listed})
-    monkeypatch.setattr(announcing.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(lans.subprocess, "run", lambda *_, **__: done)
     assert announcing.ports() == [Port(2, IPv4Address("192.168.1.7"))]

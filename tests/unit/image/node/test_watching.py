@@ -9,13 +9,14 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 from covey_toml import TICKET
 from updates import appliance, update
 
-from image.node import kept, slotblocks, trials, watching
+from image.node import kept, lans, slotblocks, trials, watching
 from image.node.asking import ask
 from image.node.probation import Probation
 from image.node.settings import Settings, read
@@ -85,7 +86,8 @@ def watch(places: Places, state: State) -> tuple[Watch, SlotStore]:
 def alone(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """No program of this machine is run; those that would be are returned."""
     ran: list[list[str]] = []
-    monkeypatch.setattr(watching, "addresses", lambda: ["10.0.2.15"])
+    given = [lans.Address(2, IPv4Address("10.0.2.15"))]
+    monkeypatch.setattr(lans, "addresses", lambda: given)
     monkeypatch.setattr(watching.conditions, "temperature", lambda _: None)
     monkeypatch.setattr(watching.subprocess, "run", lambda command, **_: ran.append(command))
     return ran
