@@ -165,22 +165,22 @@ def _chain(name: str, lines: Sequence[str]) -> str:
 
 
 def _ports(ranges: Sequence[PortRange], family: _Family) -> list[str]:
-    """Return the matches that hold for packets to these ports; one at most for each packet."""
+    """Return the matches that hold for packets to these ports; one at most for each packet.
+
+    Each range is a comparison of its own. nftables would make a set of several, and a set of ranges
+    is empty for a moment after its table has come in force (Linux 6.18): packets of connections
+    that are allowed would be refused then, which ends them.
+    """
     if any(r.protocol == ANY for r in ranges):
         return [""]
     matches = []
-    if tcp := merged(ranges, "tcp"):
-        matches.append(f"tcp dport {_port_set(tcp)} ")
-    if udp := merged(ranges, "udp"):
-        matches.append(f"udp dport {_port_set(udp)} ")
+    for protocol in ("tcp", "udp"):
+        for first, last in merged(ranges, protocol):
+            ports = str(first) if first == last else f"{first}-{last}"
+            matches.append(f"{protocol} dport {ports} ")
     if any(r.protocol == "icmp" for r in ranges):
         matches.append(f"{family.echo} ")
     return matches
-
-
-def _port_set(ranges: Sequence[tuple[int, int]]) -> str:
-    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
-    return f"{{ {', '.join(texts)} }}"
 
 
 class _Sets:

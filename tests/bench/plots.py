@@ -20,6 +20,8 @@ from xml.sax.saxutils import escape
 # All in px of the drawing, which scales.
 WIDTH, NAMES, FIGURES = 960, 400, 110
 ROW, HEAD, FOOT, LINE = 30, 46, 22, 16
+# What is less is nothing: a scale for it would be beyond all numbers.
+_LEAST = 1e-9
 _LEGEND = "bar: Covey (orange: short of its goal) · thin: peer · stroke: goal"
 _STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2430; }
@@ -64,7 +66,9 @@ def draw(result: Mapping[str, Any]) -> str:
 
 def _axis(parts: list[str], unit: str, rows: Sequence[Mapping[str, Any]], top: int) -> int:
     """Draw the rows of one unit below `top`; return where they end."""
-    most = max((r[k] or 0) for r in rows for k in ("value", "peer", "goal")) or 1
+    most = max((r[k] or 0) for r in rows for k in ("value", "peer", "goal"))
+    if most < _LEAST:
+        most = 1
     scale = (WIDTH - NAMES - FIGURES) / most
     parts.append(_text(12, top + 14, unit, "unit"))
     top += 22

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -307,6 +308,36 @@ async def test_new_rules_hold_for_running_connections(
         cut_here.sendall(b"?")
         with pytest.raises(ConnectionResetError):
             cut_here.recv(1)
+
+
+async def test_a_table_that_is_replaced_breaks_no_connection(
+    wire: Wire, services: Services, wall: Firewall
+) -> None:
+    """As it is with each member that joins or leaves, while packets come in at any moment."""
+    ports = RULE.replace('"name:node-1"', '"*"').replace('"tcp:22"', '"tcp:22", "tcp:8000-8005"')
+    policy = parse(ports.format("allow").encode(), "acl.toml")
+    await wall.apply(table(policy))
+    pairs = [
+        connected(wire, services, PEERS[number].ipv6, port)
+        for number, port in enumerate((4001, 7100, 8005), start=1)
+    ]
+    ends = threading.Event()
+
+    def talk(member: socket.socket, here: socket.socket) -> int:
+        said = 0
+        with member, here:
+            while not ends.is_set():
+                member.sendall(b"ping")
+                here.sendall(here.recv(4))
+                assert member.recv(4) == b"ping"
+                said += 1
+        return said
+
+    talks = [asyncio.create_task(asyncio.to_thread(talk, *pair)) for pair in pairs]
+    for turn in range(200):
+        await wall.apply(table(policy, PEERS[: MEMBERS - turn % 2]))
+    ends.set()
+    assert min(await asyncio.gather(*talks)) > 100
 
 
 def connected(

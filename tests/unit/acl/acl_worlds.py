@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from itertools import pairwise
 from random import Random
 
 from agent.acl.policy import Policy, Subject, parse
@@ -199,7 +198,7 @@ class Interpreter:
             (r"meta l4proto tcp ", lambda m: packet.protocol == "tcp"),
             (r"ip(6?) saddr (!= )?@(\w+) ", lambda m: self._in_set(m, packet)),
             (r"ip(6?) daddr (\S+) ", lambda m: packet.destination == ip_address(m[2])),
-            (r"(tcp|udp) dport \{ (.*?) \} ", lambda m: _in_ports(m, packet)),
+            (r"(tcp|udp) dport (\d+)(?:-(\d+))? ", lambda m: _in_ports(m, packet)),
             (
                 r"icmp(v6)? type echo-request ",
                 lambda m: packet.protocol == "icmp" and packet.source.version == (6 if m[1] else 4),
@@ -227,7 +226,4 @@ class Interpreter:
 def _in_ports(found: re.Match[str], packet: Packet) -> bool:
     if packet.protocol != found[1]:
         return False
-    ranges = [tuple(map(int, part.split("-"))) for part in found[2].split(", ")]
-    # What nft refuses: ranges that overlap.
-    assert all(one[-1] < other[0] for one, other in pairwise(ranges))
-    return any(part[0] <= packet.port <= part[-1] for part in ranges)
+    return int(found[2]) <= packet.port <= int(found[3] or found[2])

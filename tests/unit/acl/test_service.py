@@ -110,9 +110,7 @@ async def test_the_file_is_reloaded_without_a_restart(bench: Bench) -> None:
     assert bench.acl.check("node-1", "node-0", "22")["allowed"] is True
     assert bench.acl.check("node-2", "node-0", "22")["allowed"] is False
     assert len(bench.wall.applied) == 2
-    assert (
-        "tcp dport { 22 } ip6 saddr @members1_6 counter name rule1 accept" in bench.wall.applied[-1]
-    )
+    assert "tcp dport 22 ip6 saddr @members1_6 counter name rule1 accept" in bench.wall.applied[-1]
     bench.file.unlink()
     await bench.pass_by()
     assert bench.acl.check("node-1", "node-0", "22")["allowed"] is False
