@@ -133,7 +133,7 @@ class Proxy:
         tried: set[str] = set()
         failed: AttemptFailedError | None = None
         refused: Replica | None = None
-        sent, deadline = 0, ask.until
+        sent, looked, deadline = 0, False, ask.until
         hedged = False
         again = partial(_again, ask, body, dialect)
         while sent < MAX_ATTEMPTS:
@@ -165,10 +165,12 @@ class Proxy:
                 if failed.sent:
                     await asyncio.sleep(backoff_s(sent - 1, self._random))
                 continue
+            if refused is None and not looked and isinstance(chosen, NoneUsable) and chosen.doubted:
+                refused = chosen.doubted[0]  # another request, a moment ago
             if refused is not None:
                 # Its ring may be replaced just now, or it has too much to do.
-                await self._watch.check(refused)
-                refused = None
+                await self._watch.look(refused)
+                refused, looked = None, True
                 continue
             deadline = min(deadline, time.monotonic() + self.wait_s)
             if not self._may_wait(chosen, deadline):

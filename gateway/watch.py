@@ -96,6 +96,7 @@ class Watch:
         self._agent_state: str | None = ""
         self._news = asyncio.Event()
         self.first_round_done = asyncio.Event()
+        self._looks: dict[str, asyncio.Task[None]] = {}
         router.update("named", named, time.monotonic())
 
     @property
@@ -153,6 +154,14 @@ class Watch:
     def _tell(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
+
+    async def look(self, replica: Replica) -> None:
+        """As `check`; all who ask while one is on its way wait for that one."""
+        task = self._looks.get(replica.url)
+        if task is None:
+            task = self._looks[replica.url] = asyncio.create_task(self.check(replica))
+            task.add_done_callback(lambda _: self._looks.pop(replica.url))
+        await asyncio.shield(task)
 
     async def check(self, replica: Replica) -> None:
         """Ask a replica whether it is ready, and tell the router."""

@@ -128,9 +128,11 @@ class TextOnly:
 class NoneUsable:
     """Replicas of the model exist, but none can be used for another `retry_after_s` seconds.
 
-    `awaited`: see `router.py`; a request may well wait.
+    `awaited`: see `router.py`; a request may well wait. `doubted`: those that refused a request:
+    each has too much to do, or its ring is being replaced, which a check would tell.
     """
 
     retry_after_s: float
     reasons: tuple[str, ...]
     awaited: bool = False
+    doubted: tuple[Replica, ...] = ()

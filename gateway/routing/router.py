@@ -158,7 +158,7 @@ class Router:
             cooling = [x.breaker.cool_until - now for x in having if x.check is not False]
             reasons = tuple(f"{x.replica.name}: {x.said or 'tried already'}" for x in having)
             wait_s = max(min(cooling, default=COOL_FIRST_S), COOL_FIRST_S)
-            return NoneUsable(wait_s, reasons, awaited)
+            return NoneUsable(wait_s, reasons, awaited, self._doubted(need.model, having, now))
         fitting, would = self._compared(need, usable, having, now)
         last = self._sessions.get((need.model, need.session), "") if need.session else ""
         strategy = need.strategy or self.strategy
@@ -343,8 +343,18 @@ class Router:
         return {model for learned in self._known.values() for model in learned.models}
 
     def _awaited(self, model: str, having: Iterable[Learned], now: float) -> bool:
-        at = self._well_at.get(model, -math.inf)
-        return now - at < LATELY_S and not any(learned.up for learned in having)
+        return self._well_lately(model, now) and not any(learned.up for learned in having)
+
+    def _doubted(self, model: str, having: Iterable[Learned], now: float) -> tuple[Replica, ...]:
+        if not self._well_lately(model, now):
+            return ()
+        return tuple(
+            learned.replica for learned in having
+            if learned.check is not False and learned.breaker.cooling_for is Fault.REFUSED
+        )  # fmt: skip
+
+    def _well_lately(self, model: str, now: float) -> bool:
+        return now - self._well_at.get(model, -math.inf) < LATELY_S
 
     def _well(self, learned: Learned, now: float) -> None:
         for model in self._deployed.intersection(learned.models):

@@ -255,8 +255,10 @@ def test_a_head_that_is_ready_and_refuses_is_not_awaited() -> None:
     made.fault("http://a", Fault.REFUSED, "answered with status 503", 0.0)
     made.fault("http://b", Fault.UNREACHABLE, "gone", 0.0)
     assert not lost(made, 0.1)
+    assert [r.name for r in refusal(made, 0.1).doubted] == ["a"]
     made.check_failed("http://a", "its ring is replaced")
     assert lost(made, 0.2)
+    assert refusal(made, 0.2).doubted == ()
     made.check_passed("http://a", None, 0.3)
     assert choice(made, 0.3) == "a"  # whatever it said it would take
 

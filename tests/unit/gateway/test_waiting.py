@@ -37,6 +37,8 @@ class Head:
         self.ready = True
         self.asked = 0
         self.step = asyncio.Event()
+        self.tells = asyncio.Event()  # how it is
+        self.tells.set()
         self.port = 0
         self._runner: web.AppRunner | None = None
         self._transports: set[asyncio.BaseTransport] = set()
@@ -64,6 +66,7 @@ class Head:
         self._runner = None
 
     async def _health(self, request: web.Request) -> web.Response:
+        await self.tells.wait()
         status = {"status": "ok" if self.ready else "loading"}
         return web.json_response(status, status=200 if self.ready else 503)
 
@@ -221,6 +224,25 @@ async def test_requests_wait_while_a_ring_is_replaced(
     await pause_in(asked)
     only.ready = True
     assert await asked == (200, b"data: only\n\n")
+
+
+async def test_nobody_is_refused_before_it_is_known_why_another_was(
+    heads: Heads, gateway: Any, head: Any
+) -> None:
+    only = await heads("only")
+    only.step.set()
+    url = await gateway(head("a", only.url))
+    assert (await ask(url))[0] == 200
+    only.ready = False
+    only.tells.clear()
+    first = asyncio.create_task(ask(url))
+    await until(lambda: only.asked == 2)
+    second = asyncio.create_task(ask(url))
+    await pause_in(second)
+    only.tells.set()
+    await pause_in(second)
+    only.ready = True
+    assert await asyncio.gather(first, second) == [(200, b"data: only\n\n")] * 2
 
 
 async def test_a_head_that_has_too_much_to_do_is_believed_at_once(
