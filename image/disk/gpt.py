@@ -146,7 +146,8 @@ class Table:
         return head.ljust(SECTOR_BYTES - 2, b"\0") + b"\x55\xaa"
 
     def _mbr_entries(self, fat: str) -> bytes:
-        found = next((partition for partition in self.partitions if partition.name == fat), None)
+        # A partition without a name is not the one of no name that was asked for.
+        found = next((one for one in self.partitions if fat and one.name == fat), None)
         if found is None:
             # One partition of type EE over all, so that old tools see no free space.
             covered = min(self.sectors - 1, 0xFFFF_FFFF)

@@ -40,6 +40,13 @@ FOUND: Mapping[str, tuple[bytes, ...]] = {
                    for n in range(ord("b"), ord("j")))
         + b"node: {id: *i, geo_location: *i}\n",
     ),
+    # A partition without a name, beyond what an MBR can count, was taken for the one that it names.
+    "partition table, summed": (
+        bytes(512) + b"EFI PART" + b"\0\0\1\0" + b"\x5c\0\0\0" + bytes(8) + b"\1" + bytes(7)
+        + b"\xff" * 6 + bytes(2) + bytes(16) + b"\1" * 16 + b"\2" + bytes(7)
+        + b"\x80\0\0\0" + b"\x80\0\0\0" + bytes(424)
+        + b"\1" * 32 + b"\0" * 5 + b"\1\0\0" + b"\0" * 5 + b"\2\0\0" + bytes(80),
+    ),
     # A choice that is no object, or usage that is a list, ended a comparison with a traceback.
     "another server's stream": (b'{"choices":[1]}', b'{"usage":[]}', b'{"choices":[{"delta":7}]}'),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,3 +45,17 @@ def test_what_was_found_stays_mended() -> None:
     for name, inputs in FOUND.items():
         for raw in inputs:
             targets[name].takes(raw)
+
+
+def test_a_file_costs_no_memory_for_layers_that_it_only_says_it_has() -> None:
+    """Coverage found it: two billion layers were made into a set, to compare it with those."""
+    (target,) = [one for one in decoders.targets() if one.name == "GGUF file to cut"]
+    raw = bytearray(target.samples[0])
+    at = raw.index(b"llama.block_count") + len(b"llama.block_count") + 4  # behind its type
+    raw[at : at + 4] = (2**31 - 1).to_bytes(4, "little")
+    tracemalloc.start()
+    try:
+        assert not target.takes(bytes(raw))
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
