@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
+
+from image.node.manifest import Flavour
 
 # Linux' words for the architectures, and Debian's.
 ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
 # For a machine of its own, for one in another (no drivers but those that it needs), or for a
 # Raspberry Pi, which starts otherwise and takes firmware that is not free.
-FLAVOURS = ("metal", "raspberrypi", "virt")
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 # Linux' names of the first serial line.
 LINES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 

@@ -212,14 +212,20 @@ async def test_the_wait_is_bounded(heads: Heads, gateway: Any, head: Any, listed
     assert (await ask(never))[0] == 503
 
 
+async def replaced(heads: Heads, gateway: Any, head: Any) -> tuple[Head, str]:
+    """Return a model's only head, which has answered and is not ready now, and the gateway."""
+    only: Head = await heads("only")
+    only.step.set()
+    url: str = await gateway(head("a", only.url))
+    assert (await ask(url))[0] == 200
+    only.ready = False
+    return only, url
+
+
 async def test_requests_wait_while_a_ring_is_replaced(
     heads: Heads, gateway: Any, head: Any
 ) -> None:
-    only = await heads("only")
-    only.step.set()
-    url = await gateway(head("a", only.url))
-    assert (await ask(url))[0] == 200
-    only.ready = False
+    only, url = await replaced(heads, gateway, head)
     asked = asyncio.create_task(ask(url))
     await pause_in(asked)
     only.ready = True
@@ -229,11 +235,7 @@ async def test_requests_wait_while_a_ring_is_replaced(
 async def test_nobody_is_refused_before_it_is_known_why_another_was(
     heads: Heads, gateway: Any, head: Any
 ) -> None:
-    only = await heads("only")
-    only.step.set()
-    url = await gateway(head("a", only.url))
-    assert (await ask(url))[0] == 200
-    only.ready = False
+    only, url = await replaced(heads, gateway, head)
     only.tells.clear()
     first = asyncio.create_task(ask(url))
     await until(lambda: only.asked == 2)
